@@ -1,0 +1,55 @@
+# demo  quantize the embedded model and show the result      test  run the tests
+# lint  ruff and mypy      sync  rewrite the generated docs   bench  measure what bench/RESULTS.md quotes
+# Each makes .venv and installs what it needs. Needs Python 3.11 or newer, git and a C++ compiler (llama.cpp is built once: 5 to 10 minutes).
+.DELETE_ON_ERROR:
+.PHONY: demo test lint sync bench clean
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The lean build: libllama only. By default it is tuned to this machine's processor; add -DGGML_NATIVE=OFF to share the wheel with others.
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# PyTorch's own index has the build without CUDA; where it cannot be reached, the default index is used. TORCH_INDEX= skips it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DEMO_OUT ?= demo-output
+
+demo: $(VENV)/.ready
+	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT) --pre-tokenizer gpt-2 --imatrix builtin --eval-chunks 60 \
+	  --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K,IQ3_XXS
+	@echo "table above; plot: $(DEMO_OUT)/size-against-quality.png; model card: $(DEMO_OUT)/README.md"
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check autoquant tests tools bench
+	$(BIN)/mypy
+
+sync: $(VENV)/.ready
+	$(BIN)/python tools/sync_docs.py
+
+bench: $(VENV)/.ready
+	$(BIN)/python bench/startup.py
+	$(BIN)/python tools/smollm2.py --python $(BIN)/python bench-work/smollm2
+	$(BIN)/python bench/smollm2.py bench-work/smollm2
+	$(BIN)/python bench/speed.py bench-work/smollm2
+	$(BIN)/python bench/overhead.py bench-work/smollm2
+	$(BIN)/python bench/memory.py bench-work
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("AutoQuant needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" wheel
+	if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/python -m pip install --quiet --no-deps --retries 0 --timeout 20 --index-url $(TORCH_INDEX) \
+	  "$$(grep '^torch==' constraints.txt)" 2>/dev/null || true; fi
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt
+	@echo "installing; llama.cpp is compiled if pip has no wheel of it yet (5 to 10 minutes on two cores)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gguf,dev]'
+	$(BIN)/autoquant setup gguf
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) bench-work .mypy_cache .ruff_cache .pytest_cache

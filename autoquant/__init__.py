@@ -1,0 +1,77 @@
+"""AutoQuant: quantize a language model, check and measure the result, describe it in a model card.
+
+    import autoquant
+    result = autoquant.gguf("path/to/model", types=["Q4_K_M", "Q8_0"])
+    print(result)
+
+Each method is one function (``help(autoquant.gguf)`` lists its options). Importing this package loads no torch,
+transformers or quantization library: those run in processes of their own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from autoquant.errors import AutoQuantError, CheckFailed, InputError, ProcessFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from autoquant.results import Result
+
+    gguf: Callable[..., Result]
+
+__version__ = "0.1.0"
+_METHOD_NAMES = ("gguf",)  # a test compares it with METHODS; here so that importing this package stays cheap
+__all__ = ["AutoQuantError", "CheckFailed", "InputError", "ProcessFailed", "plan", *_METHOD_NAMES]
+
+
+def _function(name: str) -> Callable[..., Result]:
+    """The public function of a method, with a signature and docstring rendered from its options."""
+    import inspect
+    from pathlib import Path
+
+    from autoquant import options, run
+    from autoquant.methods import METHODS
+
+    method = METHODS[name]
+
+    def function(model: str | Path, *, out: str | Path | None = None, **values: Any) -> Any:
+        return run.quantize(method, model, out=out, values=values)
+
+    leading = [inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str | Path"),
+               inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | Path | None")]
+    function.__name__ = function.__qualname__ = name
+    function.__signature__ = options.signature(method.options, leading)  # type: ignore[attr-defined]
+    function.__doc__ = f"""{method.title}: {method.summary}.
+
+    model: a folder with a Hugging Face checkpoint, or "demo" for the embedded one.
+    out: the folder to write to; default ./<model>-{method.folder_suffix}. Calling again continues after the last finished step.
+
+{options.help_lines(method.options)}
+
+    Returns a Result. Writes the files, README.md (model card) and size-against-quality.png.
+    Raises InputError for anything that cannot be done as asked, CheckFailed if a finished file fails its checks.
+    """
+    return function
+
+
+def plan(method: str, model: str, *, out: str | None = None, **values: Any) -> Any:
+    """What ``autoquant.<method>(model, …)`` would make and need; takes the same options and writes nothing. Returns a Plan."""
+    from autoquant import run
+    from autoquant.methods import METHODS
+
+    if method not in METHODS:
+        raise InputError(f"no method is called {method!r}; there are: {', '.join(METHODS)}")
+    return run.plan(METHODS[method], model, out=out, values=values)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _METHOD_NAMES:
+        globals()[name] = _function(name)
+        return globals()[name]
+    raise AttributeError(f"module 'autoquant' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_METHOD_NAMES])

@@ -1,0 +1,29 @@
+"""The errors a user can meet. Anything else that escapes is a bug of ours."""
+
+from __future__ import annotations
+
+
+class AutoQuantError(Exception):
+    """Base of every error this package raises on purpose; its text is one line made for the user.
+
+    ``exit_status`` is what the command line exits with.
+    """
+
+    exit_status = 1
+
+
+class InputError(AutoQuantError):
+    """What was asked for cannot be done as asked: a bad option, folder, file, or too little room.
+
+    Raised before anything is converted wherever that is possible; the text names the value, what is allowed and what to do.
+    """
+
+    exit_status = 2
+
+
+class CheckFailed(AutoQuantError):
+    """A file was made, but a check on it failed. The run stops and the journal stays."""
+
+
+class ProcessFailed(AutoQuantError):
+    """A child process ended badly, or ended well without the file it was meant to write."""

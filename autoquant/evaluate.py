@@ -1,0 +1,253 @@
+"""Perplexity, KL divergence and top-token agreement on the same tokens for every format, one chunk's logits at a time.
+
+The protocol is llama.cpp's (tools/perplexity): the text is cut into chunks of CONTEXT tokens, a BOS token (if the model uses
+one) replaces each chunk's first, and the predictions of each chunk's second half are scored. The same token ids go through
+llama.cpp (GGUF) and through transformers (folders). KL divergence is KL(P ‖ Q) = Σ P (log P − log Q), P the unquantized
+model's next-token distribution; its log-probabilities are computed once and cached on disk as float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoquant import process, trace
+from autoquant.errors import InputError
+from autoquant.results import Evaluation
+from autoquant.worker import Report
+
+log = logging.getLogger(__name__)
+CONTEXT = 512  # tokens a chunk; less for models with a shorter context
+BUILTIN = Path(__file__).parent / "demo" / "austen_persuasion_heldout.txt"
+Floats = npt.NDArray[np.float32]
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------------------
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Row-wise log-probabilities, in float32 with the maximum taken out first. Returns a new array [n, vocab]."""
+    out: Floats = logits - logits.max(axis=1, keepdims=True)
+    total = np.exp(out).sum(axis=1, keepdims=True, dtype=np.float64)
+    out -= np.log(total).astype(np.float32)
+    return out
+
+
+class Measure:
+    """Sums up the metrics over chunks; memory is one chunk's log-probabilities."""
+
+    def __init__(self) -> None:
+        self.nll: list[npt.NDArray[np.float64]] = []
+        self.kl: list[npt.NDArray[np.float64]] = []
+        self.agree = 0
+
+    def add(self, log_q: Floats, targets: npt.NDArray[np.int64], log_p: Floats | None) -> None:
+        """``log_q`` [n, vocab] of the model, ``targets`` [n] the true next tokens, ``log_p`` [n, vocab] of the unquantized model."""
+        self.nll.append(-log_q[np.arange(len(targets)), targets].astype(np.float64))
+        if log_p is None:
+            self.kl.append(np.zeros(len(targets)))
+            self.agree += len(targets)
+            return
+        terms = np.exp(log_p)
+        terms *= log_p - log_q
+        self.kl.append(terms.sum(axis=1, dtype=np.float64))
+        self.agree += int((log_p.argmax(axis=1) == log_q.argmax(axis=1)).sum())
+
+    def result(self, engine: str, text_sha256: str) -> Evaluation:
+        """The metrics. The perplexity's error is exp(mean) times the standard error of the mean, as llama.cpp reports it."""
+        nll, kl = np.concatenate(self.nll), np.concatenate(self.kl)
+        perplexity = math.exp(float(nll.mean())) if nll.mean() < 700 else math.inf
+        error = perplexity * math.sqrt(float(nll.var()) / max(1, len(nll) - 1))
+        return Evaluation(perplexity=perplexity, perplexity_error=error, kl_mean=float(kl.mean()), kl_median=float(np.median(kl)),
+                          kl_99=float(np.quantile(kl, 0.99)), agreement=self.agree / len(nll), tokens=len(nll), engine=engine, text_sha256=text_sha256)
+
+
+# --- the three pieces of work, each in a worker process -----------------------------------------------------------------
+
+
+def tokenize(folder: str, text: str, chunks: int, context: int) -> dict[str, Any]:
+    """Cut a text into chunks of token ids with the source's own tokenizer. Runs in a worker."""
+    with trace.library("tokenizer"):
+        from transformers import AutoTokenizer
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        ids = list(tokenizer.encode(text))
+        plain = list(tokenizer.encode(text[:200], add_special_tokens=False))
+    starts_with_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id] and plain[:1] != ids[:1]
+    if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    n = min(chunks, len(ids) // context)
+    if n < 1:
+        raise InputError(f"eval_text: the text has {len(ids)} tokens; at least one chunk of {context} is needed")
+    cut = [ids[i * context:(i + 1) * context] for i in range(n)]
+    if starts_with_bos:
+        for chunk in cut:
+            chunk[0] = tokenizer.bos_token_id
+    return {"chunks": cut}
+
+
+def _folder_logits(folder: str, chunks: list[list[int]], threads: int) -> Iterator[Floats]:
+    """The logits of each chunk's second half from transformers, computed in float32, on a GPU if there is one."""
+    with trace.library("load transformers model"):
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        safe = not any(Path(folder).glob("pytorch_model*.bin")) or any(Path(folder).glob("*.safetensors"))
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=safe).to(device).eval()
+    for chunk in chunks:
+        with trace.library("transformers forward"), torch.inference_mode():
+            tokens = torch.tensor([chunk], device=device)
+            logits: Floats = model(input_ids=tokens, logits_to_keep=len(chunk) - len(chunk) // 2).logits[0, :-1].float().cpu().numpy()
+        yield logits
+
+
+def score(kind: str, path: str, chunks: list[list[int]], *, threads: int, text_sha256: str, reference: str = "", save: str = "",
+          report: Report | None = None) -> dict[str, Any]:
+    """Run a model over the chunks and measure it. Runs in a worker.
+
+    ``kind`` is "gguf" (``path`` a GGUF file, llama.cpp) or "folder" (transformers). ``reference`` is a float32 .npy
+    [rows, vocab] of log-probabilities to compare with; ``save`` writes such a file instead.
+    """
+    if kind == "gguf":
+        from autoquant.llama.library import log_softmax_chunks
+
+        engine, stream = "llama.cpp", log_softmax_chunks(path, chunks, threads=threads)
+    else:
+        engine, stream = "transformers", _folder_logits(path, chunks, threads)
+    stored = np.load(reference, mmap_mode="r") if reference else None
+    target: Any = None
+    measure = Measure()
+    row = 0
+    for i, logits in enumerate(stream):
+        chunk = np.asarray(chunks[i], dtype=np.int64)
+        with trace.library("arithmetic on logits"):
+            log_q = log_softmax(logits)
+            n, vocab = log_q.shape
+            log_p: Floats | None = None
+            if stored is not None:
+                if stored.shape[1] != vocab:  # some runtimes pad the vocabulary: compare what both have, renormalized
+                    vocab = min(vocab, stored.shape[1])
+                    log_q = log_softmax(log_q[:, :vocab])
+                log_p = np.asarray(stored[row:row + n, :vocab])
+            measure.add(log_q, chunk[len(chunk) // 2 + 1:], log_p)
+            if save:
+                if target is None:
+                    target = np.lib.format.open_memmap(save, mode="w+", dtype=np.float32, shape=(n * len(chunks), vocab))
+                target[row:row + n] = log_q
+        row += n
+        if report is not None:
+            report(i + 1, len(chunks))
+    if target is not None:
+        target.flush()
+    return asdict(measure.result(engine, text_sha256))
+
+
+# --- the parent's side --------------------------------------------------------------------------------------------------
+
+
+class Evaluator:
+    """Measures artifacts of one source on one text. Cheap to make; tokens and reference are computed when first needed.
+
+    ``cache`` is the folder where references are kept: ``<key>.npy`` (float32 log-probabilities, 4 · vocabulary · tokens
+    bytes) and ``<key>.json`` (the unquantized model's own figures); the key covers the source's hash and the tokens.
+    """
+
+    def __init__(self, folder: Path, source_sha256: str, *, text: str, chunks: int, context: int, cache: Path, logs: Path, threads: int,
+                 env: dict[str, str] | None = None) -> None:
+        self.folder, self.source_sha256, self.cache, self.logs, self.threads, self.env = folder, source_sha256, cache, logs, threads, env or {}
+        self.text = read_text(text, "eval_text", BUILTIN)
+        self.text_sha256 = hashlib.sha256(self.text.encode()).hexdigest()
+        self.wanted, self.context = chunks, min(CONTEXT, context)
+        self._chunks: list[list[int]] | None = None
+
+    def key(self) -> str:
+        """What a measurement depends on beside the artifact itself."""
+        return hashlib.sha256(json.dumps([self.source_sha256, self.text_sha256, self.wanted, self.context]).encode()).hexdigest()[:24]
+
+    def chunks(self) -> list[list[int]]:
+        """The token ids, [n][context]."""
+        if self._chunks is None:
+            # 12 characters a token is more than any tokenizer needs: do not tokenize a whole library for 20 chunks
+            text = self.text[:self.wanted * self.context * 12]
+            answer = process.call("autoquant.evaluate:tokenize", log=self.logs, env={**self.env, "HF_HUB_OFFLINE": "1"}, folder=str(self.folder),
+                                  text=text, chunks=self.wanted, context=self.context)
+            self._chunks = [list(chunk) for chunk in answer["chunks"]]
+        return self._chunks
+
+    def reference(self, progress: process.Progress | None = None, gguf: Path | None = None) -> tuple[Path, Evaluation]:
+        """The unquantized model's log-probabilities (computed unless cached) and its own figures.
+
+        Through transformers in float32 from the source folder; or, if ``gguf`` is given (the source is too large for that),
+        from this unquantized GGUF file through llama.cpp.
+        """
+        name = self.key() + ("-gguf" if gguf else "")
+        array, facts = self.cache / f"{name}.npy", self.cache / f"{name}.json"
+        if not (array.is_file() and facts.is_file()):
+            chunks = self.chunks()
+            self.cache.mkdir(parents=True, exist_ok=True)
+            part = self.cache / f".{name}.{os.getpid()}.part.npy"
+            try:
+                answer = process.call("autoquant.evaluate:score", log=self.logs, env=self.env, progress=progress, kind="gguf" if gguf else "folder",
+                                      path=str(gguf or self.folder), chunks=chunks, threads=self.threads, text_sha256=self.text_sha256, save=str(part))
+                os.replace(part, array)
+            finally:
+                part.unlink(missing_ok=True)
+            scratch = facts.with_suffix(".part")
+            scratch.write_text(json.dumps(answer), encoding="utf-8")
+            os.replace(scratch, facts)
+        return array, Evaluation(**json.loads(facts.read_text(encoding="utf-8")))
+
+    def measure(self, kind: str, path: Path, reference: Path, *, threads: int, children: process.Children | None = None,
+                progress: process.Progress | None = None) -> Evaluation:
+        """Measure one artifact against the reference."""
+        return Evaluation(**process.call("autoquant.evaluate:score", log=self.logs, env=self.env, progress=progress, children=children, kind=kind,
+                                         path=str(path), chunks=self.chunks(), threads=threads, text_sha256=self.text_sha256,
+                                         reference=str(reference)))
+
+    def reference_bytes(self, vocab: int) -> int:
+        """What the reference will take on the disk."""
+        return 4 * vocab * self.wanted * (self.context // 2)
+
+
+def read_text(name: str, option: str, builtin: Path) -> str:
+    """A text by its option's value: "builtin" or the name of a UTF-8 file. Raises InputError."""
+    path = builtin if name == "builtin" else Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{option}: no such file: {name}; give a UTF-8 text file, or builtin") from None
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+        raise InputError(f"{option}: {name} cannot be read as UTF-8 text ({type(error).__name__})") from None
+    if not text.strip():
+        raise InputError(f"{option}: {name} is empty")
+    return text
+
+
+def memory_available() -> int:
+    """Bytes of memory a new process can have: the system's MemAvailable, or less inside a limited control group."""
+    available = shutil.disk_usage("/").free  # a system without /proc/meminfo (macOS): do not refuse for lack of knowledge
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+                        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
+        if Path(limit).is_file() and Path(used).is_file():
+            bound = Path(limit).read_text().strip()
+            if bound.isdigit():
+                available = min(available, int(bound) - int(Path(used).read_text()))
+    return max(0, available)

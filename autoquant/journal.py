@@ -1,0 +1,154 @@
+"""A run's folder: its lock, its journal of finished steps, and its scratch folder.
+
+``<folder>/.autoquant/journal.json`` holds what the run was made from and, for each finished step, a key (a hash of all it
+depends on), its output files with sizes and times, and facts. A step whose key and files are unchanged is not done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autoquant.errors import InputError
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+OURS = ".autoquant"
+
+
+def key_of(*parts: Any) -> str:
+    """A short hash of JSON-able values: what a step depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file beside its place, then rename it into it."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """A context manager around one run. Raises InputError if the folder holds something else or another run holds it.
+
+    On an error or interrupt the scratch folder (with the large intermediate file) is removed, and the whole folder too if
+    this run made it and finished nothing. A killed process leaves its scratch for the next run to go on with.
+    """
+
+    def __init__(self, folder: Path, *, method: str, source_id: str, source_sha256: str) -> None:
+        self.folder, self.ours = folder, folder / OURS
+        self.work, self.logs, self._journal = self.ours / "work", self.ours / "log.txt", self.ours / "journal.json"
+        self.identity = {"format": FORMAT, "method": method, "source": source_id, "source_sha256": source_sha256}
+        self.steps: dict[str, dict[str, Any]] = {}
+        self._mutex = threading.Lock()
+        self._lock_file: Any = None
+        self._made: Path | None = None
+
+    def __enter__(self) -> RunFolder:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"out: {self.folder} is a file; name a folder")
+        if self.folder.is_dir() and not self._journal.is_file() and not (self.ours / "lock").is_file() and any(self.folder.iterdir()):
+            raise InputError(f"out: {self.folder} holds something else ({sorted(p.name for p in self.folder.iterdir())[0]} …); name an empty or new folder")
+        if not self.folder.exists():
+            self._made = next(p for p in reversed([self.folder, *self.folder.parents]) if not p.exists())
+        self.ours.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if self._journal.is_file():
+            try:
+                data = json.loads(self._journal.read_text(encoding="utf-8"))
+                identity, steps = data["identity"], data["steps"]
+            except (ValueError, KeyError) as error:
+                self._release()
+                raise InputError(f"{self._journal} is damaged ({error}); name another folder, or delete this one to start again") from None
+            if identity != self.identity:
+                self._release()
+                raise InputError(f"out: {self.folder} holds {identity.get('method')} files of {identity.get('source')} "
+                                 f"({'other contents of the same name' if identity.get('source') == self.identity['source'] else 'another run'}); name another folder")
+            self.steps = steps
+        self.work.mkdir(exist_ok=True)
+        keep = {output["name"] for step in self.steps.values() for output in step["outputs"]}
+        for leftover in self.work.iterdir():  # what a killed run was in the middle of
+            if f"{OURS}/work/{leftover.name}" not in keep:
+                leftover.unlink()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        if kind is None:
+            self.logs.unlink(missing_ok=True)
+        kept = any((self.folder / output["name"]).is_file() for step in self.steps.values() for output in step["outputs"])
+        self._release()
+        if kind is not None and self._made is not None and not kept:
+            shutil.rmtree(self._made, ignore_errors=True)
+
+    def _take_lock(self) -> None:
+        self._lock_file = open(self.ours / "lock", "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock_file.seek(0)
+            holder = self._lock_file.read().strip() or "unknown"
+            self._lock_file.close()
+            raise InputError(f"out: another run is writing into {self.folder}: {holder}. Wait for it or name another folder") from None
+        self._lock_file.truncate(0)
+        self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock_file.flush()
+
+    def _release(self) -> None:
+        if self._lock_file is not None:
+            (self.ours / "lock").unlink(missing_ok=True)
+            self._lock_file.close()
+            self._lock_file = None
+
+    def done(self, step: str, key: str) -> dict[str, Any] | None:
+        """The facts of a finished step if its key is the same and its files are as it left them, else None."""
+        record = self.steps.get(step)
+        if record is None or record["key"] != key:
+            return None
+        for output in record["outputs"]:
+            path = self.folder / output["name"]
+            if not path.is_file() or path.stat().st_size != output["bytes"]:
+                return None
+            if path.stat().st_mtime_ns != output["mtime_ns"]:
+                from autoquant.source import sha256_of
+
+                if not output["sha256"] or sha256_of(path) != output["sha256"]:
+                    return None
+        return dict(record["facts"])
+
+    def record(self, step: str, key: str, outputs: Sequence[Path], facts: dict[str, Any], sha256: dict[str, str] | None = None) -> None:
+        """Note a finished step; its files must be in their final places. Written to disk before this returns."""
+        listed = [{"name": path.relative_to(self.folder).as_posix(), "bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
+                   "sha256": (sha256 or {}).get(path.name, "")} for path in outputs]
+        with self._mutex:
+            self.steps[step] = {"key": key, "outputs": listed, "facts": facts}
+            write_atomically(self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1))
+
+    def forget(self, step: str) -> None:
+        """Drop a step whose files are gone on purpose."""
+        with self._mutex, contextlib.suppress(KeyError):
+            del self.steps[step]
+            write_atomically(self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1))
+
+    def finish(self, path: Path) -> Path:
+        """Move a finished file from the scratch folder into the run folder."""
+        target = self.folder / path.name
+        os.replace(path, target)
+        return target

@@ -1,0 +1,60 @@
+"""Every method, written out by hand. Adding one: a file here, a line in METHODS, a notebook, a CHANGELOG line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from autoquant.options import MethodOptions
+
+if TYPE_CHECKING:
+    from autoquant.journal import RunFolder
+    from autoquant.plan import Plan
+    from autoquant.results import Artifact, Result
+    from autoquant.source import Snapshot, Source
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method hands back: its artifacts, and the unquantized file if one lies around until the run ends."""
+
+    artifacts: tuple[Artifact, ...]
+    unquantized: Path | None
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """All the rest of the package knows about a method.
+
+    ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder" (transformers). ``check`` looks at
+    the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
+    ``demo`` are the options that suit the embedded model. ``environment`` are the worker processes' variables.
+    """
+
+    name: str
+    title: str
+    summary: str
+    options: type[MethodOptions]
+    kind: Literal["gguf", "folder"]
+    library_name: str
+    demo: dict[str, Any]
+    check: Callable[[Source, Any], None]
+    plan: Callable[[Source, Any, Path], Plan]
+    quantize: Callable[[Snapshot, Any, RunFolder], Made]
+    environment: Callable[[Any], dict[str, str]]
+    who_for: Callable[[str], str]
+    how_to_run: Callable[[Result], str]
+    folder_suffix: str
+    packages: Sequence[str]
+
+
+def _methods() -> dict[str, Method]:
+    from autoquant.methods import gguf
+
+    return {method.name: method for method in (gguf.METHOD,)}
+
+
+METHODS = _methods()

@@ -1,0 +1,136 @@
+"""The base of every method's options, and everything derived from their one declaration.
+
+A method's parameters are declared once, as a frozen pydantic model. The Python keyword arguments, the command line, the docs
+table and the card's settings table are rendered from it here, so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoquant.errors import InputError
+
+O = TypeVar("O", bound="MethodOptions")
+
+
+def option(default: Any, help: str, *, unit: str = "", metavar: str = "", **constraints: Any) -> Any:
+    """Declare one option: its default, one line of help, the unit of its value, and pydantic's constraints (``ge``, ``le`` …)."""
+    return Field(default, description=help, json_schema_extra={"unit": unit, "metavar": metavar}, **constraints)
+
+
+class MethodOptions(BaseModel):
+    """What every method takes. A method adds its own options in a subclass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    evaluate: Literal["auto", "on", "off"] = option(
+        "auto", "measure perplexity, KL divergence and top-token agreement against the unquantized model; "
+        "auto does so for models of at most 2 billion parameters (above, a CPU needs hours)")
+    eval_text: str = option("builtin", "text to measure on: builtin (from Jane Austen's Persuasion, held out from the calibration text) "
+                            "or a UTF-8 text file", metavar="builtin|FILE")
+    eval_chunks: int = option(20, "how many chunks of 512 tokens (or the model's context) to measure on; the second half of each is scored, "
+                              "so 20 chunks are 5,100 predictions", unit="chunks", ge=1, le=100_000)
+    allow_pickle: bool = option(False, "accept a checkpoint that has only pickle weights (.bin); "
+                                "they are read with torch's weights_only loader, which runs no code")
+
+
+def _allowed(cls: type[MethodOptions], name: str) -> str:
+    """What values an option takes, in words."""
+    field = cls.model_fields[name]
+    if typing.get_origin(field.annotation) is Literal:
+        return ", ".join(str(choice) for choice in typing.get_args(field.annotation))
+    if field.annotation is bool:
+        return "true, false"
+    low = next((m.ge for m in field.metadata if getattr(m, "ge", None) is not None), None)
+    high = next((m.le for m in field.metadata if getattr(m, "le", None) is not None), None)
+    extra = field.json_schema_extra
+    unit = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+    if low is not None or high is not None:
+        span = f"{low} or more" if high is None else f"up to {high}" if low is None else f"{low} to {high}"
+        return f"{span} {unit}".strip()
+    metavar = str(extra.get("metavar", "")) if isinstance(extra, dict) else ""
+    return metavar or ("a whole number" if field.annotation is int else "a text")
+
+
+def build(cls: type[O], values: Mapping[str, Any]) -> O:
+    """Make the options from keyword arguments or from the command line's strings; both give the same errors.
+
+    Raises :class:`~autoquant.errors.InputError` with one line: the option, the value, what is allowed, what it means.
+    """
+    try:
+        return cls(**values)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            import difflib
+
+            near = difflib.get_close_matches(name, cls.model_fields, n=3) or sorted(cls.model_fields)
+            raise InputError(f"no option is called {name!r}; nearest: {', '.join(near)}") from None
+        if first["type"] == "value_error":
+            raise InputError(f"{name}: {first['ctx']['error']}") from None
+        value = first["input"]
+        raise InputError(f"{name}: {value!s} is not allowed; allowed: {_allowed(cls, name)}. {name} is: {cls.model_fields[name].description}") from None
+
+
+def _default_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
+
+
+def add_arguments(parser: argparse.ArgumentParser, cls: type[MethodOptions]) -> None:
+    """Add one ``--option`` for each declared option. Values stay strings: :func:`build` turns and checks them."""
+    for name, field in cls.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        text = f"{field.description} (default: {_default_text(field.default)})".replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            extra = field.json_schema_extra
+            metavar = (str(extra.get("metavar") or extra.get("unit") or "") if isinstance(extra, dict) else "").upper() or name.upper()
+            if typing.get_origin(field.annotation) is Literal:
+                metavar = "|".join(typing.get_args(field.annotation))
+            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, metavar=metavar.replace(" ", "-"))
+
+
+def from_arguments(namespace: argparse.Namespace, cls: type[O]) -> O:
+    """The options from a parsed command line; lists are comma-separated there."""
+    values: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        if hasattr(namespace, name):
+            value = getattr(namespace, name)
+            if typing.get_origin(field.annotation) is tuple and isinstance(value, str):
+                value = tuple(part.strip() for part in value.split(",") if part.strip())
+            values[name] = value
+    return build(cls, values)
+
+
+def signature(cls: type[MethodOptions], leading: list[inspect.Parameter]) -> inspect.Signature:
+    """A real signature for a method's public function, so that help() and tab completion show the options."""
+    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+           for name, field in cls.model_fields.items()]
+    return inspect.Signature([*leading, *own])
+
+
+def help_lines(cls: type[MethodOptions]) -> str:
+    """The options as indented lines for a docstring."""
+    return "\n".join(f"    {name}: {field.description}; default {_default_text(field.default)}; allowed: {_allowed(cls, name)}"
+                     for name, field in cls.model_fields.items())
+
+
+def markdown_table(cls: type[MethodOptions]) -> str:
+    """The options as a Markdown table for docs/methods.md."""
+    rows = ["| option | default | allowed | what it is |", "| --- | --- | --- | --- |"]
+    for name, field in cls.model_fields.items():
+        cells = (f"`{name}`", f"`{_default_text(field.default)}`", _allowed(cls, name), str(field.description))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)

@@ -1,0 +1,44 @@
+"""What a run will need and whether it fits, known before anything is converted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoquant.source import Source
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """One artifact to be: exact bytes on disk, bits per weight, and what to know about it. ``impossible`` says why it cannot be made."""
+
+    type: str
+    bytes: int
+    bits_per_weight: float
+    needs_imatrix: bool
+    note: str
+    impossible: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes are bytes. ``disk_needed`` is for all items together, with what is written in between and removed again."""
+
+    method: str
+    source: Source
+    items: tuple[PlanItem, ...]
+    intermediate: int
+    disk_needed: int
+    disk_free: int
+    memory_needed: int
+    memory_available: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether disk and memory suffice for all items together."""
+        return self.disk_needed <= self.disk_free and self.memory_needed <= self.memory_available
+
+    def __str__(self) -> str:
+        from autoquant import report
+
+        return report.plan(self)

@@ -1,0 +1,166 @@
+"""The one way to run another process: an argument list, a log, a process group of its own, status and files checked."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from autoquant import errors
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+
+
+class Children:
+    """The processes of one piece of work, so that all of them can be ended when one fails or the user stops the run."""
+
+    def __init__(self) -> None:
+        self._alive: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def add(self, child: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._alive.add(child)
+            if self._stopped:  # it was started while the others were being ended
+                end(child)
+
+    def remove(self, child: subprocess.Popen[str]) -> None:
+        with self._lock:
+            self._alive.discard(child)
+
+    def end_all(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for child in self._alive:
+                end(child)
+
+
+def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
+    """End a child and everything it started: SIGTERM to its process group, SIGKILL after ``patience`` seconds."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+            return
+
+
+@contextlib.contextmanager
+def _started(argv: Sequence[str], log: Path, env: Mapping[str, str] | None, children: Children | None,
+             stdin: int) -> Iterator[subprocess.Popen[str]]:
+    with open(log, "a", encoding="utf-8") as sink:
+        child = subprocess.Popen(list(argv), stdin=stdin, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8",
+                                 errors="replace", env={**os.environ, **(env or {})}, start_new_session=True)
+    try:
+        if children is not None:
+            children.add(child)
+        yield child
+    finally:
+        end(child) if child.poll() is None else None
+        if children is not None:
+            children.remove(child)
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+
+def tail(log: Path, lines: int = 5) -> str:
+    """The last lines of a log, joined for an error message."""
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return " | ".join(line.strip() for line in deque(file, 4 * lines) if line.strip())[-600:]
+
+
+def _how_it_ended(what: str, status: int, log: Path) -> str:
+    how = f"was ended by signal {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+    hint = " (often the system's out-of-memory killer: close other programs or take a smaller model)" if status == -signal.SIGKILL else ""
+    return f"{what} {how}{hint}. Log: {log}. Its end: {tail(log)}"
+
+
+def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: Mapping[str, str] | None = None,
+        children: Children | None = None) -> None:
+    """Run a command to its end.
+
+    Its output goes to ``log`` (appended). ``produces`` are files that must exist and be non-empty afterwards: an exit status
+    of 0 alone is not believed. Standard input is /dev/null.
+
+    Raises :class:`~autoquant.errors.ProcessFailed` with the status and the log's last lines.
+    """
+    with _started(argv, log, env, children, subprocess.DEVNULL) as child:
+        assert child.stdout is not None
+        with open(log, "a", encoding="utf-8") as sink:
+            for line in child.stdout:
+                sink.write(line)
+        status = child.wait()
+    if status != 0:
+        raise errors.ProcessFailed(_how_it_ended(Path(argv[0]).name, status, log))
+    for path in produces:
+        if not path.is_file() or path.stat().st_size == 0:
+            raise errors.ProcessFailed(f"{Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
+
+
+def call(target: str, /, *, log: Path, progress: Progress | None = None, env: Mapping[str, str] | None = None,
+         children: Children | None = None, **kwargs: Any) -> Any:
+    """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return its JSON-able result.
+
+    Native code may abort there without taking the notebook's kernel along, memory is given back at the end, and the libraries
+    that patch others on import touch nobody else. An :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised
+    there is raised here. If this process dies, the child is killed (Linux).
+    """
+    outcome: dict[str, Any] = {}
+    with _started([sys.executable, "-m", "autoquant.worker"], log, env, children, subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once: the status below tells
+            child.stdin.write(json.dumps({"target": target, "kwargs": kwargs}) + "\n")
+            child.stdin.close()
+        for line in child.stdout:
+            event = json.loads(line)
+            if "progress" in event and progress is not None:
+                progress(*event["progress"])
+            outcome.update(event)
+        status = child.wait()
+    if status == 0 and "result" in outcome:
+        return outcome["result"]
+    if "error" in outcome:
+        error = outcome["error"]
+        if error["type"] == "OSError":
+            if error["errno"] == errno.ENOSPC:
+                raise errors.InputError(f"no space left on the disk: {error['message']}. Free some space and run again; finished steps are kept.")
+            raise OSError(error["errno"], error["message"])
+        raise getattr(errors, error["type"])(error["message"])
+    raise errors.ProcessFailed(_how_it_ended(target, status, log))
+
+
+def side_by_side(jobs: Sequence[Callable[[Children], T]], at_once: int) -> list[T]:
+    """Run jobs in threads, ``at_once`` at a time, and return their results in order.
+
+    Each job passes the :class:`Children` it is given on to :func:`call` or :func:`run`. When one fails, or the user
+    interrupts, all other processes are ended before the error goes on.
+    """
+    children = Children()
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
+        futures = [pool.submit(job, children) for job in jobs]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            failed = next((f for f in futures if f.done() and f.exception() is not None), None)
+            if failed is not None:
+                failed.result()
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            children.end_all()
+            raise

@@ -1,0 +1,128 @@
+"""The frozen values that a run hands from one step to the next, and the Result it ends with."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autoquant.source import Source
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file of an artifact: its name in the run folder, bytes and sha256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at on an artifact, and what was seen. A check that fails raises instead."""
+
+    name: str
+    seen: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Quality of one artifact, on the same tokens as every other row of its table.
+
+    ``perplexity_error`` is one standard error of the perplexity. KL divergence is KL(unquantized ‖ quantized) in nats a token.
+    ``agreement`` is the share of positions where both models' most probable token is the same.
+    ``tokens`` counts the scored predictions.
+    """
+
+    perplexity: float
+    perplexity_error: float
+    kl_mean: float
+    kl_median: float
+    kl_99: float
+    agreement: float
+    tokens: int
+    engine: str
+    text_sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One quantized model: a GGUF file (or its shards), or later a folder.
+
+    ``bits_per_weight`` counts all tensor bytes (scales and unquantized tensors too) over all parameters. ``notes`` are
+    things the user should know, such as tensors that fell back to another type.
+    """
+
+    type: str
+    files: tuple[Stored, ...]
+    bits_per_weight: float
+    notes: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of all its files."""
+        return sum(stored.bytes for stored in self.files)
+
+    @property
+    def name(self) -> str:
+        """The file to open: the only one, or the first shard."""
+        return self.files[0].name
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form for the journal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Artifact:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**data, "files": tuple(Stored(**f) for f in data["files"]), "notes": tuple(data["notes"]),
+                      "checks": tuple(Check(**c) for c in data["checks"]),
+                      "evaluation": Evaluation(**data["evaluation"]) if data["evaluation"] else None})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made. Prints as a table; in a notebook it shows the table with the plot."""
+
+    folder: Path
+    method: str
+    source: Source
+    artifacts: tuple[Artifact, ...]
+    reference: Evaluation | None
+    seconds: float
+    provenance: dict[str, Any]
+
+    def __str__(self) -> str:
+        from autoquant import report
+
+        return report.terminal(self)
+
+    def _repr_html_(self) -> str:
+        from autoquant import report
+
+        return report.html(self)
+
+    def path(self, type: str) -> Path:
+        """The file of one type (its first shard if it is split)."""
+        for artifact in self.artifacts:
+            if artifact.type == type:
+                return self.folder / artifact.name
+        from autoquant.errors import InputError
+
+        raise InputError(f"this run has no {type!r}; it has: {', '.join(a.type for a in self.artifacts)}")
+
+    def evaluate(self, *, text: str = "builtin", chunks: int = 20) -> Result:
+        """Measure every artifact again, on another text or more of it; rewrites card and plot and returns a new Result."""
+        from autoquant import run
+
+        return run.evaluate_result(self, text=text, chunks=chunks)
+
+    def card(self) -> str:
+        """The model card's text (README.md of the run folder)."""
+        return (self.folder / "README.md").read_text(encoding="utf-8")

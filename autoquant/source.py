@@ -1,0 +1,222 @@
+"""A model's name -> Source (what it is, known from headers alone) -> Snapshot (its files, hashed)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autoquant.errors import InputError
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent / "demo" / "tiny-austen-4m"
+# Everything a converter or transformers may read beside the weights. Code (*.py) is left out: it is not run.
+SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model before anything heavy is read: all of this comes from config, headers and the card.
+
+    ``revision`` is the Hub commit, or None for a folder. ``dtype`` is the type most weights have (F32, F16, BF16 …).
+    ``bytes`` are the weight files' bytes.
+    """
+
+    id: str
+    folder: Path
+    revision: str | None
+    architecture: str
+    parameters: int
+    largest_tensor: int
+    dtype: str
+    bytes: int
+    weights: tuple[str, ...]
+    pickle: bool
+    license: str | None
+    language: tuple[str, ...]
+    base_model: str | None
+    chat_template: bool
+    vocab_size: int
+    context: int
+    quantized: str | None
+
+    @property
+    def name(self) -> str:
+        """The model's own name, without its owner; safe in a file name."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.id.rsplit("/", 1)[-1])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A Source with its files at hand and hashed. ``sha256`` covers the names and contents of all of them."""
+
+    source: Source
+    folder: Path
+    sha256: str
+    files: dict[str, str]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); download it again") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} does not hold a JSON object; download it again")
+    return data
+
+
+def _weight_files(folder: Path, allow_pickle: bool) -> tuple[list[str], bool, dict[str, str]]:
+    """The weight files' names, whether they are pickles, and the index's tensor -> file map (empty without an index)."""
+    for pickled, single, pattern in ((False, "model.safetensors", "*.safetensors"), (True, "pytorch_model.bin", "pytorch_model*.bin")):
+        index = folder / f"{single}.index.json"
+        if not index.is_file() and not any(folder.glob(pattern)):
+            continue
+        if pickled and not allow_pickle:
+            raise InputError(f"{folder} has only pickle weights (.bin), and loading a pickle can run code hidden in it. Convert it to safetensors, "
+                             "or, if you trust where it comes from, pass allow_pickle=True (--allow-pickle)")
+        if index.is_file():
+            weight_map = _read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise InputError(f"{index} has no weight_map; download it again")
+            names = sorted(set(weight_map.values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing:
+                raise InputError(f"{folder} lacks {len(missing)} of its {len(names)} shards: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; "
+                                 "download the missing files")
+            return names, pickled, weight_map
+        if (folder / single).is_file():
+            return [single], pickled, {}
+        raise InputError(f"{folder} has weight files but neither {single} nor {single}.index.json: "
+                         f"{', '.join(sorted(p.name for p in folder.glob(pattern))[:3])}. Download the index too")
+    raise InputError(f"{folder} is not a model folder: it has no weights (model.safetensors)")
+
+
+def _safetensors_header(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Tensor -> (dtype, shape). Opening checks that header and file size agree, so a cut file is found without reading it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or cut short ({error}; it has {path.stat().st_size:,} bytes). Download it again") from None
+
+
+def pickle_header(path: str) -> dict[str, tuple[str, list[int]]]:
+    """Tensor -> (dtype, shape) of a pickle checkpoint, through torch's weights_only loader. Runs in a worker process."""
+    import torch
+
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    try:
+        state = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+    except Exception as error:  # noqa: BLE001 (torch raises RuntimeError, UnpicklingError, EOFError …: all mean the same to the user)
+        raise InputError(f"{path} cannot be read as a plain state dict ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+    return {name: (names.get(t.dtype, str(t.dtype)), list(t.shape)) for name, t in state.items()}
+
+
+def _card_data(folder: Path) -> dict[str, Any]:
+    """The front matter of the folder's README.md, or nothing."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    from huggingface_hub import ModelCard
+
+    return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
+
+
+def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
+    """Look at a model without reading its weights.
+
+    ``model`` is a folder with a Hugging Face checkpoint, or ``"demo"`` for the embedded one. Raises
+    :class:`~autoquant.errors.InputError` for a folder that is missing, no model, cut short, incomplete or pickle-only.
+    """
+    folder = DEMO_FOLDER if str(model) == DEMO else Path(model).expanduser()
+    if not folder.is_dir():
+        hint = (f" To take it from the Hugging Face Hub: `hf download {model} --local-dir {str(model).split('/')[-1]}`, then give that folder."
+                if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) else " Give a folder with a Hugging Face checkpoint, or demo for the embedded model.")
+        raise InputError(f"no such folder: {model}.{hint}")
+    folder = folder.resolve()
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is not a model folder: it has no config.json")
+    config = _read_json(folder / "config.json")
+    text_config = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        raise InputError(f"{folder / 'config.json'} names no architecture (its \"architectures\" list is missing or empty)")
+    weights, pickled, weight_map = _weight_files(folder, allow_pickle)
+    tensors: dict[str, tuple[str, list[int]]] = {}
+    for name in weights:
+        if pickled:
+            tensors.update(_pickle_header_in_worker(folder / name))
+        else:
+            tensors.update(_safetensors_header(folder / name))
+    lost = sorted(set(weight_map) - set(tensors))
+    if lost:
+        raise InputError(f"{folder / weight_map[lost[0]]} lacks the tensor {lost[0]} that the index promises ({len(lost)} are lost); download it again")
+    sizes = Counter[str]()
+    elements = {name: _product(shape) for name, (_, shape) in tensors.items()}
+    for name, (dtype, _) in tensors.items():
+        sizes[dtype] += elements[name]
+    card = _card_data(folder)
+    language = card.get("language") or ()
+    base = card.get("base_model")
+    quantization = config.get("quantization_config")
+    return Source(
+        id=folder.name if str(model) != DEMO else DEMO_FOLDER.name,
+        folder=folder, revision=None, architecture=str(architectures[0]), parameters=sum(elements.values()),
+        largest_tensor=max(elements.values()), dtype=sizes.most_common(1)[0][0],
+        bytes=sum((folder / name).stat().st_size for name in weights), weights=tuple(weights), pickle=pickled,
+        license=str(card["license"]) if card.get("license") else None,
+        language=(language,) if isinstance(language, str) else tuple(language),
+        base_model=base[0] if isinstance(base, list) and base else base if isinstance(base, str) else None,
+        chat_template=(folder / "chat_template.jinja").is_file() or "chat_template" in _tokenizer_config(folder),
+        vocab_size=int((text_config or config).get("vocab_size") or 0),
+        context=int((text_config or config).get("max_position_embeddings") or 2048),
+        quantized=str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else None,
+    )
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return _read_json(path) if path.is_file() else {}
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _pickle_header_in_worker(path: Path) -> dict[str, tuple[str, list[int]]]:
+    import tempfile
+
+    from autoquant import process
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return dict(process.call("autoquant.source:pickle_header", log=Path(scratch) / "log", path=str(path)))
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(source: Source) -> Snapshot:
+    """Have the files at hand and hash them. For a folder nothing is copied."""
+    side = {path.name for pattern in SIDE_FILES for path in source.folder.glob(pattern) if path.is_file()}
+    files = {name: sha256_of(source.folder / name) for name in sorted(side | set(source.weights))}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return Snapshot(source=source, folder=source.folder, sha256=digest, files=files)
+
+
+def to_json(source: Source) -> dict[str, Any]:
+    """A JSON-able form for the journal and the card."""
+    return {**asdict(source), "folder": str(source.folder)}

@@ -1,0 +1,78 @@
+"""The child's side of :func:`autoquant.process.call`: one function call in a process of its own.
+
+``python -m autoquant.worker`` reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
+to standard output, one JSON object a line: ``{"progress": [done, total]}``, then ``{"result": …}`` or ``{"error": …}``.
+Whatever libraries print goes to standard error, which the parent keeps as the log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from autoquant import errors, trace
+
+Report = Callable[[int, int], None]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone, so that a killed run leaves nobody writing into its folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> int:
+    """Run one request; return the exit status (0 for a result, 3 for an error that was reported as an event)."""
+    die_with_parent()
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # a library that prints must not break the protocol
+    request = json.loads(sys.stdin.readline())
+
+    def send(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    last = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.1 or done >= total:
+            last = now
+            send({"progress": [done, total]})
+
+    module, name = request["target"].split(":")
+    start = time.monotonic()
+    function = getattr(importlib.import_module(module), name)
+    trace.record(f"import {module}", start, time.monotonic())
+    kwargs = dict(request["kwargs"])
+    if "report" in inspect.signature(function).parameters:
+        kwargs["report"] = report
+    try:
+        result = function(**kwargs)
+    except errors.AutoQuantError as error:
+        send({"error": {"type": type(error).__name__, "message": str(error)}})
+        return 3
+    except OSError as error:
+        if error.errno is None:
+            raise
+        send({"error": {"type": "OSError", "errno": error.errno, "message": str(error)}})
+        return 3
+    send({"result": result})
+    return 0
+
+
+if __name__ == "__main__":
+    # os._exit: native libraries' destructors have crashed at interpreter exit after the work was done
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)
