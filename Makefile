@@ -30,7 +30,7 @@ sync: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python bench/startup.py
-	$(BIN)/python tools/smollm2.py --python $(BIN)/python bench-work/smollm2
+	$(BIN)/python tools/smollm2.py bench-work/smollm2
 	$(BIN)/python bench/smollm2.py bench-work/smollm2
 	$(BIN)/python bench/speed.py bench-work/smollm2
 	$(BIN)/python bench/overhead.py bench-work/smollm2

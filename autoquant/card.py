@@ -10,6 +10,7 @@ from autoquant import __version__, report
 from autoquant.journal import write_atomically
 from autoquant.methods import METHODS
 from autoquant.results import Result
+from autoquant.source import DEMO, DEMO_FOLDER
 
 PROJECT = "AutoQuant"
 
@@ -25,7 +26,7 @@ def data(result: Result) -> ModelCardData:
 
 def command(result: Result) -> str:
     """The command line that makes the same files."""
-    words = ["autoquant", "quantize", result.method, result.source.id]
+    words = ["autoquant", "quantize", result.method, DEMO if result.source.folder == DEMO_FOLDER else result.source.id]
     for name, value in result.provenance["options"].items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):

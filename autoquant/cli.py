@@ -57,10 +57,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
-    if method.name == "gguf" and not hasattr(arguments, "types"):
-        from autoquant.llama.types import TYPES
-
-        arguments.types = ",".join(name for name, row in TYPES.items() if not row.special)
+    for name, value in method.survey.items():  # without a choice, a plan shows everything there is
+        if not hasattr(arguments, name):
+            setattr(arguments, name, value)
     print(run.plan(method, arguments.model, out=arguments.out, values=options.from_arguments(arguments, method.options)))
 
 

@@ -89,17 +89,19 @@ def _default_text(value: Any) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type[MethodOptions]) -> None:
     """Add one ``--option`` for each declared option. Values stay strings: :func:`build` turns and checks them."""
-    for name, field in cls.model_fields.items():
+    common = MethodOptions.model_fields
+    for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] in common):  # the method's own first
         flag = "--" + name.replace("_", "-")
         text = f"{field.description} (default: {_default_text(field.default)})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             extra = field.json_schema_extra
-            metavar = (str(extra.get("metavar") or extra.get("unit") or "") if isinstance(extra, dict) else "").upper() or name.upper()
+            declared = str(extra.get("metavar") or "") if isinstance(extra, dict) else ""
+            metavar = declared or ("N" if field.annotation is int else name.upper())
             if typing.get_origin(field.annotation) is Literal:
                 metavar = "|".join(typing.get_args(field.annotation))
-            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, metavar=metavar.replace(" ", "-"))
+            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, metavar=metavar)
 
 
 def from_arguments(namespace: argparse.Namespace, cls: type[O]) -> O:

@@ -31,16 +31,19 @@ class Children:
         self._stopped = False
 
     def add(self, child: subprocess.Popen[str]) -> None:
+        """Note a child; it is ended at once if the others have been."""
         with self._lock:
             self._alive.add(child)
             if self._stopped:  # it was started while the others were being ended
                 end(child)
 
     def remove(self, child: subprocess.Popen[str]) -> None:
+        """Forget a child that has ended."""
         with self._lock:
             self._alive.discard(child)
 
     def end_all(self) -> None:
+        """End every child now alive, and every one that is added later."""
         with self._lock:
             self._stopped = True
             for child in self._alive:
@@ -111,13 +114,13 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
             raise errors.ProcessFailed(f"{Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
 
 
-def call(target: str, /, *, log: Path, progress: Progress | None = None, env: Mapping[str, str] | None = None,
-         children: Children | None = None, **kwargs: Any) -> Any:
+def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part: Callable[[Any], None] | None = None,
+         env: Mapping[str, str] | None = None, children: Children | None = None, **kwargs: Any) -> Any:
     """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return its JSON-able result.
 
     Native code may abort there without taking the notebook's kernel along, memory is given back at the end, and the libraries
     that patch others on import touch nobody else. An :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised
-    there is raised here. If this process dies, the child is killed (Linux).
+    there is raised here. ``on_part`` gets the pieces of the result that the function emits before its end. If this process dies, the child is killed (Linux).
     """
     outcome: dict[str, Any] = {}
     with _started([sys.executable, "-m", "autoquant.worker"], log, env, children, subprocess.PIPE) as child:
@@ -130,6 +133,8 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, env: Ma
             event = json.loads(line)
             if "progress" in event and progress is not None:
                 progress(*event["progress"])
+            elif "part" in event and on_part is not None:
+                on_part(event["part"])
             outcome.update(event)
         status = child.wait()
     if status == 0 and "result" in outcome:

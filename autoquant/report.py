@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoquant.methods import METHODS
-from autoquant.plan import Plan
+from autoquant.plans import Plan
 from autoquant.results import Evaluation, Result
 
 PLOT = "size-against-quality.png"
@@ -139,7 +139,7 @@ def plot(result: Result, path: Path) -> None:
         right.set_yscale("log")
     for axis, values, _ in series:
         for i, (artifact, value) in enumerate(zip(measured, values, strict=True)):
-            axis.annotate(artifact.type, (x[i], value), xytext=(4, 7 if i % 2 == 0 else -11), textcoords="offset points", fontsize=8)
+            axis.annotate(artifact.type, (x[i], value), xytext=(5, 5), textcoords="offset points", fontsize=8)
     figure.suptitle(f"{result.source.id}: size against quality", fontsize=11)
     scratch = path.with_name(f".{path.name}.part")
     figure.savefig(scratch, format="png")

@@ -18,14 +18,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from autoquant import __version__, card, evaluate, options, process, source
+from autoquant import __version__, evaluate, options, process, source
 from autoquant.errors import InputError
 from autoquant.evaluate import Evaluator, memory_available
 from autoquant.journal import RunFolder, key_of
 from autoquant.llama.converter import cache_folder
 from autoquant.methods import METHODS, Method
 from autoquant.options import MethodOptions
-from autoquant.plan import Plan
+from autoquant.plans import Plan
 from autoquant.results import Artifact, Evaluation, Result
 from autoquant.source import Snapshot, Source
 
@@ -56,8 +56,14 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
             log.warning("not measured: the model has more than %d billion parameters; evaluate='on' (--evaluate on) measures all the same", SMALL // 10**9)
         result = Result(folder=folder, method=method.name, source=found, artifacts=artifacts, reference=reference,
                         seconds=time.monotonic() - started, provenance=_provenance(method, snapshot, chosen, made.provenance))
-        card.write(result)
+        _write_card(result)
     return result
+
+
+def _write_card(result: Result) -> None:
+    from autoquant import card  # imports huggingface_hub, a quarter of a second
+
+    card.write(result)
 
 
 def output_folder(method: Method, found: Source, out: str | Path | None) -> Path:
@@ -137,7 +143,7 @@ def evaluate_result(result: Result, *, text: str, chunks: int) -> Result:
     with RunFolder(result.folder, method=method.name, source_id=result.source.id, source_sha256=snapshot.sha256) as run:
         artifacts, reference = _evaluate(method, snapshot, chosen, run, result.artifacts, None)
         again = dataclasses.replace(result, artifacts=artifacts, reference=reference)
-        card.write(again)
+        _write_card(again)
     return again
 
 

@@ -1,7 +1,7 @@
 """The child's side of :func:`autoquant.process.call`: one function call in a process of its own.
 
 ``python -m autoquant.worker`` reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
-to standard output, one JSON object a line: ``{"progress": [done, total]}``, then ``{"result": …}`` or ``{"error": …}``.
+to standard output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece of the result, early), then ``{"result": …}`` or ``{"error": …}``.
 Whatever libraries print goes to standard error, which the parent keeps as the log.
 """
 
@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from autoquant import errors, trace
 
 Report = Callable[[int, int], None]
+Emit = Callable[[Any], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -37,9 +39,12 @@ def main() -> int:
     os.dup2(2, 1)  # a library that prints must not break the protocol
     request = json.loads(sys.stdin.readline())
 
+    mutex = threading.Lock()
+
     def send(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
+        with mutex:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
 
     last = 0.0
 
@@ -55,8 +60,8 @@ def main() -> int:
     function = getattr(importlib.import_module(module), name)
     trace.record(f"import {module}", start, time.monotonic())
     kwargs = dict(request["kwargs"])
-    if "report" in inspect.signature(function).parameters:
-        kwargs["report"] = report
+    wanted = inspect.signature(function).parameters
+    kwargs |= {name: value for name, value in (("report", report), ("emit", lambda part: send({"part": part}))) if name in wanted}
     try:
         result = function(**kwargs)
     except errors.AutoQuantError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from autoquant.errors import CheckFailed
 from autoquant.llama import library
 from autoquant.llama.header import Header, Tensor
 from autoquant.source import sha256_of
-from autoquant.worker import Report
+from autoquant.worker import Emit, Report
 
 SAMPLE_ROWS = 8  # rows dequantized a tensor: first, last and evenly between
 PROMPT = "Once upon a time, there was a"
@@ -89,15 +90,38 @@ def _finite(file: Header, tensor: Tensor) -> None:
         raise CheckFailed(f"{file.path.name}: {tensor.name} ({tensor.type}) has NaN or Inf values; look for them in the source's weights")
 
 
-def quantize_and_verify(source: str, target: str, header: str, plan: dict[str, Any], *, type: str, threads: int, imatrix: str, dry: dict[str, Any],
-                        split: int, report: Report | None = None) -> dict[str, Any]:
-    """Quantize (unless ``source`` is "": then ``target`` is there already), split if asked, verify. One process a type."""
-    if source:
-        library.quantize(source, target, type, threads=threads, imatrix=imatrix, report=report, **dry)
-    path = Path(target)
-    if split and path.stat().st_size > split:
-        path = split_file(path, split)
-    return verify(str(path), header, plan, threads=threads)
+def quantize_and_verify(source: str, header: str, jobs: list[dict[str, Any]], *, at_once: int, cores: int, imatrix: str, dry: dict[str, Any], split: int,
+                        report: Report, emit: Emit) -> None:
+    """Quantize to several types in threads, ``at_once`` at a time, and verify each as soon as it is written.
+
+    A job is ``{"type", "target", "plan", "ready", "imatrix"}``; ``ready`` says that ``target`` is there already and is only to
+    be checked. Emits ``{"type", …}`` with :func:`verify`'s answer for each finished one. One thread a type is faster than all
+    cores on one type after the other; the last one, alone at the end, gets all cores.
+    """
+    done: dict[str, float] = {}
+
+    def work(job: dict[str, Any], threads: int) -> None:
+        path, name = Path(job["target"]), job["type"]
+
+        def progress(tensor: int, tensors: int) -> None:
+            done[name] = tensor / tensors
+            report(int(1000 * sum(done.values())), 1000 * len(jobs))
+
+        if not job["ready"]:
+            library.quantize(source, str(path), name, threads=threads, imatrix=imatrix if job["imatrix"] else "", report=progress, **dry)
+        if split and path.stat().st_size > split:
+            path = split_file(path, split)
+        emit({"type": name, **verify(str(path), header, job["plan"], threads=threads)})
+
+    each = max(1, cores // at_once)
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(work, job, cores if i == len(jobs) - 1 and len(jobs) % at_once else each) for i, job in enumerate(jobs)]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        failed = next((future for future in futures if future.done() and future.exception()), None)
+        if failed is not None:
+            for future in futures:
+                future.cancel()
+            failed.result()
 
 
 def split_file(path: Path, limit: int) -> Path:

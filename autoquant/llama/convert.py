@@ -41,22 +41,41 @@ class _FirstError(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
         self.messages.append(record.getMessage())
 
 
 def _write_header(writer: Any, path: Path) -> int:
-    """Write everything but the weights to ``path``, make it a sparse file of the full size, leave the writer as it was."""
-    from gguf.gguf_writer import WriterState
-
+    """Write everything but the weights to ``path``, make it a sparse file of the full size, which is returned."""
     total: int = sum(-(-info.nbytes // writer.data_alignment) * writer.data_alignment for info in writer.tensors[0].values())
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    writer.state = WriterState.NO_FILE
     start = -(-path.stat().st_size // writer.data_alignment) * writer.data_alignment
     os.truncate(path, start + total)
     return int(start + total)
+
+
+def _write_weights(writer: Any, header: Path, target: Path, report: Report | None) -> None:
+    """Write the whole file: the header's bytes as they are, then each tensor, computed as it is written (as write_tensors_to_file does)."""
+    tensors = list(writer.tensors[0].values())
+    padded = [-(-info.nbytes // writer.data_alignment) * writer.data_alignment for info in tensors]
+    with open(header, "rb") as file:
+        start = header.stat().st_size - sum(padded)
+        head = file.read(start)
+    done = 0
+    with open(target, "wb") as out:
+        out.write(head)
+        for info, size in zip(tensors, padded, strict=True):
+            info.tensor.tofile(out)
+            out.write(bytes(size - info.nbytes))
+            if out.tell() != start + done + size:
+                raise OSError(f"wrote {out.tell() - start - done} bytes of a tensor of {info.nbytes} to {target}")
+            info.tensor = None  # give its memory back
+            done += size
+            if report is not None:
+                report(done, sum(padded))
 
 
 def _pre_tokenizers(base: Any) -> list[str]:
@@ -94,13 +113,12 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
 
     Raises InputError for an unknown architecture or pre-tokenizer, a type that cannot be, needs an imatrix or does not fit.
     """
-    gc.disable()  # imports of torch and transformers make millions of objects that stay: collecting them takes a sixth of the time
+    gc.disable()  # imports of torch and transformers make millions of objects that stay: looking through them takes a sixth of the time
     sys.path.insert(0, converter)
     import convert_hf_to_gguf as script
     import torch  # noqa: F401  (its import is half of the converter's start)
     from conversion import TEXT_MODEL_MAP, base
 
-    gc.enable()
     errors = _FirstError()
     logging.getLogger("hf-to-gguf").addHandler(errors)
     result: dict[str, Any] = {}
@@ -114,11 +132,9 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
                known=lambda: _pre_tokenizers(base))
         if only_plan:
             raise _Stop
-        with trace.library("convert: write"), _progress_of(report):
-            self.gguf_writer.write_header_to_file(path=self.fname_out)
-            self.gguf_writer.write_kv_data_to_file()
-            self.gguf_writer.write_tensors_to_file(progress=True)
-            self.gguf_writer.close()
+        gc.enable()
+        with trace.library("convert: write"):
+            _write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
 
     base.ModelBase.write = write
     if pre_tokenizer:
@@ -195,31 +211,3 @@ def refuse(plans: list[dict[str, Any]], *, intermediate: int, other: int, room: 
         raise InputError(f"not enough room on the disk: {needed / 1e9:.3f} GB are needed ({listed}, intermediate file {intermediate / 1e9:.3f} GB), "
                          f"{room / 1e9:.3f} GB are free. Ask for fewer or smaller types, or name another folder")
 
-
-class _progress_of:
-    """Turn the writer's tqdm bar into progress events for the parent."""
-
-    def __init__(self, report: Report | None) -> None:
-        self.report = report
-
-    def __enter__(self) -> None:
-        import tqdm
-
-        self.original = tqdm.tqdm
-        report = self.report
-
-        class Bar:
-            def __init__(self, *args: Any, total: int | None = None, **kwargs: Any) -> None:
-                self.total, self.done = total or 0, 0
-
-            def update(self, n: int) -> None:
-                self.done += n
-                if report is not None and self.total:
-                    report(self.done, self.total)
-
-        tqdm.tqdm = Bar
-
-    def __exit__(self, *_: object) -> None:
-        import tqdm
-
-        tqdm.tqdm = self.original

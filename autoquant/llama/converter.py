@@ -6,6 +6,7 @@ So versions cannot disagree and neither git nor cmake is needed. It is fetched o
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -59,6 +60,7 @@ def _unpack(archive: Path, version: str, target: Path) -> None:
         unpacked = Path(scratch) / prefix
         if not (unpacked / "convert_hf_to_gguf.py").is_file():
             raise InputError(f"{archive} holds no llama.cpp converter at {prefix}")
+        compileall.compile_dir(unpacked, quiet=2)  # saves a second a run where Python may not write its own bytecode there
         with contextlib.suppress(FileExistsError, OSError):  # another process was first: theirs is the same
             os.replace(unpacked, target)
 

@@ -36,6 +36,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
+        """How many weights it has."""
         return int(np.prod(self.shape))
 
 

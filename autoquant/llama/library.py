@@ -10,6 +10,7 @@ import ctypes as C
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,22 +31,28 @@ BUFFER = 128 << 20  # bytes of one worker's row buffers while quantizing; more d
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
-_lines: list[str] = []
-_partial = ""
-_on_line: Callable[[str], None] | None = None
+
+class _Log(threading.local):
+    """llama.cpp's log of one thread: types are quantized in threads, and each reads its own lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.partial = ""
+        self.on_line: Callable[[str], None] | None = None
+
+
+_said = _Log()
 
 
 @L.llama_log_callback  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: Any) -> None:
-    """Gather llama.cpp's log: it comes in pieces of lines."""
-    global _partial
-    _partial += text.decode("utf-8", "replace")
-    *whole, _partial = _partial.split("\n")
+    """Gather llama.cpp's log: it comes in pieces of lines, on the thread that made the call."""
+    *whole, _said.partial = (_said.partial + text.decode("utf-8", "replace")).split("\n")
     for line in whole:
-        _lines.append(line)
+        _said.lines.append(line)
         sys.stderr.write(line + "\n")
-        if _on_line is not None:
-            _on_line(line)
+        if _said.on_line is not None:
+            _said.on_line(line)
 
 
 L.llama_log_set(_log, C.c_void_p(0))
@@ -54,8 +61,8 @@ L.llama_backend_init()
 
 def _why() -> str:
     """What llama.cpp last complained of."""
-    wanted = [line for line in _lines[-40:] if re.search(r"fail|error|invalid|unknown|requires|missing|not ", line, re.IGNORECASE)]
-    return " | ".join(line.strip() for line in (wanted or _lines)[-3:])
+    wanted = [line for line in _said.lines[-40:] if re.search(r"fail|error|invalid|unknown|requires|missing|not ", line, re.IGNORECASE)]
+    return " | ".join(line.strip() for line in (wanted or _said.lines)[-3:])
 
 
 # --- quantize -----------------------------------------------------------------------------------------------------------
@@ -112,7 +119,7 @@ def dry_run(header: str, types: list[str], *, imatrix: bool = False, output_type
     elements = sum(tensor.elements for tensor in known.tensors.values())
     plans: list[dict[str, Any]] = []
     for type in types:
-        _lines.clear()
+        _said.lines.clear()
         params, _keep = _params(type, threads=1, imatrix="", output_type=output_type, embedding_type=embedding_type,
                                 overrides=overrides or [], pure=pure, dry_run=True)
         if imatrix and TYPES[type].imatrix != "no":
@@ -126,7 +133,7 @@ def dry_run(header: str, types: list[str], *, imatrix: bool = False, output_type
             plans.append({"type": type, "impossible": _why()})
             continue
         tensors = {name: tensor.type for name, tensor in known.tensors.items()}
-        for match in filter(None, map(_TENSOR_LINE.match, _lines)):
+        for match in filter(None, map(_TENSOR_LINE.match, _said.lines)):
             if match[6]:
                 tensors[match[3]] = gguf.GGMLQuantizationType[match[6].upper()].name
         data = 0
@@ -136,16 +143,15 @@ def dry_run(header: str, types: list[str], *, imatrix: bool = False, output_type
             n = known.tensors[name].elements // block * size
             stored += n
             data += -(-n // known.alignment) * known.alignment
-        fallbacks = {m[1]: [m[2].upper(), m[3].upper()] for m in map(_FALLBACK_LINE.search, _lines) if m}
+        fallbacks = {m[1]: [m[2].upper(), m[3].upper()] for m in map(_FALLBACK_LINE.search, _said.lines) if m}
         plans.append({"type": type, "bytes": known.data_offset + data, "bits_per_weight": stored * 8 / elements,
-                      "needs_imatrix": any("will require an imatrix" in line for line in _lines), "tensors": tensors, "fallbacks": fallbacks})
+                      "needs_imatrix": any("will require an imatrix" in line for line in _said.lines), "tensors": tensors, "fallbacks": fallbacks})
     return plans
 
 
 def quantize(source: str, target: str, type: str, *, threads: int, imatrix: str = "", output_type: str = "", embedding_type: str = "",
              overrides: list[str] | None = None, pure: bool = False, report: Report | None = None) -> None:
     """Quantize a GGUF file. Writes ``target`` (not atomically: give a temporary name). Memory: BUFFER bytes and the pages being read."""
-    global _on_line
 
     def on_line(line: str) -> None:
         match = _TENSOR_LINE.match(line)
@@ -154,11 +160,11 @@ def quantize(source: str, target: str, type: str, *, threads: int, imatrix: str 
 
     params, _keep = _params(type, threads=threads, imatrix=imatrix, output_type=output_type, embedding_type=embedding_type,
                             overrides=overrides or [], pure=pure, dry_run=False)
-    _lines.clear()
-    _on_line = on_line
+    _said.lines.clear()
+    _said.on_line = on_line
     with trace.library(f"quantize {type}"):
         status = L.llama_model_quantize(source.encode(), target.encode(), C.byref(params))
-    _on_line = None
+    _said.on_line = None
     if status != 0:
         room = os.statvfs(Path(target).parent)
         if room.f_bavail * room.f_frsize < 1 << 20:

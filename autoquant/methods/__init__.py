@@ -11,7 +11,7 @@ from autoquant.options import MethodOptions
 
 if TYPE_CHECKING:
     from autoquant.journal import RunFolder
-    from autoquant.plan import Plan
+    from autoquant.plans import Plan
     from autoquant.results import Artifact, Result
     from autoquant.source import Snapshot, Source
 
@@ -31,7 +31,7 @@ class Method:
 
     ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder" (transformers). ``check`` looks at
     the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
-    ``demo`` are the options that suit the embedded model. ``environment`` are the worker processes' variables.
+    ``demo`` are the options that suit the embedded model, ``survey`` those that make a plan show everything. ``environment`` are the worker processes' variables.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Method:
     kind: Literal["gguf", "folder"]
     library_name: str
     demo: dict[str, Any]
+    survey: dict[str, Any]
     check: Callable[[Source, Any], None]
     plan: Callable[[Source, Any, Path], Plan]
     quantize: Callable[[Snapshot, Any, RunFolder], Made]

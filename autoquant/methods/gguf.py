@@ -22,7 +22,7 @@ from autoquant.llama.convert import refuse
 from autoquant.llama.types import TENSOR_TYPES, TYPES, UNQUANTIZED, nearest, parse
 from autoquant.methods import Made, Method
 from autoquant.options import MethodOptions, option
-from autoquant.plan import Plan, PlanItem
+from autoquant.plans import Plan, PlanItem
 from autoquant.results import Artifact, Check, Result, Stored
 from autoquant.source import Snapshot, Source, sha256_of
 
@@ -176,18 +176,13 @@ def _direct(options: GgufOptions) -> bool:
 
 
 class _Bar:
-    """One progress bar fed by several workers at once."""
+    """A progress bar that is a progress callback; hidden where nobody looks (no terminal, no notebook)."""
 
-    def __init__(self, title: str, jobs: int) -> None:
-        self.bar = tqdm(total=100 * jobs, desc=title, unit="%", disable=None, leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
-        self.parts: dict[str, float] = {}
+    def __init__(self, title: str) -> None:
+        self.bar = tqdm(total=100, desc=title, disable=None, leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
 
-    def part(self, name: str) -> process.Progress:
-        def progress(done: int, total: int) -> None:
-            before, self.parts[name] = self.parts.get(name, 0.0), 100 * done / max(1, total)
-            self.bar.update(self.parts[name] - before)
-
-        return progress
+    def __call__(self, done: int, total: int) -> None:
+        self.bar.update(100 * done / max(1, total) - self.bar.n)
 
     def __enter__(self) -> _Bar:
         return self
@@ -228,10 +223,10 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
             log.info("converting %s (%s, %.2f billion parameters) to %s", source.id, source.architecture, source.parameters / 1e9, whole)
             # write beside its place and rename: a killed run must not leave half a file under the final name
             part = run.work / f"{stem}-{whole}.part.gguf"
-            with _Bar("convert", 1) as bar:
+            with _Bar("convert") as progress:
                 facts = _convert(source, options, header=header, target=part, logs=run.logs, types=list(options.types), outtype=outtype,
                                  room=shutil.disk_usage(run.folder).free, need={"other": 0, "intermediate": 0 if whole in options.types else 1},
-                                 only_plan=False, progress=bar.part("convert"))
+                                 only_plan=False, progress=progress)
             os.replace(part, converted)
             run.record("convert", convert_key, [converted], {"tokens": facts["tokens"], "intermediate": facts["intermediate"]})
         plans = {planned["type"]: planned for planned in facts["plans"]}
@@ -241,38 +236,33 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
             assert imatrix_file is not None
             imatrix_facts = _collect(options, run, env, converted, imatrix_file, imatrix_key, min(CONTEXT, source.context))
 
-        per_worker = WORKER_MEMORY + 4 * source.largest_tensor
-        at_once = max(1, min(len(todo), options.cores, memory_available() // per_worker))
-        each = max(1, options.cores // at_once)
-        bar_of_all = _Bar(f"quantize {', '.join(todo)}", len(todo))
+        at_once = max(1, min(len(todo), options.cores, memory_available() // (WORKER_MEMORY + 4 * source.largest_tensor)))
 
-        def job_of(name: str) -> Any:
-            def job(children: process.Children) -> Artifact:
-                ready = name == whole  # the converter has written it
-                target = run.work / f"{stem}-{name}.gguf"
-                if ready and options.split_bytes and converted.stat().st_size > options.split_bytes:
-                    shutil.copyfile(converted, target)
-                answer = process.call(
-                    "autoquant.llama.check:quantize_and_verify", log=run.logs, env=env, children=children, progress=bar_of_all.part(name),
-                    source="" if ready else str(converted), target=str(target if target.exists() or not ready else converted), header=str(header),
-                    plan=plans[name], type=name, threads=each, dry=options.quantizing(), split=options.split_bytes,
-                    imatrix=str(imatrix_file) if imatrix_file and TYPES[name].imatrix != "no" else "")
-                note = _fallback_note(plans[name])
-                artifact = Artifact(
-                    type=name, files=tuple(Stored(*stored) for stored in answer["files"]), bits_per_weight=answer["bits_per_weight"],
-                    notes=(note,) if note else (), checks=tuple(Check(*seen) for seen in answer["checks"]),
-                    facts={"imatrix": bool(imatrix_file) and TYPES[name].imatrix != "no", "nominal": TYPES[name].bits_per_weight})
-                outputs = [run.finish(run.work / stored.name) if (run.work / stored.name).is_file() else run.folder / stored.name for stored in artifact.files]
-                run.record(f"quantize {name}", keys[name], outputs, artifact.to_json(), {stored.name: stored.sha256 for stored in artifact.files})
-                return artifact
+        def finished(answer: dict[str, Any]) -> None:
+            """Move one verified type into place and note it; runs while the others are still being made."""
+            name, note = answer["type"], _fallback_note(plans[answer["type"]])
+            artifact = Artifact(
+                type=name, files=tuple(Stored(*stored) for stored in answer["files"]), bits_per_weight=answer["bits_per_weight"],
+                notes=(note,) if note else (), checks=tuple(Check(*seen) for seen in answer["checks"]),
+                facts={"imatrix": imatrix_file is not None and TYPES[name].imatrix != "no", "nominal": TYPES[name].bits_per_weight})
+            outputs = [run.finish(run.work / stored.name) if (run.work / stored.name).is_file() else run.folder / stored.name for stored in artifact.files]
+            run.record(f"quantize {name}", keys[name], outputs, artifact.to_json(), {stored.name: stored.sha256 for stored in artifact.files})
+            artifacts[name] = artifact
 
-            return job
-
-        with bar_of_all:
-            # the slowest first, so that the last one to finish is a short one
-            order = sorted(todo, key=lambda name: (not name.startswith("IQ"), TYPES[name].bits_per_weight))
-            for name, artifact in zip(order, process.side_by_side([job_of(name) for name in order], at_once), strict=True):
-                artifacts[name] = artifact
+        jobs = []
+        # the slowest first, so that the last one to finish is a short one
+        for name in sorted(todo, key=lambda name: (not name.startswith("IQ"), TYPES[name].bits_per_weight)):
+            target, ready = run.work / f"{stem}-{name}.gguf", name == whole  # the converter has written that one
+            if ready and options.split_bytes and converted.stat().st_size > options.split_bytes:
+                shutil.copyfile(converted, target)
+            elif ready:
+                target = converted
+            jobs.append({"type": name, "target": str(target), "plan": plans[name], "ready": ready, "imatrix": TYPES[name].imatrix != "no"})
+        if jobs:
+            with _Bar(f"quantize {', '.join(todo)}") as progress:
+                process.call("autoquant.llama.check:quantize_and_verify", log=run.logs, env=env, progress=progress, on_part=finished, source=str(converted),
+                             header=str(header), jobs=jobs, at_once=at_once, cores=options.cores, imatrix=str(imatrix_file or ""), dry=options.quantizing(),
+                             split=options.split_bytes)
         if kept and options.split_bytes and not options.keep_intermediate and not direct and all(converted.name not in [f.name for f in a.files] for a in artifacts.values()):
             converted.unlink()
     ordered = tuple(artifacts[name] for name in options.types)
@@ -307,9 +297,9 @@ def _collect(options: GgufOptions, run: RunFolder, env: dict[str, str], model: P
     text = read_text(options.imatrix, "imatrix", CALIBRATION)
     name = CALIBRATION.name if options.imatrix == "builtin" else Path(options.imatrix).name
     part = run.work / target.name
-    with _Bar("importance matrix", 1) as bar:
+    with _Bar("importance matrix") as progress:
         # 12 characters a token is more than any tokenizer needs
-        facts = process.call("autoquant.llama.library:collect_imatrix", log=run.logs, env=env, progress=bar.part("imatrix"), model=str(model),
+        facts = process.call("autoquant.llama.library:collect_imatrix", log=run.logs, env=env, progress=progress, model=str(model),
                              text=text[:options.imatrix_chunks * context * 12], target=str(part), dataset=name, chunks=options.imatrix_chunks, threads=options.cores,
                              context=context)
     run.finish(part)
@@ -356,6 +346,7 @@ print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
 
 METHOD = Method(
     name="gguf", title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
-    options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0"), "pre_tokenizer": "gpt-2"}, check=check, plan=plan, quantize=quantize,
+    options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0"), "pre_tokenizer": "gpt-2"},
+    survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,
     folder_suffix="GGUF", packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "numpy"))

@@ -1,0 +1,53 @@
+"""Shared fixtures: a home of its own for every test, and one finished GGUF run on the embedded model for the whole session."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autoquant
+from autoquant.llama import converter
+from autoquant.results import Result
+from autoquant.source import DEMO_FOLDER
+
+# Where make has put the converter: fetched once, before the tests get a cache folder of their own.
+CONVERTER = converter.locate()
+TYPES = ("F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ3_XXS")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """No test reads or writes the user's cache, and none reaches a network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("AUTOQUANT_LLAMA_CPP", str(CONVERTER))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The embedded model as five types with an importance matrix, measured."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    return autoquant.gguf("demo", types=TYPES, imatrix="builtin", imatrix_chunks=20, pre_tokenizer="gpt-2", eval_chunks=30, modelfile=True, out=out)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the embedded model to be spoiled: ``model(name="broken", **config_changes)``."""
+
+    def copy(name: str = "model", **changes: Any) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(DEMO_FOLDER, folder)
+        if changes:
+            config = json.loads((folder / "config.json").read_text())
+            config.update(changes)
+            (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return copy

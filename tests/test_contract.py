@@ -1,0 +1,90 @@
+"""The contract every method keeps, over all of METHODS."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autoquant
+from autoquant import options, run
+from autoquant.errors import InputError
+from autoquant.methods import METHODS, Method
+from autoquant.source import sha256_of
+
+each_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
+
+
+def test_the_package_offers_every_method() -> None:
+    assert tuple(METHODS) == autoquant._METHOD_NAMES
+
+
+@each_method
+def test_defaults_build_and_are_the_same_from_python_command_line_and_signature(method: Method) -> None:
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser, method.options)
+    built = options.build(method.options, {})
+    assert options.from_arguments(parser.parse_args([]), method.options) == built
+    shown = inspect.signature(getattr(autoquant, method.name)).parameters
+    assert {name: shown[name].default for name in method.options.model_fields} == built.model_dump()
+
+
+@each_method
+def test_every_option_has_help_and_is_frozen(method: Method) -> None:
+    for name, field in method.options.model_fields.items():
+        assert field.description, name
+        assert len(field.description) > 20, name
+    with pytest.raises(Exception, match="frozen"):
+        method.options().eval_chunks = 3  # type: ignore[misc]
+
+
+@each_method
+@pytest.mark.parametrize("value", [0, -1, "many", 10**9])
+def test_an_out_of_range_value_says_the_same_from_python_and_command_line(method: Method, value: Any) -> None:
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser, method.options)
+    messages = []
+    with pytest.raises(InputError) as from_python:
+        getattr(autoquant, method.name)("demo", eval_chunks=value)
+    messages.append(str(from_python.value))
+    with pytest.raises(InputError) as from_shell:
+        options.from_arguments(parser.parse_args([f"--eval-chunks={value}"]), method.options)
+    messages.append(str(from_shell.value))
+    assert messages[0] == messages[1]
+    assert str(value) in messages[0]
+    assert "1 to 100000" in messages[0]
+    assert "\n" not in messages[0]
+
+
+@each_method
+def test_an_unknown_option_names_the_nearest(method: Method) -> None:
+    with pytest.raises(InputError, match="eval_chunks"):
+        getattr(autoquant, method.name)("demo", eval_chunk=3)
+
+
+@each_method
+def test_demo_run_checks_measures_resumes_and_writes_its_card(method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    result = run.quantize(method, "demo", out=out, values={**method.demo, "eval_chunks": 4})
+    files = {stored.name: sha256_of(out / stored.name) for artifact in result.artifacts for stored in artifact.files}
+    for artifact in result.artifacts:
+        assert artifact.checks
+        assert {stored.name: stored.sha256 for stored in artifact.files}.items() <= files.items()
+        assert artifact.evaluation is not None
+        assert artifact.evaluation.agreement > 0.5
+    card = result.card()
+    for wanted in ("base_model: tiny-austen-4m", "base_model_relation: quantized", "quantized_by: AutoQuant", "license: apache-2.0", "- en"):
+        assert wanted in card
+    assert all(name in card for name in files)
+    assert str(tmp_path) not in card, "the card must not name a path of this machine"
+
+    started: list[str] = []
+    real = run.process.call
+    monkeypatch.setattr("autoquant.process.call", lambda target, /, **kwargs: started.append(target) or real(target, **kwargs))
+    again = run.quantize(method, "demo", out=out, values={**method.demo, "eval_chunks": 4})
+    assert started == [], "a finished run starts no process"
+    assert again.artifacts == result.artifacts
+    assert {name: sha256_of(out / name) for name in files} == files

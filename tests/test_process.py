@@ -1,0 +1,79 @@
+"""Running other processes: status and files checked, everything ended on interrupt."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from autoquant import process
+from autoquant.errors import InputError, ProcessFailed
+
+
+def test_exit_status_zero_without_the_file_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(ProcessFailed, match="reported success but did not write"):
+        process.run(["sh", "-c", "echo all fine"], log=tmp_path / "log", produces=[tmp_path / "model"])
+    assert "all fine" in (tmp_path / "log").read_text()
+
+
+def test_a_failing_command_says_how_and_why(tmp_path: Path) -> None:
+    with pytest.raises(ProcessFailed, match=r"sh exited with status 7\. Log: .* Its end: out of tea"):
+        process.run(["sh", "-c", "echo out of tea >&2; exit 7"], log=tmp_path / "log")
+
+
+def test_output_is_no_shell(tmp_path: Path) -> None:
+    process.run(["touch", "a; touch b"], log=tmp_path / "log")
+    try:
+        assert Path("a; touch b").is_file()
+        assert not Path("b").exists()
+    finally:
+        Path("a; touch b").unlink(missing_ok=True)
+
+
+def test_a_result_arrives_though_the_library_prints(tmp_path: Path) -> None:
+    assert process.call("tests.helpers:print_much_and_return", log=tmp_path / "log", n=3) == {"n": 3}
+    assert "noise" in (tmp_path / "log").read_text()
+
+
+def test_an_abort_in_native_code_is_an_error_here(tmp_path: Path) -> None:
+    with pytest.raises(ProcessFailed, match="tests.helpers:abort was ended by signal SIGABRT"):
+        process.call("tests.helpers:abort", log=tmp_path / "log")
+
+
+def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no space left on the disk: .*/some/file.*Free some space and run again"):
+        process.call("tests.helpers:raise_enospc", log=tmp_path / "log")
+
+
+def test_when_one_job_fails_the_others_are_ended_with_their_children(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def slow(children: process.Children) -> None:
+        process.call("tests.helpers:sleep_forever", log=tmp_path / "slow", children=children)
+
+    def fails(children: process.Children) -> None:
+        deadline = time.monotonic() + 30
+        while not pids and time.monotonic() < deadline:
+            pids.extend(child.pid for child in children._alive)
+            time.sleep(0.05)
+        time.sleep(1)
+        raise ProcessFailed("this one failed")
+
+    start = time.monotonic()
+    with pytest.raises(ProcessFailed, match="this one failed"):
+        process.side_by_side([slow, fails], at_once=2)
+    assert time.monotonic() - start < 20
+    assert pids
+    members = [stat for stat in Path("/proc").glob("[0-9]*/stat") if _group(stat) == pids[0]]
+    assert members == [], "nobody of the worker's process group is left"
+    assert threading.active_count() < 10
+
+
+def _group(stat: Path) -> int:
+    try:
+        fields = stat.read_text().rpartition(")")[2].split()
+    except OSError:
+        return -1
+    return -1 if fields[0] == "Z" else int(fields[2])
