@@ -123,7 +123,7 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part
     there is raised here. ``on_part`` gets the pieces of the result that the function emits before its end. If this process dies, the child is killed (Linux).
     """
     outcome: dict[str, Any] = {}
-    with _started([sys.executable, "-m", "autoquant.worker"], log, env, children, subprocess.PIPE) as child:
+    with _started([sys.executable, "-m", "autoquant.worker", str(os.getpid())], log, env, children, subprocess.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the status below tells

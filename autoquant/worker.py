@@ -1,6 +1,6 @@
 """The child's side of :func:`autoquant.process.call`: one function call in a process of its own.
 
-``python -m autoquant.worker`` reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
+``python -m autoquant.worker PARENT`` reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
 to standard output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece of the result, early), then ``{"result": …}`` or ``{"error": …}``.
 Whatever libraries print goes to standard error, which the parent keeps as the log.
 """
@@ -8,6 +8,7 @@ Whatever libraries print goes to standard error, which the parent keeps as the l
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import inspect
 import json
@@ -26,15 +27,17 @@ Emit = Callable[[Any], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process when its parent is gone, so that a killed run leaves nobody writing into its folder."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before we could ask
+        os._exit(1)
 
 
 def main() -> int:
     """Run one request; return the exit status (0 for a result, 3 for an error that was reported as an event)."""
-    die_with_parent()
+    die_with_parent(int(sys.argv[1]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
     request = json.loads(sys.stdin.readline())
@@ -68,9 +71,11 @@ def main() -> int:
         send({"error": {"type": type(error).__name__, "message": str(error)}})
         return 3
     except OSError as error:
-        if error.errno is None:
+        # NumPy's tofile tells a full disk only as "N requested and M written", without an errno
+        number = errno.ENOSPC if error.errno is None and "written" in str(error) else error.errno
+        if number is None:
             raise
-        send({"error": {"type": "OSError", "errno": error.errno, "message": str(error)}})
+        send({"error": {"type": "OSError", "errno": number, "message": str(error)}})
         return 3
     send({"result": result})
     return 0

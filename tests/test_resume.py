@@ -40,6 +40,13 @@ def workers_of(pid: int) -> list[int]:
     return children
 
 
+def alive(pid: int) -> bool:
+    try:
+        return "Z (zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "convert": lambda out: (out / ".autoquant" / "header.gguf").exists(),
     "imatrix": lambda out: '"convert"' in journal(out),
@@ -64,10 +71,10 @@ def test_sigkill_then_again_gives_the_same_bytes(moment: str, demo: Result, tmp_
     children = workers_of(first.pid)
     first.kill()
     first.wait()
-    time.sleep(0.3)
-    for child in children:  # nobody goes on writing after the run was killed
-        status = Path(f"/proc/{child}/status")
-        assert not status.exists() or "Z (zombie)" in status.read_text()
+    deadline = time.monotonic() + 10
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children)), "nobody goes on writing after the run was killed"
     before = bytes_of(out)
     again = subprocess.run([*COMMAND, "--out", str(out)], env=cache, check=True, capture_output=True, text=True)
     assert "unquantized" in again.stdout
