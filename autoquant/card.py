@@ -60,7 +60,7 @@ def text(result: Result) -> str:
     if notes:
         parts += ["Worth knowing:", "", *notes, ""]
     parts += ["## How to run", "", method.how_to_run(result), "", "## How these files were made", ""]
-    provenance = [(name, ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)) for name, value in result.provenance.items()]
+    provenance = [(name, _in_words(value)) for name, value in result.provenance.items()]
     parts += [report.markdown(("", ""), [(name, f"`{value}`" if name in ("source sha256",) else value or "defaults") for name, value in provenance], left=2), "",
               "```bash", command(result), "```", "", "sha256 of the files:", "", "```",
               *(f"{stored.sha256}  {stored.name}" for artifact in ordered for stored in artifact.files), "```", "",
@@ -68,6 +68,12 @@ def text(result: Result) -> str:
     if source.license is None:
         parts.insert(4, "The source names no licence in its card: look it up before you share these files.\n")
     return str(ModelCard(f"---\n{data(result).to_yaml()}\n---\n\n" + "\n".join(parts)))
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_in_words(one)}" for name, one in value.items())
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def write(result: Result) -> Path:

@@ -48,8 +48,9 @@ def write_atomically(path: Path, text: str) -> None:
 class RunFolder:
     """A context manager around one run. Raises InputError if the folder holds something else or another run holds it.
 
-    On an error or interrupt the scratch folder (with the large intermediate file) is removed, and the whole folder too if
-    this run made it and finished nothing. A killed process leaves its scratch for the next run to go on with.
+    On an error or interrupt the scratch folder (with the large intermediate file) is removed. After bad input or an interrupt the
+    whole folder goes too, if this run made it and finished nothing; after a failure the journal and the log stay to be read.
+    A killed process leaves its scratch for the next run to go on with.
     """
 
     def __init__(self, folder: Path, *, method: str, source_id: str, source_sha256: str) -> None:
@@ -64,8 +65,10 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"out: {self.folder} is a file; name a folder")
-        if self.folder.is_dir() and not self._journal.is_file() and not (self.ours / "lock").is_file() and any(self.folder.iterdir()):
-            raise InputError(f"out: {self.folder} holds something else ({sorted(p.name for p in self.folder.iterdir())[0]} …); name an empty or new folder")
+        if self.folder.is_dir() and not self._journal.is_file():
+            others = sorted(path.name for path in self.folder.iterdir() if path.name != OURS)
+            if others:
+                raise InputError(f"out: {self.folder} holds something else ({others[0]} …); name an empty or new folder")
         if not self.folder.exists():
             self._made = next(p for p in reversed([self.folder, *self.folder.parents]) if not p.exists())
         self.ours.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,8 @@ class RunFolder:
             self.logs.unlink(missing_ok=True)
         kept = any((self.folder / output["name"]).is_file() for step in self.steps.values() for output in step["outputs"])
         self._release()
-        if kind is not None and self._made is not None and not kept:
+        refused = kind is not None and issubclass(kind, (InputError, KeyboardInterrupt, SystemExit))
+        if refused and self._made is not None and not kept:
             shutil.rmtree(self._made, ignore_errors=True)
 
     def _take_lock(self) -> None:

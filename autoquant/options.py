@@ -58,13 +58,21 @@ def _allowed(cls: type[MethodOptions], name: str) -> str:
     return metavar or ("a whole number" if field.annotation is int else "a text")
 
 
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def build(cls: type[O], values: Mapping[str, Any]) -> O:
     """Make the options from keyword arguments or from the command line's strings; both give the same errors.
 
+    A list may be given as one comma-separated text.
+
     Raises :class:`~autoquant.errors.InputError` with one line: the option, the value, what is allowed, what it means.
     """
+    given = {name: _split(value) if isinstance(value, str) and name in cls.model_fields and typing.get_origin(cls.model_fields[name].annotation) is tuple else value
+             for name, value in values.items()}
     try:
-        return cls(**values)
+        return cls(**given)
     except ValidationError as invalid:
         first = invalid.errors()[0]
         name = str(first["loc"][0])
@@ -105,15 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type[MethodOptions]) -> 
 
 
 def from_arguments(namespace: argparse.Namespace, cls: type[O]) -> O:
-    """The options from a parsed command line; lists are comma-separated there."""
-    values: dict[str, Any] = {}
-    for name, field in cls.model_fields.items():
-        if hasattr(namespace, name):
-            value = getattr(namespace, name)
-            if typing.get_origin(field.annotation) is tuple and isinstance(value, str):
-                value = tuple(part.strip() for part in value.split(",") if part.strip())
-            values[name] = value
-    return build(cls, values)
+    """The options from a parsed command line."""
+    return build(cls, {name: getattr(namespace, name) for name in cls.model_fields if hasattr(namespace, name)})
 
 
 def signature(cls: type[MethodOptions], leading: list[inspect.Parameter]) -> inspect.Signature:

@@ -81,7 +81,7 @@ def plan(method: Method, model: str | Path, *, out: str | Path | None = None, va
     return method.plan(found, chosen, output_folder(method, found, out))
 
 
-def _evaluator(method: Method, snapshot: Snapshot, folder: Path, logs: Path, text: str, chunks: int, env: dict[str, str]) -> Evaluator:
+def _evaluator(snapshot: Snapshot, logs: Path, text: str, chunks: int, env: dict[str, str]) -> Evaluator:
     return Evaluator(snapshot.folder, snapshot.sha256, text=text, chunks=chunks, context=snapshot.source.context, cache=cache_folder() / "references",
                      logs=logs, threads=_cores(), env=env)
 
@@ -93,7 +93,7 @@ def _cores() -> int:
 def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: RunFolder, artifacts: tuple[Artifact, ...],
               unquantized: Path | None) -> tuple[tuple[Artifact, ...], Evaluation | None]:
     env = method.environment(chosen)
-    evaluator = _evaluator(method, snapshot, run.folder, run.logs, chosen.eval_text, chosen.eval_chunks, env)
+    evaluator = _evaluator(snapshot, run.logs, chosen.eval_text, chosen.eval_chunks, env)
     keys = {a.type: key_of(evaluator.key(), [f.sha256 for f in a.files]) for a in artifacts}
     known = {a.type: facts for a in artifacts if (facts := run.done(f"evaluate {a.type}", keys[a.type]))}
     earlier = run.done("evaluate unquantized", evaluator.key())
@@ -165,7 +165,7 @@ def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", 
     env = llama.environment(llama.locate(converter)) if any(path.is_file() for path in paths) else {}
     with tempfile.TemporaryDirectory() as scratch:
         snapshot = source.fetch(found)
-        evaluator = _evaluator(next(iter(METHODS.values())), snapshot, Path(scratch), Path(scratch) / "log", text, chunks, env)
+        evaluator = _evaluator(snapshot, Path(scratch) / "log", text, chunks, env)
         array, row = evaluator.reference()
         rows = [(f"{found.id} (unquantized)", row)]
         for path in paths:

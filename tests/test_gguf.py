@@ -114,7 +114,7 @@ def test_unknown_pre_tokenizer_is_refused_with_a_way_on(tmp_path: Path) -> None:
 
 
 def test_a_wrong_pre_tokenizer_is_found_by_comparing_token_ids(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match="token ids differ from the source tokenizer's at token"):
+    with pytest.raises(InputError, match="token ids differ from the source tokenizer's at token"):
         autoquant.gguf("demo", out=tmp_path / "out", evaluate="off", pre_tokenizer="bloom")
     assert list(tmp_path.iterdir()) == []
 
@@ -135,7 +135,12 @@ def test_nan_in_the_source_is_found_and_named(model: Callable[..., Path], tmp_pa
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(autoquant.AutoQuantError, match=r"ffn_up|validation|invalid"):
         autoquant.gguf(folder, types=["Q4_K_M"], out=tmp_path / "out", **QUICK)
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == {".autoquant", "header.gguf", "journal.json", "log.txt"}, "journal and log stay, no model file"
+
+
+def test_types_may_be_one_text(tmp_path: Path) -> None:
+    result = autoquant.gguf("demo", types="q2_k, Q3_K_S", out=tmp_path / "out", **QUICK)
+    assert [artifact.type for artifact in result.artifacts] == ["Q2_K", "Q3_K_S"]
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "F16", "BF16"])

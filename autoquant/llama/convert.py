@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import trace
-from autoquant.errors import CheckFailed, InputError, ProcessFailed
+from autoquant.errors import InputError, ProcessFailed
 from autoquant.llama.types import nearest
 from autoquant.worker import Report
 
@@ -192,7 +192,7 @@ def _judge(model: str, header: str, *, types: list[str], dry: dict[str, Any], ro
             raise InputError(f"pre_tokenizer: llama.cpp has none called {assumed!r}; nearest: {', '.join(nearest(assumed, tuple(known())))}") from None
         raise
     if assumed and result["tokens"]:
-        raise CheckFailed(f"pre_tokenizer {assumed!r} is not right for this model: {result['tokens']}. Try another: {', '.join(known()[:12])} …")
+        raise InputError(f"pre_tokenizer: {assumed!r} is not right for this model: {result['tokens']}. Try another: {', '.join(known()[:12])} …")
     if room is not None:
         refuse(plans, intermediate=need["intermediate"] * result["intermediate"], other=need["other"], room=room, imatrix=imatrix)
 

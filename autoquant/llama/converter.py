@@ -13,12 +13,12 @@ import importlib.util
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
+from autoquant import process
 from autoquant.errors import InputError, ProcessFailed
 from autoquant.source import sha256_of
 
@@ -77,11 +77,12 @@ def _download(version: str, folder: Path) -> Path:
         raise InputError(f"fetching llama.cpp's converter needs pip in this environment (python -m ensurepip). {ANOTHER_WAY}")
     argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", ":all:",
             "--dest", str(folder), f"{PACKAGE}=={version}"]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     archive = folder / f"llama_cpp_python-{version}.tar.gz"
-    if done.returncode != 0 or not archive.is_file():
-        reason = (done.stderr.strip().splitlines() or ["no file was written"])[-1]
-        raise ProcessFailed(f"pip could not fetch {PACKAGE} {version} (status {done.returncode}): {reason}. {ANOTHER_WAY}")
+    pip_log = folder / "pip.log"
+    try:
+        process.run(argv, log=pip_log, produces=[archive])
+    except ProcessFailed:
+        raise ProcessFailed(f"pip could not fetch {PACKAGE} {version}: {process.tail(pip_log, 1) or 'it wrote no file'}. {ANOTHER_WAY}") from None
     return archive
 
 
