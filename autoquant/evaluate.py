@@ -150,8 +150,6 @@ def score(kind: str, path: str, chunks: list[list[int]], *, threads: int, text_s
         row += n
         if report is not None:
             report(i + 1, len(chunks))
-    if target is not None:
-        target.flush()
     return asdict(measure.result(engine, text_sha256))
 
 

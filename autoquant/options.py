@@ -69,7 +69,7 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
 
     Raises :class:`~autoquant.errors.InputError` with one line: the option, the value, what is allowed, what it means.
     """
-    given = {name: _split(value) if isinstance(value, str) and name in cls.model_fields and typing.get_origin(cls.model_fields[name].annotation) is tuple else value
+    given: dict[str, Any] = {name: _split(value) if isinstance(value, str) and name in cls.model_fields and typing.get_origin(cls.model_fields[name].annotation) is tuple else value
              for name, value in values.items()}
     try:
         return cls(**given)

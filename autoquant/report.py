@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoquant import trace
 from autoquant.methods import METHODS
 from autoquant.plans import Plan
-from autoquant.results import Evaluation, Result
+from autoquant.results import Artifact, Evaluation, Result
 
 PLOT = "size-against-quality.png"
 HEAD = ("type", "bits/weight", "size", "perplexity", "KL mean", "KL median", "KL 99 %", "same top token")
@@ -115,9 +116,16 @@ def plot(result: Result, path: Path) -> None:
     measured = sorted((a for a in result.artifacts if a.evaluation), key=lambda a: a.bytes)
     if not measured or result.reference is None:
         return
+    with trace.library("plot"):
+        _draw(result, measured, path)
+
+
+def _draw(result: Result, measured: list[Artifact], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    reference = result.reference
+    assert reference is not None
     figure = Figure(figsize=(9.6, 4.2), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -132,8 +140,8 @@ def plot(result: Result, path: Path) -> None:
         axis.set_ylabel(label)
         axis.grid(alpha=0.25)
         axis.margins(x=0.16, y=0.16)
-    left.axhline(result.reference.perplexity, color="#a4161a", linewidth=1, linestyle="--")
-    left.annotate("unquantized", (1, result.reference.perplexity), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
+    left.axhline(reference.perplexity, color="#a4161a", linewidth=1, linestyle="--")
+    left.annotate("unquantized", (1, reference.perplexity), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
                   ha="right", va="top", fontsize=8, color="#a4161a")
     if all(e.kl_mean > 0 for e in evaluations) and max(e.kl_mean for e in evaluations) > 20 * min(e.kl_mean for e in evaluations):
         right.set_yscale("log")

@@ -93,7 +93,7 @@ def resident(pid: int) -> dict[str, int]:
                 pids += [int(child) for child in (task / "children").read_text().split()]
             lines = dict(line.split(":", 1) for line in Path(f"/proc/{one}/status").read_text().splitlines() if ":" in line)
             for key in best:
-                best[key] = max(best[key], int(lines[key].split()[0]) * 1024)
+                best[key] = max(best[key], int(lines.get(key, "0").split()[0]) * 1024)  # a process that is ending has none
     return best
 
 

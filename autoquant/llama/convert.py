@@ -115,13 +115,18 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
     """
     gc.disable()  # imports of torch and transformers make millions of objects that stay: looking through them takes a sixth of the time
     sys.path.insert(0, converter)
-    import convert_hf_to_gguf as script
-    import torch  # noqa: F401  (its import is half of the converter's start)
-    from conversion import TEXT_MODEL_MAP, base
+    with trace.library("import the converter and torch"):
+        import convert_hf_to_gguf as script
+        from conversion import TEXT_MODEL_MAP, base
 
     errors = _FirstError()
     logging.getLogger("hf-to-gguf").addHandler(errors)
     result: dict[str, Any] = {}
+    load = base.ModelBase.load_hparams
+
+    def load_hparams(*arguments: Any) -> Any:
+        with trace.library("convert: config"):  # imports most of transformers
+            return load(*arguments)
 
     def write(self: Any) -> None:
         with trace.library("convert: prepare"):
@@ -136,6 +141,7 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
         with trace.library("convert: write"):
             _write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
 
+    base.ModelBase.load_hparams = staticmethod(load_hparams)
     base.ModelBase.write = write
     if pre_tokenizer:
         base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
