@@ -124,9 +124,9 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
     result: dict[str, Any] = {}
     load = base.ModelBase.load_hparams
 
-    def load_hparams(*arguments: Any) -> Any:
+    def load_hparams(*arguments: Any, **named: Any) -> Any:
         with trace.library("convert: config"):  # imports most of transformers
-            return load(*arguments)
+            return load(*arguments, **named)
 
     def write(self: Any) -> None:
         with trace.library("convert: prepare"):
