@@ -37,10 +37,10 @@ bench: $(VENV)/.ready
 	$(BIN)/python bench/memory.py bench-work
 
 $(VENV)/.torch: constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("AutoQuant needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("AutoQuant needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" wheel
-	if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/python -m pip install --quiet --no-deps --retries 0 --timeout 20 --index-url $(TORCH_INDEX) \
+	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/python -m pip install --quiet --no-deps --retries 0 --timeout 20 --index-url $(TORCH_INDEX) \
 	  "$$(grep '^torch==' constraints.txt)" 2>/dev/null || true; fi
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	touch $@

@@ -176,11 +176,17 @@ def quantize(source: str, target: str, type: str, *, threads: int, imatrix: str 
 
 
 class Model:
-    """A GGUF file opened for running. ``callback`` is a ggml_backend_sched_eval_callback."""
+    """A GGUF file opened for running.
 
-    def __init__(self, path: str, *, threads: int, context: int = CONTEXT, vocab_only: bool = False, callback: Any = None) -> None:
+    ``repack`` lets llama.cpp keep a second copy of the weights in memory, rearranged for the processor: faster for long runs,
+    but then the model must fit. ``callback`` is a ggml_backend_sched_eval_callback.
+    """
+
+    def __init__(self, path: str, *, threads: int, context: int = CONTEXT, vocab_only: bool = False, repack: bool = True,
+                 callback: Any = None) -> None:
         params = L.llama_model_default_params()
         params.vocab_only = vocab_only
+        params.use_extra_bufts = repack
         with trace.library("load"):
             self.model = L.llama_model_load_from_file(path.encode(), params)
         if not self.model:
@@ -237,7 +243,7 @@ def tokens_of(path: str, text: str) -> list[int]:
 
 def generate(path: str, *, threads: int, prompt: str, n: int) -> list[int]:
     """``n`` greedily chosen token ids after the prompt."""
-    model = Model(path, threads=threads, context=128)
+    model = Model(path, threads=threads, context=128, repack=False)  # the file is mapped: no memory of the model's size is taken
     tokens = model.tokenize(prompt, special=True)[-64:]
     if len(tokens) == 0:
         raise ProcessFailed(f"{path}: the prompt {prompt!r} has no tokens")
