@@ -6,12 +6,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The lean build: libllama only. By default it is tuned to this machine's processor; add -DGGML_NATIVE=OFF to share the wheel with others.
-export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF
+# The lean build: libllama only, for any x86-64 processor with AVX2 (or any ARMv8). A build tuned to one processor (-DGGML_NATIVE=ON) is
+# somewhat faster, but crashes where a virtual machine reports AMX without offering it, or when the cached wheel meets another processor.
+export CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # PyTorch's own index has the build without CUDA; where it cannot be reached, the default index is used. TORCH_INDEX= skips it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_OUT ?= demo-output
+# pip's own cache does not know build flags: a wheel built with others would be taken. So ours lie in a folder named after them.
+LLAMA := $(shell grep '^llama_cpp_python==' constraints.txt)
+WHEELS ?= $(HOME)/.cache/autoquant/wheels/$(shell echo '$(LLAMA) $(CMAKE_ARGS)' "$$($(PYTHON) -VV) $$(uname -sm)" | cksum | cut -d' ' -f1)
 
 demo: $(VENV)/.ready
 	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT) --pre-tokenizer gpt-2 --imatrix builtin --eval-chunks 60 \
@@ -46,8 +50,9 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt
-	@echo "installing; llama.cpp is compiled if pip has no wheel of it yet (5 to 10 minutes on two cores)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[gguf,dev]'
+	@ls $(WHEELS)/llama_cpp_python-*.whl >/dev/null 2>&1 || { echo "compiling llama.cpp, once (5 to 10 minutes on two cores)"; \
+	  $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(LLAMA); }
+	$(BIN)/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[gguf,dev]'
 	$(BIN)/autoquant setup gguf
 	touch $@
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from autoquant.redact import redact
+
 
 class AutoQuantError(Exception):
-    """Base of every error this package raises on purpose; its text is one line made for the user.
+    """Base of every error this package raises on purpose; its text is one line made for the user, without any token.
 
     ``exit_status`` is what the command line exits with.
     """
 
     exit_status = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redact(text))
 
 
 class InputError(AutoQuantError):
@@ -26,4 +31,13 @@ class CheckFailed(AutoQuantError):
 
 
 class ProcessFailed(AutoQuantError):
-    """A child process ended badly, or ended well without the file it was meant to write."""
+    """A child process ended badly, or ended well without the file it was meant to write.
+
+    ``signal`` is the number of the signal that ended it, or 0.
+    """
+
+    signal = 0
+
+
+class HubFailed(AutoQuantError):
+    """The Hugging Face Hub could not be reached or did not answer as it should, after several tries. Running again continues."""

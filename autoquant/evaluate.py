@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoquant import process, trace
-from autoquant.errors import InputError
+from autoquant.errors import InputError, ProcessFailed
 from autoquant.results import Evaluation
 from autoquant.worker import Report
 
@@ -115,19 +116,21 @@ def _folder_logits(folder: str, chunks: list[list[int]], threads: int) -> Iterat
 
 
 def score(kind: str, path: str, chunks: list[list[int]], *, threads: int, text_sha256: str, reference: str = "", save: str = "",
-          report: Report | None = None) -> dict[str, Any]:
+          repack: bool = True, report: Report | None = None) -> dict[str, Any]:
     """Run a model over the chunks and measure it. Runs in a worker.
 
     ``kind`` is "gguf" (``path`` a GGUF file, llama.cpp) or "folder" (transformers). ``reference`` is a float32 .npy
-    [rows, vocab] of log-probabilities to compare with; ``save`` writes such a file instead.
+    [rows, vocab] of log-probabilities to compare with; ``save`` writes such a file instead. ``repack`` is llama.cpp's
+    rearranging of weights for the processor.
     """
     if kind == "gguf":
         from autoquant.llama.library import log_softmax_chunks
 
-        engine, stream = "llama.cpp", log_softmax_chunks(path, chunks, threads=threads)
+        engine, stream = "llama.cpp", log_softmax_chunks(path, chunks, threads=threads, repack=repack)
     else:
         engine, stream = "transformers", _folder_logits(path, chunks, threads)
     stored = np.load(reference, mmap_mode="r") if reference else None
+    open_memmap: Any = np.lib.format.open_memmap  # untyped in NumPy's stubs, which strict mypy refuses to call
     target: Any = None
     measure = Measure()
     row = 0
@@ -145,7 +148,7 @@ def score(kind: str, path: str, chunks: list[list[int]], *, threads: int, text_s
             measure.add(log_q, chunk[len(chunk) // 2 + 1:], log_p)
             if save:
                 if target is None:
-                    target = np.lib.format.open_memmap(save, mode="w+", dtype=np.float32, shape=(n * len(chunks), vocab))
+                    target = open_memmap(save, mode="w+", dtype=np.float32, shape=(n * len(chunks), vocab))
                 target[row:row + n] = log_q
         row += n
         if report is not None:
@@ -170,6 +173,7 @@ class Evaluator:
         self.text_sha256 = hashlib.sha256(self.text.encode()).hexdigest()
         self.wanted, self.context = chunks, min(CONTEXT, context)
         self._chunks: list[list[int]] | None = None
+        self._repack = True
 
     def key(self) -> str:
         """What a measurement depends on beside the artifact itself."""
@@ -198,8 +202,7 @@ class Evaluator:
             self.cache.mkdir(parents=True, exist_ok=True)
             part = self.cache / f".{name}.{os.getpid()}.part.npy"
             try:
-                answer = process.call("autoquant.evaluate:score", log=self.logs, env=self.env, progress=progress, kind="gguf" if gguf else "folder",
-                                      path=str(gguf or self.folder), chunks=chunks, threads=self.threads, text_sha256=self.text_sha256, save=str(part))
+                answer = self._score("gguf" if gguf else "folder", gguf or self.folder, chunks, threads=self.threads, progress=progress, save=str(part))
                 os.replace(part, array)
             finally:
                 part.unlink(missing_ok=True)
@@ -211,9 +214,25 @@ class Evaluator:
     def measure(self, kind: str, path: Path, reference: Path, *, threads: int, children: process.Children | None = None,
                 progress: process.Progress | None = None) -> Evaluation:
         """Measure one artifact against the reference."""
-        return Evaluation(**process.call("autoquant.evaluate:score", log=self.logs, env=self.env, progress=progress, children=children, kind=kind,
-                                         path=str(path), chunks=self.chunks(), threads=threads, text_sha256=self.text_sha256,
-                                         reference=str(reference)))
+        return Evaluation(**self._score(kind, path, self.chunks(), threads=threads, children=children, progress=progress, reference=str(reference)))
+
+    def _score(self, kind: str, path: Path, chunks: list[list[int]], **more: Any) -> dict[str, Any]:
+        """:func:`score` in a worker. llama.cpp's kernels for repacked weights crash on some machines (such as virtual ones that report AMX
+        without offering it): a worker that dies of that is started again without them."""
+
+        def attempt() -> dict[str, Any]:
+            return dict(process.call("autoquant.evaluate:score", log=self.logs, env=self.env, kind=kind, path=str(path), chunks=chunks,
+                                     text_sha256=self.text_sha256, repack=self._repack, **more))
+
+        tried = self._repack
+        try:
+            return attempt()
+        except ProcessFailed as failure:
+            if not tried or kind != "gguf" or failure.signal not in (signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGABRT):
+                raise
+            log.warning("llama.cpp crashed on this processor while running %s; trying again without repacked weights", path.name)
+            self._repack = False
+            return attempt()
 
     def reference_bytes(self, vocab: int) -> int:
         """What the reference will take on the disk."""

@@ -86,10 +86,12 @@ def tail(log: Path, lines: int = 5) -> str:
         return " | ".join(line.strip() for line in deque(file, 4 * lines) if line.strip())[-600:]
 
 
-def _how_it_ended(what: str, status: int, log: Path) -> str:
+def _ended_badly(what: str, status: int, log: Path) -> errors.ProcessFailed:
     how = f"was ended by signal {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
     hint = " (often the system's out-of-memory killer: close other programs or take a smaller model)" if status == -signal.SIGKILL else ""
-    return f"{what} {how}{hint}. Log: {log}. Its end: {tail(log)}"
+    failure = errors.ProcessFailed(f"{what} {how}{hint}. Log: {log}. Its end: {tail(log)}")
+    failure.signal = max(0, -status)
+    return failure
 
 
 def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: Mapping[str, str] | None = None,
@@ -108,7 +110,7 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
                 sink.write(line)
         status = child.wait()
     if status != 0:
-        raise errors.ProcessFailed(_how_it_ended(Path(argv[0]).name, status, log))
+        raise _ended_badly(Path(argv[0]).name, status, log)
     for path in produces:
         if not path.is_file() or path.stat().st_size == 0:
             raise errors.ProcessFailed(f"{Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
@@ -146,7 +148,7 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part
                 raise errors.InputError(f"no space left on the disk: {error['message']}. Free some space and run again; finished steps are kept.")
             raise OSError(error["errno"], error["message"])
         raise getattr(errors, error["type"])(error["message"])
-    raise errors.ProcessFailed(_how_it_ended(target, status, log))
+    raise _ended_badly(target, status, log)
 
 
 def side_by_side(jobs: Sequence[Callable[[Children], T]], at_once: int) -> list[T]:

@@ -98,6 +98,24 @@ def test_the_unquantized_gguf_is_the_reference_where_memory_is_short(tmp_path: P
     assert 0 < result.artifacts[0].evaluation.kl_mean < 0.02
 
 
+def test_a_crash_in_kernels_for_repacked_weights_is_survived(demo: Result, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The crash itself needs a processor that has it: here the worker is made to die instead whenever weights would be repacked."""
+    real, repacked = process.call, []
+
+    def call(target: str, /, **kwargs: object) -> object:
+        if target.endswith(":score") and kwargs["kind"] == "gguf":
+            repacked.append(kwargs["repack"])
+            if kwargs["repack"]:
+                return real("tests.helpers:abort", log=kwargs["log"])  # type: ignore[arg-type]
+        return real(target, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("autoquant.process.call", call)
+    rows = run.evaluate_files([demo.path("Q8_0"), demo.path("Q4_K_M")], "demo", chunks=2)
+    assert [row.kl_mean < 0.02 for _, row in rows] == [True] * 3
+    assert repacked == [True, False, False], "one crash is enough to know"
+    assert "trying again without repacked weights" in caplog.text
+
+
 def test_a_result_can_be_measured_again_on_another_text(demo: Result, tmp_path: Path) -> None:
     import shutil
     from dataclasses import replace

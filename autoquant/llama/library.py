@@ -257,9 +257,9 @@ def generate(path: str, *, threads: int, prompt: str, n: int) -> list[int]:
     return out
 
 
-def log_softmax_chunks(path: str, chunks: list[list[int]], *, threads: int) -> Iterator[Floats]:
+def log_softmax_chunks(path: str, chunks: list[list[int]], *, threads: int, repack: bool = True) -> Iterator[Floats]:
     """For each chunk of token ids: the logits of its second half that predict a next token, [len/2 - 1, vocab]."""
-    model = Model(path, threads=threads, context=len(chunks[0]))
+    model = Model(path, threads=threads, context=len(chunks[0]), repack=repack)
     for chunk in chunks:
         half = len(chunk) // 2
         yield model.decode(np.asarray(chunk, dtype=np.int32), half)[:-1]
