@@ -1,8 +1,9 @@
 """AutoQuant: quantize a language model, check and measure the result, describe it in a model card.
 
     import autoquant
-    result = autoquant.gguf("path/to/model", types=["Q4_K_M", "Q8_0"])
+    result = autoquant.gguf("owner/model", types=["Q4_K_M", "Q8_0"])
     print(result)
+    result.upload("you/model-GGUF")
 
 Each method is one function (``help(autoquant.gguf)`` lists its options). Importing this package loads no torch,
 transformers or quantization library: those run in processes of their own.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import AutoQuantError, CheckFailed, InputError, ProcessFailed
+from autoquant.errors import AutoQuantError, CheckFailed, HubFailed, InputError, ProcessFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _METHOD_NAMES = ("gguf",)  # a test compares it with METHODS; here so that importing this package stays cheap
-__all__ = ["AutoQuantError", "CheckFailed", "InputError", "ProcessFailed", "plan", *_METHOD_NAMES]
+__all__ = ["AutoQuantError", "CheckFailed", "HubFailed", "InputError", "ProcessFailed", "load", "plan", *_METHOD_NAMES]
 
 
 def _function(name: str) -> Callable[..., Result]:
@@ -45,13 +46,14 @@ def _function(name: str) -> Callable[..., Result]:
     function.__signature__ = options.signature(method.options, leading)  # type: ignore[attr-defined]
     function.__doc__ = f"""{method.title}: {method.summary}.
 
-    model: a folder with a Hugging Face checkpoint, or "demo" for the embedded one.
+    model: a model on the Hugging Face Hub ("owner/name", "owner/name@revision" or its URL), a folder with a checkpoint, or "demo" for the embedded one.
     out: the folder to write to; default ./<model>-{method.folder_suffix}. Calling again continues after the last finished step.
 
 {options.help_lines(method.options)}
 
-    Returns a Result. Writes the files, README.md (model card) and size-against-quality.png.
-    Raises InputError for anything that cannot be done as asked, CheckFailed if a finished file fails its checks.
+    Returns a Result. Writes the files, README.md (model card), size-against-quality.png and the source's licence; a model from the Hub is
+    downloaded into huggingface_hub's cache (HF_HOME).
+    Raises InputError for anything that cannot be done as asked, CheckFailed if a finished file fails its checks, HubFailed if the Hub cannot be reached.
     """
     return function
 
@@ -64,6 +66,13 @@ def plan(method: str, model: str, *, out: str | None = None, **values: Any) -> A
     if method not in METHODS:
         raise InputError(f"no method is called {method!r}; there are: {', '.join(METHODS)}")
     return run.plan(METHODS[method], model, out=out, values=values)
+
+
+def load(folder: str) -> Any:
+    """The Result of an earlier run, from its folder: to look at, to measure again, to upload. Raises InputError if it holds no finished run."""
+    from autoquant import run
+
+    return run.load(folder)
 
 
 def __getattr__(name: str) -> Any:

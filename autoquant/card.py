@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from autoquant import __version__, report
+from autoquant import __version__, licenses, report
 from autoquant.journal import write_atomically
 from autoquant.methods import METHODS
 from autoquant.results import Result
@@ -15,18 +18,33 @@ from autoquant.source import DEMO, DEMO_FOLDER
 PROJECT = "AutoQuant"
 
 
+def base_model(result: Result) -> str | None:
+    """The unquantized model's repository: as the user says, or where it came from; None for a folder of unknown origin."""
+    name = result.base_model or result.source.id
+    return name if licenses.is_repo_id(name) else None
+
+
 def data(result: Result) -> ModelCardData:
-    """The card's metadata. The licence is the source's; where the source names none, none is invented."""
-    source = result.source
+    """The card's metadata. Licence and language are the source's; where the source names none, none is invented.
+
+    A licence that is none of the Hub's identifiers becomes "other" with its name, as the Hub wants it.
+    """
+    source, base = result.source, base_model(result)
+    known = source.license is None or source.license in licenses.IDENTIFIERS
+    name = source.license_name or (None if known else re.sub(r"[^a-z0-9.]+", "-", str(source.license).lower()).strip("-"))
     return ModelCardData(
-        base_model=source.id, base_model_relation="quantized", license=source.license, language=list(source.language) or None,
+        base_model=base, base_model_relation="quantized" if base else None, license=source.license if known else "other", license_name=name,
+        license_link=source.license_link, language=list(source.language) or None,
         library_name=METHODS[result.method].library_name, pipeline_tag="text-generation", quantized_by=PROJECT,
         tags=[result.method, "quantized", "autoquant", *(["imatrix"] if any(a.facts.get("imatrix") for a in result.artifacts) else [])])
 
 
 def command(result: Result) -> str:
     """The command line that makes the same files."""
-    words = ["autoquant", "quantize", result.method, DEMO if result.source.folder == DEMO_FOLDER else result.source.id]
+    source = result.source
+    words = ["autoquant", "quantize", result.method, DEMO if source.folder == DEMO_FOLDER else f"{source.id}@{source.revision}" if source.revision else source.id]
+    if result.base_model:
+        words += ["--base-model", result.base_model]
     for name, value in result.provenance["options"].items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
@@ -36,8 +54,13 @@ def command(result: Result) -> str:
     return " ".join(words)
 
 
-def text(result: Result) -> str:
-    """The whole card as Markdown with its YAML front matter."""
+def metadata(text: str) -> dict[str, Any]:
+    """A card's front matter as plain values."""
+    return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())  # type: ignore[no-untyped-call]
+
+
+def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
+    """The whole card as Markdown with its YAML front matter. ``links`` are where each type's files lie, if not beside the card."""
     method, source = METHODS[result.method], result.source
     ordered = sorted(result.artifacts, key=lambda a: -a.bytes)
     head = ("file", "type", "bits/weight", "size", "perplexity", "KL mean", "same top token", "who it is for")
@@ -45,10 +68,12 @@ def text(result: Result) -> str:
     for artifact in ordered:
         quality = report.quality(artifact.evaluation)
         shards = f" (+ {len(artifact.files) - 1} more shards)" if len(artifact.files) > 1 else ""
-        body.append((f"[{artifact.name}](./{artifact.name}){shards}", artifact.type, f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes),
+        link = f"[{artifact.name}]({(links or {}).get(artifact.type, './')}{artifact.name})"
+        body.append((f"{link}{shards}", artifact.type, f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes),
                      quality[0], quality[1], quality[4], method.who_for(artifact.type)))
-    parts = [f"# {source.name}: {method.title}", "",
-             f"Quantized versions of **{source.id}** ({source.architecture}, {source.parameters / 1e6:,.1f} million parameters), "
+    base = base_model(result)
+    named = f"[{base}](https://huggingface.co/{base})" if base else f"**{source.id}**"
+    parts = [f"# {source.name}: {method.title}", "", f"Quantized versions of {named} ({source.architecture}, {source.parameters / 1e6:,.1f} million parameters), "
              f"each opened, checked{' and measured' if result.reference else ''} after it was made.", "", report.markdown(head, body, left=2), ""]
     if result.reference is not None:
         reference = result.reference

@@ -12,6 +12,7 @@ from typing import Any
 
 from autoquant import __version__
 from autoquant.errors import AutoQuantError
+from autoquant.redact import RedactingFilter, redact
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,21 +23,29 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     from autoquant.methods import METHODS
-    from autoquant.options import add_arguments
+    from autoquant.options import UploadOptions, add_arguments
 
     for name, text in (("quantize", "quantize a model with a method"), ("plan", "say what a run would make and need; writes nothing")):
         group = commands.add_parser(name, help=text, description=text).add_subparsers(dest="method", required=True, metavar="METHOD")
         for method in METHODS.values():
             sub = group.add_parser(method.name, help=method.summary, description=f"{method.title}: {method.summary}.")
-            sub.add_argument("model", metavar="MODEL", help="a folder with a Hugging Face checkpoint, or demo for the embedded model")
+            sub.add_argument("model", metavar="MODEL", help="a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL), a folder with a checkpoint, "
+                             "or demo for the embedded model")
             sub.add_argument("--out", metavar="FOLDER", help=f"where to write (default: ./<model>-{method.folder_suffix})")
             add_arguments(sub, method.options)
     measure = commands.add_parser("evaluate", help="measure files against the unquantized model",
                                   description="Perplexity, KL divergence and top-token agreement of GGUF files or model folders, on the same tokens.")
     measure.add_argument("files", nargs="+", metavar="FILE", help="GGUF files (first shard) or model folders")
-    measure.add_argument("--reference", required=True, metavar="MODEL", help="the unquantized model: a folder, or demo")
+    measure.add_argument("--reference", required=True, metavar="MODEL", help="the unquantized model: on the Hub, a folder, or demo")
     measure.add_argument("--text", default="builtin", metavar="builtin|FILE", help="text to measure on (default: builtin)")
     measure.add_argument("--chunks", default="20", metavar="N", help="chunks of 512 tokens (default: 20)")
+    send = commands.add_parser("upload", help="upload a finished run to the Hugging Face Hub",
+                               description="Upload the checked files of a finished run with card, plot and licence, and compare the server's sizes and hashes with "
+                               "ours. Interrupted and repeated, it sends only what has not arrived. The token is taken from HF_TOKEN or the login of `hf auth login`.")
+    send.add_argument("folder", metavar="FOLDER", help="the folder of a finished run")
+    send.add_argument("repo", metavar="REPO", help="where to: owner/name; created if it is not there")
+    send.add_argument("--dry-run", action="store_true", help="send nothing; print exactly what would be sent")
+    add_arguments(send, UploadOptions, without=("upload",))
     commands.add_parser("methods", help="list the methods")
     commands.add_parser("types", help="list the GGUF types: bits per weight, imatrix, when to take which")
     prepare = commands.add_parser("setup", help="fetch what a method needs beforehand (for work without a network)")
@@ -71,6 +80,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(report.evaluations(rows))
 
 
+def _upload(arguments: argparse.Namespace) -> None:
+    from autoquant import options, run
+
+    given = {name: getattr(arguments, name) for name in options.UploadOptions.model_fields if hasattr(arguments, name)}
+    done = run.upload_folder(arguments.folder, {**given, "upload": arguments.repo}, dry_run=arguments.dry_run)
+    if arguments.dry_run:
+        print(done)
+        return
+    for receipt in done:
+        print(f"{receipt.url}\ncommit {receipt.commit}: {len(receipt.files)} files, sizes and hashes compared with the server's")
+
+
 def _methods(_: argparse.Namespace) -> None:
     from autoquant import report
     from autoquant.methods import METHODS
@@ -97,9 +118,17 @@ def _setup(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Exit status: 0 done; 1 something failed; 2 cannot be done as asked; 130 interrupted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end children and clean up, as on Ctrl-C
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] and words[0] in ("login", "logout", "whoami"):
+        print(f"autoquant: error: AutoQuant has no {words[0]!r} of its own; use huggingface_hub's: hf auth {words[0]}", file=sys.stderr)
+        return 2
+    arguments = _parser().parse_args(words)
     logging.basicConfig(level=logging.INFO if arguments.verbose or sys.stderr.isatty() else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    commands: dict[str, Any] = {"quantize": _quantize, "plan": _plan, "evaluate": _evaluate, "methods": _methods, "types": _types, "setup": _setup}
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RedactingFilter())
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2"):  # they log every request
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    commands: dict[str, Any] = {"quantize": _quantize, "plan": _plan, "evaluate": _evaluate, "upload": _upload, "methods": _methods, "types": _types, "setup": _setup}
     try:
         commands[arguments.command](arguments)
     except AutoQuantError as error:
@@ -108,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if arguments.verbose:
             raise
-        print(f"autoquant: error: {error}", file=sys.stderr)
+        print(f"autoquant: error: {redact(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("autoquant: interrupted; finished files are kept, the same command continues", file=sys.stderr)

@@ -15,12 +15,15 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoquant.errors import InputError
+
+if TYPE_CHECKING:
+    from autoquant.results import Artifact
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -45,6 +48,18 @@ def write_atomically(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """A folder's journal: what it was made from, and its finished steps. Both empty if it has none. Raises InputError if it is damaged."""
+    path = folder / OURS / "journal.json"
+    if not path.is_file():
+        return {}, {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return dict(data["identity"]), dict(data["steps"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); name another folder, or delete this one to start again") from None
+
+
 class RunFolder:
     """A context manager around one run. Raises InputError if the folder holds something else or another run holds it.
 
@@ -59,6 +74,7 @@ class RunFolder:
         self.identity = {"format": FORMAT, "method": method, "source": source_id, "source_sha256": source_sha256}
         self.steps: dict[str, dict[str, Any]] = {}
         self._mutex = threading.Lock()
+        self.on_artifact: Callable[[Artifact], None] | None = None
         self._lock_file: Any = None
         self._made: Path | None = None
 
@@ -75,11 +91,10 @@ class RunFolder:
         self._take_lock()
         if self._journal.is_file():
             try:
-                data = json.loads(self._journal.read_text(encoding="utf-8"))
-                identity, steps = data["identity"], data["steps"]
-            except (ValueError, KeyError) as error:
+                identity, steps = read(self.folder)
+            except InputError:
                 self._release()
-                raise InputError(f"{self._journal} is damaged ({error}); name another folder, or delete this one to start again") from None
+                raise
             if identity != self.identity:
                 self._release()
                 raise InputError(f"out: {self.folder} holds {identity.get('method')} files of {identity.get('source')} "
@@ -120,6 +135,11 @@ class RunFolder:
             (self.ours / "lock").unlink(missing_ok=True)
             self._lock_file.close()
             self._lock_file = None
+
+    def passed(self, artifact: Artifact) -> None:
+        """Tell whoever listens (an upload) that an artifact is in its place and has passed its checks."""
+        if self.on_artifact is not None:
+            self.on_artifact(artifact)
 
     def done(self, step: str, key: str) -> dict[str, Any] | None:
         """The facts of a finished step if its key is the same and its files are as it left them, else None."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from autoquant import licenses
 from autoquant.errors import InputError
 
-O = TypeVar("O", bound="MethodOptions")
+O = TypeVar("O", bound="UploadOptions")
 
 
 def option(default: Any, help: str, *, unit: str = "", metavar: str = "", **constraints: Any) -> Any:
@@ -24,10 +25,28 @@ def option(default: Any, help: str, *, unit: str = "", metavar: str = "", **cons
     return Field(default, description=help, json_schema_extra={"unit": unit, "metavar": metavar}, **constraints)
 
 
-class MethodOptions(BaseModel):
-    """What every method takes. A method adds its own options in a subclass."""
+class UploadOptions(BaseModel):
+    """Where and how a finished run is uploaded. None of them changes a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    upload: str = option("", "repository on the Hugging Face Hub to upload to when done; each file is sent while the next is being made", metavar="OWNER/NAME")
+    private: Literal["auto", "yes", "no"] = option("auto", "whether a repository that is created is private; auto: if the source is private or gated")
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = option(
+        "one-repo", "all types in one repository; or each in its own, named OWNER/NAME-TYPE; or each in its own branch, with the card on main")
+    overwrite: bool = option(False, "replace files of the same name in a repository that holds something already")
+    base_model: str = option("", "repository of the unquantized model, for the card; known for models from the Hub, needed for a folder", metavar="OWNER/NAME")
+
+    @field_validator("upload", "base_model")
+    @classmethod
+    def _repository(cls, value: str) -> str:
+        if value and not licenses.is_repo_id(value):
+            raise ValueError(f"{value!r} is no repository; write owner/name, e.g. yourname/model-GGUF")
+        return value
+
+
+class MethodOptions(UploadOptions):
+    """What every method takes. A method adds its own options in a subclass."""
 
     evaluate: Literal["auto", "on", "off"] = option(
         "auto", "measure perplexity, KL divergence and top-token agreement against the unquantized model; "
@@ -40,7 +59,7 @@ class MethodOptions(BaseModel):
                                 "they are read with torch's weights_only loader, which runs no code")
 
 
-def _allowed(cls: type[MethodOptions], name: str) -> str:
+def _allowed(cls: type[UploadOptions], name: str) -> str:
     """What values an option takes, in words."""
     field = cls.model_fields[name]
     if typing.get_origin(field.annotation) is Literal:
@@ -95,10 +114,12 @@ def _default_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type[MethodOptions]) -> None:
-    """Add one ``--option`` for each declared option. Values stay strings: :func:`build` turns and checks them."""
+def add_arguments(parser: argparse.ArgumentParser, cls: type[UploadOptions], *, without: Sequence[str] = ()) -> None:
+    """Add one ``--option`` for each declared option but ``without``. Values stay strings: :func:`build` turns and checks them."""
     common = MethodOptions.model_fields
     for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] in common):  # the method's own first
+        if name in without:
+            continue
         flag = "--" + name.replace("_", "-")
         text = f"{field.description} (default: {_default_text(field.default)})".replace("%", "%%")
         if field.annotation is bool:

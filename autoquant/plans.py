@@ -21,7 +21,10 @@ class PlanItem:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes are bytes. ``disk_needed`` is for all items together, with what is written in between and removed again."""
+    """Sizes are bytes. ``disk_needed`` is for all items together, with what is downloaded, and what is written in between and removed again.
+
+    ``refused`` says why a run with these options would be refused, if it would.
+    """
 
     method: str
     source: Source
@@ -32,6 +35,8 @@ class Plan:
     memory_needed: int
     memory_available: int
     notes: tuple[str, ...] = ()
+    download: int = 0
+    refused: str = ""
 
     @property
     def fits(self) -> bool:

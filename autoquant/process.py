@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from autoquant import errors
+from autoquant.redact import TOKEN_VARIABLES
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -64,8 +65,9 @@ def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
 def _started(argv: Sequence[str], log: Path, env: Mapping[str, str] | None, children: Children | None,
              stdin: int) -> Iterator[subprocess.Popen[str]]:
     with open(log, "a", encoding="utf-8") as sink:
+        inherited = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}  # no child needs a token
         child = subprocess.Popen(list(argv), stdin=stdin, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8",
-                                 errors="replace", env={**os.environ, **(env or {})}, start_new_session=True)
+                                 errors="replace", env={**inherited, **(env or {})}, start_new_session=True)
     try:
         if children is not None:
             children.add(child)

@@ -70,6 +70,7 @@ def terminal(result: Result) -> str:
     notes = [f"note: {artifact.type}: {note}" for artifact in result.artifacts for note in artifact.notes]
     lines = [f"{result.source.id}: {METHODS[result.method].title}", "", table(HEAD, rows(result)), "", _protocol(result), *notes,
              f"{len(result.artifacts)} file{'s' if len(result.artifacts) != 1 else ''}, model card and plot in {result.folder} ({result.seconds:.0f} s)"]
+    lines += [f"uploaded and compared with the server: {receipt.url} (commit {receipt.commit[:10]}, {len(receipt.files)} files)" for receipt in result.receipts]
     width = min(120, shutil.get_terminal_size().columns)
     return "\n".join(line if "  " in line or "─" in line else textwrap.fill(line, width, break_long_words=False) for line in lines if line is not None)
 
@@ -99,7 +100,8 @@ def plan(result: Plan) -> str:
     else:
         below = []
     source = result.source
-    verdict = [f"all of these together: {size(result.disk_needed)} on the disk (free: {size(result.disk_free)})",
+    verdict = [*([f"to download: {size(result.download)}"] if result.download else []),
+               f"all of these together: {size(result.disk_needed)} on the disk (free: {size(result.disk_free)})",
                f"memory while converting: about {size(result.memory_needed)} (available: {size(result.memory_available)})",
                "it fits" if result.fits else "it does NOT fit" + (": ask for fewer or smaller types" if result.disk_needed > result.disk_free else "")]
     return "\n".join([f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters, {source.dtype}, {size(source.bytes)}", "",

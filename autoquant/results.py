@@ -87,8 +87,31 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Receipt:
+    """An upload that was compared with the server: every file's size and hash at ``commit`` is ours."""
+
+    repo: str
+    branch: str
+    url: str
+    commit: str
+    files: tuple[Stored, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form for the journal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Receipt:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**data, "files": tuple(Stored(**f) for f in data["files"])})
+
+
+@dataclass(frozen=True)
 class Result:
-    """What a run made. Prints as a table; in a notebook it shows the table with the plot."""
+    """What a run made. Prints as a table; in a notebook it shows the table with the plot.
+
+    ``extras`` are files that belong to it beside the artifacts: card, plot, importance matrix, licence. ``receipts`` are its uploads.
+    """
 
     folder: Path
     method: str
@@ -97,6 +120,26 @@ class Result:
     reference: Evaluation | None
     seconds: float
     provenance: dict[str, Any]
+    extras: tuple[str, ...] = ()
+    base_model: str = ""
+    receipts: tuple[Receipt, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form for the journal; the folder and the receipts are left out: the journal has them."""
+        from autoquant import source
+
+        return {"method": self.method, "source": source.to_json(self.source), "artifacts": [a.to_json() for a in self.artifacts],
+                "reference": dataclasses.asdict(self.reference) if self.reference else None, "seconds": self.seconds, "provenance": self.provenance,
+                "extras": list(self.extras), "base_model": self.base_model}
+
+    @classmethod
+    def from_json(cls, folder: Path, data: dict[str, Any], receipts: tuple[Receipt, ...] = ()) -> Result:
+        """The inverse of :meth:`to_json`."""
+        from autoquant import source
+
+        return cls(**{**data, "source": source.from_json(data["source"]), "artifacts": tuple(Artifact.from_json(a) for a in data["artifacts"]),
+                      "reference": Evaluation(**data["reference"]) if data["reference"] else None, "extras": tuple(data["extras"])},
+                   folder=folder, receipts=receipts)
 
     def __str__(self) -> str:
         from autoquant import report
@@ -122,6 +165,21 @@ class Result:
         from autoquant import run
 
         return run.evaluate_result(self, text=text, chunks=chunks)
+
+    def upload(self, repo: str, *, private: bool | None = None, layout: str = "one-repo", overwrite: bool = False, dry_run: bool = False) -> Any:
+        """Upload the artifacts with card, plot and licence, and compare the server's sizes and hashes with ours.
+
+        repo: owner/name; it is created if there is none. private: of a repository that is created; default: if the source is private or gated.
+        layout: "one-repo", "repo-per-type" (owner/name-TYPE) or "branch-per-type". overwrite: replace files of the same name that this folder
+        has not put there. dry_run: send nothing, return an UploadPlan that prints exactly what would be sent.
+
+        Returns the Receipts, which are also kept in the journal. Repeated after an interrupt it sends only what has not arrived.
+        Raises InputError (no token, no right, something else is there), HubFailed (the Hub cannot be reached), CheckFailed (a file is not what was checked).
+        """
+        from autoquant import run
+
+        return run.upload_folder(self.folder, {"upload": repo, "private": "auto" if private is None else "yes" if private else "no", "layout": layout, "overwrite": overwrite,
+                                               "base_model": self.base_model}, dry_run=dry_run)
 
     def card(self) -> str:
         """The model card's text (README.md of the run folder)."""

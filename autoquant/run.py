@@ -1,6 +1,6 @@
 """The pipeline, and the only place that knows its order:
 
-model -> Source -> (check) -> Snapshot -> run folder -> quantize and verify -> evaluate -> card, plot -> Result
+model -> Source -> (check, plan) -> Snapshot -> run folder -> quantize and verify -> evaluate -> card, plot -> Result -> Receipt
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from autoquant import __version__, evaluate, options, process, source
-from autoquant.errors import InputError
+from autoquant import __version__, evaluate, journal, licenses, options, process, source
+from autoquant.errors import HubFailed, InputError
 from autoquant.evaluate import Evaluator, memory_available
 from autoquant.journal import RunFolder, key_of
 from autoquant.llama.converter import cache_folder
 from autoquant.methods import METHODS, Method
 from autoquant.options import MethodOptions
 from autoquant.plans import Plan
-from autoquant.results import Artifact, Evaluation, Result
+from autoquant.progress import hidden
+from autoquant.results import Artifact, Evaluation, Receipt, Result
 from autoquant.source import Snapshot, Source
 
 log = logging.getLogger(__name__)
 SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
+PLAN_FIRST = 100 << 20  # bytes to download, above which a run is planned first: planning takes some seconds
 
 
 def quantize(method: Method, model: str | Path, *, out: str | Path | None = None, values: Mapping[str, Any] | MethodOptions) -> Result:
     """Run a method on a model; see the method's own function for its options.
 
-    Writes into ``out`` (default: ``./<model>-<METHOD>``) the artifacts, README.md (model card), size-against-quality.png and
-    ``.autoquant/`` (journal). Called again, it goes on after the last finished step.
+    Writes into ``out`` (default: ``./<model>-<METHOD>``) the artifacts, README.md (model card), size-against-quality.png, the source's
+    licence files and ``.autoquant/`` (journal). Called again, it goes on after the last finished step.
     """
     started = time.monotonic()
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
@@ -46,24 +48,92 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     if chosen.evaluate != "off":
         evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
     folder = output_folder(method, found, out)
+    client = None
+    if chosen.upload:
+        from autoquant import upload  # imports huggingface_hub, a quarter of a second
+
+        client = upload.check(chosen, found, list(journal.read(folder)[1]))
+    if source.bytes_to_fetch(found) > PLAN_FIRST:
+        planned = method.plan(found, chosen, folder)
+        if planned.refused:
+            raise InputError(planned.refused)
     snapshot = source.fetch(found)
+    found = snapshot.source
     with RunFolder(folder, method=method.name, source_id=found.id, source_sha256=snapshot.sha256) as run:
-        made = method.quantize(snapshot, chosen, run)
-        artifacts, reference = made.artifacts, None
-        if chosen.evaluate == "on" or (chosen.evaluate == "auto" and found.parameters <= SMALL):
-            artifacts, reference = _evaluate(method, snapshot, chosen, run, artifacts, made.unquantized)
-        elif chosen.evaluate == "auto":
-            log.warning("not measured: the model has more than %d billion parameters; evaluate='on' (--evaluate on) measures all the same", SMALL // 10**9)
-        result = Result(folder=folder, method=method.name, source=found, artifacts=artifacts, reference=reference,
-                        seconds=time.monotonic() - started, provenance=_provenance(method, snapshot, chosen, made.provenance))
-        _write_card(result)
+        ahead = upload.Ahead(chosen, client, found, run) if client is not None else None
+        try:
+            run.on_artifact = ahead.artifact if ahead is not None else None
+            made = method.quantize(snapshot, chosen, run)
+            artifacts, reference = made.artifacts, None
+            if chosen.evaluate == "on" or (chosen.evaluate == "auto" and found.parameters <= SMALL):
+                artifacts, reference = _evaluate(method, snapshot, chosen, run, artifacts, made.unquantized)
+            elif chosen.evaluate == "auto":
+                log.warning("not measured: the model has more than %d billion parameters; evaluate='on' (--evaluate on) measures all the same", SMALL // 10**9)
+            extras = ("README.md", *_carry_licence(snapshot, folder), *made.extras)
+            result = Result(folder=folder, method=method.name, source=found, artifacts=artifacts, reference=reference, extras=extras, base_model=chosen.base_model,
+                            seconds=time.monotonic() - started, provenance=_provenance(method, snapshot, chosen, made.provenance))
+            result = _finish(result, run)
+            if ahead is not None:
+                try:
+                    result = dataclasses.replace(result, receipts=ahead.finish(result))
+                except HubFailed as failure:
+                    raise HubFailed(f"{failure} (the files in {folder} are finished: `autoquant upload {folder} {chosen.upload}` continues too)") from None
+        except BaseException:
+            if ahead is not None:
+                ahead.abandon()
+            raise
     return result
 
 
-def _write_card(result: Result) -> None:
+def _finish(result: Result, run: RunFolder) -> Result:
+    """Write card and plot and note the result in the journal, so that it can be loaded and uploaded later."""
     from autoquant import card  # imports huggingface_hub, a quarter of a second
+    from autoquant.report import PLOT
 
     card.write(result)
+    if (result.folder / PLOT).is_file() and PLOT not in result.extras:
+        result = dataclasses.replace(result, extras=(*result.extras, PLOT))
+    run.record("result", "", [], result.to_json())
+    return result
+
+
+def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
+    """Copy the source's licence files beside the artifacts; their names."""
+    names = sorted({path.name for pattern in licenses.FILES for path in snapshot.folder.glob(pattern) if path.is_file()})
+    for name in names:
+        journal.write_atomically(folder / name, (snapshot.folder / name).read_text(encoding="utf-8", errors="replace"))
+    return names
+
+
+def load(folder: str | Path) -> Result:
+    """The result of an earlier run, from its folder's journal. Raises InputError if the folder holds no finished run."""
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        raise InputError(f"no such folder: {folder}; give the folder of a finished run")
+    steps = journal.read(path)[1]
+    if "result" not in steps:
+        raise InputError(f"{path} holds no finished run of AutoQuant{'; run the same quantize command again to finish it' if steps else ''}")
+    receipts = tuple(Receipt.from_json(record["facts"]["receipt"]) for name, record in steps.items() if name.startswith("upload ") and "receipt" in record["facts"])
+    return Result.from_json(path, steps["result"]["facts"], receipts)
+
+
+def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: bool = False) -> Any:
+    """Upload a finished run's folder: a tuple of Receipts, or with ``dry_run`` an UploadPlan, and nothing is sent or written."""
+    from autoquant import upload
+
+    chosen = options.build(options.UploadOptions, values)
+    result = load(folder)
+    identity, steps = journal.read(result.folder)
+    client = upload.check(chosen, result.source, list(steps))
+    named = chosen.base_model and chosen.base_model != result.base_model
+    if named:
+        result = dataclasses.replace(result, base_model=chosen.base_model)
+    if dry_run:
+        return upload.plan(client, result, chosen, upload.journaled(steps))
+    with RunFolder(result.folder, method=result.method, source_id=identity["source"], source_sha256=identity["source_sha256"]) as run:
+        if named:
+            result = _finish(result, run)
+        return upload.upload(upload.Sender(client), result, chosen, run)
 
 
 def output_folder(method: Method, found: Source, out: str | Path | None) -> Path:
@@ -111,7 +181,7 @@ def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: Ru
     if room > shutil.disk_usage(standing).free:
         raise InputError(f"measuring needs {room / 1e9:.2f} GB in {evaluator.cache} for the unquantized model's log-probabilities; "
                          "take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or evaluate='off'")
-    with tqdm(total=100 * (len(artifacts) + 1), desc="measure", disable=None, leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}") as bar:
+    with tqdm(total=100 * (len(artifacts) + 1), desc="measure", disable=hidden(), leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}") as bar:
         def part(done: int, total: int, seen: dict[str, float], name: str) -> None:
             before, seen[name] = seen.get(name, 0.0), 100 * done / max(1, total)
             bar.update(seen[name] - before)
@@ -142,9 +212,7 @@ def evaluate_result(result: Result, *, text: str, chunks: int) -> Result:
     snapshot = source.fetch(result.source)
     with RunFolder(result.folder, method=method.name, source_id=result.source.id, source_sha256=snapshot.sha256) as run:
         artifacts, reference = _evaluate(method, snapshot, chosen, run, result.artifacts, None)
-        again = dataclasses.replace(result, artifacts=artifacts, reference=reference)
-        _write_card(again)
-    return again
+        return _finish(dataclasses.replace(result, artifacts=artifacts, reference=reference), run)
 
 
 def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", chunks: int = 20, converter: str = "") -> list[tuple[str, Evaluation]]:
@@ -156,7 +224,8 @@ def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", 
 
     from autoquant.llama import converter as llama
 
-    found = source.resolve(reference)
+    snapshot = source.fetch(source.resolve(reference))
+    found = snapshot.source
     for path in paths:
         if not path.exists():
             raise InputError(f"no such file or folder: {path}")
@@ -164,7 +233,6 @@ def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", 
             raise InputError(f"{path} is neither a .gguf file nor a model folder")
     env = llama.environment(llama.locate(converter)) if any(path.is_file() for path in paths) else {}
     with tempfile.TemporaryDirectory() as scratch:
-        snapshot = source.fetch(found)
         evaluator = _evaluator(snapshot, Path(scratch) / "log", text, chunks, env)
         array, row = evaluator.reference()
         rows = [(f"{found.id} (unquantized)", row)]
@@ -184,7 +252,8 @@ def _provenance(method: Method, snapshot: Snapshot, chosen: MethodOptions, facts
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    changed = {name: value for name, value in chosen.model_dump().items() if value != type(chosen).model_fields[name].default}
+    changed = {name: value for name, value in chosen.model_dump().items()
+               if value != type(chosen).model_fields[name].default and name not in options.UploadOptions.model_fields}
     shown = {name: Path(str(value)).name if name in ("eval_text", "imatrix", "converter") else value for name, value in changed.items()}
     return {"source": snapshot.source.id, "source sha256": snapshot.sha256, **({"source commit": snapshot.source.revision} if snapshot.source.revision else {}),
             **facts, "options": shown, "versions": ", ".join([f"autoquant {__version__}", *versions, f"Python {platform.python_version()} on {sys.platform}"])}

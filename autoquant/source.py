@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from autoquant import hub, licenses
 from autoquant.errors import InputError
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo" / "tiny-austen-4m"
 # Everything a converter or transformers may read beside the weights. Code (*.py) is left out: it is not run.
-SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
+SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md", *licenses.FILES)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Source:
     """A model before anything heavy is read: all of this comes from config, headers and the card.
 
     ``revision`` is the Hub commit, or None for a folder. ``dtype`` is the type most weights have (F32, F16, BF16 …).
-    ``bytes`` are the weight files' bytes.
+    ``bytes`` are the weight files' bytes. ``remote`` means the weights are still on the Hub: ``folder`` then has the small files
+    and, for each weight file, its header followed by a hole.
     """
 
     id: str
@@ -43,6 +48,11 @@ class Source:
     vocab_size: int
     context: int
     quantized: str | None
+    license_name: str | None = None
+    license_link: str | None = None
+    gated: bool = False
+    private: bool = False
+    remote: bool = False
 
     @property
     def name(self) -> str:
@@ -131,17 +141,37 @@ def _card_data(folder: Path) -> dict[str, Any]:
 
 
 def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
-    """Look at a model without reading its weights.
+    """Look at a model without reading or downloading its weights.
 
-    ``model`` is a folder with a Hugging Face checkpoint, or ``"demo"`` for the embedded one. Raises
-    :class:`~autoquant.errors.InputError` for a folder that is missing, no model, cut short, incomplete or pickle-only.
+    ``model`` is a folder with a Hugging Face checkpoint, ``owner/name``, ``owner/name@revision`` or a URL for the Hub, or ``"demo"`` for
+    the embedded one; a folder of that name goes before the Hub. Raises :class:`~autoquant.errors.InputError` for a model that is
+    missing, gated, no checkpoint, cut short, incomplete or pickle-only, HubFailed if the Hub cannot be reached.
+
+    Of a pickle checkpoint on the Hub (``allow_pickle``) the weights are downloaded here already: its header cannot be read alone.
     """
     folder = DEMO_FOLDER if str(model) == DEMO else Path(model).expanduser()
-    if not folder.is_dir():
-        hint = (f" To take it from the Hugging Face Hub: `hf download {model} --local-dir {str(model).split('/')[-1]}`, then give that folder."
-                if re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) else " Give a folder with a Hugging Face checkpoint, or demo for the embedded model.")
-        raise InputError(f"no such folder: {model}.{hint}")
-    folder = folder.resolve()
+    if folder.is_dir():
+        folder = folder.resolve()
+        cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix())  # huggingface_hub's cache knows where it is from
+        if cached:
+            return dataclasses.replace(_describe(folder, f"{cached[1]}/{cached[2]}", allow_pickle), revision=cached[3])
+        return _describe(folder, folder.name if str(model) != DEMO else DEMO_FOLDER.name, allow_pickle)
+    named = hub.parse(str(model))
+    if named is None:
+        raise InputError(f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a model on the Hub as owner/name or owner/name@revision, "
+                         "or demo for the embedded model")
+    seen = hub.look(*named, SIDE_FILES)
+    remote = not (allow_pickle and any(file.name.endswith(".bin") for file in seen.files))
+    folder = seen.folder if remote else hub.fetch(seen)[0]
+    try:
+        found = _describe(folder, seen.id, allow_pickle)
+    except InputError as error:
+        raise InputError(str(error).replace(str(folder), seen.id)) from None
+    return dataclasses.replace(found, revision=seen.revision, gated=seen.gated, private=seen.private, remote=remote)
+
+
+def _describe(folder: Path, id: str, allow_pickle: bool) -> Source:
+    """A Source from a folder's config, weight headers and card."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a model folder: it has no config.json")
     config = _read_json(folder / "config.json")
@@ -168,7 +198,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
     base = card.get("base_model")
     quantization = config.get("quantization_config")
     return Source(
-        id=folder.name if str(model) != DEMO else DEMO_FOLDER.name,
+        id=id,
         folder=folder, revision=None, architecture=str(architectures[0]), parameters=sum(elements.values()),
         largest_tensor=max(elements.values()), dtype=sizes.most_common(1)[0][0],
         bytes=sum((folder / name).stat().st_size for name in weights), weights=tuple(weights), pickle=pickled,
@@ -179,6 +209,8 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
         vocab_size=int((text_config or config).get("vocab_size") or 0),
         context=int((text_config or config).get("max_position_embeddings") or 2048),
         quantized=str(quantization.get("quant_method", "unknown")) if isinstance(quantization, dict) else None,
+        license_name=str(card["license_name"]) if card.get("license_name") else None,
+        license_link=str(card["license_link"]) if card.get("license_link") else None,
     )
 
 
@@ -209,14 +241,37 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_to_fetch(source: Source) -> int:
+    """Bytes that :func:`fetch` would download."""
+    if not source.remote or source.revision is None:
+        return 0
+    return sum(file.bytes for file in hub.missing(hub.known(source.id, source.revision)))
+
+
 def fetch(source: Source) -> Snapshot:
-    """Have the files at hand and hash them. For a folder nothing is copied."""
+    """Have the files at hand and hash them. Of a folder nothing is copied; from the Hub the missing files are downloaded and checked."""
+    if source.remote:
+        assert source.revision is not None
+        folder, files = hub.fetch(hub.known(source.id, source.revision))
+        here = _describe(folder, source.id, allow_pickle=False)
+        source = dataclasses.replace(here, revision=source.revision, gated=source.gated, private=source.private)
+        return _snapshot(source, files)
     side = {path.name for pattern in SIDE_FILES for path in source.folder.glob(pattern) if path.is_file()}
-    files = {name: sha256_of(source.folder / name) for name in sorted(side | set(source.weights))}
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return Snapshot(source=source, folder=source.folder, sha256=digest, files=files)
+    names = sorted(side | set(source.weights))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return _snapshot(source, dict(zip(names, pool.map(lambda name: sha256_of(source.folder / name), names), strict=True)))
+
+
+def _snapshot(source: Source, files: Mapping[str, str]) -> Snapshot:
+    digest = hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
+    return Snapshot(source=source, folder=source.folder, sha256=digest, files=dict(files))
 
 
 def to_json(source: Source) -> dict[str, Any]:
-    """A JSON-able form for the journal and the card."""
+    """A JSON-able form for the journal."""
     return {**asdict(source), "folder": str(source.folder)}
+
+
+def from_json(data: Mapping[str, Any]) -> Source:
+    """The inverse of :func:`to_json`."""
+    return Source(**{**data, "folder": Path(data["folder"]), "weights": tuple(data["weights"]), "language": tuple(data["language"])})

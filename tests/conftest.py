@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; tests/hub runs its clients in processes of their own
 
 import autoquant
 from autoquant.llama import converter
@@ -26,7 +29,6 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("AUTOQUANT_LLAMA_CPP", str(CONVERTER))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 
 

@@ -158,3 +158,9 @@ def raise_enospc() -> None:
 def print_much_and_return(n: int) -> dict[str, int]:
     print("noise " * n)
     return json.loads(json.dumps({"n": n}))
+
+
+def environment() -> list[str]:
+    import os
+
+    return sorted(os.environ)

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method hands back: its artifacts, and the unquantized file if one lies around until the run ends."""
+    """What a method hands back: its artifacts, the unquantized file if one lies around until the run ends, and files to go with the artifacts."""
 
     artifacts: tuple[Artifact, ...]
     unquantized: Path | None
     provenance: dict[str, Any]
+    extras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import field_validator
-from tqdm.auto import tqdm
 
 from autoquant import process
 from autoquant.errors import InputError
@@ -23,8 +22,9 @@ from autoquant.llama.types import TENSOR_TYPES, TYPES, UNQUANTIZED, nearest, par
 from autoquant.methods import Made, Method
 from autoquant.options import MethodOptions, option
 from autoquant.plans import Plan, PlanItem
+from autoquant.progress import Bar
 from autoquant.results import Artifact, Check, Result, Stored
-from autoquant.source import Snapshot, Source, sha256_of
+from autoquant.source import Snapshot, Source, bytes_to_fetch, sha256_of
 
 log = logging.getLogger(__name__)
 CALIBRATION = Path(__file__).parent.parent / "demo" / "austen_calibration.txt"
@@ -164,31 +164,20 @@ def plan(source: Source, options: GgufOptions, out: Path) -> Plan:
                   PlanItem(p["type"], p["bytes"], p["bits_per_weight"], p["needs_imatrix"], _fallback_note(p)) for p in made["plans"])
     standing = next(parent for parent in (out, *out.parents) if parent.exists())
     intermediate = 0 if _direct(options) else made["intermediate"]
-    return Plan("gguf", source, items, made["intermediate"], disk_needed=intermediate + sum(item.bytes for item in items),
-                disk_free=shutil.disk_usage(standing).free, memory_needed=CONVERTER_MEMORY + 8 * source.largest_tensor,
-                memory_available=memory_available(), notes=(made["tokens"],) if made["tokens"] else ())
+    download, free, refused = bytes_to_fetch(source), shutil.disk_usage(standing).free, ""
+    try:
+        refuse(made["plans"], intermediate=intermediate, other=download, room=free, imatrix=options.imatrix != "none")
+    except InputError as error:
+        refused = str(error)
+    return Plan("gguf", source, items, made["intermediate"], disk_needed=download + intermediate + sum(item.bytes for item in items), disk_free=free,
+                memory_needed=CONVERTER_MEMORY + 8 * source.largest_tensor, memory_available=memory_available(), notes=(made["tokens"],) if made["tokens"] else (),
+                download=download, refused=refused)
 
 
 def _direct(options: GgufOptions) -> bool:
     """Whether the converter can write the one asked file itself, with no file in between."""
     plain = options.quantizing() == GgufOptions().quantizing() and options.imatrix == "none" and not options.keep_intermediate
     return plain and len(options.types) == 1 and options.types[0] in (*UNQUANTIZED, "Q8_0")
-
-
-class _Bar:
-    """A progress bar that is a progress callback; hidden where nobody looks (no terminal, no notebook)."""
-
-    def __init__(self, title: str) -> None:
-        self.bar = tqdm(total=100, desc=title, disable=None, leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
-
-    def __call__(self, done: int, total: int) -> None:
-        self.bar.update(100 * done / max(1, total) - self.bar.n)
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
 
 
 def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
@@ -208,6 +197,8 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
     keys = {name: key_of(convert_key, None if name in UNQUANTIZED or name == "Q8_0" else imatrix_key, options.quantizing(), options.split_size)
             for name in options.types}
     artifacts = {name: Artifact.from_json(facts) for name in options.types if (facts := run.done(f"quantize {name}", keys[name]))}
+    for known in artifacts.values():
+        run.passed(known)
     todo = [name for name in options.types if name not in artifacts]
     need_imatrix_file = imatrix_file is not None and imatrix_facts is None
     if todo or need_imatrix_file:
@@ -223,7 +214,7 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
             log.info("converting %s (%s, %.2f billion parameters) to %s", source.id, source.architecture, source.parameters / 1e9, whole)
             # write beside its place and rename: a killed run must not leave half a file under the final name
             part = run.work / f"{stem}-{whole}.part.gguf"
-            with _Bar("convert") as progress:
+            with Bar("convert") as progress:
                 facts = _convert(source, options, header=header, target=part, logs=run.logs, types=list(options.types), outtype=outtype,
                                  room=shutil.disk_usage(run.folder).free, need={"other": 0, "intermediate": 0 if whole in options.types else 1},
                                  only_plan=False, progress=progress)
@@ -248,6 +239,7 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
             outputs = [run.finish(run.work / stored.name) if (run.work / stored.name).is_file() else run.folder / stored.name for stored in artifact.files]
             run.record(f"quantize {name}", keys[name], outputs, artifact.to_json(), {stored.name: stored.sha256 for stored in artifact.files})
             artifacts[name] = artifact
+            run.passed(artifact)
 
         jobs = []
         # the slowest first, so that the last one to finish is a short one
@@ -259,7 +251,7 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
                 target = converted
             jobs.append({"type": name, "target": str(target), "plan": plans[name], "ready": ready, "imatrix": TYPES[name].imatrix != "no"})
         if jobs:
-            with _Bar(f"quantize {', '.join(todo)}") as progress:
+            with Bar(f"quantize {', '.join(todo)}") as progress:
                 process.call("autoquant.llama.check:quantize_and_verify", log=run.logs, env=env, progress=progress, on_part=finished, source=str(converted),
                              header=str(header), jobs=jobs, at_once=at_once, cores=options.cores, imatrix=str(imatrix_file or ""), dry=options.quantizing(),
                              split=options.split_bytes)
@@ -278,7 +270,9 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
         facts = imatrix_facts or {}
         given = facts.get("chunks") == "given"
         provenance["importance matrix"] = facts["text"] + ("" if given else f", {facts['chunks']} chunks of {min(CONTEXT, source.context)} tokens")
-    return Made(ordered, converted if converted.is_file() else None, provenance)
+    made_here = imatrix_file is not None and imatrix_file.parent == run.folder
+    extras = (*(["imatrix.gguf"] if made_here else []), *(f"{a.name.removesuffix('.gguf')}.Modelfile" for a in ordered if options.modelfile and len(a.files) == 1))
+    return Made(ordered, converted if converted.is_file() else None, provenance, extras)
 
 
 def _imatrix_of(options: GgufOptions, run: RunFolder, convert_key: str) -> tuple[Path | None, str | None, dict[str, Any] | None]:
@@ -297,7 +291,7 @@ def _collect(options: GgufOptions, run: RunFolder, env: dict[str, str], model: P
     text = read_text(options.imatrix, "imatrix", CALIBRATION)
     name = CALIBRATION.name if options.imatrix == "builtin" else Path(options.imatrix).name
     part = run.work / target.name
-    with _Bar("importance matrix") as progress:
+    with Bar("importance matrix") as progress:
         # 12 characters a token is more than any tokenizer needs
         facts = process.call("autoquant.llama.library:collect_imatrix", log=run.logs, env=env, progress=progress, model=str(model),
                              text=text[:options.imatrix_chunks * context * 12], target=str(part), dataset=name, chunks=options.imatrix_chunks, threads=options.cores,

@@ -1,0 +1,38 @@
+"""Progress bars: shown on a terminal and in a notebook, hidden where nobody looks."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+def hidden() -> bool | None:
+    """tqdm's ``disable``: None (only on a terminal), or False in a notebook, whose output stream says it is no terminal."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return False if shell is not None and hasattr(shell, "kernel") else None
+
+
+class Bar:
+    """A percentage bar that is a progress callback: ``bar(done, total)``."""
+
+    def __init__(self, title: str) -> None:
+        self.bar = tqdm(total=100, desc=title, disable=hidden(), leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
+
+    def __call__(self, done: int, total: int) -> None:
+        self.bar.update(100 * done / max(1, total) - self.bar.n)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+class ByteBar(tqdm):  # type: ignore[misc]
+    """The bar handed to huggingface_hub for downloads: its own are hidden in notebooks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop("name", None)
+        super().__init__(*args, **{**kwargs, "disable": hidden(), "leave": False})

@@ -1,0 +1,247 @@
+"""From a name on the Hub to files at hand: what is fetched, what is not, and what is said when it does not work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autoquant import hub as hub_module
+from autoquant.source import DEMO_FOLDER, sha256_of
+from tests.fakes.hub import Hub
+from tests.hub.conftest import MODEL, QUICK, User, checkpoint
+
+STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
+
+
+@pytest.mark.parametrize(("text", "parsed"), [
+    ("owner/name", ("owner/name", None)), ("owner/name@v1.0", ("owner/name", "v1.0")), ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
+    ("https://huggingface.co/owner/name", ("owner/name", None)), ("https://huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
+    ("https://hf.co/owner/name/", ("owner/name", None)), ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main")),
+    ("gpt2", None), ("./folder/name", None), ("/abs/folder", None), ("a/b/c", None), ("", None)])
+def test_names(text: str, parsed: tuple[str, str | None] | None) -> None:
+    assert hub_module.parse(text) == parsed
+
+
+def test_a_plan_is_exact_and_fetches_no_weight(user: User, hub: Hub) -> None:
+    out = user.run("plan", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M").stdout
+    assert "maker/tiny: LlamaForCausalLM, 4.2 million parameters, F16, 8.40 MB" in out
+    assert "to download: 8.40 MB" in out
+    assert hub.served < 400_000, "config, tokenizer, card and the header of the weights"
+    assert all(request.range for request in hub.requests("GET /_cdn/") if hub.repos[MODEL].at("main").files["model.safetensors"].sha256 in request.path)
+    local = user.run("plan", "gguf", "demo", "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M").stdout
+    rows = [line for line in out.splitlines() if line.startswith(("Q8_0", "Q4_K_M"))]
+    assert rows == [line for line in local.splitlines() if line.startswith(("Q8_0", "Q4_K_M"))], "the same sizes as with the weights at hand"
+
+
+def test_only_needed_files_are_fetched_and_the_result_is_that_of_the_folder(user: User, hub: Hub) -> None:
+    user.quantize()
+    fetched = {request.path.split("/")[-1].split("?")[0] for request in hub.requests(r"(GET|HEAD) /maker/tiny/resolve")}
+    assert "model.safetensors" in fetched
+    assert not fetched & {"pytorch_model.bin", "consolidated.00.pth", "flax_model.msgpack", "model.onnx"}
+    user.run("quantize", "gguf", str(DEMO_FOLDER), *QUICK, "--out", "local")
+    for name in ("Q8_0", "Q4_K_M"):
+        hub_file, local_file = user.cwd / "tiny-GGUF" / f"tiny-{name}.gguf", user.cwd / "local" / f"tiny-austen-4m-{name}.gguf"
+        assert abs(hub_file.stat().st_size - local_file.stat().st_size) <= 64, "they differ in the model's name only"
+    card = (user.cwd / "tiny-GGUF" / "README.md").read_text()
+    assert "base_model: maker/tiny" in card
+    assert f"| source commit | {hub.repos[MODEL].branches['main']} |" in card
+    assert f"autoquant quantize gguf maker/tiny@{hub.repos[MODEL].branches['main']}" in card
+    assert (user.cwd / "tiny-GGUF" / "LICENSE").read_bytes() == b"the text of the licence"
+
+
+def test_a_revision_is_pinned(user: User, hub: Hub) -> None:
+    """A branch is resolved to its commit once; the weights of another branch are other weights."""
+    other = bytearray((DEMO_FOLDER / "model.safetensors").read_bytes())
+    other[-2000:] = other[-4000:-2000]
+    commit = hub.seed(MODEL, {"model.safetensors": bytes(other)}, branch="dev")
+    user.quantize("--out", "main")
+    user.quantize("--out", "dev", model=f"{MODEL}@dev")
+    user.quantize("--out", "pinned", model=f"{hub.url}/{MODEL}/tree/{commit}")
+    sums = [sha256_of(user.cwd / name / "tiny-Q8_0.gguf") for name in ("main", "dev", "pinned")]
+    assert sums[0] != sums[1] == sums[2]
+
+
+@pytest.mark.parametrize(("model", "said"), [
+    ("maker/none", "there is no repository maker/none at http://127.0.0.1:"), (f"{MODEL}@none", "maker/tiny has no such revision"),
+    ("maker/gated", "maker/gated is gated, and the token from the environment variable HF_TOKEN has no access to it: ask for access at http://127.0.0.1:"),
+    ("maker/pickled", "maker/pickled has only pickle weights"), ("maker/gguf", "maker/gguf holds no transformers checkpoint: it has no config.json. It has: m.gguf"),
+    ("maker/shards", "lacks 1 of its 2 shards: model-00002-of-00002.safetensors"), ("maker/cut", "model.safetensors has no valid safetensors header"),
+    ("maker/index", "is not valid JSON"), ("nowhere", "no such folder: nowhere. Give a folder")])
+def test_refusals_are_one_line_before_anything_is_fetched(model: str, said: str, user: User, hub: Hub) -> None:
+    small = {name: content for name, content in checkpoint().items() if "/" not in name and name not in ("pytorch_model.bin", "model.safetensors")}
+    whole = (DEMO_FOLDER / "model.safetensors").read_bytes()
+    index = json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors", "lm_head.weight": "model-00002-of-00002.safetensors"}}).encode()
+    hub.seed("maker/gated", checkpoint(), gated=True)
+    hub.seed("maker/pickled", {**small, "pytorch_model.bin": b"b" * 1000})
+    hub.seed("maker/gguf", {"m.gguf": b"GGUF"})
+    hub.seed("maker/shards", {**small, "model.safetensors.index.json": index, "model-00001-of-00002.safetensors": whole})
+    hub.seed("maker/cut", {**small, "model.safetensors": b"\xff" * 1000})
+    hub.seed("maker/index", {**small, "model.safetensors.index.json": b"{", "model-00001-of-00002.safetensors": whole})
+    err = user.quantize(model=model, status=2).stderr
+    assert said in err
+    assert "huggingface.co" not in err, "it is not where the model was looked for"
+    assert not list(user.cwd.iterdir())
+    assert hub.served < 800_000
+
+
+def test_gated_without_a_token_says_how_to_get_one(user: User, hub: Hub) -> None:
+    hub.seed("maker/gated", checkpoint(), gated=True)
+    err = user.quantize(model="maker/gated", status=2, HF_TOKEN="").stderr
+    assert f"accept its terms at {hub.url}/maker/gated, make a token with read access at {hub.url}/settings/tokens, and set HF_TOKEN or run `hf auth login`" in err
+    hub.repos["maker/gated"].allowed.add("tester")
+    user.quantize(model="maker/gated")
+
+
+def test_a_pickle_checkpoint_works_when_opted_in(user: User, hub: Hub, tmp_path: Path) -> None:
+    from autoquant import process
+
+    folder = tmp_path / "pickled"
+    subprocess.run(["cp", "-r", str(DEMO_FOLDER), str(folder)], check=True)
+    process.call("tests.helpers:to_pickle", log=tmp_path / "log", folder=str(folder))
+    hub.seed("maker/pickled", {path.name: path for path in folder.iterdir()})
+    user.quantize("--allow-pickle", model="maker/pickled")
+    assert (user.cwd / "pickled-GGUF" / "pickled-Q8_0.gguf").is_file()
+
+
+def test_the_cache_is_enough_without_a_network(user: User, hub: Hub) -> None:
+    user.quantize("--out", "first")
+    hub.stop()
+    user.quantize("--out", "offline", HF_HUB_OFFLINE="1")
+    done = user.quantize("--out", "down")
+    assert "Could not reach the Hub" in done.stderr
+    assert sha256_of(user.cwd / "offline" / "tiny-Q8_0.gguf") == sha256_of(user.cwd / "first" / "tiny-Q8_0.gguf") == sha256_of(user.cwd / "down" / "tiny-Q8_0.gguf")
+    for more in ({"HF_HUB_OFFLINE": "1"}, {}):
+        err = user.quantize(model="maker/other", status=2, **more).stderr
+        assert "cannot be reached" in err
+        assert "maker/other is not in the cache. Connect to the network, or give a folder" in err
+
+
+def test_a_folder_of_the_hubs_cache_knows_where_it_is_from(user: User, hub: Hub) -> None:
+    user.quantize()
+    (snapshot,) = (user.home / "hf" / "hub" / "models--maker--tiny" / "snapshots").iterdir()
+    user.quantize("--out", "again", model=str(snapshot))
+    assert "base_model: maker/tiny" in (user.cwd / "again" / "README.md").read_text()
+
+
+def test_a_cut_download_is_resumed(user: User, hub: Hub) -> None:
+    """The client keeps whole pieces of 10 MiB, so it takes a larger file than the embedded model to see it."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    weights = save({"w": np.random.default_rng(0).integers(0, 255, 30_000_000, dtype=np.uint8)})
+    hub.seed("maker/big", {"config.json": b'{"architectures": ["X"]}', "model.safetensors": weights})
+    hub.fail("GET /_cdn/", cut=23_000_000, skip=1)  # after the header
+    folder = user.python("""
+import json
+from autoquant import source
+print(json.dumps(str(source.fetch(source.resolve("maker/big")).folder)))""")
+    assert (Path(folder) / "model.safetensors").read_bytes() == weights
+    assert [request.range for request in hub.requests("GET /_cdn/")][1:] == ["", f"bytes={20 << 20}-"]
+
+
+def test_what_is_not_what_the_hub_lists_is_not_used(user: User, hub: Hub) -> None:
+    blob = hub.blob(hub.repos[MODEL].at("main").files["model.safetensors"].sha256)
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    err = user.quantize(status=1).stderr
+    assert "model.safetensors has arrived with 8,397,360 bytes and sha256 " in err
+    assert "It was removed; run again" in err
+    assert not list(user.cwd.iterdir())
+    blob.write_bytes(whole)
+    user.quantize()
+
+
+def test_rate_limits_and_server_errors_are_waited_out(user: User, hub: Hub) -> None:
+    hub.fail("GET /api/models/maker/tiny$", 429, times=2, headers={"Retry-After": "1"})
+    hub.fail("GET /api/models/maker/tiny/revision/", 503, times=2)
+    hub.fail("GET /_cdn/", 503, times=1)
+    start = time.monotonic()
+    err = user.quantize().stderr
+    assert time.monotonic() - start > 2
+    assert err.count("the Hub limits the rate of requests (HTTP 429); trying again in 1 s") == 2
+
+
+def two_shards() -> dict[str, bytes | Path]:
+    """The embedded model in two files."""
+    from safetensors.numpy import load_file, save
+
+    tensors = load_file(DEMO_FOLDER / "model.safetensors")
+    names = sorted(tensors)
+    files: dict[str, bytes | Path] = {path.name: path for path in DEMO_FOLDER.iterdir() if path.suffix != ".safetensors"}
+    weight_map = {}
+    for i, part in enumerate((names[:len(names) // 2], names[len(names) // 2:]), 1):
+        file = f"model-{i:05d}-of-00002.safetensors"
+        files[file] = save({name: tensors[name] for name in part}, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    return {**files, "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+
+
+@pytest.mark.slow
+def test_killed_while_downloading(user: User, hub: Hub) -> None:
+    """What has arrived is not fetched again, and what the dead process has left is removed."""
+    hub.seed("maker/shards", two_shards())
+    sums = [hub.repos["maker/shards"].at("main").files[f"model-0000{i}-of-00002.safetensors"].sha256 for i in (1, 2)]
+    blobs = user.home / "hf" / "hub" / "models--maker--shards" / "blobs"
+    hub.fail("GET /_cdn/" + sums[1], 503, times=0)
+    hub.bandwidth = 4e6
+    process = user.start("quantize", "gguf", "maker/shards", *QUICK)
+    deadline = time.monotonic() + 60
+    while not (any((blobs / sha).exists() for sha in sums) and list(blobs.glob("*.incomplete"))):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    arrived = {sha for sha in sums if (blobs / sha).exists()}
+    assert len(arrived) == 1
+    assert list(blobs.glob("*.incomplete"))
+    hub.bandwidth = 0
+    time.sleep(0.3)
+    before = len(hub.log)
+    user.quantize(model="maker/shards")
+    again = {request.path.split("/")[-1] for request in hub.log[before:] if request.method == "GET" and "/_cdn/" in request.path and not request.range}
+    assert again & set(sums) == set(sums) - arrived
+    assert not list(blobs.glob("*.incomplete"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def mount(megabytes: int) -> Path:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+            pytest.skip("mounting needs root")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)], capture_output=True, check=False)
+
+
+def test_a_disk_too_small_for_the_download(user: User, hub: Hub, small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(6)
+    err = user.quantize(status=2, HF_HOME=str(disk / "hf")).stderr
+    assert "downloading maker/tiny needs 0.01 GB in " in err
+    assert "Free some space or set HF_HOME to a larger disk" in err
+    assert hub.served < 400_000
+
+
+def test_a_disk_that_fills_up_while_downloading(user: User, hub: Hub, small_disk: Callable[[int], Path]) -> None:
+    """Another program takes the room once the weights are on their way."""
+    disk = small_disk(12)
+    sha = hub.repos[MODEL].at("main").files["model.safetensors"].sha256
+
+    def fill() -> None:
+        (disk / "other").write_bytes(bytes(9_000_000))
+
+    hub.on(f"GET /_cdn/{sha}$", lambda: hub.on(f"GET /_cdn/{sha}$", fill))  # the first request is for the header
+    err = user.quantize(status=2, HF_HOME=str(disk / "hf")).stderr
+    assert "no space left on the disk" in err
+    assert not list(disk.rglob("*.incomplete"))
+    (disk / "other").unlink()
+    user.quantize(HF_HOME=str(disk / "hf"))
