@@ -5,6 +5,7 @@
 .PHONY: demo test lint sync bench clean
 PYTHON ?= python3
 VENV ?= .venv
+COLAB ?= $(VENV)-colab
 BIN := $(VENV)/bin
 # The lean build: libllama only, for any x86-64 processor with AVX2 (or any ARMv8). A build tuned to one processor (-DGGML_NATIVE=ON) is
 # somewhat faster, but crashes where a virtual machine reports AMX without offering it, or when the cached wheel meets another processor.
@@ -22,8 +23,9 @@ demo: $(VENV)/.ready
 	  --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K,IQ3_XXS
 	@echo "table above; plot: $(DEMO_OUT)/size-against-quality.png; model card: $(DEMO_OUT)/README.md"
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready $(COLAB)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(COLAB)/bin/python -m pytest $(PYTEST_ARGS) tests/hub
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check autoquant tests tools bench
@@ -56,5 +58,14 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt
 	$(BIN)/autoquant setup gguf
 	touch $@
 
+# Colab's huggingface_hub and transformers over the main environment, whose other packages it sees.
+$(COLAB)/.ready: $(VENV)/.ready constraints-colab.txt
+	rm -rf $(COLAB)
+	$(PYTHON) -m venv $(COLAB)
+	$(COLAB)/bin/python -m pip install --quiet --no-deps -r constraints-colab.txt
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$($(COLAB)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main_environment.pth"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) bench-work .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(COLAB) $(DEMO_OUT) bench-work .mypy_cache .ruff_cache .pytest_cache

@@ -15,9 +15,9 @@ def login() -> Any:
     import ipywidgets
     from huggingface_hub import login as store
 
-    from autoquant import hub
+    from autoquant.hub.client import connect
 
-    client = hub.connect()
+    client = connect()
     field = ipywidgets.Password(description="HF token", placeholder="hf_…", tooltip=f"a token with write access, from {client.endpoint}/settings/tokens",
                                 layout={"width": "30em"})
     button = ipywidgets.Button(description="Log in", tooltip="store the token for this machine")
@@ -33,7 +33,7 @@ def login() -> Any:
         except (ValueError, OSError) as error:  # refused by the Hub; huggingface_hub's HTTP errors are OSErrors
             said.value = f"Not accepted ({type(error).__name__}). Copy the token again, or make a new one."
             return
-        said.value = f"Logged in as <b>{hub.connect().api.whoami()['name']}</b>."
+        said.value = f"Logged in as <b>{connect().api.whoami()['name']}</b>."
 
     button.on_click(click)
     return ipywidgets.VBox([ipywidgets.HBox([field, button]), said])

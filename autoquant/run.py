@@ -19,10 +19,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from autoquant import __version__, evaluate, journal, licenses, options, process, source
+from autoquant.cache import cache_folder
 from autoquant.errors import HubFailed, InputError
 from autoquant.evaluate import Evaluator, memory_available
 from autoquant.journal import RunFolder, key_of
-from autoquant.llama.converter import cache_folder
 from autoquant.methods import METHODS, Method
 from autoquant.options import MethodOptions
 from autoquant.plans import Plan
@@ -50,7 +50,7 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     folder = output_folder(method, found, out)
     client = None
     if chosen.upload:
-        from autoquant import upload  # imports huggingface_hub, a quarter of a second
+        from autoquant.hub import send, upload
 
         client = upload.check(chosen, found, list(journal.read(folder)[1]))
     if source.bytes_to_fetch(found) > PLAN_FIRST:
@@ -60,7 +60,7 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     snapshot = source.fetch(found)
     found = snapshot.source
     with RunFolder(folder, method=method.name, source_id=found.id, source_sha256=snapshot.sha256) as run:
-        ahead = upload.Ahead(chosen, client, found, run) if client is not None else None
+        ahead = send.Ahead(chosen, client, found, run) if client is not None else None
         try:
             run.on_artifact = ahead.artifact if ahead is not None else None
             made = method.quantize(snapshot, chosen, run)
@@ -119,7 +119,7 @@ def load(folder: str | Path) -> Result:
 
 def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: bool = False) -> Any:
     """Upload a finished run's folder: a tuple of Receipts, or with ``dry_run`` an UploadPlan, and nothing is sent or written."""
-    from autoquant import upload
+    from autoquant.hub import send, upload
 
     chosen = options.build(options.UploadOptions, values)
     result = load(folder)
@@ -133,7 +133,7 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
     with RunFolder(result.folder, method=result.method, source_id=identity["source"], source_sha256=identity["source_sha256"]) as run:
         if named:
             result = _finish(result, run)
-        return upload.upload(upload.Sender(client), result, chosen, run)
+        return send.upload(send.Sender(client), result, chosen, run)
 
 
 def output_folder(method: Method, found: Source, out: str | Path | None) -> Path:

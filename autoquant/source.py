@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autoquant import hub, licenses
+from autoquant import licenses
 from autoquant.errors import InputError
+from autoquant.hub import fetch as hub
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo" / "tiny-austen-4m"

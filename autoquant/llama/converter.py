@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from autoquant import process
+from autoquant.cache import cache_folder
 from autoquant.errors import InputError, ProcessFailed
 from autoquant.source import sha256_of
 
@@ -30,13 +31,6 @@ SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760
 WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 ANOTHER_WAY = ("To name a local copy instead, set AUTOQUANT_LLAMA_CPP (or the option converter) to a llama.cpp folder "
                f"or to the file llama_cpp_python-{SUPPORTED}.tar.gz")
-
-
-def cache_folder() -> Path:
-    """AUTOQUANT_CACHE, else $XDG_CACHE_HOME/autoquant, else ~/.cache/autoquant."""
-    given = os.environ.get("AUTOQUANT_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(given) if given else Path(base) / "autoquant"
 
 
 def installed_version() -> str:

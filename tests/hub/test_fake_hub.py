@@ -47,7 +47,6 @@ def test_the_clients_calls(user: User, hub: Hub) -> None:
     hub.seed("maker/gated", {"config.json": b"{}"}, gated=True)
     hub.seed("maker/hidden", {"config.json": b"{}"}, private=True)
     hub.fail("POST .*/preupload/", 429, headers={"Retry-After": "0"})
-    hub.fail("GET .*/tree/", 503)
     hub.fail("GET /api/models/maker/broken", 500, times=9)
     seen = user.python(f"""
 import json, io

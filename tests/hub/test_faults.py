@@ -148,8 +148,9 @@ def test_the_server_is_gone(done: User, hub: Hub) -> None:
     hub.on("POST .*/commit/", hub.stop)
     code = """
 import sys
-from autoquant import cli, hub
-hub.TRIES = 2
+from autoquant import cli
+from autoquant.hub import client
+client.TRIES = 2
 sys.exit(cli.main(["upload", "tiny-GGUF", "tester/t"]))"""
     failed = subprocess.run([sys.executable, "-c", code], cwd=done.cwd, env=done.environment(), capture_output=True, text=True, check=False)
     assert failed.returncode == 1, failed.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autoquant import hub as hub_module
+from autoquant.hub.fetch import parse
 from autoquant.source import DEMO_FOLDER, sha256_of
 from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, QUICK, User, checkpoint
@@ -24,7 +24,7 @@ STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
     ("https://hf.co/owner/name/", ("owner/name", None)), ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main")),
     ("gpt2", None), ("./folder/name", None), ("/abs/folder", None), ("a/b/c", None), ("", None)])
 def test_names(text: str, parsed: tuple[str, str | None] | None) -> None:
-    assert hub_module.parse(text) == parsed
+    assert parse(text) == parsed
 
 
 def test_a_plan_is_exact_and_fetches_no_weight(user: User, hub: Hub) -> None:

@@ -15,8 +15,8 @@ FAKES = str(Path(__file__).parents[1] / "fakes")
 SECRET, ENVIRONMENT, STORED = (f"hf_{name * 6}" for name in ("Secret", "Enviro", "Stored"))
 FIND = """
 import json
-from autoquant import hub
-token = hub.find_token()
+from autoquant.hub.client import find_token
+token = find_token()
 print(json.dumps([token.value, token.origin, repr(token)] if token else None))"""
 
 
@@ -77,7 +77,8 @@ def test_the_form_for_a_token(user: User, hub: Hub) -> None:
     seen = user.python("""
 import json, contextlib, io
 from pathlib import Path
-from autoquant import forms, hub
+from autoquant import forms
+from autoquant.hub.client import find_token
 from huggingface_hub import constants
 with contextlib.redirect_stdout(io.StringIO()):
     box = forms.login()
@@ -87,7 +88,7 @@ with contextlib.redirect_stdout(io.StringIO()):
         field.value = token
         button.click()
         out += [said.value, field.value, Path(constants.HF_TOKEN_PATH).exists()]
-print(json.dumps([*out, hub.find_token().origin]))""".replace("TESTER", TOKEN), HF_TOKEN="")
+print(json.dumps([*out, find_token().origin]))""".replace("TESTER", TOKEN), HF_TOKEN="")
     assert hub.url in seen[0]
     assert seen[1:4] == ["Paste a token first.", "", False]
     assert seen[4].startswith("Not accepted (")

@@ -238,10 +238,6 @@ def test_two_runs_into_one_folder(user: User, hub: Hub) -> None:
 
 def test_xet(done: User, hub: Hub) -> None:
     """Through the storage that the Hub prefers; hf_xet's local store stands for its servers."""
-    import huggingface_hub
-
-    if huggingface_hub.__version__.startswith("1."):
-        pytest.skip("release 1.27 asks the LFS endpoint first, which the loopback Hub answers without Xet")
     hub.xet = True
     done.run("upload", "tiny-GGUF", "tester/x", HF_HUB_DISABLE_XET="")
     assert hub.files("tester/x") == FILES

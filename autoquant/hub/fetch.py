@@ -1,12 +1,8 @@
-"""The Hugging Face Hub: token, access, looking at a repository, fetching from it, and what went wrong in words.
-
-All talking to the Hub happens here and in upload.py, in the parent process: worker processes are offline and have no token.
-"""
+"""Looking at a repository without fetching a weight, and fetching from it: only what is needed, checked against the Hub's hashes."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -16,208 +12,17 @@ import re
 import shutil
 import struct
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from autoquant.errors import AutoQuantError, CheckFailed, HubFailed, InputError
-from autoquant.redact import RedactingFilter, redact
+from autoquant.cache import cache_folder
+from autoquant.errors import CheckFailed, HubFailed, InputError
+from autoquant.hub.client import PASSING, Client, connect, explain, offline, patiently, status_of, transport_error
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
-T = TypeVar("T")
 log = logging.getLogger(__name__)
-TRIES = 6  # of a call that fails in a way that may pass; with the waits below, at least two minutes in all
-LONGEST_WAIT = 330.0  # seconds: the Hub's rate limits count over five minutes
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 LARGEST_SIDE_FILE = 100 << 20  # bytes: config, tokenizer and card files are smaller than that
-
-
-# --- token --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token and where it was found. Its value is shown nowhere."""
-
-    value: str = field(repr=False)
-    origin: str
-
-
-def find_token() -> Token | None:
-    """The token to use: the Colab secret HF_TOKEN, else the environment variable HF_TOKEN, else what ``hf auth login`` stored."""
-    secret = _colab_secret()
-    if secret:
-        return Token(secret, "the Colab secret HF_TOKEN")
-    from huggingface_hub import get_token
-
-    value = get_token()
-    if not value:
-        return None
-    return Token(value, "the environment variable HF_TOKEN" if os.environ.get("HF_TOKEN", "").strip() == value else "the login stored by `hf auth login`")
-
-
-def _colab_secret() -> str:
-    """Colab's secret HF_TOKEN; empty outside Colab, or if there is none or the notebook may not read it."""
-    if "COLAB_RELEASE_TAG" not in os.environ:
-        return ""
-    try:
-        from google.colab import userdata
-    except ImportError:
-        return ""
-    try:
-        return str(userdata.get("HF_TOKEN") or "").strip()
-    except (userdata.SecretNotFoundError, userdata.NotebookAccessError, userdata.TimeoutException, TimeoutError) as error:
-        log.info("no token from Colab's secrets (%s)", type(error).__name__)
-        return ""
-
-
-# --- client and errors --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Client:
-    """huggingface_hub's API object with the token in use. ``endpoint`` is HF_ENDPOINT or https://huggingface.co."""
-
-    api: HfApi
-    token: Token | None
-    endpoint: str
-
-    @property
-    def secret(self) -> str | bool:
-        """What huggingface_hub's functions take as ``token``: the value, or False for none."""
-        return self.token.value if self.token else False
-
-    def who(self) -> str:
-        """The token in words."""
-        return f"the token from {self.token.origin}" if self.token else "no token"
-
-
-def connect() -> Client:
-    """A client with the token that is found. Sends nothing."""
-    from huggingface_hub import HfApi, constants
-
-    for handler in logging.getLogger("huggingface_hub").handlers:  # it has a handler of its own
-        if not any(isinstance(one, RedactingFilter) for one in handler.filters):
-            handler.addFilter(RedactingFilter())
-    token = find_token()
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
-    return Client(HfApi(endpoint=endpoint, token=token.value if token else False, library_name="autoquant"), token, endpoint)
-
-
-def _transport_error() -> type[Exception]:
-    """The base error of the HTTP library that huggingface_hub uses: httpx in its release 1, httpx2 in release 2."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return next(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.split(".")[0].startswith("httpx") and kind.__name__ == "HTTPError")
-
-
-def _status(error: BaseException) -> int:
-    response = getattr(error, "response", None)
-    return int(getattr(response, "status_code", 0) or 0)
-
-
-def offline() -> bool:
-    """Whether the user has forbidden the network (HF_HUB_OFFLINE)."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _wait_after(error: BaseException, attempt: int) -> float:
-    """Seconds to wait before the next try: what the server asks for (Retry-After, or the ratelimit header's t), else 1, 2, 4 … 32."""
-    headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", None) or {}
-    asked = headers.get("retry-after", "")
-    if asked.isdigit():
-        return min(LONGEST_WAIT, float(asked))
-    match = re.search(r"\bt=(\d+)", headers.get("ratelimit", "")) if _status(error) == 429 else None
-    return min(LONGEST_WAIT, float(match[1])) if match else min(32.0, 2.0**attempt)
-
-
-def patiently(call: Callable[[], T], doing: str, client: Client, repo: str = "", *, arrived: Callable[[], T | None] | None = None) -> T:
-    """Call; after a failure that may pass (rate limit, server error, broken connection) wait as long as the server asks and try again.
-
-    ``arrived`` looks, after a failed call that changes something, whether it took effect all the same, and returns its result if so:
-    an answer can be lost after the work was done. Raises InputError or HubFailed with one line.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, XetDownloadError
-
-    transport = _transport_error()
-    for attempt in range(TRIES):
-        try:
-            return call()
-        except (transport, OSError, RuntimeError, XetDownloadError) as caught:
-            if isinstance(caught, RuntimeError) and type(caught) is not RuntimeError:
-                raise  # hf_xet raises plain RuntimeErrors; anything more special is a bug, ours or a library's
-            error = caught.__cause__ if isinstance(caught, LocalEntryNotFoundError) and caught.__cause__ is not None else caught
-            status = _status(error)
-            passing = status in PASSING or (not status and (isinstance(error, (transport, ConnectionError, RuntimeError, XetDownloadError))
-                                                            or "Consistency check failed" in str(error)))
-            if not passing:
-                raise explain(error, doing, client, repo) from None
-            if arrived is not None:
-                with contextlib.suppress(HfHubHTTPError, transport):
-                    there = arrived()
-                    if there is not None:
-                        return there
-            if offline() or attempt == TRIES - 1:
-                raise explain(error, doing, client, repo) from None
-            wait = _wait_after(error, attempt)
-            log.warning("%s: %s; trying again in %.0f s", doing, _short(error), wait)
-            time.sleep(wait)
-    raise AssertionError("the loop returns or raises")
-
-
-def _short(error: BaseException) -> str:
-    status = _status(error)
-    if status:
-        reason = {429: "the Hub limits the rate of requests", 401: "not authorized", 403: "forbidden", 404: "not found"}.get(status, "the Hub has an error")
-        return f"{reason} (HTTP {status})"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}{': ' + lines[0][:160] if lines else ''}"
-
-
-def explain(error: BaseException, doing: str, client: Client, repo: str = "") -> AutoQuantError:
-    """What really happened, and what to do: the error to raise instead of a library's."""
-    from huggingface_hub import errors
-
-    page = f"{client.endpoint}/{repo}"
-    said = str(getattr(error, "server_message", "") or "").strip().splitlines()
-    status = _status(error)
-    if isinstance(error, errors.GatedRepoError):
-        way = (f"ask for access at {page} with the account of that token" if client.token else
-               f"accept its terms at {page}, make a token with read access at {client.endpoint}/settings/tokens, and set HF_TOKEN or run `hf auth login`")
-        return InputError(f"{repo} is gated, and {client.who()} has no access to it: {way}; then run again")
-    if status == 401 and client.token and not isinstance(error, errors.RepositoryNotFoundError):
-        return InputError(f"{doing}: the Hub does not accept {client.who()} (expired, revoked or mistyped). Make a new one at {client.endpoint}/settings/tokens "
-                          "and run again; what is finished is kept")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return InputError(f"{repo} has no such revision; see {page}/tree/main for its branches")
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return InputError(f"{doing}: {repo} has no such file ({_short(error)})")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        hidden = f"or {client.who()} does not let you see it" if client.token else "or it is private: set HF_TOKEN or run `hf auth login`"
-        return InputError(f"{doing}: there is no repository {repo} at {client.endpoint}, {hidden}. Check the spelling")
-    if status == 403:
-        return InputError(f"{doing}: {client.who()} may not do that{f' (the Hub says: {redact(said[0])})' if said else ''}. Make a token with write access to "
-                          f"{repo.split('/')[0]} at {client.endpoint}/settings/tokens")
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return InputError(f"{doing}: HF_HUB_OFFLINE is set, and that needs the network")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return InputError(f"{doing}: no space left on the disk ({redact(str(error))}). Free some space, or set HF_HOME to a larger disk, and run again; finished files are kept")
-    if status == 412:
-        return HubFailed(f"{doing}: somebody else has changed it meanwhile. Look at {page}, then run the same again; what has arrived is not sent again")
-    if status == 429:
-        return HubFailed(f"{doing}: the Hub still limits the rate of requests. Run the same again later; what has arrived is not sent again")
-    detail = f" (it says: {redact(said[0])})" if said and status else ""
-    return HubFailed(f"{doing}: {_short(error)}{detail}. Run the same again: it continues, and what has arrived is not sent again")
-
-
-# --- looking ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -263,8 +68,6 @@ def parse(model: str) -> tuple[str, str | None] | None:
 
 
 def _headers_folder(repo: str, revision: str) -> Path:
-    from autoquant.llama.converter import cache_folder
-
     return cache_folder() / "headers" / f"{repo.replace('/', '--')}@{revision}"
 
 
@@ -277,7 +80,7 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
     from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 
     client = connect()
-    transport = _transport_error()
+    transport = transport_error()
     doing = f"looking at {repo}"
     try:
         commit = str(patiently(lambda: client.api.resolve_revision(repo, revision=revision).resolved, doing, client, repo))
@@ -293,7 +96,7 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
                 try:
                     client.api.auth_check(repo)
                 except HfHubHTTPError as error:
-                    if _status(error) not in PASSING:
+                    if status_of(error) not in PASSING:
                         raise explain(error, doing, client, repo) from None
         return _look_from(record)
     if offline():

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: the client and its token, fetching models, uploading results."""
