@@ -111,7 +111,7 @@ def _default_text(value: Any) -> str:
         return ",".join(value) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "none" if value is None else str(value)
+    return "none" if value in (None, "") else str(value)
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type[UploadOptions], *, without: Sequence[str] = ()) -> None:

@@ -31,8 +31,9 @@ class Bar:
 
 
 class ByteBar(tqdm):  # type: ignore[misc]
-    """The bar handed to huggingface_hub for downloads: its own are hidden in notebooks."""
+    """The bar handed to huggingface_hub for downloads: its own are hidden in notebooks. Of its three bars for a snapshot only the one that counts bytes is shown."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("name", None)
-        super().__init__(*args, **{**kwargs, "disable": hidden(), "leave": False})
+        other = str(kwargs.get("desc", "")).startswith(("Fetching", "Reconstructing"))
+        super().__init__(*args, **{**kwargs, "disable": True if other else hidden(), "leave": False})

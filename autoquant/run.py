@@ -101,7 +101,9 @@ def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
     """Copy the source's licence files beside the artifacts; their names."""
     names = sorted({path.name for pattern in licenses.FILES for path in snapshot.folder.glob(pattern) if path.is_file()})
     for name in names:
-        journal.write_atomically(folder / name, (snapshot.folder / name).read_text(encoding="utf-8", errors="replace"))
+        part = folder / f".{name}.part"
+        shutil.copyfile(snapshot.folder / name, part)
+        os.replace(part, folder / name)
     return names
 
 
@@ -209,7 +211,12 @@ def evaluate_result(result: Result, *, text: str, chunks: int) -> Result:
     """Measure a result's artifacts again with another text or number of chunks."""
     method = METHODS[result.method]
     chosen = options.build(method.options, {"evaluate": "on", "eval_text": text, "eval_chunks": chunks})
-    snapshot = source.fetch(result.source)
+    found = result.source
+    if not found.folder.is_dir():  # of a result loaded later
+        if found.revision is None:
+            raise InputError(f"the model's folder is gone: {found.folder}. Measuring needs the unquantized model")
+        found = source.resolve(f"{found.id}@{found.revision}", allow_pickle=found.pickle)
+    snapshot = source.fetch(found)
     with RunFolder(result.folder, method=method.name, source_id=result.source.id, source_sha256=snapshot.sha256) as run:
         artifacts, reference = _evaluate(method, snapshot, chosen, run, result.artifacts, None)
         return _finish(dataclasses.replace(result, artifacts=artifacts, reference=reference), run)

@@ -32,7 +32,7 @@ def build(work: Path) -> Path:
             with tarfile.open(archive) as tar:
                 tar.extractall(work, filter="data")
         source = work / f"llama_cpp_python-{converter.SUPPORTED}" / "vendor" / "llama.cpp"
-        subprocess.run(["cmake", "-S", str(source), "-B", str(work / "build"), "-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF",
+        subprocess.run(["cmake", "-S", str(source), "-B", str(work / "build"), "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF",
                         "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF"], check=True, stdout=subprocess.DEVNULL)
         subprocess.run(["cmake", "--build", str(work / "build"), "-j2", "--target", "llama-perplexity", "llama-imatrix"], check=True, stdout=subprocess.DEVNULL)
     return bin_folder

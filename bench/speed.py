@@ -1,4 +1,6 @@
-"""Five GGUF types from one checkpoint: ours against the usual sequence, in one run, alternating. usage: python bench/speed.py FOLDER [ROUNDS]
+"""Five GGUF types from one checkpoint: ours against the usual sequence, in one run, alternating. usage: python bench/speed.py FOLDER [ROUNDS [LAYERS]]
+
+LAYERS makes a random Llama of that many layers of width 4096 with FOLDER's tokenizer (4: 1.2 billion parameters) and measures with that.
 
 The usual sequence is llama.cpp's convert script, then five quantize runs one after the other with all cores each. Of those
 runs only llama_model_quantize itself is counted (a Python start is not charged to them). Ours is `autoquant quantize gguf`
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 
 from autoquant.llama import converter
+from bench.memory import checkpoint
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
 QUANTIZE = """
@@ -35,7 +38,7 @@ print(time.perf_counter() - start); sys.exit(status)
 def usual(model: Path, work: Path) -> tuple[float, float]:
     """Seconds of the convert script and of the five quantize calls."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, str(converter.locate() / "convert_hf_to_gguf.py"), str(model), "--outfile", str(work / "f16.gguf"), "--outtype", "f16",
+    subprocess.run([sys.executable, str(converter.locate() / "convert_hf_to_gguf.py"), str(model), "--outfile", str(work / "f16.gguf"), "--outtype", "auto",
                     "--model-name", model.name], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     convert = time.perf_counter() - start
     total = 0.0
@@ -77,4 +80,8 @@ def main(model: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), int(sys.argv[2]) if len(sys.argv) > 2 else 5)
+    given, wide = Path(sys.argv[1]).resolve(), Path("bench-work/wide").resolve()
+    if len(sys.argv) > 3:
+        shutil.rmtree(wide, ignore_errors=True)
+        checkpoint(wide, int(sys.argv[3]), given)
+    main(wide if len(sys.argv) > 3 else given, int(sys.argv[2]) if len(sys.argv) > 2 else 5)

@@ -20,8 +20,10 @@ from pathlib import Path
 from autoquant.cache import cache_folder
 from autoquant.errors import CheckFailed, HubFailed, InputError
 from autoquant.hub.client import PASSING, Client, connect, explain, offline, patiently, status_of, transport_error
+from autoquant.hub.resume import LARGE, fetch_large
 
 log = logging.getLogger(__name__)
+WORKERS = 4  # files at once through the library; what a kill interrupts there is fetched again
 LARGEST_SIDE_FILE = 100 << 20  # bytes: config, tokenizer and card files are smaller than that
 
 
@@ -153,7 +155,7 @@ def _needed_weights(files: list[RemoteFile], model: Path) -> list[RemoteFile]:
         if index.is_file():
             try:
                 listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, AttributeError):
+            except (ValueError, KeyError, AttributeError, TypeError):
                 continue  # source.resolve says what is wrong with it
             return [names[name] for name in sorted(listed) if name in names]
         if single in names:
@@ -191,7 +193,8 @@ def _download(client: Client, repo: str, commit: str, names: list[str]) -> Path:
 
     from autoquant.progress import ByteBar
 
-    return Path(patiently(lambda: str(snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(name) for name in names], token=client.secret, endpoint=client.endpoint,
+    patterns = [glob.escape(name) for name in names]
+    return Path(patiently(lambda: str(snapshot_download(repo, revision=commit, allow_patterns=patterns, token=client.secret, endpoint=client.endpoint, max_workers=WORKERS,
                                                         tqdm_class=ByteBar)), f"downloading {repo}", client, repo))
 
 
@@ -205,7 +208,7 @@ def missing(seen: Look) -> list[RemoteFile]:
 def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
     """Fetch the files of a look, check each one's size and hash, and return the folder and the sha256 by name.
 
-    What a killed download left of a file is removed; files that are complete are kept. Raises InputError (no room, no access),
+    What a killed download left of a large file is gone on with, and of other files removed; files that are complete are kept. Raises InputError (no room, no access),
     CheckFailed (a file's bytes are not those the Hub lists: it is removed from the cache) or HubFailed.
     """
     client = connect()
@@ -222,6 +225,8 @@ def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
         if needed > free:
             raise InputError(f"downloading {seen.id} needs {needed / 1e9:.2f} GB in {cache}, {free / 1e9:.2f} GB are free. Free some space or set HF_HOME to a larger disk")
         log.info("downloading %s: %d files, %.1f MB", seen.id, len(absent), needed / 1e6)
+        large = [(file.name, file.sha256, file.bytes) for file in absent if file.sha256 and file.bytes >= LARGE]
+        fetch_large(client, seen.id, seen.revision, large, cache / f"models--{seen.id.replace('/', '--')}")
     folder = _download(client, seen.id, seen.revision, [file.name for file in seen.files]) if absent else Path(
         str(try_to_load_from_cache(seen.id, seen.files[0].name, revision=seen.revision))).parent
     with ThreadPoolExecutor(max_workers=4) as pool:

@@ -86,38 +86,50 @@ class Sender:
 
 
 class Background:
-    """A thread that sends files while others are being made. Its first error is raised by :meth:`join`; the files are then sent again, if they must."""
+    """Two threads that send files while others are being made: one hashes while the other's bytes are on their way.
+
+    The first error is kept, later jobs are dropped, and :meth:`join` raises it.
+    """
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True, name="autoquant-upload")  # daemon: an interrupt need not wait for a large file
-        self._thread.start()
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(_bars(shown=False))
+        # daemon: an interrupt need not wait for a large file
+        self._threads = [threading.Thread(target=self._work, daemon=True, name=f"autoquant-upload-{i}") for i in range(2)]
+        for thread in self._threads:
+            thread.start()
 
     def _work(self) -> None:
-        with _bars(shown=False):
-            while (job := self._jobs.get()) is not None:
-                if self._error is None:
-                    try:
-                        job()
-                    except Exception as error:  # noqa: BLE001 (raised by join, in the thread that waits)
-                        self._error = error
+        while (job := self._jobs.get()) is not None:
+            if self._error is None:
+                try:
+                    job()
+                except Exception as error:  # noqa: BLE001 (raised by join, in the thread that waits)
+                    self._error = self._error or error
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Add a job; they run one after the other."""
+        """Add a job; they are begun in order."""
         self._jobs.put(job)
+
+    def _end(self) -> None:
+        for _ in self._threads:
+            self._jobs.put(None)
+        self._quiet.close()
 
     def join(self) -> None:
         """Wait for all jobs and raise the first error."""
-        self._jobs.put(None)
-        self._thread.join()
+        self._end()
+        for thread in self._threads:
+            thread.join()
         if self._error is not None:
             raise self._error
 
     def abandon(self) -> None:
-        """Do not start the jobs that are still waiting."""
+        """Do not begin the jobs that are still waiting."""
         self._error = self._error or InterruptedError()
-        self._jobs.put(None)
+        self._end()
 
 
 class Ahead:
@@ -127,16 +139,18 @@ class Ahead:
         self.options, self.source, self.run = options, source, run
         self.sender, self._background = Sender(client), Background()
         self._made: set[tuple[str, str]] = set()
+        self._making = threading.Lock()
 
     def artifact(self, artifact: Artifact) -> None:
         """Send the files of an artifact that has passed its checks."""
         repo, branch = place(self.options, artifact.type)
 
         def job() -> None:
-            if (repo, branch) not in self._made:
-                _intend(self.run, repo, branch)
-                self.sender.make(repo, branch, private(self.options, self.source))
-                self._made.add((repo, branch))
+            with self._making:
+                if (repo, branch) not in self._made:
+                    _intend(self.run, repo, branch)
+                    self.sender.make(repo, branch, private(self.options, self.source))
+                    self._made.add((repo, branch))
             for stored in artifact.files:
                 self.sender.send(repo, branch, Item(stored.name, self.run.folder / stored.name, stored.bytes, stored.sha256))
 

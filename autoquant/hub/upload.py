@@ -125,7 +125,7 @@ def check(options: UploadOptions, source: Source, known: Sequence[str]) -> Clien
                          f"at {client.endpoint}/settings/tokens")
     for note in notes(options, source):
         log.warning("upload: %s", note)
-    state = state_of(client, repo, "main")
+    state = state_of(client, repo, "main") if options.layout != "repo-per-type" else None  # those repositories' names come with the files
     if state is not None:
         patiently(lambda: client.api.auth_check(repo, write=True), f"testing write access to {repo}", client, repo)
         files = [name for name in state[1] if name != ".gitattributes"]

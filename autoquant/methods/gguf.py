@@ -211,7 +211,7 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
             refuse(plans, intermediate=0, other=0, room=shutil.disk_usage(run.folder).free, imatrix=options.imatrix != "none", finished=set(artifacts))
             facts = {**facts, "plans": plans}
         else:
-            log.info("converting %s (%s, %.2f billion parameters) to %s", source.id, source.architecture, source.parameters / 1e9, whole)
+            log.info("converting %s (%s, %s million parameters) to %s", source.id, source.architecture, f"{source.parameters / 1e6:,.0f}", whole)
             # write beside its place and rename: a killed run must not leave half a file under the final name
             part = run.work / f"{stem}-{whole}.part.gguf"
             with Bar("convert") as progress:

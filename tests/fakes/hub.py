@@ -141,6 +141,7 @@ class Hub:
         self._callbacks: list[tuple[re.Pattern[str], Callable[[], None]]] = []
         self.lock = threading.RLock()
         self._pipe = threading.Lock()
+        self._free = 0.0
         self._server: ThreadingHTTPServer | None = None
 
     # --- running and steering ---------------------------------------------------------------------------------------
@@ -192,10 +193,12 @@ class Hub:
         return None
 
     def throttle(self, n: int) -> None:
-        """Take as long for ``n`` bytes as the bandwidth demands."""
+        """Let ``n`` bytes through when the pipe, which all transfers share, has room for them; the server's own work counts as waiting."""
         if self.bandwidth:
             with self._pipe:
-                time.sleep(n / self.bandwidth)
+                self._free = max(self._free, time.monotonic()) + n / self.bandwidth
+                until = self._free
+            time.sleep(max(0.0, until - time.monotonic()))
 
     def requests(self, pattern: str) -> list[Request]:
         """The requests whose "METHOD /path" matches."""

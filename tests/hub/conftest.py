@@ -64,12 +64,16 @@ class User:
     def quantize(self, *words: str, model: str = MODEL, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         return self.run("quantize", "gguf", model, *QUICK, *words, status=status, **more)
 
+    def start_python(self, code: str, **more: str) -> subprocess.Popen[str]:
+        self.cwd.mkdir(exist_ok=True, parents=True)
+        return subprocess.Popen([sys.executable, "-c", code], cwd=self.cwd, env=self.environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
     def python(self, code: str, **more: str) -> Any:
         """Run Python that prints JSON."""
-        self.cwd.mkdir(exist_ok=True, parents=True)
-        done = subprocess.run([sys.executable, "-c", code], cwd=self.cwd, env=self.environment(**more), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        process = self.start_python(code, **more)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return json.loads(out)
 
     def journal(self, folder: str = "tiny-GGUF") -> dict[str, Any]:
         return dict(json.loads((self.cwd / folder / ".autoquant" / "journal.json").read_text())["steps"])

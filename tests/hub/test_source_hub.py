@@ -128,20 +128,56 @@ def test_a_folder_of_the_hubs_cache_knows_where_it_is_from(user: User, hub: Hub)
     assert "base_model: maker/tiny" in (user.cwd / "again" / "README.md").read_text()
 
 
-def test_a_cut_download_is_resumed(user: User, hub: Hub) -> None:
-    """The client keeps whole pieces of 10 MiB, so it takes a larger file than the embedded model to see it."""
+FETCH = """
+import json
+from autoquant import source
+print(json.dumps(str(source.fetch(source.resolve("maker/big")).folder)))"""
+
+
+def big(hub: Hub) -> bytes:
+    """A repository with 40 MB of weights: the client keeps whole pieces of 10 MiB, so the embedded model is too small to see it going on."""
     import numpy as np
     from safetensors.numpy import save
 
-    weights = save({"w": np.random.default_rng(0).integers(0, 255, 30_000_000, dtype=np.uint8)})
+    weights = save({"w": np.random.default_rng(0).integers(0, 255, 40_000_000, dtype=np.uint8)})
     hub.seed("maker/big", {"config.json": b'{"architectures": ["X"]}', "model.safetensors": weights})
+    return weights
+
+
+def test_a_cut_download_is_resumed(user: User, hub: Hub) -> None:
+    weights = big(hub)
     hub.fail("GET /_cdn/", cut=23_000_000, skip=1)  # after the header
-    folder = user.python("""
-import json
-from autoquant import source
-print(json.dumps(str(source.fetch(source.resolve("maker/big")).folder)))""")
+    folder = user.python(FETCH)
     assert (Path(folder) / "model.safetensors").read_bytes() == weights
     assert [request.range for request in hub.requests("GET /_cdn/")][1:] == ["", f"bytes={20 << 20}-"]
+
+
+def test_a_killed_download_of_a_large_file_goes_on(user: User, hub: Hub) -> None:
+    """Also by a signed address that has expired meanwhile (403), and without sending the token to where it points."""
+    weights = big(hub)
+    sha = hub.repos["maker/big"].at("main").files["model.safetensors"].sha256
+    part = user.home / "hf" / "hub" / "models--maker--big" / "blobs" / f"{sha}.part"
+    hub.bandwidth = 20e6
+    process = user.start_python(FETCH)
+    deadline = time.monotonic() + 60
+    while not (part.is_file() and part.stat().st_size >= 20 << 20):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    arrived = part.stat().st_size
+    hub.bandwidth = 0
+    time.sleep(0.3)
+    before = len(hub.log)
+    hub.fail(f"GET /_cdn/{sha}", 403)
+    folder = user.python(FETCH)
+    assert (Path(folder) / "model.safetensors").read_bytes() == weights
+    assert [request.range for request in hub.log[before:] if request.path == f"/_cdn/{sha}"] == [f"bytes={arrived}-"] * 2
+    assert not part.exists()
+    before = len(hub.log)
+    user.python(FETCH)
+    assert not [request for request in hub.log[before:] if "/_cdn/" in request.path], "it is in the cache now"
 
 
 def test_what_is_not_what_the_hub_lists_is_not_used(user: User, hub: Hub) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
 import threading
 
 import pytest
@@ -218,6 +220,19 @@ print(json.dumps([[a.type for a in result.artifacts], "would be created, public"
     commit = hub.repos["tester/p"].branches["main"]
     assert shown == [["Q8_0", "Q4_K_M"], True, commit, [commit], True]
     assert hub.repos["tester/p"].private
+
+
+def test_a_loaded_result_is_measured_again_after_the_cache_was_emptied(done: User, hub: Hub) -> None:
+    """The model is fetched anew, at the commit the files were made from, though the repository has moved on."""
+    commit = done.journal()["result"]["facts"]["source"]["revision"]
+    hub.repos[MODEL].commits[commit] = dataclasses.replace(hub.repos[MODEL].at("main"), sha=commit)
+    hub.seed(MODEL, {"config.json": b"{}"})
+    shutil.rmtree(done.home / "hf")
+    seen = done.python("""
+import json, autoquant
+again = autoquant.load("tiny-GGUF").evaluate(chunks=2)
+print(json.dumps([again.reference.tokens, [a.evaluation.kl_mean < 0.02 for a in again.artifacts], autoquant.load("tiny-GGUF").reference.tokens]))""")
+    assert seen == [254, [True, True], 254]
 
 
 def test_two_runs_into_one_folder(user: User, hub: Hub) -> None:
