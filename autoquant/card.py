@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from autoquant import __version__, licenses, report
+from autoquant.errors import InputError
 from autoquant.journal import write_atomically
 from autoquant.methods import METHODS
 from autoquant.results import Result
@@ -31,7 +33,8 @@ def data(result: Result) -> ModelCardData:
     """
     source, base = result.source, base_model(result)
     known = source.license is None or source.license in licenses.IDENTIFIERS
-    name = source.license_name or (None if known else re.sub(r"[^a-z0-9.]+", "-", str(source.license).lower()).strip("-"))
+    name = source.license_name or (None if known else str(source.license))
+    name = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") if name else None
     return ModelCardData(
         base_model=base, base_model_relation="quantized" if base else None, license=source.license if known else "other", license_name=name,
         license_link=source.license_link, language=list(source.language) or None,
@@ -55,8 +58,18 @@ def command(result: Result) -> str:
 
 
 def metadata(text: str) -> dict[str, Any]:
-    """A card's front matter as plain values."""
-    return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())  # type: ignore[no-untyped-call]
+    """A card's front matter as plain values. Raises InputError if it is no YAML."""
+    try:
+        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())  # type: ignore[no-untyped-call]
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"README.md: the lines between --- cannot be read as YAML ({' '.join(str(error).split())[:160]})") from None
+
+
+def with_base_model(text: str, name: str) -> str:
+    """A card that names this base model, otherwise as it is."""
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data["base_model"], card.data["base_model_relation"] = name, "quantized"
+    return str(card)
 
 
 def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:

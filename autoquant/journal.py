@@ -131,10 +131,11 @@ class RunFolder:
         self._lock_file.flush()
 
     def _release(self) -> None:
-        if self._lock_file is not None:
-            (self.ours / "lock").unlink(missing_ok=True)
-            self._lock_file.close()
-            self._lock_file = None
+        with self._mutex:
+            if self._lock_file is not None:
+                self._lock_file.truncate(0)  # the file stays: who has opened it must not hold another one's lock than a newcomer
+                self._lock_file.close()
+                self._lock_file = None
 
     def passed(self, artifact: Artifact) -> None:
         """Tell whoever listens (an upload) that an artifact is in its place and has passed its checks."""
@@ -162,6 +163,8 @@ class RunFolder:
         listed = [{"name": path.relative_to(self.folder).as_posix(), "bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
                    "sha256": (sha256 or {}).get(path.name, "")} for path in outputs]
         with self._mutex:
+            if self._lock_file is None:
+                return  # an upload's thread that outlives an interrupted run: the folder may be another run's by now
             self.steps[step] = {"key": key, "outputs": listed, "facts": facts}
             write_atomically(self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1))
 

@@ -6,7 +6,7 @@ Identifiers: https://huggingface.co/docs/hub/repositories-licenses (read 2026-11
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 IDENTIFIERS = frozenset("""apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0
@@ -17,12 +17,19 @@ isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-
 lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown other""".split())
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")  # carried along with the quantized files
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def is_repo_id(name: str) -> bool:
     """Whether a text has the shape of a Hub repository: owner/name."""
     return bool(_REPO_ID.fullmatch(name)) and len(name) <= 96 and "--" not in name and ".." not in name and not name.endswith((".git", "."))
+
+
+def languages(given: Iterable[Any]) -> tuple[str, ...]:
+    """The valid language codes among a card's; YAML reads Norwegian's "no" as false."""
+    named = ("no" if one is False else str(one) for one in given)
+    return tuple(one for one in named if _LANGUAGE.fullmatch(one))
 
 
 def card_problems(data: Mapping[str, Any]) -> list[str]:
@@ -37,7 +44,7 @@ def card_problems(data: Mapping[str, Any]) -> list[str]:
     if name is not None and not re.fullmatch(r"[a-z0-9-.]+", str(name)):
         found.append(f"license_name: {name!r} must be lower case letters, digits, - and .")
     for language in _listed(data.get("language")):
-        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code", str(language)):
+        if not _LANGUAGE.fullmatch(str(language)):
             found.append(f"language: {language!r} is no ISO 639 code (en, tr, …)")
     for base in _listed(data.get("base_model")):
         if not is_repo_id(str(base)):

@@ -8,10 +8,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and getattr(shell, "kernel", None) is not None
+
+
 def hidden() -> bool | None:
     """tqdm's ``disable``: None (only on a terminal), or False in a notebook, whose output stream says it is no terminal."""
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    return False if shell is not None and hasattr(shell, "kernel") else None
+    return False if in_notebook() else None
 
 
 class Bar:

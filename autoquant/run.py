@@ -52,7 +52,7 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     if chosen.upload:
         from autoquant.hub import send, upload
 
-        client = upload.check(chosen, found, list(journal.read(folder)[1]))
+        client = upload.check(chosen, found, method.variants(chosen), list(journal.read(folder)[1]))
     if source.bytes_to_fetch(found) > PLAN_FIRST:
         planned = method.plan(found, chosen, folder)
         if planned.refused:
@@ -121,12 +121,13 @@ def load(folder: str | Path) -> Result:
 
 def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: bool = False) -> Any:
     """Upload a finished run's folder: a tuple of Receipts, or with ``dry_run`` an UploadPlan, and nothing is sent or written."""
+    from autoquant import card
     from autoquant.hub import send, upload
 
     chosen = options.build(options.UploadOptions, values)
     result = load(folder)
     identity, steps = journal.read(result.folder)
-    client = upload.check(chosen, result.source, list(steps))
+    client = upload.check(chosen, result.source, [artifact.type for artifact in result.artifacts], list(steps))
     named = chosen.base_model and chosen.base_model != result.base_model
     if named:
         result = dataclasses.replace(result, base_model=chosen.base_model)
@@ -134,7 +135,9 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
         return upload.plan(client, result, chosen, upload.journaled(steps))
     with RunFolder(result.folder, method=result.method, source_id=identity["source"], source_sha256=identity["source_sha256"]) as run:
         if named:
-            result = _finish(result, run)
+            readme = result.folder / "README.md"  # it may have been edited by hand: only the name is changed
+            journal.write_atomically(readme, card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model))
+            run.record("result", "", [], result.to_json())
         return send.upload(send.Sender(client), result, chosen, run)
 
 

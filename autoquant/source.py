@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from autoquant import licenses
 from autoquant.errors import InputError
 from autoquant.hub import fetch as hub
 
+log = logging.getLogger(__name__)
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo" / "tiny-austen-4m"
 # Everything a converter or transformers may read beside the weights. Code (*.py) is left out: it is not run.
@@ -136,9 +138,14 @@ def _card_data(folder: Path) -> dict[str, Any]:
     path = folder / "README.md"
     if not path.is_file():
         return {}
+    import yaml
     from huggingface_hub import ModelCard
 
-    return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
+    try:
+        return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
+    except (yaml.YAMLError, ValueError) as error:
+        log.warning("the model's card cannot be read (%s): its licence and language are not known", type(error).__name__)
+        return {}
 
 
 def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
@@ -155,7 +162,8 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
         folder = folder.resolve()
         cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix())  # huggingface_hub's cache knows where it is from
         if cached:
-            return dataclasses.replace(_describe(folder, f"{cached[1]}/{cached[2]}", allow_pickle), revision=cached[3])
+            gated, private = hub.restricted(f"{cached[1]}/{cached[2]}", cached[3])
+            return dataclasses.replace(_describe(folder, f"{cached[1]}/{cached[2]}", allow_pickle), revision=cached[3], gated=gated, private=private)
         return _describe(folder, folder.name if str(model) != DEMO else DEMO_FOLDER.name, allow_pickle)
     named = hub.parse(str(model))
     if named is None:
@@ -204,7 +212,7 @@ def _describe(folder: Path, id: str, allow_pickle: bool) -> Source:
         largest_tensor=max(elements.values()), dtype=sizes.most_common(1)[0][0],
         bytes=sum((folder / name).stat().st_size for name in weights), weights=tuple(weights), pickle=pickled,
         license=str(card["license"]) if card.get("license") else None,
-        language=(language,) if isinstance(language, str) else tuple(language),
+        language=licenses.languages([language] if isinstance(language, (str, bool)) else language),
         base_model=base[0] if isinstance(base, list) and base else base if isinstance(base, str) else None,
         chat_template=(folder / "chat_template.jinja").is_file() or "chat_template" in _tokenizer_config(folder),
         vocab_size=int((text_config or config).get("vocab_size") or 0),
@@ -246,7 +254,7 @@ def bytes_to_fetch(source: Source) -> int:
     """Bytes that :func:`fetch` would download."""
     if not source.remote or source.revision is None:
         return 0
-    return sum(file.bytes for file in hub.missing(hub.known(source.id, source.revision)))
+    return hub.bytes_missing(hub.known(source.id, source.revision))
 
 
 def fetch(source: Source) -> Snapshot:

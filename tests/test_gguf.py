@@ -66,7 +66,7 @@ def test_folder_is_tidy(demo: Result) -> None:
     names = {path.name for path in demo.folder.iterdir()}
     files = {f"tiny-austen-4m-{name}.gguf" for name in ("F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ3_XXS")}
     assert names == files | {name.replace(".gguf", ".Modelfile") for name in files} | {"imatrix.gguf", "README.md", "size-against-quality.png", ".autoquant"}
-    assert {path.name for path in (demo.folder / ".autoquant").iterdir()} == {"journal.json", "header.gguf"}
+    assert {path.name for path in (demo.folder / ".autoquant").iterdir()} == {"journal.json", "header.gguf", "lock"}
     assert "FROM ./tiny-austen-4m-Q4_K_M.gguf" in (demo.folder / "tiny-austen-4m-Q4_K_M.Modelfile").read_text()
 
 
@@ -135,7 +135,7 @@ def test_nan_in_the_source_is_found_and_named(model: Callable[..., Path], tmp_pa
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(autoquant.AutoQuantError, match=r"ffn_up|validation|invalid"):
         autoquant.gguf(folder, types=["Q4_K_M"], out=tmp_path / "out", **QUICK)
-    assert {path.name for path in (tmp_path / "out").rglob("*")} == {".autoquant", "header.gguf", "journal.json", "log.txt"}, "journal and log stay, no model file"
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == {".autoquant", "header.gguf", "journal.json", "lock", "log.txt"}, "journal and log stay, no model file"
 
 
 def test_types_may_be_one_text(tmp_path: Path) -> None:

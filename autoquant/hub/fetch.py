@@ -16,7 +16,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from autoquant import licenses
 from autoquant.cache import cache_folder
 from autoquant.errors import CheckFailed, HubFailed, InputError
 from autoquant.hub.client import PASSING, Client, connect, explain, offline, patiently, status_of, transport_error
@@ -62,11 +64,16 @@ def git_sha(content: bytes) -> str:
 
 def parse(model: str) -> tuple[str, str | None] | None:
     """``owner/name``, ``owner/name@revision`` or a Hub URL -> (id, revision); None if it is none of them."""
-    url = re.fullmatch(r"https?://[^/]+/([^/?#]+/[^/?#]+?)(?:/(?:tree|blob|resolve)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?", model)
-    if url:
-        return url[1], url[2]
-    plain = re.fullmatch(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?", model)
-    return (plain[1], plain[2]) if plain else None
+    hosts = {"huggingface.co", "www.huggingface.co", "hf.co", urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
+    url = re.fullmatch(r"https?://([^/]+)/([^/?#]+/[^/?#]+?)(?:/(?:tree|blob|resolve|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?", model)
+    plain = re.fullmatch(r"([^@/]+/[^@/]+)(?:@([\w./-]+))?", model)
+    if url and url[1] in hosts:
+        repo, revision = url[2], unquote(url[3]) if url[3] else None
+    elif plain:
+        repo, revision = plain[1], plain[2]
+    else:
+        return None
+    return (repo, revision) if licenses.is_repo_id(repo) else None
 
 
 def _headers_folder(repo: str, revision: str) -> Path:
@@ -79,17 +86,12 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
     ``side_files`` are the patterns of small files that are wanted. The result is cached under ``headers/`` in the cache folder.
     Without a connection an earlier look is used. Raises InputError (no such repository or revision, gated, no access) or HubFailed.
     """
-    from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+    from huggingface_hub.errors import HfHubHTTPError
 
     client = connect()
     transport = transport_error()
     doing = f"looking at {repo}"
-    try:
-        commit = str(patiently(lambda: client.api.resolve_revision(repo, revision=revision).resolved, doing, client, repo))
-    except HubFailed:
-        raise
-    except RevisionResolutionError:
-        raise _not_cached(repo, revision, client) from None
+    commit = _resolve(client, repo, revision, doing)
     kept = _headers_folder(repo, commit)
     record = kept / "look.json"
     if record.is_file() and all(path.exists() for path in (kept / "model").iterdir()):
@@ -119,12 +121,13 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
         model = Path(scratch) / "model"
         model.mkdir()
         for name in wanted:
-            (model / name).symlink_to((snapshot / name).resolve())
+            shutil.copyfile(snapshot / name, model / name)
         weights = _needed_weights([f for f in at_top if f.name.endswith((".safetensors", ".bin"))], model)
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(lambda file: _hollow(client, repo, commit, file, model / file.name, doing), weights))
         (Path(scratch) / "look.json").write_text(json.dumps({"id": repo, "revision": commit, "gated": bool(info.gated), "private": bool(info.private),
                                                              "files": [asdict(f) for f in files if f.name in wanted or f in weights]}), encoding="utf-8")
+        os.chmod(scratch, 0o755)  # made for one user only, but the cache may be shared
         shutil.rmtree(kept, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was first: theirs is the same
             os.replace(scratch, kept)
@@ -132,9 +135,38 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
     return _look_from(record)
 
 
+def _resolve(client: Client, repo: str, revision: str | None, doing: str) -> str:
+    """The commit that a revision names now; if the Hub cannot be reached, the one it named when it was last looked at."""
+    from huggingface_hub.errors import RevisionResolutionError
+
+    try:
+        cached = str(client.api.resolve_revision(repo, revision=revision, local_files_only=True).resolved)
+    except RevisionResolutionError:
+        cached = ""
+    if offline():
+        if not cached:
+            raise _not_cached(repo, revision, client)
+        return cached
+    try:
+        patiently(lambda: client.api.model_info(repo, revision=revision), doing, client, repo, tries=2 if cached else 5)
+        return str(client.api.resolve_revision(repo, revision=revision).resolved)  # notes it in the cache, too
+    except HubFailed as failure:
+        if not cached:
+            raise HubFailed(f"{failure}. {_not_cached(repo, revision, client)}") from None
+        log.warning("%s cannot be reached; using %s from the cache, commit %s", client.endpoint, repo, cached[:10])
+        return cached
+
+
 def _not_cached(repo: str, revision: str | None, client: Client) -> InputError:
     return InputError(f"{client.endpoint} cannot be reached{' (HF_HUB_OFFLINE is set)' if offline() else ''}, and {repo}{'@' + revision if revision else ''} "
                       "is not in the cache. Connect to the network, or give a folder")
+
+
+def restricted(repo: str, revision: str) -> tuple[bool, bool]:
+    """Whether a repository was gated, and private, when it was last looked at; false if it never was."""
+    record = _headers_folder(repo, revision) / "look.json"
+    seen = _look_from(record) if record.is_file() else None
+    return (seen.gated, seen.private) if seen else (False, False)
 
 
 def known(repo: str, revision: str) -> Look:
@@ -174,7 +206,7 @@ def _hollow(client: Client, repo: str, commit: str, file: RemoteFile, path: Path
         except SafetensorsParsingError as error:
             raise InputError(f"{repo}: {file.name} has no valid safetensors header ({str(error).splitlines()[0]})") from None
         tensors = {name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)} for name, t in parsed.tensors.items()}
-        text = json.dumps({**({"__metadata__": parsed.metadata} if parsed.metadata else {}), **tensors}, separators=(",", ":")).encode()
+        text = json.dumps({**({"__metadata__": parsed.metadata} if parsed.metadata else {}), **tensors}, separators=(",", ":"), ensure_ascii=False).encode()
         length = file.bytes - 8 - max((t.data_offsets[1] for t in parsed.tensors.values()), default=0)
         if length < len(text):
             raise InputError(f"{repo}: {file.name} is {file.bytes:,} bytes long, too short for the tensors in its header")
@@ -205,6 +237,23 @@ def missing(seen: Look) -> list[RemoteFile]:
     return [file for file in seen.files if not isinstance(try_to_load_from_cache(seen.id, file.name, revision=seen.revision), str)]
 
 
+def bytes_missing(seen: Look) -> int:
+    """Bytes that :func:`fetch` would download: what is there of a large file already is not counted."""
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{seen.id.replace('/', '--')}" / "blobs"
+    parts = {file.name: blobs / f"{file.sha256}.part" for file in seen.files}
+    return sum(file.bytes - (parts[file.name].stat().st_size if parts[file.name].is_file() else 0) for file in missing(seen))
+
+
+def same_disk(folder: Path) -> bool:
+    """Whether a folder lies on the disk that downloads go to."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    return len({next(parent for parent in (path, *path.parents) if parent.exists()).stat().st_dev for path in (cache, folder)}) == 1
+
+
 def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
     """Fetch the files of a look, check each one's size and hash, and return the folder and the sha256 by name.
 
@@ -221,7 +270,7 @@ def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
             raise _not_cached(seen.id, None, client)
         _remove_leftovers(cache / f"models--{seen.id.replace('/', '--')}", absent)
         standing = next(parent for parent in (cache, *cache.parents) if parent.exists())
-        needed, free = sum(file.bytes for file in absent), shutil.disk_usage(standing).free
+        needed, free = bytes_missing(seen), shutil.disk_usage(standing).free
         if needed > free:
             raise InputError(f"downloading {seen.id} needs {needed / 1e9:.2f} GB in {cache}, {free / 1e9:.2f} GB are free. Free some space or set HF_HOME to a larger disk")
         log.info("downloading %s: %d files, %.1f MB", seen.id, len(absent), needed / 1e6)

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import CheckFailed
+from autoquant.errors import CheckFailed, HubFailed
 from autoquant.hub.client import Client, patiently
 from autoquant.hub.fetch import RemoteFile
-from autoquant.hub.upload import Item, Target, journaled, place, plan, private, state_of, step_of
+from autoquant.hub.upload import Item, Target, ask_state, journaled, place, plan, private, state_of, step_of
 from autoquant.options import UploadOptions
 from autoquant.progress import hidden
 from autoquant.results import Artifact, Receipt, Result, Stored
@@ -94,6 +94,7 @@ class Background:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
+        self.stopped = threading.Event()
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_bars(shown=False))
         # daemon: an interrupt need not wait for a large file
@@ -127,7 +128,8 @@ class Background:
             raise self._error
 
     def abandon(self) -> None:
-        """Do not begin the jobs that are still waiting."""
+        """Do not begin the jobs that are still waiting; those that are at work see ``stopped``."""
+        self.stopped.set()
         self._error = self._error or InterruptedError()
         self._end()
 
@@ -147,18 +149,23 @@ class Ahead:
 
         def job() -> None:
             with self._making:
-                if (repo, branch) not in self._made:
+                if (repo, branch) not in self._made and not self._background.stopped.is_set():
                     _intend(self.run, repo, branch)
                     self.sender.make(repo, branch, private(self.options, self.source))
                     self._made.add((repo, branch))
             for stored in artifact.files:
+                if self._background.stopped.is_set():
+                    return
                 self.sender.send(repo, branch, Item(stored.name, self.run.folder / stored.name, stored.bytes, stored.sha256))
 
         self._background.submit(job)
 
     def finish(self, result: Result) -> tuple[Receipt, ...]:
-        """Wait for what is on its way, then commit and compare."""
-        self._background.join()
+        """Wait for what is on its way, then send what is missing, commit and compare."""
+        try:
+            self._background.join()
+        except HubFailed as failure:  # it may have been a bad hour: everything that is missing is tried once more
+            log.warning("%s", failure)
         return upload(self.sender, result, self.options, self.run)
 
     def abandon(self) -> None:
@@ -199,11 +206,12 @@ def _ids(run: RunFolder, target: Target) -> dict[str, list[str]]:
 
 def _commit(sender: Sender, target: Target, result: Result, run: RunFolder) -> str:
     client, repo = sender.client, target.repo
+    parent = target.head or (state_of(client, repo, target.branch) or ("",))[0]  # of a new one: a commit that is repeated must not be made twice
     operations = [sender.send(repo, target.branch, item) for item in target.due]
     run.record(target.step, "", [], {"files": _ids(run, target), "commit": ""})  # if we are killed before the answer, these are ours
 
     def arrived() -> str | None:
-        state = state_of(client, repo, target.branch)
+        state = ask_state(client, repo, target.branch)
         there = state and all(item.name in state[1] and item.same_as(state[1][item.name]) for item in target.due)
         return state[0] if state and there else None
 
@@ -211,7 +219,7 @@ def _commit(sender: Sender, target: Target, result: Result, run: RunFolder) -> s
 
     def send() -> str:
         answer = client.api.create_commit(repo, [*operations], commit_message=f"{types}: {result.source.id} quantized by AutoQuant", revision=target.branch,
-                                          parent_commit=target.head)
+                                          parent_commit=parent or None)
         return str(answer.oid)
 
     return patiently(send, f"committing to {repo}", client, repo, arrived=arrived)

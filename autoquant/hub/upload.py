@@ -12,7 +12,7 @@ from typing import Any
 
 from autoquant import licenses
 from autoquant.errors import InputError
-from autoquant.hub.client import Client, connect, offline, patiently
+from autoquant.hub.client import Client, connect, offline, patiently, status_of
 from autoquant.hub.fetch import RemoteFile, git_sha
 from autoquant.options import UploadOptions
 from autoquant.results import Result
@@ -79,7 +79,7 @@ class UploadPlan:
 
         lines: list[str] = []
         for target in self.targets:
-            where = target.repo + (f", branch {target.branch}" if target.branch != "main" else "")
+            where = _where(target.repo, target.branch)
             how = "is there and is" if target.exists else "would be created,"
             lines += [f"{where} ({how} {'private' if target.private else 'public'})",
                       report.table(("file", "would be", "size", "sha256"), [(i.name, {"new": "added", "unchanged": "left as it is", "changes": "replaced"}[i.state],
@@ -97,11 +97,11 @@ def step_of(repo: str, branch: str) -> str:
 # --- before a run -------------------------------------------------------------------------------------------------------
 
 
-def check(options: UploadOptions, source: Source, known: Sequence[str]) -> Client:
-    """Test, before anything is downloaded, that the upload will be allowed: a token, its rights, and an existing repository's contents.
+def check(options: UploadOptions, source: Source, types: Sequence[str], known: Sequence[str]) -> Client:
+    """Test, before anything is downloaded, that the upload will be allowed: a token, its rights, and existing repositories' contents.
 
-    ``known`` are the names of the journal's steps: a repository that this run's folder has uploaded to may hold files. Logs what the licence asks.
-    Raises InputError.
+    ``types`` are the artifact types to be. ``known`` are the names of the journal's steps: a repository that this run's folder has uploaded to
+    may hold files. Logs what the licence asks. Raises InputError.
     """
     repo = options.upload
     if not licenses.is_repo_id(repo):
@@ -114,26 +114,37 @@ def check(options: UploadOptions, source: Source, known: Sequence[str]) -> Clien
                          "(key symbol on the left) and let this notebook read it; elsewhere set the environment variable HF_TOKEN or run `hf auth login`")
     me = patiently(lambda: client.api.whoami(), "asking the Hub whose token this is", client)
     owner = repo.split("/")[0]
-    mine = [me["name"], *(org["name"] for org in me.get("orgs", ()))]
+    mine = [me["name"], *(org["name"] for org in me.get("orgs", ()) if org.get("roleInOrg") != "read")]
     if owner not in mine:
         raise InputError(f"upload: {client.who()} belongs to {me['name']}, who cannot write to {owner!r}; allowed: {', '.join(mine)}")
     access = (me.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise InputError(f"upload: {client.who()} may only read. Make one with write access at {client.endpoint}/settings/tokens")
-    if access.get("role") == "fineGrained" and not _may_write(access.get("fineGrained") or {}, owner, repo):
+    places = sorted({place(options, type) for type in types} | ({(repo, "main")} if options.layout == "branch-per-type" else set()))
+    if access.get("role") == "fineGrained" and not all(_may_write(access.get("fineGrained") or {}, owner, one) for one, _ in places):
         raise InputError(f"upload: {client.who()} is fine-grained and has no write access to {owner}. Give it \"Write access to contents of all repos\" of {owner} "
                          f"at {client.endpoint}/settings/tokens")
+    for one, branch in places:
+        state = state_of(client, one, branch)
+        if state is None:
+            continue
+        patiently(lambda one=one: client.api.auth_check(one, write=True), f"testing write access to {one}", client, one)  # type: ignore[misc]
+        files = [name for name in state[1] if name != ".gitattributes"]
+        if files and not options.overwrite and step_of(one, branch) not in known:
+            some = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")
+            raise InputError(f"upload: {_where(one, branch)} is there already and holds files ({some}) that this folder has not put there. "
+                             "Name another repository, or pass overwrite=True (--overwrite) to replace files of the same name")
+        if private(options, source) and not state[2]:
+            why = "you ask for a private one" if options.private == "yes" else f"the source is {'gated' if source.gated else 'private'}"
+            raise InputError(f"upload: {one} is there already and public, but {why}. Make it private at {client.endpoint}/{one}/settings, name another, "
+                             "or pass private='no' (--private no)")
     for note in notes(options, source):
         log.warning("upload: %s", note)
-    state = state_of(client, repo, "main") if options.layout != "repo-per-type" else None  # those repositories' names come with the files
-    if state is not None:
-        patiently(lambda: client.api.auth_check(repo, write=True), f"testing write access to {repo}", client, repo)
-        files = [name for name in state[1] if name != ".gitattributes"]
-        if files and not options.overwrite and not any(step.startswith(f"upload {repo}@") for step in known):
-            some = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")
-            raise InputError(f"upload: {repo} is there already and holds files ({some}) that this folder has not put there. "
-                             "Name another repository, or pass overwrite=True (--overwrite) to replace files of the same name")
     return client
+
+
+def _where(repo: str, branch: str) -> str:
+    return repo if branch == "main" else f"branch {branch} of {repo}"
 
 
 def _may_write(fine: dict[str, Any], owner: str, repo: str) -> bool:
@@ -150,7 +161,7 @@ def notes(options: UploadOptions, source: Source) -> list[str]:
     if not licenses.is_repo_id(options.base_model or source.id):
         out.append(f"{source.id} is a folder: the card will name no base model. If it is on the Hub, say which it is: base_model='owner/name' (--base-model)")
     if private(options, source) and options.private == "auto":
-        out.append(f"the repository will be private, because the source is {'gated' if source.gated else 'private'}; private='no' (--private no) makes it public")
+        out.append(f"a new repository will be private, because the source is {'gated' if source.gated else 'private'}; private='no' (--private no) makes it public")
     return out
 
 
@@ -171,18 +182,18 @@ def place(options: UploadOptions, type: str) -> tuple[str, str]:
 
 def state_of(client: Client, repo: str, branch: str) -> tuple[str, dict[str, RemoteFile], bool] | None:
     """A branch's newest commit, its files, and whether the repository is private; None if repository or branch is not there."""
+    return patiently(lambda: ask_state(client, repo, branch), f"looking at {repo}", client, repo)
+
+
+def ask_state(client: Client, repo: str, branch: str) -> tuple[str, dict[str, RemoteFile], bool] | None:
+    """The same, asked once."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    def ask() -> Any:
-        try:
-            return client.api.model_info(repo, revision=branch, files_metadata=True)
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            if getattr(error.response, "status_code", 0) == 401:  # the token is not accepted any more
-                raise
-            return None
-
-    info = patiently(ask, f"looking at {repo}", client, repo)
-    if info is None:
+    try:
+        info = client.api.model_info(repo, revision=branch, files_metadata=True)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        if status_of(error) == 401:  # the token is not accepted any more
+            raise
         return None
     files = {s.rfilename: RemoteFile(s.rfilename, int(s.size or 0), str(s.lfs.sha256) if s.lfs else "", str(s.blob_id or "")) for s in info.siblings or ()}
     return str(info.sha), files, bool(info.private)

@@ -18,6 +18,7 @@ from typing import Any
 
 from autoquant import trace
 from autoquant.errors import InputError, ProcessFailed
+from autoquant.licenses import languages
 from autoquant.llama.types import nearest
 from autoquant.worker import Report
 
@@ -117,12 +118,25 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
     sys.path.insert(0, converter)
     with trace.library("import the converter and torch"):
         import convert_hf_to_gguf as script
+        import yaml
         from conversion import TEXT_MODEL_MAP, base
+        from gguf.metadata import Metadata
 
     errors = _FirstError()
     logging.getLogger("hf-to-gguf").addHandler(errors)
     result: dict[str, Any] = {}
     load = base.ModelBase.load_hparams
+    read_card = Metadata.load_model_card
+
+    def load_model_card(model_path: Path | None = None) -> dict[str, Any]:
+        """The converter fails on a card that is no YAML, and on one that lists Norwegian ("no", which YAML reads as false)."""
+        try:
+            card = dict(read_card(model_path))
+        except yaml.YAMLError:
+            return {}
+        if isinstance(card.get("language"), list):
+            card["language"] = list(languages(card["language"]))
+        return card
 
     def load_hparams(*arguments: Any, **named: Any) -> Any:
         with trace.library("convert: config"):  # imports most of transformers
@@ -142,6 +156,7 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
             _write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
 
     base.ModelBase.load_hparams = staticmethod(load_hparams)
+    Metadata.load_model_card = staticmethod(load_model_card)
     base.ModelBase.write = write
     if pre_tokenizer:
         base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer

@@ -32,7 +32,8 @@ class Method:
 
     ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder" (transformers). ``check`` looks at
     the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
-    ``demo`` are the options that suit the embedded model, ``survey`` those that make a plan show everything. ``environment`` are the worker processes' variables.
+    ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
+    those that make a plan show everything. ``environment`` are the worker processes' variables.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Method:
     library_name: str
     demo: dict[str, Any]
     survey: dict[str, Any]
+    variants: Callable[[Any], Sequence[str]]
     check: Callable[[Source, Any], None]
     plan: Callable[[Source, Any, Path], Plan]
     quantize: Callable[[Snapshot, Any, RunFolder], Made]

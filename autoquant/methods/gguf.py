@@ -15,6 +15,7 @@ from pydantic import field_validator
 from autoquant import process
 from autoquant.errors import InputError
 from autoquant.evaluate import CONTEXT, memory_available, read_text
+from autoquant.hub.fetch import same_disk
 from autoquant.journal import RunFolder, key_of
 from autoquant.llama import converter as llama
 from autoquant.llama.convert import refuse
@@ -165,11 +166,12 @@ def plan(source: Source, options: GgufOptions, out: Path) -> Plan:
     standing = next(parent for parent in (out, *out.parents) if parent.exists())
     intermediate = 0 if _direct(options) else made["intermediate"]
     download, free, refused = bytes_to_fetch(source), shutil.disk_usage(standing).free, ""
+    here = download if download and same_disk(out) else 0
     try:
-        refuse(made["plans"], intermediate=intermediate, other=download, room=free, imatrix=options.imatrix != "none")
+        refuse(made["plans"], intermediate=intermediate, other=here, room=free, imatrix=options.imatrix != "none")
     except InputError as error:
         refused = str(error)
-    return Plan("gguf", source, items, made["intermediate"], disk_needed=download + intermediate + sum(item.bytes for item in items), disk_free=free,
+    return Plan("gguf", source, items, made["intermediate"], disk_needed=here + intermediate + sum(item.bytes for item in items), disk_free=free,
                 memory_needed=CONVERTER_MEMORY + 8 * source.largest_tensor, memory_available=memory_available(), notes=(made["tokens"],) if made["tokens"] else (),
                 download=download, refused=refused)
 
@@ -339,7 +341,7 @@ print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
 
 
 METHOD = Method(
-    name="gguf", title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
+    name="gguf", variants=lambda options: options.types, title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
     options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0"), "pre_tokenizer": "gpt-2"},
     survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,

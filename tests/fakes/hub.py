@@ -103,6 +103,7 @@ class Fault:
     skip: int
     cut: int | None
     drop: bool
+    garble: bool
     headers: dict[str, str]
     message: str
 
@@ -170,7 +171,11 @@ class Hub:
     def fail(self, pattern: str, status: int = 503, *, times: int = 1, skip: int = 0, cut: int | None = None, drop: bool = False,
              headers: dict[str, str] | None = None, message: str = "injected fault") -> None:
         """Let the next ``times`` requests whose "METHOD /path" matches fail, after ``skip`` that do not."""
-        self._faults.append(Fault(re.compile(pattern), status, times, skip, cut, drop, headers or {}, message))
+        self._faults.append(Fault(re.compile(pattern), status, times, skip, cut, drop, False, headers or {}, message))
+
+    def garble(self, pattern: str) -> None:
+        """Answer the next matching request with 503 and HTML, as proxies do."""
+        self._faults.append(Fault(re.compile(pattern), 503, 1, 0, None, False, True, {}, ""))
 
     def on(self, pattern: str, callback: Callable[[], None]) -> None:
         """Call back, once, when a request whose "METHOD /path" matches comes in, before it is answered."""
@@ -351,6 +356,9 @@ class Handler(BaseHTTPRequestHandler):
         self.data = b"" if streamed else self._body()
         hub.log.append(Request(self.command, self.path, token, int(self.headers.get("Content-Length") or 0), self.headers.get("Range", "")))
         try:
+            if fault and fault.garble:
+                self.send(503, raw=b"<html>Bad gateway</html>", headers={"Content-Type": "text/html"})
+                return
             if fault and fault.cut is None and not fault.drop:
                 for _ in self._blocks() if streamed else ():
                     pass

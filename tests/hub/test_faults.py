@@ -73,6 +73,70 @@ def test_the_answer_to_the_commit_is_lost(done: User, hub: Hub) -> None:
     assert len(hub.requests("POST .*/commit/")) == 1
 
 
+def test_the_server_commits_only_after_a_time_out(done: User, hub: Hub) -> None:
+    """504, then the commit appears, then the repeated commit gets 412 for a parent that is no longer the newest: it is ours all the same."""
+    import shutil
+
+    done.run("upload", "tiny-GGUF", "tester/t")
+    shutil.copytree(done.cwd / "tiny-GGUF", done.cwd / "copy")
+    (done.cwd / "tiny-GGUF" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Mine")
+    content = (done.cwd / "tiny-GGUF" / "README.md").read_bytes()
+    hub.fail("POST .*/commit/", 504)
+    hub.on("POST .*/commit/", lambda: hub.on("POST .*/commit/", lambda: hub.seed("tester/t", {"README.md": content})))
+    done.run("upload", "tiny-GGUF", "tester/t")
+    assert hub.content("tester/t", "README.md") == content
+    assert hub.titles("tester/t")[0] == "seed"
+
+
+def test_the_hub_refuses_the_card_or_answers_nonsense(done: User, hub: Hub) -> None:
+    hub.fail("POST /api/validate-yaml", 400, message="nonsense")
+    err = done.run("upload", "tiny-GGUF", "tester/t", status=2).stderr
+    assert "committing to tester/t: " in err
+    hub.garble("POST /api/validate-yaml")
+    done.run("upload", "tiny-GGUF", "tester/t")
+    whole(done, hub)
+
+
+def test_a_bad_hour_in_the_background_is_made_good_at_the_end(user: User, hub: Hub) -> None:
+    """Uploading gives up while the types are being made, and everything is sent at the end."""
+    hub.fail("POST /api/repos/create", 503, times=2)
+    code = f"""
+import sys
+from autoquant import cli
+from autoquant.hub import client
+client.TRIES = 2
+sys.exit(cli.main(["quantize", "gguf", "{MODEL}", "--pre-tokenizer", "gpt-2", "--types", "Q8_0", "--evaluate", "off", "--upload", "tester/t"]))"""
+    process = user.start_python(code)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert hub.files("tester/t") == FILES - {"imatrix.gguf", "tiny-Q4_K_M.gguf"}
+
+
+@pytest.mark.parametrize(("status", "headers", "said"), [
+    (401, {"X-Error-Message": 'User Access Token "x" is expired'}, "the Hub does not accept the token from a test (expired, revoked or mistyped)"),
+    (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "the Hub does not accept the token from a test"),
+    (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Please enable access to public gated repositories in your fine-grained token settings"},
+     "me/x is gated, and the token from a test has no access to it (the Hub says: Please enable access to public gated repositories"),
+    (403, {"X-Error-Message": "no"}, "Make a token with read access to me"),
+    (404, {"X-Error-Code": "RepoNotFound"}, "there is no repository me/x at https://huggingface.co")])
+def test_what_is_said_of_huggingface_cos_own_answers(status: int, headers: dict[str, str], said: str) -> None:
+    """huggingface_hub makes other errors of https addresses than of the loopback Hub's: here with answers made by hand."""
+    import importlib
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import hf_raise_for_status
+
+    from autoquant.hub import client
+
+    http = importlib.import_module(client.transport_error().__module__.split(".")[0])
+    response = http.Response(status, headers=headers, request=http.Request("GET", "https://huggingface.co/api/models/me/x"))
+    with pytest.raises(HfHubHTTPError) as raised:
+        hf_raise_for_status(response)
+    somebody = client.Client(HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co")
+    assert said in str(client.explain(raised.value, "looking at me/x", somebody, "me/x"))
+
+
 def test_connections_that_break(done: User, hub: Hub) -> None:
     hub.fail("POST .*batch", drop=True)
     hub.fail("PUT /_lfs/", drop=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from autoquant.card import metadata
 from autoquant.hub.fetch import parse
 from autoquant.source import DEMO_FOLDER, sha256_of
 from tests.fakes.hub import Hub
@@ -22,8 +23,11 @@ STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
     ("owner/name", ("owner/name", None)), ("owner/name@v1.0", ("owner/name", "v1.0")), ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
     ("https://huggingface.co/owner/name", ("owner/name", None)), ("https://huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
     ("https://hf.co/owner/name/", ("owner/name", None)), ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main")),
+    ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", ("owner/name", "refs/pr/1")), ("https://huggingface.co/owner/name/commit/abc", ("owner/name", "abc")),
+    ("https://github.com/owner/name", None), ("owner/na--me", None), ("owner/name.git", None), ("owner/" + "n" * 100, None),
     ("gpt2", None), ("./folder/name", None), ("/abs/folder", None), ("a/b/c", None), ("", None)])
-def test_names(text: str, parsed: tuple[str, str | None] | None) -> None:
+def test_names(text: str, parsed: tuple[str, str | None] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:8800")
     assert parse(text) == parsed
 
 
@@ -68,7 +72,7 @@ def test_a_revision_is_pinned(user: User, hub: Hub) -> None:
 
 @pytest.mark.parametrize(("model", "said"), [
     ("maker/none", "there is no repository maker/none at http://127.0.0.1:"), (f"{MODEL}@none", "maker/tiny has no such revision"),
-    ("maker/gated", "maker/gated is gated, and the token from the environment variable HF_TOKEN has no access to it: ask for access at http://127.0.0.1:"),
+    ("maker/gated", "maker/gated is gated, and the token from the environment variable HF_TOKEN has no access to it (the Hub says: Access to model "),
     ("maker/pickled", "maker/pickled has only pickle weights"), ("maker/gguf", "maker/gguf holds no transformers checkpoint: it has no config.json. It has: m.gguf"),
     ("maker/shards", "lacks 1 of its 2 shards: model-00002-of-00002.safetensors"), ("maker/cut", "model.safetensors has no valid safetensors header"),
     ("maker/index", "is not valid JSON"), ("nowhere", "no such folder: nowhere. Give a folder")])
@@ -113,10 +117,10 @@ def test_the_cache_is_enough_without_a_network(user: User, hub: Hub) -> None:
     hub.stop()
     user.quantize("--out", "offline", HF_HUB_OFFLINE="1")
     done = user.quantize("--out", "down")
-    assert "Could not reach the Hub" in done.stderr
+    assert f"{hub.url} cannot be reached; using maker/tiny from the cache, commit {hub.repos[MODEL].branches['main'][:10]}" in done.stderr
     assert sha256_of(user.cwd / "offline" / "tiny-Q8_0.gguf") == sha256_of(user.cwd / "first" / "tiny-Q8_0.gguf") == sha256_of(user.cwd / "down" / "tiny-Q8_0.gguf")
-    for more in ({"HF_HUB_OFFLINE": "1"}, {}):
-        err = user.quantize(model="maker/other", status=2, **more).stderr
+    for status, more in ((2, {"HF_HUB_OFFLINE": "1"}), (1, {})):
+        err = user.quantize(model="maker/other", status=status, **more).stderr
         assert "cannot be reached" in err
         assert "maker/other is not in the cache. Connect to the network, or give a folder" in err
 
@@ -202,6 +206,35 @@ def test_rate_limits_and_server_errors_are_waited_out(user: User, hub: Hub) -> N
     assert err.count("the Hub limits the rate of requests (HTTP 429); trying again in 1 s") == 2
 
 
+def test_one_server_error_does_not_bring_an_old_commit(user: User, hub: Hub) -> None:
+    user.quantize("--out", "first")
+    newer = hub.seed(MODEL, {"LICENSE": b"another text"})
+    hub.fail("GET /api/models/maker/tiny$", 503)
+    user.quantize("--out", "second")
+    assert newer in (user.cwd / "second" / "README.md").read_text()
+
+
+def test_what_a_card_says_wrongly_is_not_inherited(user: User, hub: Hub) -> None:
+    """Norwegian, which YAML takes for false; a language that is none; a licence name with spaces."""
+    hub.seed(MODEL, {"README.md": b"---\nlicense: other\nlicense_name: My Own Terms!\nlanguage: [en, no, Klingon]\n---\n"})
+    user.quantize("--upload", "tester/t")
+    card = metadata(hub.content("tester/t", "README.md").decode())
+    assert (card["language"], card["license_name"]) == (["en", "no"], "my-own-terms")
+    hub.seed(MODEL, {"README.md": b"---\nlicense: foo: bar\n---\n"})
+    assert "the model's card cannot be read" in user.quantize("--out", "again").stderr
+
+
+def test_a_nearly_finished_download_needs_only_the_rest(user: User, hub: Hub, small_disk: Callable[[int], Path]) -> None:
+    weights = big(hub)
+    disk = small_disk(45)
+    sha = hub.repos["maker/big"].at("main").files["model.safetensors"].sha256
+    blobs = disk / "hf" / "hub" / "models--maker--big" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{sha}.part").write_bytes(weights[:30 << 20])
+    folder = user.python(FETCH, HF_HOME=str(disk / "hf"))
+    assert (Path(folder) / "model.safetensors").read_bytes() == weights
+
+
 def two_shards() -> dict[str, bytes | Path]:
     """The embedded model in two files."""
     from safetensors.numpy import load_file, save
@@ -223,7 +256,6 @@ def test_killed_while_downloading(user: User, hub: Hub) -> None:
     hub.seed("maker/shards", two_shards())
     sums = [hub.repos["maker/shards"].at("main").files[f"model-0000{i}-of-00002.safetensors"].sha256 for i in (1, 2)]
     blobs = user.home / "hf" / "hub" / "models--maker--shards" / "blobs"
-    hub.fail("GET /_cdn/" + sums[1], 503, times=0)
     hub.bandwidth = 4e6
     process = user.start("quantize", "gguf", "maker/shards", *QUICK)
     deadline = time.monotonic() + 60

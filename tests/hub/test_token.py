@@ -20,24 +20,36 @@ token = find_token()
 print(json.dumps([token.value, token.origin, repr(token)] if token else None))"""
 
 
-@pytest.mark.parametrize(("colab", "secrets", "environment", "stored", "wanted", "origin"), [
-    (True, {"HF_TOKEN": SECRET}, ENVIRONMENT, STORED, SECRET, "the Colab secret HF_TOKEN"),
-    (True, {"HF_TOKEN": "refused"}, ENVIRONMENT, STORED, ENVIRONMENT, "the environment variable HF_TOKEN"),
-    (True, {"HF_TOKEN": "timeout"}, "", STORED, STORED, "the login stored by `hf auth login`"),
-    (True, {}, "", "", None, None),
-    (False, {"HF_TOKEN": SECRET}, ENVIRONMENT, STORED, ENVIRONMENT, "the environment variable HF_TOKEN"),
-    (False, {}, "", STORED, STORED, "the login stored by `hf auth login`"),
-    (False, {}, "", "", None, None)])
-def test_the_order(colab: bool, secrets: dict[str, str], environment: str, stored: str, wanted: str | None, origin: str | None, user: User) -> None:
+# IPython's shell with what makes it a notebook's.
+NOTEBOOK = """
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance().kernel = object()
+"""
+
+
+@pytest.mark.parametrize(("where", "secrets", "environment", "stored", "wanted", "origin"), [
+    ("colab", {"HF_TOKEN": SECRET}, ENVIRONMENT, STORED, SECRET, "the Colab secret HF_TOKEN"),
+    ("colab", {"HF_TOKEN": "refused"}, ENVIRONMENT, STORED, ENVIRONMENT, "the environment variable HF_TOKEN"),
+    ("colab", {"HF_TOKEN": "timeout"}, "", STORED, STORED, "the login stored by `hf auth login`"),
+    ("colab", {}, "", "", None, None),
+    ("colab command", {"HF_TOKEN": SECRET}, ENVIRONMENT, "", ENVIRONMENT, "the environment variable HF_TOKEN"),
+    ("colab command", {"HF_TOKEN": SECRET}, "", "", None, None),
+    ("elsewhere", {"HF_TOKEN": SECRET}, ENVIRONMENT, STORED, ENVIRONMENT, "the environment variable HF_TOKEN"),
+    ("elsewhere", {}, "", STORED, STORED, "the login stored by `hf auth login`"),
+    ("elsewhere", {}, "", "", None, None)])
+def test_the_order(where: str, secrets: dict[str, str], environment: str, stored: str, wanted: str | None, origin: str | None, user: User) -> None:
+    """A command behind "!" in Colab has no page to ask for the secret."""
     if stored:
         (user.home / "hf").mkdir(parents=True)
         (user.home / "hf" / "token").write_text(stored)
-    found = user.python(FIND, HF_TOKEN=environment, PYTHONPATH=FAKES, FAKE_COLAB_SECRETS=json.dumps(secrets), COLAB_RELEASE_TAG="release-colab" if colab else "")
+    found = user.python((NOTEBOOK if where != "colab command" else "") + FIND, HF_TOKEN=environment, PYTHONPATH=FAKES, FAKE_COLAB_SECRETS=json.dumps(secrets),
+                        COLAB_RELEASE_TAG="release-colab" if "colab" in where else "")
     assert (found[:2] if found else [None, None]) == [wanted, origin]
     assert not found or wanted not in found[2]
 
 
-@pytest.mark.parametrize("text", [f"Bearer {TOKEN}", f"https://user:{TOKEN}@host/x", f'{{"token": "{TOKEN}"}}', "hf_oauth_eyJhbGciOi.JFZERTQSJ9_x-y.z", "api_org_" + "a" * 30])
+@pytest.mark.parametrize("text", [f"Bearer {TOKEN}", f"https://user:{TOKEN}@host/x", f'{{"token": "{TOKEN}"}}', "hf_oauth_eyJhbGciOi.JFZERTQSJ9_x-y.z",
+                                  "hf_jwt_eyJhbGciOi.JFZ-x_y.z", "api_org_" + "a" * 30])
 def test_redacting(text: str) -> None:
     assert "<token>" in redact(text)
     assert TOKEN not in redact(text)

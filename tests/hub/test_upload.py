@@ -106,6 +106,35 @@ def test_a_repository_of_somebody_elses_work_is_not_touched_unasked(done: User, 
     assert hub.content("tester/old", "README.md") != b"my own words"
 
 
+def test_every_repository_and_branch_is_looked_at_before_the_run(done: User, hub: Hub) -> None:
+    hub.seed("tester/t-Q4_K_M", {"theirs.gguf": b"x"})
+    for words in (("upload", "tiny-GGUF", "tester/t"), ("quantize", "gguf", MODEL, "--types", "Q8_0,Q4_K_M", "--out", "new", "--upload", "tester/t")):
+        err = done.run(*words, "--layout", "repo-per-type", status=2).stderr
+        assert "tester/t-Q4_K_M is there already and holds files (theirs.gguf)" in err
+    hub.seed("tester/b", {}, branch="Q8_0")
+    hub.seed("tester/b", {"theirs.gguf": b"x"}, branch="Q8_0")
+    assert "branch Q8_0 of tester/b is there already" in done.run("upload", "tiny-GGUF", "tester/b", "--layout", "branch-per-type", status=2).stderr
+    assert changing(hub) == []
+    fine = {"scoped": [{"entity": {"name": f"tester/u-{name}"}, "permissions": ["repo.write"]} for name in ("Q8_0", "Q4_K_M")]}
+    hub.users[OTHER] = {"name": "tester", "role": "fineGrained", "fineGrained": fine}
+    done.run("upload", "tiny-GGUF", "tester/u", "--layout", "repo-per-type", HF_TOKEN=OTHER)
+    assert "tester/u-Q8_0" in hub.repos
+
+
+def test_what_would_be_private_is_not_put_into_a_public_repository(user: User, done: User, hub: Hub) -> None:
+    hub.seed("tester/open", {".gitattributes": b"*.gguf filter=lfs"})
+    assert "tester/open is there already and public, but you ask for a private one" in done.run("upload", "tiny-GGUF", "tester/open", "--private", "yes", status=2).stderr
+    hub.seed("maker/gated", checkpoint(), gated=True)
+    hub.repos["maker/gated"].allowed.add("tester")
+    err = user.run("quantize", "gguf", "maker/gated", "--upload", "tester/open", status=2).stderr
+    assert "public, but the source is gated" in err
+    assert changing(hub) == []
+    user.quantize("--upload", "tester/g", model="maker/gated")
+    (snapshot,) = (user.home / "hf" / "hub" / "models--maker--gated" / "snapshots").iterdir()
+    user.quantize("--upload", "tester/h", "--out", "from-cache", model=str(snapshot))
+    assert hub.repos["tester/h"].private, "the cache's folder is known to be of a gated model"
+
+
 def test_what_somebody_changed_since_is_not_replaced_unasked(done: User, hub: Hub) -> None:
     done.run("upload", "tiny-GGUF", "tester/t")
     hub.seed("tester/t", {"README.md": b"improved by hand"})
@@ -171,6 +200,8 @@ def test_a_card_the_hub_would_refuse_is_refused_before(done: User, hub: Hub) -> 
     assert "license: 'my-own' is none of the Hub's identifiers" in err
     assert "base_model: 'tiny' is no Hub repository" in err
     assert changing(hub) == []
+    card.write_text("---\nlicense: foo: bar\n---\n# My words")
+    assert "cannot be read as YAML" in done.run("upload", "tiny-GGUF", "tester/t", status=2).stderr
     card.write_text("---\nlicense: apache-2.0\n---\n# My words")
     done.run("upload", "tiny-GGUF", "tester/t")
     assert hub.content("tester/t", "README.md") == card.read_bytes(), "a card edited by hand is taken as it is"
@@ -183,7 +214,7 @@ def test_a_gated_source_makes_a_private_repository_and_its_terms_are_pointed_out
     err = user.quantize("--upload", "tester/g", model="maker/gated").stderr
     assert "the source is gated" in err
     assert "licence my-terms (other): has conditions" in err
-    assert "the repository will be private, because the source is gated" in err
+    assert "a new repository will be private, because the source is gated" in err
     assert hub.repos["tester/g"].private
     assert {"LICENSE", "USE_POLICY.md", "NOTICE"} < hub.files("tester/g")
     card = metadata(hub.content("tester/g", "README.md").decode())
@@ -200,6 +231,12 @@ def test_a_folder_says_what_it_is_quantized_from(user: User, hub: Hub) -> None:
     assert "no base model" not in err
     card = metadata(hub.content("tester/d", "README.md").decode())
     assert (card["base_model"], card["base_model_relation"]) == ("maker/tiny", "quantized")
+    readme = user.cwd / "tiny-austen-4m-GGUF" / "README.md"
+    readme.write_text(readme.read_text() + "\nMy own words.\n")
+    user.run("upload", "tiny-austen-4m-GGUF", "tester/d", "--base-model", "maker/other")
+    text = hub.content("tester/d", "README.md").decode()
+    assert "base_model: maker/other" in text
+    assert "My own words." in text
 
 
 @pytest.mark.parametrize("words", [("nowhere", "tester/x"), (".", "tester/x"), ("tiny-GGUF", "tester/x", "--layout", "pile"), ("tiny-GGUF", "no repo")])

@@ -18,6 +18,9 @@ class TimeoutException(Exception):
 
 def get(key: str) -> str:
     """The value of a secret."""
+    import IPython
+
+    IPython.get_ipython().kernel  # noqa: B018 (Colab asks its page through the kernel: in a process behind "!" this raises AttributeError)
     secrets = json.loads(os.environ.get("FAKE_COLAB_SECRETS", "{}"))
     if key not in secrets:
         raise SecretNotFoundError(key)
