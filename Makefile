@@ -19,9 +19,10 @@ LLAMA := $(shell grep '^llama_cpp_python==' constraints.txt)
 WHEELS ?= $(HOME)/.cache/autoquant/wheels/$(shell echo '$(LLAMA) $(CMAKE_ARGS)' "$$($(PYTHON) -VV) $$(uname -sm)" | cksum | cut -d' ' -f1)
 
 demo: $(VENV)/.ready
-	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT) --pre-tokenizer gpt-2 --imatrix builtin --eval-chunks 60 \
+	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT)/GGUF --pre-tokenizer gpt-2 --imatrix builtin --eval-chunks 60 \
 	  --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K,IQ3_XXS
-	@echo "table above; plot: $(DEMO_OUT)/size-against-quality.png; model card: $(DEMO_OUT)/README.md"
+	$(BIN)/autoquant quantize gptq demo --out $(DEMO_OUT)/GPTQ --calibration-length 256 --eval-chunks 60
+	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; model cards: $(DEMO_OUT)/GGUF/README.md, $(DEMO_OUT)/GPTQ/README.md"
 
 test: $(VENV)/.ready $(COLAB)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -54,7 +55,7 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt
 	@ls $(WHEELS)/llama_cpp_python-*.whl >/dev/null 2>&1 || { echo "compiling llama.cpp, once (5 to 10 minutes on two cores)"; \
 	  $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(LLAMA); }
-	$(BIN)/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[gguf,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[gguf,gptq,dev]'
 	$(BIN)/autoquant setup gguf
 	touch $@
 

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from autoquant.results import Result
 
     gguf: Callable[..., Result]
+    gptq: Callable[..., Result]
 
 __version__ = "0.1.0"
-_METHOD_NAMES = ("gguf",)  # a test compares it with METHODS; here so that importing this package stays cheap
+_METHOD_NAMES = ("gguf", "gptq")  # a test compares it with METHODS; here so that importing this package stays cheap
 __all__ = ["AutoQuantError", "CheckFailed", "HubFailed", "InputError", "ProcessFailed", "load", "plan", *_METHOD_NAMES]
 
 
@@ -47,7 +48,7 @@ def _function(name: str) -> Callable[..., Result]:
     function.__doc__ = f"""{method.title}: {method.summary}.
 
     model: a model on the Hugging Face Hub ("owner/name", "owner/name@revision" or its URL), a folder with a checkpoint, or "demo" for the embedded one.
-    out: the folder to write to; default ./<model>-{method.folder_suffix}. Calling again continues after the last finished step.
+    out: the folder to write to; default ./<model>-{method.folder_suffix(method.options())}. Calling again continues after the last finished step.
 
 {options.help_lines(method.options)}
 

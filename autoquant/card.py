@@ -80,7 +80,8 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
     body = []
     for artifact in ordered:
         quality = report.quality(artifact.evaluation)
-        shards = f" (+ {len(artifact.files) - 1} more shards)" if len(artifact.files) > 1 else ""
+        more = len(artifact.files) - 1
+        shards = f" (+ {more} more {'files' if method.kind == 'folder' else 'shards'})" if more else ""
         link = f"[{artifact.name}]({(links or {}).get(artifact.type, './')}{artifact.name})"
         body.append((f"{link}{shards}", artifact.type, f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes),
                      quality[0], quality[1], quality[4], method.who_for(artifact.type)))

@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
             sub = group.add_parser(method.name, help=method.summary, description=f"{method.title}: {method.summary}.")
             sub.add_argument("model", metavar="MODEL", help="a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL), a folder with a checkpoint, "
                              "or demo for the embedded model")
-            sub.add_argument("--out", metavar="FOLDER", help=f"where to write (default: ./<model>-{method.folder_suffix})")
+            sub.add_argument("--out", metavar="FOLDER", help=f"where to write (default: ./<model>-{method.folder_suffix(method.options())})")
             add_arguments(sub, method.options)
     measure = commands.add_parser("evaluate", help="measure files against the unquantized model",
                                   description="Perplexity, KL divergence and top-token agreement of GGUF files or model folders, on the same tokens.")

@@ -104,7 +104,7 @@ class RunFolder:
         keep = {output["name"] for step in self.steps.values() for output in step["outputs"]}
         for leftover in self.work.iterdir():  # what a killed run was in the middle of
             if f"{OURS}/work/{leftover.name}" not in keep:
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

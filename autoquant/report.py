@@ -67,9 +67,11 @@ def _protocol(result: Result) -> str:
 
 def terminal(result: Result) -> str:
     """The table for a terminal, with what it means and where the files are."""
+    kind = "file" if METHODS[result.method].kind == "gguf" else "model"
+    count = f"{len(result.artifacts)} {kind}{'s' if len(result.artifacts) != 1 else ''}"
     notes = [f"note: {artifact.type}: {note}" for artifact in result.artifacts for note in artifact.notes]
     lines = [f"{result.source.id}: {METHODS[result.method].title}", "", table(HEAD, rows(result)), "", _protocol(result), *notes,
-             f"{len(result.artifacts)} file{'s' if len(result.artifacts) != 1 else ''}, model card and plot in {result.folder} ({result.seconds:.0f} s)"]
+             f"{count}, model card and plot in {result.folder} ({result.seconds:.0f} s)"]
     lines += [f"uploaded and compared with the server: {receipt.url} (commit {receipt.commit[:10]}, {len(receipt.files)} files)" for receipt in result.receipts]
     width = min(120, shutil.get_terminal_size().columns)
     return "\n".join(line if "  " in line or "─" in line else textwrap.fill(line, width, break_long_words=False) for line in lines if line is not None)

@@ -50,7 +50,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One quantized model: a GGUF file (or its shards), or later a folder.
+    """One quantized model: a GGUF file (or its shards), or a folder that transformers loads (its first file is config.json).
 
     ``bits_per_weight`` counts all tensor bytes (scales and unquantized tensors too) over all parameters. ``notes`` are
     things the user should know, such as tensors that fell back to another type.
@@ -73,6 +73,11 @@ class Artifact:
     def name(self) -> str:
         """The file to open: the only one, or the first shard."""
         return self.files[0].name
+
+    def path_in(self, folder: Path) -> Path:
+        """What to open, in the run's folder: the file, or the folder that has its files."""
+        first = folder / self.name
+        return first.parent if first.name == "config.json" else first
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form for the journal."""
@@ -152,10 +157,10 @@ class Result:
         return report.html(self)
 
     def path(self, type: str) -> Path:
-        """The file of one type (its first shard if it is split)."""
+        """The file of one type (its first shard if it is split), or its folder."""
         for artifact in self.artifacts:
             if artifact.type == type:
-                return self.folder / artifact.name
+                return artifact.path_in(self.folder)
         from autoquant.errors import InputError
 
         raise InputError(f"this run has no {type!r}; it has: {', '.join(a.type for a in self.artifacts)}")

@@ -47,7 +47,7 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     method.check(found, chosen)
     if chosen.evaluate != "off":
         evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
-    folder = output_folder(method, found, out)
+    folder = output_folder(method, found, out, chosen)
     client = None
     if chosen.upload:
         from autoquant.hub import send, upload
@@ -141,9 +141,9 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
         return send.upload(send.Sender(client), result, chosen, run)
 
 
-def output_folder(method: Method, found: Source, out: str | Path | None) -> Path:
+def output_folder(method: Method, found: Source, out: str | Path | None, chosen: MethodOptions) -> Path:
     """Where a run writes: ``out``, or ``./<model>-<METHOD>``. Never inside the source."""
-    folder = Path(out).expanduser().resolve() if out is not None else Path.cwd() / f"{found.name}-{method.folder_suffix}"
+    folder = Path(out).expanduser().resolve() if out is not None else Path.cwd() / f"{found.name}-{method.folder_suffix(chosen)}"
     if folder == found.folder or found.folder in folder.parents:
         raise InputError(f"out: {folder} is inside the model's own folder; name another")
     return folder
@@ -153,7 +153,7 @@ def plan(method: Method, model: str | Path, *, out: str | Path | None = None, va
     """What a run would make and need; nothing is written."""
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
     found = source.resolve(model, allow_pickle=chosen.allow_pickle)
-    return method.plan(found, chosen, output_folder(method, found, out))
+    return method.plan(found, chosen, output_folder(method, found, out, chosen))
 
 
 def _evaluator(snapshot: Snapshot, logs: Path, text: str, chunks: int, env: dict[str, str]) -> Evaluator:
@@ -199,7 +199,7 @@ def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: Ru
 
         def job_of(artifact: Artifact) -> Any:
             def job(children: process.Children) -> Evaluation:
-                row = evaluator.measure(method.kind, run.folder / artifact.name, array, threads=max(1, _cores() // at_once), children=children,
+                row = evaluator.measure(method.kind, artifact.path_in(run.folder), array, threads=max(1, _cores() // at_once), children=children,
                                         progress=lambda d, t: part(d, t, seen, artifact.type))
                 run.record(f"evaluate {artifact.type}", keys[artifact.type], [], dataclasses.asdict(row))
                 return row

@@ -223,6 +223,11 @@ def _describe(folder: Path, id: str, allow_pickle: bool) -> Source:
     )
 
 
+def shapes(source: Source) -> dict[str, list[int]]:
+    """The shape of every tensor, from the weight files' headers."""
+    return {name: shape for file in source.weights for name, (_, shape) in _safetensors_header(source.folder / file).items()}
+
+
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     return _read_json(path) if path.is_file() else {}

@@ -164,3 +164,34 @@ def environment() -> list[str]:
     import os
 
     return sorted(os.environ)
+
+
+def gptq_against_library(folder: str, bits: int) -> dict[str, Any]:
+    """The largest difference between our reader's weights and those that GPTQModel's layers dequantize, relative to the largest weight."""
+    import numpy as np
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+
+    from autoquant import gptq_format
+    from autoquant.folder_checks import Tensors
+
+    model = GPTQModel.load(folder, device="cpu", backend=BACKEND.TORCH, dtype=torch.float16)
+    tensors, worst, layers = Tensors(folder), 0.0, 0
+    for name, module in model.model.named_modules():
+        if hasattr(module, "dequantize_weight"):
+            with torch.inference_mode():
+                theirs = module.dequantize_weight().float().numpy()
+            ours = gptq_format.dequantize({part: tensors.get(f"{name}.{part}") for part in gptq_format.PARTS}, bits)
+            theirs = theirs if theirs.shape == ours.shape and np.abs(theirs - ours).max() < np.abs(theirs.T - ours if theirs.T.shape == ours.shape else np.inf).max() else theirs.T
+            worst, layers = max(worst, float(np.abs(theirs - ours).max() / np.abs(ours).max())), layers + 1
+    return {"layers": layers, "difference": worst}
+
+
+def spoil(path: str, name: str) -> None:
+    """Make one tensor of a safetensors file three times as large."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) * (3 if key == name else 1) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -51,14 +51,14 @@ class Method:
     environment: Callable[[Any], dict[str, str]]
     who_for: Callable[[str], str]
     how_to_run: Callable[[Result], str]
-    folder_suffix: str
+    folder_suffix: Callable[[Any], str]
     packages: Sequence[str]
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import gguf
+    from autoquant.methods import gguf, gptq
 
-    return {method.name: method for method in (gguf.METHOD,)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD)}
 
 
 METHODS = _methods()

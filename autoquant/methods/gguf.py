@@ -345,4 +345,4 @@ METHOD = Method(
     options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0"), "pre_tokenizer": "gpt-2"},
     survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,
-    folder_suffix="GGUF", packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "numpy"))
+    folder_suffix=lambda options: "GGUF", packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "numpy"))

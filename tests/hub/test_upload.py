@@ -48,6 +48,23 @@ def test_one_command_from_a_model_to_a_verified_repository(user: User, hub: Hub)
     assert (hub.sent(), len(hub.requests("POST .*/commit/"))) == (sent, commits)
 
 
+@pytest.mark.slow
+def test_a_folder_is_uploaded_as_the_model_it_is(user: User, hub: Hub) -> None:
+    """And transformers loads it from there."""
+    user.run("quantize", "gptq", MODEL, "--calibration-samples", "8", "--calibration-length", "128", "--evaluate", "off", "--upload", "tester/tiny-GPTQ")
+    assert hub.files("tester/tiny-GPTQ") == {"config.json", "generation_config.json", "model.safetensors", "quantize_config.json", "tokenizer.json", "tokenizer_config.json",
+                                             "README.md", "LICENSE"}
+    card = metadata(hub.content("tester/tiny-GPTQ", "README.md").decode())
+    assert (card["base_model"], card["library_name"]) == (MODEL, "transformers")
+    loaded = user.python("""
+import contextlib, io, json
+with contextlib.redirect_stdout(io.StringIO()):
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("tester/tiny-GPTQ", device_map="cpu")
+print(json.dumps(type(model.model.layers[0].mlp.up_proj).__name__))""", GPTQMODEL_CPU_WORKERS="2")
+    assert loaded != "Linear"
+
+
 def test_files_go_up_while_others_are_being_made(user: User, hub: Hub) -> None:
     """The first file arrives before the last one exists."""
     seen: list[set[str]] = []

@@ -1,0 +1,108 @@
+"""What is looked at on a quantized folder before it counts as done. Runs in a worker process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoquant import gptq_format
+from autoquant.errors import CheckFailed
+from autoquant.source import sha256_of
+from autoquant.worker import Report
+
+PROMPT = "Once upon a time, there was a"
+GENERATED = 12  # tokens
+WORST = 3  # layers named
+
+
+class Tensors:
+    """The tensors of a folder's safetensors files by name, read when asked for."""
+
+    def __init__(self, folder: str) -> None:
+        from safetensors import safe_open
+
+        opened: Any = safe_open  # untyped
+        self._files = [opened(path, framework="pt") for path in sorted(Path(folder).glob("*.safetensors"))]
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def get(self, name: str) -> np.ndarray[Any, Any]:
+        """One tensor; floats of 16 bits as float32, which NumPy has."""
+        import torch
+
+        tensor = self._where[name].get_tensor(name)
+        return tensor.float().numpy() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.numpy()  # type: ignore[no-any-return]
+
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        total = 0
+        for name, file in self._where.items():
+            part = file.get_slice(name)
+            total += int(np.prod(part.get_shape(), dtype=np.int64)) * {"I8": 1, "U8": 1, "I64": 8, "F32": 4, "I32": 4}.get(part.get_dtype(), 2)
+        return total
+
+
+def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], np.ndarray[Any, Any]], report: Report) -> dict[str, float]:
+    """For each layer ‖W − W'‖ / ‖W‖ (Frobenius) of its dequantized weight. Raises CheckFailed for values that are not finite, and for an error of 1 or more."""
+    errors: dict[str, float] = {}
+    for i, name in enumerate(layers):
+        before, after = original.get(f"{name}.weight"), read(name)
+        if after.shape != before.shape:
+            raise CheckFailed(f"{name} has shape {after.shape} after dequantizing, the source {before.shape}")
+        if not np.isfinite(after).all():
+            raise CheckFailed(f"{name} has NaN or Inf values after dequantizing")
+        errors[name] = float(np.linalg.norm(before - after) / max(float(np.linalg.norm(before)), 1e-12))
+        if errors[name] >= 1:
+            raise CheckFailed(f"{name} is off by {errors[name]:.0%} of its own size after dequantizing: no better than zeros")
+        report(i + 1, len(layers) + 1)
+    return errors
+
+
+def verify_gptq(folder: str, source: str, layers: list[str], *, bits: int, group_size: int, parameters: int, report: Report) -> dict[str, Any]:
+    """Check a GPTQ folder against its source: config, every layer's error, finite values, bits a weight, a generation by transformers.
+
+    Returns ``checks``, ``files`` ([name, bytes, sha256], config.json first) and ``bits_per_weight``. Raises CheckFailed naming the layer.
+    """
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    block = config.get("quantization_config") or {}
+    wanted = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "checkpoint_format": "gptq"}
+    wrong = {name: block.get(name) for name, value in wanted.items() if block.get(name) != value}
+    if wrong:
+        raise CheckFailed(f"config.json: quantization_config has {wrong}, asked for {({name: wanted[name] for name in wrong})}")
+    original, quantized = Tensors(source), Tensors(folder)
+    lost = [name for name in layers if f"{name}.qweight" not in quantized]
+    if lost:
+        raise CheckFailed(f"{len(lost)} of {len(layers)} layers are not quantized: {', '.join(lost[:WORST])}")
+    errors = layer_errors(layers, original, lambda name: gptq_format.dequantize({part: quantized.get(f"{name}.{part}") for part in gptq_format.PARTS}, bits), report)
+    worst = sorted(errors, key=lambda name: -errors[name])[:WORST]
+    size = quantized.bytes()
+    generated = generate(folder)
+    if len(set(generated)) < 2:
+        raise CheckFailed(f"the model generates nothing but token {generated[0] if generated else 'none'} after {PROMPT!r}")
+    report(1, 1)
+    paths = sorted((path for path in Path(folder).iterdir() if path.is_file()), key=lambda path: (path.name != "config.json", path.name))
+    return {"bits_per_weight": 8 * size / parameters, "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
+            "checks": [["layers", f"{len(layers)} dequantized and finite; relative error {np.mean(list(errors.values())):.3f} on average, worst "
+                        + ", ".join(f"{name} {errors[name]:.3f}" for name in worst)],
+                       ["config", ", ".join(f"{name} {value}" for name, value in wanted.items())],
+                       ["generates", f"{len(generated)} tokens with transformers, {len(set(generated))} different"]]}
+
+
+def generate(folder: str) -> list[int]:
+    """Token ids generated greedily after PROMPT by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, device_map=device).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(PROMPT, return_tensors="pt").to(device)
+    with torch.inference_mode():
+        out = model.generate(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, max_new_tokens=GENERATED, do_sample=False)
+    return [int(token) for token in out[0, tokens.input_ids.shape[1]:]]

@@ -1,0 +1,212 @@
+"""GPTQ on the embedded model: what is refused, what is written, and that our reader and the library's agree about it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autoquant
+from autoquant import calibration, gptq_format, options, process
+from autoquant.errors import CheckFailed, InputError
+from autoquant.methods.gptq import GptqOptions, environment
+from autoquant.results import Result
+from autoquant.source import DEMO_FOLDER
+
+QUICK: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128, "evaluate": "off"}
+
+
+def in_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
+    return process.call(target, log=tmp_path / "log", env=environment(None), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return autoquant.gptq("demo", calibration_samples=32, calibration_length=256, group_size=64, eval_chunks=10, out=tmp_path_factory.mktemp("gptq") / "run")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_packing_by_hand(bits: int) -> None:
+    """A stream of codes, least significant bit first, over words of 32 bits: written here bit by bit, read by the package."""
+    rng = np.random.default_rng(bits)
+    n, columns = 96, 5
+    wanted = rng.integers(0, 1 << bits, (n, columns))
+    words = np.zeros((n * bits // 32, columns), dtype=np.uint64)
+    for i in range(n):
+        for b in range(bits):
+            at = i * bits + b
+            words[at // 32] |= ((wanted[i] >> b) & 1).astype(np.uint64) << np.uint64(at % 32)
+    assert (gptq_format.codes(words.astype(np.uint32).view(np.int32), bits, n) == wanted).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"bits": 2, "group_size": 32, "sym": False}, {"bits": 3, "group_size": 64}, {"bits": 8, "group_size": -1}, {"desc_act": True}])
+def test_our_reader_agrees_with_the_librarys(settings: dict[str, Any], tmp_path: Path) -> None:
+    result = autoquant.gptq("demo", **{**QUICK, **settings}, out=tmp_path / "out")
+    worst = in_worker("tests.helpers:gptq_against_library", tmp_path, folder=str(result.folder), bits=settings.get("bits", 4))
+    assert worst["layers"] == 28
+    assert worst["difference"] < 2e-3, "the library computes in float16"
+
+
+def test_the_folder_is_a_model_and_names_no_path_of_this_machine(four_bits: Result, tmp_path: Path) -> None:
+    names = {path.name for path in four_bits.folder.iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "quantize_config.json", "tokenizer.json", "tokenizer_config.json", "README.md",
+                     "size-against-quality.png", ".autoquant"}
+    for name in ("config.json", "quantize_config.json", "README.md"):
+        text = (four_bits.folder / name).read_text()
+        assert "/tmp/" not in text
+        assert str(four_bits.folder) not in text
+    block = json.loads((four_bits.folder / "config.json").read_text())["quantization_config"]
+    assert (block["quant_method"], block["bits"], block["group_size"], block["desc_act"], block["sym"]) == ("gptq", 4, 64, False, True)
+    assert four_bits.path("4bit-64g") == four_bits.folder
+    assert four_bits.artifacts[0].evaluation is not None
+    assert four_bits.artifacts[0].evaluation.kl_mean < 0.02
+    card = four_bits.card()
+    for wanted in ("GPTQ (GPTQModel ", "vllm serve", "library_name: transformers", "32 samples of 256 tokens", "relative error"):
+        assert wanted in card
+
+
+def test_the_plan_is_the_size(four_bits: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (item,) = autoquant.plan("gptq", "demo", group_size=64).items
+    weights = (four_bits.folder / "model.safetensors").stat().st_size
+    assert 0.98 * weights < item.bytes < weights
+    assert item.bits_per_weight == pytest.approx(four_bits.artifacts[0].bits_per_weight, rel=1e-3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_bits_are_better(four_bits: Result, tmp_path: Path) -> None:
+    eight = autoquant.gptq("demo", bits=8, group_size=64, calibration_samples=8, calibration_length=128, eval_chunks=10, out=tmp_path / "out")
+    assert eight.artifacts[0].evaluation is not None
+    assert four_bits.artifacts[0].evaluation is not None
+    assert eight.artifacts[0].evaluation.kl_mean < four_bits.artifacts[0].evaluation.kl_mean / 5
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"bits": 5}, "bits: 5 is not allowed; allowed: 2, 3, 4, 8"), ({"group_size": 48}, "group_size: 48 is not allowed; allowed: -1, 32, 64, 128"),
+    ({"damp_percent": 0.9}, "damp_percent: 0.9 is not allowed; allowed: 0.001 to 0.5"), ({"calibration": "/nowhere.txt"}, "calibration: no such file"),
+    ({"calibration_length": 8}, "calibration_length: 8 is not allowed")])
+def test_bad_options_leave_nothing_behind(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+        autoquant.gptq("demo", out=tmp_path / "out", **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_group_size_that_does_not_fit_names_layers_and_sizes_that_would(tmp_path: Path) -> None:
+    folder = in_worker("tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192)
+    with pytest.raises(InputError, match=r"group_size: 128 does not divide the inputs of 12 of 14 layers: .*_proj \(192 inputs\).*Sizes that fit this model: -1, 32, 64"):
+        autoquant.gptq(folder, out=tmp_path / "out")
+
+
+def test_an_already_quantized_source_is_refused(four_bits: Result, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run is quantized already \(gptq\)"):
+        autoquant.gptq(four_bits.folder, out=tmp_path / "out")
+
+
+def test_damaged_weights_and_unknown_architectures_are_refused(model: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = model("nan")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model.layers.1.mlp.up_proj.weight has NaN or Inf values"):
+        autoquant.gptq(folder, out=tmp_path / "out", **QUICK)
+    with pytest.raises(InputError, match="GPTQModel does not know the architecture 'llamax'; it knows: .*llama"):
+        autoquant.gptq(model("other", model_type="llamax"), out=tmp_path / "out", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(four_bits: Result, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "spoiled"
+    shutil.copytree(four_bits.folder, folder, ignore=shutil.ignore_patterns(".autoquant"))
+    in_worker("tests.helpers:spoil", tmp_path, path=str(folder / "model.safetensors"), name="model.layers.2.mlp.down_proj.scales")
+    known = {"source": str(DEMO_FOLDER), "layers": ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj"], "bits": 4, "group_size": 64, "parameters": 4_196_608}
+    with pytest.raises(CheckFailed, match=r"model.layers.2.mlp.down_proj is off by"):
+        in_worker("autoquant.folder_checks:verify_gptq", tmp_path, folder=str(folder), **known)
+    with pytest.raises(CheckFailed, match=r"quantization_config has \{'bits': 4\}"):
+        in_worker("autoquant.folder_checks:verify_gptq", tmp_path, folder=str(four_bits.folder), **{**known, "bits": 8})
+
+
+def test_another_type_goes_to_another_folder(four_bits: Result) -> None:
+    with pytest.raises(InputError, match="holds a 4bit-64g model; name another folder for 8bit-64g"):
+        autoquant.gptq("demo", bits=8, group_size=64, out=four_bits.folder, **QUICK)
+
+
+@pytest.mark.slow
+def test_sigkill_then_again(tmp_path: Path) -> None:
+    import time
+
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "autoquant.cli", "quantize", "gptq", "demo", "--calibration-samples", "16", "--calibration-length", "128", "--evaluate", "off",
+             "--out", str(out)]
+    first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / ".autoquant" / "work" / "offload").exists():
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    assert (out / "model.safetensors").is_file()
+    assert not (out / ".autoquant" / "work").exists()
+
+
+# --- calibration --------------------------------------------------------------------------------------------------------
+
+
+def built(**values: Any) -> GptqOptions:
+    return options.build(GptqOptions, values)
+
+
+def test_samples_are_packed_and_drawn_by_seed(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    texts = ["One short document. " * 40, "Another one; it is longer. " * 90]
+    pack = lambda **more: in_worker("autoquant.calibration:pack", tmp_path, folder=str(DEMO_FOLDER), texts=texts, **{"samples": 4, "length": 64, "seed": 0, **more})  # noqa: E731
+    chosen = pack()
+    tokenizer = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json"))
+    lengths = [len(tokenizer.encode(text, add_special_tokens=False).ids) + 1 for text in texts]
+    everything = pack(samples=1000)
+    assert len(everything) == sum(lengths) // 64, "documents are joined: nothing is padded, only the last piece is left out"
+    assert [len(sample) for sample in chosen] == [64] * 4
+    assert sum(sample.count(2) for sample in everything) in (1, 2), "the end token stands between documents"
+    assert pack() == chosen
+    assert pack(seed=1) != chosen
+    assert calibration.digest(chosen) != calibration.digest(pack(seed=1))
+    with pytest.raises(InputError, match="one sample needs 9000"):
+        pack(length=9000)
+
+
+def test_text_from_files(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"text": "one", "other": "1"}\n\n{"text": "two", "other": "2"}\n')
+    assert calibration.documents(built(calibration=str(lines))) == ["one", "two"]
+    assert calibration.documents(built(calibration=str(lines), calibration_column="other")) == ["1", "2"]
+    table = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["eins", None, "zwei"]}), table)
+    assert calibration.documents(built(calibration=str(table))) == ["eins", "zwei"]
+    (tmp_path / "a.txt").write_text("plain")
+    assert calibration.documents(built(calibration=str(tmp_path / "a.txt"))) == ["plain"]
+    for path, column, said in ((lines, "body", "no text in column 'body'; it has: text, other"), (table, "body", "has no column 'body'; it has: text"),
+                               (tmp_path, "text", "no such file")):
+        with pytest.raises(InputError, match=said):
+            calibration.documents(built(calibration=str(path), calibration_column=column))
+    (tmp_path / "bad.parquet").write_text("no")
+    (tmp_path / "bad.jsonl").write_text("{")
+    (tmp_path / "empty.txt").write_text(" \n")
+    for name, said in (("bad.parquet", "is no parquet file"), ("bad.jsonl", "cannot be read"), ("empty.txt", "is empty")):
+        with pytest.raises(InputError, match=said):
+            calibration.documents(built(calibration=str(tmp_path / name)))
