@@ -101,13 +101,15 @@ def plan(result: Plan) -> str:
         below = [textwrap.fill(f"{mark} {note}", 110, subsequent_indent="    ") for note, mark in marks.items()]
     else:
         below = []
+    filled = [i for i in range(len(head)) if any(row[i] for row in body)]  # a method without importance matrix needs no column for it
+    shown = table(tuple(head[i] for i in filled), [tuple(row[i] for i in filled) for row in body])
     source = result.source
     verdict = [*([f"to download: {size(result.download)}"] if result.download else []),
                f"all of these together: {size(result.disk_needed)} on the disk (free: {size(result.disk_free)})",
-               f"memory while converting: about {size(result.memory_needed)} (available: {size(result.memory_available)})",
+               f"memory while working: about {size(result.memory_needed)} (available: {size(result.memory_available)})",
                "it fits" if result.fits else "it does NOT fit" + (": ask for fewer or smaller types" if result.disk_needed > result.disk_free else "")]
     return "\n".join([f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters, {source.dtype}, {size(source.bytes)}", "",
-                      table(head, body), *below, *(f"note: {note}" for note in result.notes), "", *verdict])
+                      shown, *below, *(f"note: {note}" for note in result.notes), "", *verdict])
 
 
 def evaluations(measured: Sequence[tuple[str, Evaluation]]) -> str:

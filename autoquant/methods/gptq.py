@@ -30,8 +30,7 @@ from autoquant.worker import Report
 log = logging.getLogger(__name__)
 PACKAGE = "gptqmodel"
 BITS, GROUP_SIZES = (2, 3, 4, 8), (-1, 32, 64, 128)
-# A process with torch, transformers and GPTQModel (measured: 1.2 GB), and beside it a layer in float32 with its Hessians.
-BASE_MEMORY = 1_300_000_000
+BASE_MEMORY = 700_000_000  # bytes: a process with torch, transformers and GPTQModel (measured on the embedded model: 0.63 GB)
 LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
 
 
@@ -117,7 +116,8 @@ def plan(source: Source, options: GptqOptions, out: Path) -> Plan:
     needed = (download if download and same_disk(out) else 0) + 2 * source.parameters + size
     refused = f"not enough room on the disk: {needed / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free" if needed > free else ""
     return Plan("gptq", source, (PlanItem(options.type, size, 8 * size / source.parameters, False, ""),), 2 * source.parameters, disk_needed=needed, disk_free=free,
-                memory_needed=BASE_MEMORY + 2 * source.parameters, memory_available=memory_available(), download=download, refused=refused)
+                memory_needed=BASE_MEMORY + 2 * source.parameters,  # at worst the whole checkpoint at 16 bits: GPTQModel reads it layer by layer
+                memory_available=memory_available(), download=download, refused=refused)
 
 
 def environment(_: Any) -> dict[str, str]:
