@@ -88,11 +88,11 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
     base = base_model(result)
     named = f"[{base}](https://huggingface.co/{base})" if base else f"**{source.id}**"
     parts = [f"# {source.name}: {method.title}", "", f"Quantized versions of {named} ({source.architecture}, {source.parameters / 1e6:,.1f} million parameters), "
-             f"each opened, checked{' and measured' if result.reference else ''} after it was made.", "", report.markdown(head, body, left=2), ""]
+             f"each opened{', checked and measured' if result.reference else ' and checked'} after it was made.", "", report.markdown(head, body, left=2), ""]
     if result.reference is not None:
-        reference = result.reference
+        reference, text_name = result.reference, result.provenance.get("measured on", "")
         parts += [f"Perplexity ± one standard error, and KL divergence in nats a token against the unquantized model (perplexity {reference.perplexity:.3f} "
-                  f"± {reference.perplexity_error:.3f}, {reference.engine}), all on the same {reference.tokens:,} predictions of a held-out text. "
+                  f"± {reference.perplexity_error:.3f}, {reference.engine}), all on the same {reference.tokens:,} predictions of one text ({text_name}). "
                   "\"Same top token\" is the share of positions where both models rank the same token first. Compare rows with each other; "
                   "perplexities on another text or tokenizer are not comparable.", "", f"![Size against quality](./{report.PLOT})", ""]
     notes = [f"- {artifact.type}: {note}." for artifact in ordered for note in artifact.notes]

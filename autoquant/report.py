@@ -71,7 +71,7 @@ def terminal(result: Result) -> str:
     count = f"{len(result.artifacts)} {kind}{'s' if len(result.artifacts) != 1 else ''}"
     notes = [f"note: {artifact.type}: {note}" for artifact in result.artifacts for note in artifact.notes]
     lines = [f"{result.source.id}: {METHODS[result.method].title}", "", table(HEAD, rows(result)), "", _protocol(result), *notes,
-             f"{count}, model card and plot in {result.folder} ({result.seconds:.0f} s)"]
+             f"{count}, model card{' and plot' if result.reference else ''} in {result.folder} ({result.seconds:.0f} s)"]
     lines += [f"uploaded and compared with the server: {receipt.url} (commit {receipt.commit[:10]}, {len(receipt.files)} files)" for receipt in result.receipts]
     width = min(120, shutil.get_terminal_size().columns)
     return "\n".join(line if "  " in line or "─" in line else textwrap.fill(line, width, break_long_words=False) for line in lines if line is not None)

@@ -6,6 +6,7 @@ model -> Source -> (check, plan) -> Snapshot -> run folder -> quantize and verif
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import platform
@@ -72,6 +73,8 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
             extras = ("README.md", *_carry_licence(snapshot, folder), *made.extras)
             result = Result(folder=folder, method=method.name, source=found, artifacts=artifacts, reference=reference, extras=extras, base_model=chosen.base_model,
                             seconds=time.monotonic() - started, provenance=_provenance(method, snapshot, chosen, made.provenance))
+            if reference is not None:
+                result.provenance["measured on"] = _measured_on(chosen)
             result = _finish(result, run)
             if ahead is not None:
                 try:
@@ -90,11 +93,26 @@ def _finish(result: Result, run: RunFolder) -> Result:
     from autoquant import card  # imports huggingface_hub, a quarter of a second
     from autoquant.report import PLOT
 
-    card.write(result)
+    readme = result.folder / "README.md"
+    before = run.steps.get("result", {}).get("facts", {})
+    edited = readme.is_file() and before.get("card sha256") not in (None, source.sha256_of(readme))
+    made = json.loads(json.dumps(result.to_json()))  # as it comes back from the journal
+    same = edited and all(before[name] == made[name] for name in ("artifacts", "reference"))
+    if same:
+        log.info("README.md has been edited by hand: it is kept")
+    else:
+        if edited:
+            os.replace(readme, result.folder / "README.edited.md")
+            log.warning("README.md had been edited by hand: a new one was written, and yours is README.edited.md now")
+        card.write(result)
     if (result.folder / PLOT).is_file() and PLOT not in result.extras:
         result = dataclasses.replace(result, extras=(*result.extras, PLOT))
-    run.record("result", "", [], result.to_json())
+    run.record("result", "", [], {**result.to_json(), "card sha256": before["card sha256"] if same else source.sha256_of(readme)})
     return result
+
+
+def _measured_on(chosen: MethodOptions) -> str:
+    return "Jane Austen's Persuasion, held out from the built-in calibration text" if chosen.eval_text == "builtin" else Path(chosen.eval_text).name
 
 
 def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
@@ -116,7 +134,7 @@ def load(folder: str | Path) -> Result:
     if "result" not in steps:
         raise InputError(f"{path} holds no finished run of AutoQuant{'; run the same quantize command again to finish it' if steps else ''}")
     receipts = tuple(Receipt.from_json(record["facts"]["receipt"]) for name, record in steps.items() if name.startswith("upload ") and "receipt" in record["facts"])
-    return Result.from_json(path, steps["result"]["facts"], receipts)
+    return Result.from_json(path, {name: value for name, value in steps["result"]["facts"].items() if name != "card sha256"}, receipts)
 
 
 def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: bool = False) -> Any:
@@ -127,17 +145,19 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
     chosen = options.build(options.UploadOptions, values)
     result = load(folder)
     identity, steps = journal.read(result.folder)
-    client = upload.check(chosen, result.source, [artifact.type for artifact in result.artifacts], list(steps))
+    client = upload.check(chosen, result.source, [artifact.type for artifact in result.artifacts], list(steps), base_model=result.base_model, quiet=dry_run)
     named = chosen.base_model and chosen.base_model != result.base_model
     if named:
         result = dataclasses.replace(result, base_model=chosen.base_model)
     if dry_run:
-        return upload.plan(client, result, chosen, upload.journaled(steps))
+        readme = result.folder / "README.md"
+        text = card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model) if named and readme.is_file() else None
+        return upload.plan(client, result, chosen, upload.journaled(steps), text)
     with RunFolder(result.folder, method=result.method, source_id=identity["source"], source_sha256=identity["source_sha256"]) as run:
         if named:
             readme = result.folder / "README.md"  # it may have been edited by hand: only the name is changed
             journal.write_atomically(readme, card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model))
-            run.record("result", "", [], result.to_json())
+            run.record("result", "", [], {**result.to_json(), "card sha256": run.steps["result"]["facts"].get("card sha256")})
         return send.upload(send.Sender(client), result, chosen, run)
 
 
@@ -222,7 +242,8 @@ def evaluate_result(result: Result, *, text: str, chunks: int) -> Result:
     snapshot = source.fetch(found)
     with RunFolder(result.folder, method=method.name, source_id=result.source.id, source_sha256=snapshot.sha256) as run:
         artifacts, reference = _evaluate(method, snapshot, chosen, run, result.artifacts, None)
-        return _finish(dataclasses.replace(result, artifacts=artifacts, reference=reference), run)
+        provenance = {**result.provenance, "measured on": _measured_on(chosen)}
+        return _finish(dataclasses.replace(result, artifacts=artifacts, reference=reference, provenance=provenance), run)
 
 
 def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", chunks: int = 20, converter: str = "") -> list[tuple[str, Evaluation]]:
@@ -239,6 +260,8 @@ def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", 
     for path in paths:
         if not path.exists():
             raise InputError(f"no such file or folder: {path}")
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise InputError(f"{path} is no model folder: it has no config.json. Of a folder of GGUF files, name the files")
         if path.is_file() and path.suffix != ".gguf":
             raise InputError(f"{path} is neither a .gguf file nor a model folder")
     env = llama.environment(llama.locate(converter)) if any(path.is_file() for path in paths) else {}

@@ -236,4 +236,5 @@ def explain(error: BaseException, doing: str, client: Client, repo: str = "") ->
     if isinstance(error, ValueError) and not status and not isinstance(error, json.JSONDecodeError):
         return InputError(f"{doing}: {' '.join(str(error).split())[:300]}")
     detail = f" (it says: {said[0]})" if said and status else ""
-    return HubFailed(f"{doing}: {_short(error)}{detail}. Run the same again: it continues, and what has arrived is not sent again")
+    on = "Run the same again" if doing.startswith("looking") else "Run the same again: it continues, and what has arrived is not sent again"
+    return HubFailed(f"{doing}: {_short(error)}{detail}. {on}")

@@ -65,7 +65,7 @@ def git_sha(content: bytes) -> str:
 def parse(model: str) -> tuple[str, str | None] | None:
     """``owner/name``, ``owner/name@revision`` or a Hub URL -> (id, revision); None if it is none of them."""
     hosts = {"huggingface.co", "www.huggingface.co", "hf.co", urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
-    url = re.fullmatch(r"https?://([^/]+)/([^/?#]+/[^/?#]+?)(?:/(?:tree|blob|resolve|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?", model)
+    url = re.fullmatch(r"(?:https?://)?(huggingface\.co|hf\.co|(?<=//)[^/]+)/([^/?#]+/[^/?#]+?)(?:/(?:tree|blob|resolve|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?", model)
     plain = re.fullmatch(r"([^@/]+/[^@/]+)(?:@([\w./-]+))?", model)
     if url and url[1] in hosts:
         repo, revision = url[2], unquote(url[3]) if url[3] else None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoquant.errors import CheckFailed, HubFailed
 from autoquant.hub.client import Client, patiently
 from autoquant.hub.fetch import RemoteFile
-from autoquant.hub.upload import Item, Target, ask_state, journaled, place, plan, private, state_of, step_of
+from autoquant.hub.upload import Item, Target, ask_state, journaled, notes, place, plan, private, state_of, step_of
 from autoquant.options import UploadOptions
 from autoquant.progress import hidden
 from autoquant.results import Artifact, Receipt, Result, Stored
@@ -184,6 +184,8 @@ def upload(sender: Sender, result: Result, options: UploadOptions, run: RunFolde
     client = sender.client
     planned = plan(client, result, options, journaled(run.steps))
     receipts = []
+    for note in planned.notes[len(notes(options, result.source, result.base_model)):]:  # the others have been said before the run
+        log.warning("upload: %s", note)
     with _bars(shown=True):
         for target in planned.targets:
             _intend(run, target.repo, target.branch)

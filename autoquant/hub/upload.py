@@ -97,11 +97,11 @@ def step_of(repo: str, branch: str) -> str:
 # --- before a run -------------------------------------------------------------------------------------------------------
 
 
-def check(options: UploadOptions, source: Source, types: Sequence[str], known: Sequence[str]) -> Client:
+def check(options: UploadOptions, source: Source, types: Sequence[str], known: Sequence[str], *, base_model: str = "", quiet: bool = False) -> Client:
     """Test, before anything is downloaded, that the upload will be allowed: a token, its rights, and existing repositories' contents.
 
     ``types`` are the artifact types to be. ``known`` are the names of the journal's steps: a repository that this run's folder has uploaded to
-    may hold files. Logs what the licence asks. Raises InputError.
+    may hold files. Logs what the licence asks, unless ``quiet``. Raises InputError.
     """
     repo = options.upload
     if not licenses.is_repo_id(repo):
@@ -134,11 +134,13 @@ def check(options: UploadOptions, source: Source, types: Sequence[str], known: S
             some = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")
             raise InputError(f"upload: {_where(one, branch)} is there already and holds files ({some}) that this folder has not put there. "
                              "Name another repository, or pass overwrite=True (--overwrite) to replace files of the same name")
+        if options.private == "no" and state[2]:
+            log.warning("upload: %s is there already and stays private", one)
         if private(options, source) and not state[2]:
             why = "you ask for a private one" if options.private == "yes" else f"the source is {'gated' if source.gated else 'private'}"
             raise InputError(f"upload: {one} is there already and public, but {why}. Make it private at {client.endpoint}/{one}/settings, name another, "
                              "or pass private='no' (--private no)")
-    for note in notes(options, source):
+    for note in notes(options, source, base_model) if not quiet else ():
         log.warning("upload: %s", note)
     return client
 
@@ -155,10 +157,10 @@ def _may_write(fine: dict[str, Any], owner: str, repo: str) -> bool:
     return any("repo.write" in scope.get("permissions", ()) and str((scope.get("entity") or {}).get("name")) in (owner, repo) for scope in scopes)
 
 
-def notes(options: UploadOptions, source: Source) -> list[str]:
+def notes(options: UploadOptions, source: Source, base_model: str = "") -> list[str]:
     """What to know before uploading: licence, gate, base model, visibility."""
     out = licenses.advice(source.license, gated=source.gated, name=source.license_name)
-    if not licenses.is_repo_id(options.base_model or source.id):
+    if not licenses.is_repo_id(options.base_model or base_model or source.id):
         out.append(f"{source.id} is a folder: the card will name no base model. If it is on the Hub, say which it is: base_model='owner/name' (--base-model)")
     if private(options, source) and options.private == "auto":
         out.append(f"a new repository will be private, because the source is {'gated' if source.gated else 'private'}; private='no' (--private no) makes it public")
@@ -199,12 +201,14 @@ def ask_state(client: Client, repo: str, branch: str) -> tuple[str, dict[str, Re
     return str(info.sha), files, bool(info.private)
 
 
-def _wanted(result: Result, options: UploadOptions, endpoint: str) -> dict[tuple[str, str], list[Item]]:
+def _wanted(result: Result, options: UploadOptions, endpoint: str, card_text: str | None) -> dict[tuple[str, str], list[Item]]:
     """What each branch of each repository is to hold."""
     from autoquant import card
 
     extras = [_item(result.folder / name) for name in result.extras if (result.folder / name).is_file()]
-    on_disk = (result.folder / CARD).read_text(encoding="utf-8")
+    if not (result.folder / CARD).is_file():
+        raise InputError(f"{result.folder} has no {CARD} any more; run the same quantize command again to write it")
+    on_disk = card_text if card_text is not None else (result.folder / CARD).read_text(encoding="utf-8")
     where = {artifact.type: place(options, artifact.type) for artifact in result.artifacts}
     wanted: dict[tuple[str, str], list[Item]] = {}
     for artifact in result.artifacts:
@@ -235,14 +239,14 @@ def journaled(steps: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: record["facts"] for name, record in steps.items() if name.startswith("upload ")}
 
 
-def plan(client: Client, result: Result, options: UploadOptions, earlier: Mapping[str, dict[str, Any]]) -> UploadPlan:
+def plan(client: Client, result: Result, options: UploadOptions, earlier: Mapping[str, dict[str, Any]], card_text: str | None = None) -> UploadPlan:
     """Compare what is to be there with what is there.
 
-    ``earlier`` are the facts of earlier uploads by step name. Raises InputError if a file on the Hub differs that neither this
-    folder has put there nor ``overwrite`` allows to replace, or if the card's metadata are wrong.
+    ``earlier`` are the facts of earlier uploads by step name, ``card_text`` a card to take instead of the folder's.
+    Raises InputError if a file on the Hub differs that neither this folder has put there nor ``overwrite`` allows to replace, or if the card's metadata are wrong.
     """
-    targets, foreign = [], []
-    for (repo, branch), items in _wanted(result, options, client.endpoint).items():
+    targets, foreign, unlisted = [], [], []
+    for (repo, branch), items in _wanted(result, options, client.endpoint, card_text).items():
         state = state_of(client, repo, branch)
         there = state[1] if state else {}
         ours = earlier.get(step_of(repo, branch), {}).get("files", {})
@@ -257,9 +261,14 @@ def plan(client: Client, result: Result, options: UploadOptions, earlier: Mappin
                 judged.append(dataclasses.replace(item, state="changes"))
                 if (remote.sha256 or remote.blob) not in ours.get(item.name, ()):
                     foreign.append(f"{item.name} in {repo}")
+        unlisted += [name for name in sorted(set(ours) & set(there)) if name.endswith((".gguf", ".safetensors")) and name not in {item.name for item in items}]
         exists = state is not None or state_of(client, repo, "main") is not None
         targets.append(Target(repo, branch, exists, state[2] if state else private(options, result.source), state[0] if state else None, tuple(judged)))
     if foreign and not options.overwrite:
         raise InputError(f"upload: {len(foreign)} file{'s' if len(foreign) != 1 else ''} on the Hub would be replaced that this folder has not put there: {', '.join(foreign[:4])}"
                          f"{' …' if len(foreign) > 4 else ''}. Pass overwrite=True (--overwrite), or name another repository")
-    return UploadPlan(tuple(targets), tuple(notes(options, result.source)))
+    more = []
+    if unlisted:
+        more = [f"from earlier runs there are also {', '.join(unlisted)}, which stay, but this run's card does not list them: "
+                "name all types in one run to have them in one card (what is finished is not made again)"]
+    return UploadPlan(tuple(targets), (*notes(options, result.source, result.base_model), *more))

@@ -167,7 +167,7 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
         pass
     except NotImplementedError as error:
         if "pre-tokenizer" in str(error):
-            raise InputError(_unknown_pre_tokenizer(model, _pre_tokenizers(base))) from None
+            raise InputError(_unknown_pre_tokenizer(model, name, _pre_tokenizers(base))) from None
         raise ProcessFailed(f"llama.cpp's converter does not support this model: {error}") from None
     except SystemExit:
         said = " ".join(errors.messages) or "no reason given"
@@ -183,7 +183,7 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
     return result
 
 
-def _unknown_pre_tokenizer(model: str, known: list[str]) -> str:
+def _unknown_pre_tokenizer(model: str, name: str, known: list[str]) -> str:
     import json
 
     path = Path(model) / "tokenizer.json"
@@ -192,8 +192,8 @@ def _unknown_pre_tokenizer(model: str, known: list[str]) -> str:
         spec = json.loads(path.read_text(encoding="utf-8")).get("pre_tokenizer") or {}
         parts = spec.get("pretokenizers") or [spec]
         described = " (its tokenizer.json says: " + ", ".join(str(part.get("type")) for part in parts) + ")"
-    some = [name for name in ("gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "smollm") if name in known or name == "gpt-2"]
-    return (f"llama.cpp does not know the pre-tokenizer of {Path(model).name}{described}. If it splits text like a known one, name that: "
+    some = [one for one in ("gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "smollm") if one in known or one == "gpt-2"]
+    return (f"llama.cpp does not know the pre-tokenizer of {name}{described}. If it splits text like a known one, name that: "
             f"pre_tokenizer={some[0]!r} (--pre-tokenizer {some[0]}), or {', '.join(some[1:])} …; token ids are then compared before anything is written")
 
 
@@ -210,7 +210,7 @@ def _judge(model: str, header: str, *, types: list[str], dry: dict[str, Any], ro
         result["tokens"] = compare_tokens(model, header, TOKENIZER_SAMPLE + sample)
     except ProcessFailed as error:
         if assumed and "pre-tokenizer" in str(error):
-            raise InputError(f"pre_tokenizer: llama.cpp has none called {assumed!r}; nearest: {', '.join(nearest(assumed, tuple(known())))}") from None
+            raise InputError(f"pre_tokenizer: llama.cpp has none called {assumed!r}; it has: {', '.join(nearest(assumed, tuple(known())) or known())}") from None
         raise
     if assumed and result["tokens"]:
         raise InputError(f"pre_tokenizer: {assumed!r} is not right for this model: {result['tokens']}. Try another: {', '.join(known()[:12])} …")

@@ -132,6 +132,11 @@ def dry_run(header: str, types: list[str], *, imatrix: bool = False, output_type
         if status != 0:
             plans.append({"type": type, "impossible": _why()})
             continue
+        needs = any("will require an imatrix" in line for line in _said.lines)
+        if needs and not imatrix:  # the file can only be made with one: plan that
+            (again,) = dry_run(header, [type], imatrix=True, output_type=output_type, embedding_type=embedding_type, overrides=overrides, pure=pure)
+            plans.append({**again, "needs_imatrix": True})
+            continue
         tensors = {name: tensor.type for name, tensor in known.tensors.items()}
         for match in filter(None, map(_TENSOR_LINE.match, _said.lines)):
             if match[6]:
@@ -145,7 +150,7 @@ def dry_run(header: str, types: list[str], *, imatrix: bool = False, output_type
             data += -(-n // known.alignment) * known.alignment
         fallbacks = {m[1]: [m[2].upper(), m[3].upper()] for m in map(_FALLBACK_LINE.search, _said.lines) if m}
         plans.append({"type": type, "bytes": known.data_offset + data, "bits_per_weight": stored * 8 / elements,
-                      "needs_imatrix": any("will require an imatrix" in line for line in _said.lines), "tensors": tensors, "fallbacks": fallbacks})
+                      "needs_imatrix": needs, "tensors": tensors, "fallbacks": fallbacks})
     return plans
 
 

@@ -47,7 +47,7 @@ _ROWS = (
     FileType("IQ3_S", 26, 3.66, "better", "better than Q3_K_S at its size"),
     FileType("Q3_K_S", 11, 3.64, "better", "low quality; IQ3_S or IQ3_M are better"),
     FileType("IQ3_XS", 22, 3.50, "needed", "large models only"),
-    FileType("IQ3_XXS", 23, 3.37, "needed", "large models only"),
+    FileType("IQ3_XXS", 23, 3.25, "needed", "large models only"),
     FileType("Q2_K", 10, 3.16, "better", "strong loss; for models of 30 billion parameters and more"),
     FileType("Q2_K_S", 21, 2.97, "needed", "stronger loss than Q2_K"),
     FileType("IQ2_M", 29, 2.93, "needed", "the best of the 2-bit types; very large models"),

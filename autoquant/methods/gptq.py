@@ -171,6 +171,9 @@ def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size
 
     Raises InputError for an architecture that GPTQModel does not know and for weights that are not finite.
     """
+    os.makedirs(offload, exist_ok=True)
+    os.chdir(offload)  # GPTQModel writes a logs folder wherever it is started
+
     import torch
     from gptqmodel import GPTQModel
     from gptqmodel.models.auto import SUPPORTED_MODELS

@@ -24,6 +24,7 @@ STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
     ("https://huggingface.co/owner/name", ("owner/name", None)), ("https://huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
     ("https://hf.co/owner/name/", ("owner/name", None)), ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main")),
     ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", ("owner/name", "refs/pr/1")), ("https://huggingface.co/owner/name/commit/abc", ("owner/name", "abc")),
+    ("hf.co/owner/name", ("owner/name", None)), ("huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
     ("https://github.com/owner/name", None), ("owner/na--me", None), ("owner/name.git", None), ("owner/" + "n" * 100, None),
     ("gpt2", None), ("./folder/name", None), ("/abs/folder", None), ("a/b/c", None), ("", None)])
 def test_names(text: str, parsed: tuple[str, str | None] | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,9 @@ def test_a_type_added_later_goes_to_the_same_repository(user: User, hub: Hub) ->
     assert hub.files("tester/t") == {"tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "tiny-Q2_K.gguf", "LICENSE", "README.md"}
     assert hub.sent() - sent == (user.cwd / "tiny-GGUF" / "tiny-Q2_K.gguf").stat().st_size
     assert "tiny-Q2_K.gguf" in hub.content("tester/t", "README.md").decode()
-    assert hub.titles("tester/t") == ["Q2_K: maker/tiny quantized by AutoQuant", "Q8_0, Q4_K_M: maker/tiny quantized by AutoQuant", "initial commit"]
+    err = user.run("quantize", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q2_K", "--evaluate", "off", "--upload", "tester/t").stderr
+    assert "from earlier runs there are also tiny-Q4_K_M.gguf, tiny-Q8_0.gguf, which stay, but this run's card does not list them" in err
+    assert hub.titles("tester/t")[1:] == ["Q2_K: maker/tiny quantized by AutoQuant", "Q8_0, Q4_K_M: maker/tiny quantized by AutoQuant", "initial commit"]
 
 
 @pytest.mark.parametrize(("repo", "user_of_token", "said"), [
@@ -260,6 +262,27 @@ def test_a_folder_says_what_it_is_quantized_from(user: User, hub: Hub) -> None:
 def test_bad_input(words: tuple[str, ...], done: User, hub: Hub) -> None:
     done.run("upload", *words, status=2)
     assert changing(hub) == []
+
+
+def test_an_edited_card_survives_the_same_run(done: User, hub: Hub) -> None:
+    words = ("quantize", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M", "--evaluate", "off", "--imatrix", "builtin", "--imatrix-chunks", "4")
+    readme = done.cwd / "tiny-GGUF" / "README.md"
+    readme.write_text(readme.read_text() + "\nMy own introduction.\n")
+    done.run(*words, "--upload", "tester/t")
+    assert "My own introduction." in readme.read_text()
+    assert "My own introduction." in hub.content("tester/t", "README.md").decode()
+    done.run(*("Q8_0" if word == "Q8_0,Q4_K_M" else word for word in words))
+    assert "My own introduction." not in readme.read_text()
+    assert "My own introduction." in (done.cwd / "tiny-GGUF" / "README.edited.md").read_text()
+
+
+def test_a_dry_run_with_a_base_model_shows_the_card_that_is_sent(user: User, hub: Hub) -> None:
+    user.quantize(model="demo")
+    shown = user.run("upload", "tiny-austen-4m-GGUF", "tester/b", "--base-model", "maker/tiny", "--dry-run").stdout
+    user.run("upload", "tiny-austen-4m-GGUF", "tester/b", "--base-model", "maker/tiny")
+    assert sha256_of(user.cwd / "tiny-austen-4m-GGUF" / "README.md")[:12] in shown
+    (user.cwd / "tiny-austen-4m-GGUF" / "README.md").unlink()
+    assert "has no README.md any more" in user.run("upload", "tiny-austen-4m-GGUF", "tester/b", status=2).stderr
 
 
 def test_from_python(done: User, hub: Hub) -> None:
