@@ -102,8 +102,9 @@ def _finish(result: Result, run: RunFolder) -> Result:
         log.info("README.md has been edited by hand: it is kept")
     else:
         if edited:
-            os.replace(readme, result.folder / "README.edited.md")
-            log.warning("README.md had been edited by hand: a new one was written, and yours is README.edited.md now")
+            kept = next(path for i in range(1, 10_000) if not (path := result.folder / f"README.edited{'' if i == 1 else f'-{i}'}.md").exists())
+            os.replace(readme, kept)
+            log.warning("README.md had been edited by hand: a new one was written, and yours is %s now", kept.name)
         card.write(result)
     if (result.folder / PLOT).is_file() and PLOT not in result.extras:
         result = dataclasses.replace(result, extras=(*result.extras, PLOT))

@@ -168,6 +168,12 @@ def test_options_reach_the_tensors(tmp_path: Path) -> None:
     assert {kind for name, kind in kinds.items() if "norm" not in name} == {"Q4_K"}
 
 
+def test_a_rule_for_tensors_that_are_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tensor_types: 'nosuchtensor' matches none of the model's tensors; some of them: .*token_embd.weight"):
+        autoquant.gguf("demo", types=["Q4_K_M"], tensor_types=["attn_v=Q6_K", "nosuchtensor=Q8_0"], out=tmp_path / "out", **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_split_files_load_and_are_checked(tmp_path: Path) -> None:
     result = autoquant.gguf("demo", types=["Q8_0", "F16"], split_size="2M", pre_tokenizer="gpt-2", evaluate="on", eval_chunks=2, out=tmp_path / "out")
     for artifact in result.artifacts:

@@ -207,8 +207,8 @@ def explain(error: BaseException, doing: str, client: Client, repo: str = "") ->
     status = status_of(error)
     reading = doing.startswith(("looking", "downloading"))
     told = f" (the Hub says: {said[0]})" if said else ""
-    if (status == 401 and client.token) or (isinstance(error, PermissionError) and type(error).__module__ == "builtins" and error.errno is None):
-        # a valid token gets 404 or 403; huggingface_hub makes RepositoryNotFoundError of most 401s, hf_xet PermissionError without an errno
+    if (status == 401 and client.token) or (isinstance(error, PermissionError) and error.errno is None):
+        # a valid token gets 404 or 403; huggingface_hub makes RepositoryNotFoundError of most 401s, hf_xet raises PermissionErrors without an errno
         return InputError(f"{doing}: the Hub does not accept {client.who()} (expired, revoked or mistyped){told}. Make a new one at {client.endpoint}/settings/tokens "
                           "and run again; what is finished is kept")
     if isinstance(error, errors.GatedRepoError):

@@ -111,12 +111,16 @@ def dry_run(header: str, types: list[str], *, imatrix: bool = False, output_type
             pure: bool = False) -> list[dict[str, Any]]:
     """What each type will be for this model, exactly, from a header-only GGUF (no weight is read; about 20 ms a type).
 
-    ``imatrix`` says whether there will be one: llama.cpp mixes some types differently then.
+    ``imatrix`` says whether there will be one: llama.cpp mixes some types differently then. Raises InputError for an override that matches no tensor.
     Returns a dict a type: ``bytes`` (the whole file's), ``bits_per_weight``, ``needs_imatrix``, ``tensors`` (name -> ggml
     type) and ``fallbacks`` (name -> [asked, got]).
     """
     known = Header(header)
     elements = sum(tensor.elements for tensor in known.tensors.values())
+    for rule in overrides or ():
+        pattern = rule.rpartition("=")[0]
+        if not any(re.search(pattern, name) for name in known.tensors):
+            raise InputError(f"tensor_types: {pattern!r} matches none of the model's tensors; some of them: {', '.join([*known.tensors][:12])} …")
     plans: list[dict[str, Any]] = []
     for type in types:
         _said.lines.clear()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from autoquant.errors import InputError
 from autoquant.source import sha256_of
 from tests.fakes.hub import TOKEN, Hub
 from tests.hub.conftest import MODEL, User
@@ -135,6 +136,20 @@ def test_what_is_said_of_huggingface_cos_own_answers(status: int, headers: dict[
         hf_raise_for_status(response)
     somebody = client.Client(HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co")
     assert said in str(client.explain(raised.value, "looking at me/x", somebody, "me/x"))
+
+
+def test_an_authentication_error_of_xet_is_told_as_what_it_is() -> None:
+    import hf_xet
+    from huggingface_hub import HfApi
+
+    from autoquant.hub import client
+
+    def fail() -> None:
+        raise RuntimeError("Error while uploading") from hf_xet.XetAuthenticationError("Unauthorized")
+
+    somebody = client.Client(HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co")
+    with pytest.raises(InputError, match="the Hub does not accept the token from a test"):
+        client.patiently(fail, "sending x to me/x", somebody, "me/x")
 
 
 def test_connections_that_break(done: User, hub: Hub) -> None:

@@ -102,6 +102,22 @@ def test_gated_without_a_token_says_how_to_get_one(user: User, hub: Hub) -> None
     user.quantize(model="maker/gated")
 
 
+@pytest.mark.parametrize(("more", "said"), [("", "llama.cpp does not know the pre-tokenizer of tiny"),
+                                            (', pre_tokenizer="gpt-2", tensor_types="ffn=IQ2_XXS"', "Q4_K_M needs an importance matrix for this model")])
+def test_a_large_model_is_planned_before_its_weights_are_fetched(more: str, said: str, user: User, hub: Hub) -> None:
+    """The limit is set to nothing, so that the embedded model counts as large."""
+    process = user.start_python(f"""
+from autoquant import run
+import autoquant
+run.PLAN_FIRST = 0
+autoquant.gguf("{MODEL}", types="Q4_K_M"{more})""")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said in err
+    assert hub.served < 400_000, "no weight was fetched"
+    assert not list(user.cwd.iterdir())
+
+
 def test_a_pickle_checkpoint_works_when_opted_in(user: User, hub: Hub, tmp_path: Path) -> None:
     from autoquant import process
 

@@ -274,6 +274,10 @@ def test_an_edited_card_survives_the_same_run(done: User, hub: Hub) -> None:
     done.run(*("Q8_0" if word == "Q8_0,Q4_K_M" else word for word in words))
     assert "My own introduction." not in readme.read_text()
     assert "My own introduction." in (done.cwd / "tiny-GGUF" / "README.edited.md").read_text()
+    readme.write_text(readme.read_text() + "\nMy second introduction.\n")
+    done.run(*words)
+    assert "My own introduction." in (done.cwd / "tiny-GGUF" / "README.edited.md").read_text(), "the first one is not overwritten"
+    assert "My second introduction." in (done.cwd / "tiny-GGUF" / "README.edited-2.md").read_text()
 
 
 def test_a_dry_run_with_a_base_model_shows_the_card_that_is_sent(user: User, hub: Hub) -> None:
