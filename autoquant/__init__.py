@@ -13,25 +13,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import AutoQuantError, CheckFailed, HubFailed, InputError, ProcessFailed
+from autoquant.errors import AutoQuantError, CheckFailed, HubFailed, InputError, OutOfMemory, ProcessFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from autoquant.calibration import Calibration
     from autoquant.results import Result
 
     gguf: Callable[..., Result]
     gptq: Callable[..., Result]
+    awq: Callable[..., Result]
 
 __version__ = "0.1.0"
-_METHOD_NAMES = ("gguf", "gptq")  # a test compares it with METHODS; here so that importing this package stays cheap
-__all__ = ["AutoQuantError", "CheckFailed", "HubFailed", "InputError", "ProcessFailed", "load", "plan", *_METHOD_NAMES]
+_METHOD_NAMES = ("gguf", "gptq", "awq")  # a test compares it with METHODS; here so that importing this package stays cheap
+__all__ = ["AutoQuantError", "Calibration", "CheckFailed", "HubFailed", "InputError", "OutOfMemory", "ProcessFailed", "compare", "load", "plan", *_METHOD_NAMES]
 
 
 def _function(name: str) -> Callable[..., Result]:
     """The public function of a method, with a signature and docstring rendered from its options."""
     import inspect
-    from pathlib import Path
 
     from autoquant import options, run
     from autoquant.methods import METHODS
@@ -69,6 +71,22 @@ def plan(method: str, model: str, *, out: str | None = None, **values: Any) -> A
     return run.plan(METHODS[method], model, out=out, values=values)
 
 
+def compare(method: str, model: str | Path, calibrations: dict[str, Any], *, out: str | Path, **values: Any) -> Any:
+    """The same method with several calibration sets (languages, domains), measured on the same tokens, in one table.
+
+        autoquant.compare("gptq", "owner/model", {"novels": Calibration(), "code": Calibration("owner/dataset", column="content")}, out="compared", bits=3)
+
+    calibrations: names and :class:`Calibration` objects. out: each run goes into a folder of its own in there. The other options are the method's.
+    Returns a Comparison: it prints as a table, and ``comparison["code"]`` is a Result. Raises what the method raises.
+    """
+    from autoquant import run
+    from autoquant.methods import METHODS
+
+    if method not in METHODS:
+        raise InputError(f"no method is called {method!r}; there are: {', '.join(METHODS)}")
+    return run.compare(METHODS[method], model, calibrations, out=out, values=values)
+
+
 def load(folder: str) -> Any:
     """The Result of an earlier run, from its folder: to look at, to measure again, to upload. Raises InputError if it holds no finished run."""
     from autoquant import run
@@ -80,8 +98,12 @@ def __getattr__(name: str) -> Any:
     if name in _METHOD_NAMES:
         globals()[name] = _function(name)
         return globals()[name]
+    if name == "Calibration":  # brings pydantic
+        from autoquant.calibration import Calibration
+
+        return Calibration
     raise AttributeError(f"module 'autoquant' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_METHOD_NAMES])
+    return sorted([*globals(), "Calibration", *_METHOD_NAMES])

@@ -1,51 +1,129 @@
-"""Calibration samples: a text read, joined, tokenized, cut into samples of one length, chosen by seed, hashed.
+"""Calibration sets: a text from a file or the Hub, joined, tokenized, cut into samples of one length, chosen by seed, hashed.
 
 Samples are packed: the documents are joined with the tokenizer's end token and cut every ``length`` tokens, so that no token is padding and
-no document's end is thrown away. The same samples serve every method that calibrates on tokens.
+no document's end is thrown away. The same samples serve every method that calibrates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoquant import licenses
 from autoquant.errors import InputError
 from autoquant.options import MethodOptions, option
 
 BUILTIN = Path(__file__).parent / "demo" / "austen_calibration.txt"
+CHARACTERS = 6  # a token, generously; a dataset on the Hub is read until it has four times what the samples need
+DEFAULT_SPLIT = "train"
 
 
 class CalibrationOptions(MethodOptions):
     """The options of methods that calibrate."""
 
-    calibration: str = option("builtin", "text to calibrate on: builtin (English novels), or a .txt, .jsonl or .parquet file; a text like what the model will be "
-                              "used for is better", metavar="builtin|FILE")
-    calibration_column: str = option("text", "column of a .jsonl or .parquet file that holds the text", metavar="NAME")
+    calibration: str = option("builtin", "text to calibrate on: builtin (English novels), a .txt, .jsonl or .parquet file, or a dataset on the Hugging Face Hub "
+                              "as owner/name or owner/name@revision; a text like what the model will be used for is better", metavar="builtin|FILE|OWNER/NAME")
+    calibration_column: str = option("text", "column of a .jsonl or .parquet file or a dataset that holds the text", metavar="NAME")
+    calibration_split: str = option(DEFAULT_SPLIT, "split of a dataset on the Hub", metavar="NAME")
+    calibration_subset: str = option("", "subset (configuration) of a dataset on the Hub, if it has several", metavar="NAME")
     calibration_samples: int = option(128, "how many samples to calibrate on; GPTQ's paper takes 128", unit="samples", ge=1, le=100_000)
     calibration_length: int = option(512, "tokens a sample, at most the model's context; longer ones take more memory", unit="tokens", ge=16, le=131_072)
     calibration_seed: int = option(0, "which samples are taken, if the text has more than enough", ge=0, le=2**31 - 1)
 
 
-def documents(options: CalibrationOptions) -> list[str]:
-    """The documents of the calibration text. Raises InputError for a file that is missing, unreadable, of another kind, or without the column."""
-    path = BUILTIN if options.calibration == "builtin" else Path(options.calibration).expanduser()
-    if not path.is_file():
-        raise InputError(f"calibration: no such file: {options.calibration}; give a .txt, .jsonl or .parquet file, or builtin")
-    column = options.calibration_column
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration set to give to any method: ``autoquant.gptq(…, calibration=it)``, ``autoquant.awq(…, calibration=it)``, ``autoquant.gguf(…, imatrix=it)``.
+
+    The fields are the options of the same names (``calibration_column`` is ``column`` and so on), with the same defaults. With one
+    tokenizer the same set gives every method the very same tokens.
+    """
+
+    text: str | Path = "builtin"
+    column: str = "text"
+    split: str = DEFAULT_SPLIT
+    subset: str = ""
+    samples: int = 128
+    length: int = 512
+    seed: int = 0
+
+    def as_options(self, name: str) -> dict[str, Any]:
+        """The options it stands for, when it is given for the option ``name`` ("calibration", or GGUF's "imatrix"). Raises InputError for another option."""
+        if name not in ("calibration", "imatrix"):
+            raise InputError(f"{name}: a Calibration is given as calibration, or to gguf as imatrix")
+        values = {f"calibration_{part}": getattr(self, part) for part in ("column", "split", "subset", "samples", "length", "seed")}
+        return {**values, "calibration": str(self.text), **({name: "calibration"} if name != "calibration" else {})}
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A calibration text: its documents, and what it is in words (with the commit, if it came from the Hub)."""
+
+    texts: list[str]
+    name: str
+
+
+def check(options: CalibrationOptions) -> None:
+    """Refuse a calibration text that is not there or cannot be read. Of a dataset on the Hub only the name is looked at: nothing is sent."""
+    if _file(options) is not None:
+        documents(options)
+    else:
+        _dataset(options)
+
+
+def documents(options: CalibrationOptions) -> Documents:
+    """The documents of the calibration text; those of a dataset on the Hub are fetched, and kept in the cache folder.
+
+    Raises InputError for a text that is missing, empty, unreadable, of another kind, or without the column; HubFailed if the Hub cannot be reached.
+    """
+    path = _file(options)
+    if path is None:
+        from autoquant.hub import datasets
+
+        id, revision = _dataset(options)
+        found, commit = datasets.documents(id, revision, subset=options.calibration_subset, split=options.calibration_split, column=options.calibration_column,
+                                           characters=4 * CHARACTERS * options.calibration_samples * options.calibration_length)
+        name = " ".join(part for part in (f"{id}@{commit[:10]}", options.calibration_subset, options.calibration_split) if part)
+    else:
+        found, name = _read(path, options.calibration_column), "the built-in text (English novels)" if options.calibration == "builtin" else path.name
+    if not any(text.strip() for text in found):
+        raise InputError(f"calibration: {name} is empty")
+    return Documents(found, name)
+
+
+def _file(options: CalibrationOptions) -> Path | None:
+    """The file the option names; None if it names a dataset on the Hub."""
+    if options.calibration == "builtin":
+        return BUILTIN
+    path = Path(options.calibration).expanduser()
+    return path if path.is_file() else None
+
+
+def _dataset(options: CalibrationOptions) -> tuple[str, str | None]:
+    """Dataset and revision. Raises InputError if the option can be neither a dataset nor a file."""
+    id, _, revision = options.calibration.removeprefix("https://huggingface.co/datasets/").partition("@")
+    looks_like_a_file = id.endswith((".txt", ".jsonl", ".json", ".parquet", ".csv", ".md"))
+    if looks_like_a_file or not licenses.is_repo_id(id) or Path(options.calibration).expanduser().exists():
+        raise InputError(f"calibration: no such file: {options.calibration}; give a .txt, .jsonl or .parquet file, a dataset on the Hub as owner/name, or builtin")
+    import importlib.util
+
+    if importlib.util.find_spec("datasets") is None:
+        raise InputError(f"calibration: {id} is read with the datasets library: pip install 'datasets>=4'")
+    return id, revision or None
+
+
+def _read(path: Path, column: str) -> list[str]:
     try:
         if path.suffix == ".parquet":
-            found = _parquet(path, column)
-        elif path.suffix in (".jsonl", ".json"):
-            found = [_cell(json.loads(line), column, path) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        else:
-            found = [path.read_text(encoding="utf-8")]
+            return _parquet(path, column)
+        if path.suffix in (".jsonl", ".json"):
+            return [_cell(json.loads(line), column, path) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [path.read_text(encoding="utf-8")]
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"calibration: {path} cannot be read ({type(error).__name__}: {error})") from None
-    if not any(text.strip() for text in found):
-        raise InputError(f"calibration: {path} is empty")
-    return found
 
 
 def _parquet(path: Path, column: str) -> list[str]:

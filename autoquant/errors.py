@@ -26,6 +26,15 @@ class InputError(AutoQuantError):
     exit_status = 2
 
 
+class OutOfMemory(AutoQuantError):
+    """Memory ran out in a worker process, on the processor or the GPU; the caller says what would fit.
+
+    ``available`` are the bytes there are in all, or 0 if that is not known.
+    """
+
+    available = 0
+
+
 class CheckFailed(AutoQuantError):
     """A file was made, but a check on it failed. The run stops and the journal stays."""
 

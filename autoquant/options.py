@@ -84,12 +84,19 @@ def _split(text: str) -> tuple[str, ...]:
 def build(cls: type[O], values: Mapping[str, Any]) -> O:
     """Make the options from keyword arguments or from the command line's strings; both give the same errors.
 
-    A list may be given as one comma-separated text.
+    A list may be given as one comma-separated text, and a :class:`~autoquant.calibration.Calibration` for the option that names a calibration text.
 
     Raises :class:`~autoquant.errors.InputError` with one line: the option, the value, what is allowed, what it means.
     """
     given: dict[str, Any] = {name: _split(value) if isinstance(value, str) and name in cls.model_fields and typing.get_origin(cls.model_fields[name].annotation) is tuple else value
              for name, value in values.items()}
+    for name, value in values.items():
+        if hasattr(value, "as_options"):
+            meant = value.as_options(name)
+            twice = sorted((set(meant) - {name}) & set(values))
+            if twice:
+                raise InputError(f"{twice[0]}: the Calibration given as {name} says that already; leave it out, or change the Calibration")
+            given.update(meant)
     try:
         return cls(**given)
     except ValidationError as invalid:

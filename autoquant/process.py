@@ -119,15 +119,16 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
 
 
 def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part: Callable[[Any], None] | None = None,
-         env: Mapping[str, str] | None = None, children: Children | None = None, **kwargs: Any) -> Any:
+         env: Mapping[str, str] | None = None, children: Children | None = None, python: str = "", **kwargs: Any) -> Any:
     """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return its JSON-able result.
 
     Native code may abort there without taking the notebook's kernel along, memory is given back at the end, and the libraries
     that patch others on import touch nobody else. An :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised
     there is raised here. ``on_part`` gets the pieces of the result that the function emits before its end. If this process dies, the child is killed (Linux).
+    ``python`` is the interpreter of another environment to run it in, which must have this package on its path.
     """
     outcome: dict[str, Any] = {}
-    with _started([sys.executable, "-m", "autoquant.worker", str(os.getpid())], log, env, children, subprocess.PIPE) as child:
+    with _started([python or sys.executable, "-m", "autoquant.worker", str(os.getpid())], log, env, children, subprocess.PIPE) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the status below tells
@@ -149,7 +150,10 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part
             if error["errno"] == errno.ENOSPC:
                 raise errors.InputError(f"no space left on the disk: {error['message']}. Free some space and run again; finished steps are kept.")
             raise OSError(error["errno"], error["message"])
-        raise getattr(errors, error["type"])(error["message"])
+        failure = getattr(errors, error["type"])(error["message"])
+        if isinstance(failure, errors.OutOfMemory):
+            failure.available = int(error["available"])
+        raise failure
     raise _ended_badly(target, status, log)
 
 

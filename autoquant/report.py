@@ -11,7 +11,7 @@ from pathlib import Path
 from autoquant import trace
 from autoquant.methods import METHODS
 from autoquant.plans import Plan
-from autoquant.results import Artifact, Evaluation, Result
+from autoquant.results import Artifact, Comparison, Evaluation, Result
 
 PLOT = "size-against-quality.png"
 HEAD = ("type", "bits/weight", "size", "perplexity", "KL mean", "KL median", "KL 99 %", "same top token")
@@ -81,12 +81,39 @@ def html(result: Result) -> str:
     """The table with the plot beside it, for a notebook."""
     import base64
 
-    cells = "".join("<tr>" + "".join(f"<td>{escaping.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(result))
-    head = "".join(f"<th>{escaping.escape(cell)}</th>" for cell in HEAD)
     picture = result.folder / PLOT
     image = f'<img alt="size against quality" style="max-width:480px" src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">' if picture.is_file() else ""
     return (f"<div><p><b>{escaping.escape(result.source.id)}</b>: {METHODS[result.method].title}</p><div style='display:flex;flex-wrap:wrap;gap:1em'>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{image}</div><p>{_protocol(result)}<br>Files: {escaping.escape(str(result.folder))}</p></div>")
+            f"{_html_table(HEAD, rows(result))}{image}</div><p>{_protocol(result)}<br>Files: {escaping.escape(str(result.folder))}</p></div>")
+
+
+def _compared(result: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    first = next(iter(result.results.values()))
+    body = [("unquantized", "", *rows(first)[0][1:])] if first.reference is not None else []
+    for name, one in result.results.items():
+        body += [(name, *row) for row in rows(one) if row[0] != "unquantized"]
+    return ("calibration", *HEAD), body
+
+
+def comparison(result: Comparison) -> str:
+    """The table of several calibration sets, for a terminal."""
+    head, body = _compared(result)
+    first = next(iter(result.results.values()))
+    return "\n".join([f"{first.source.id}: {METHODS[first.method].title}", "", table(head, body, left=2), "", _protocol(first),
+                      f"each in a folder of its own in {first.folder.parent}"])
+
+
+def comparison_html(result: Comparison) -> str:
+    """The table of several calibration sets, for a notebook."""
+    head, body = _compared(result)
+    first = next(iter(result.results.values()))
+    return (f"<div><p><b>{escaping.escape(first.source.id)}</b>: {METHODS[first.method].title}</p>{_html_table(head, body)}"
+            f"<p>{_protocol(first)}<br>Folders: {escaping.escape(str(first.folder.parent))}</p></div>")
+
+
+def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    cells = "".join("<tr>" + "".join(f"<td>{escaping.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    return f"<table><thead><tr>{''.join(f'<th>{escaping.escape(cell)}</th>' for cell in head)}</tr></thead><tbody>{cells}</tbody></table>"
 
 
 def plan(result: Plan) -> str:

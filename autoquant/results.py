@@ -193,3 +193,25 @@ class Result:
     def card(self) -> str:
         """The model card's text (README.md of the run folder)."""
         return (self.folder / "README.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Results of one method with several calibration sets, by name. Prints as one table; in a notebook it shows itself."""
+
+    results: dict[str, Result]
+
+    def __getitem__(self, name: str) -> Result:
+        return self.results[name]
+
+    def __str__(self) -> str:
+        from autoquant import report
+
+        return report.comparison(self)
+
+    __repr__ = __str__  # what a Python prompt shows
+
+    def _repr_html_(self) -> str:
+        from autoquant import report
+
+        return report.comparison_html(self)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from autoquant import __version__, evaluate, journal, licenses, options, process, source
 from autoquant.cache import cache_folder
+from autoquant.calibration import Calibration
 from autoquant.errors import HubFailed, InputError
 from autoquant.evaluate import Evaluator, memory_available
 from autoquant.journal import RunFolder, key_of
@@ -28,7 +30,7 @@ from autoquant.methods import METHODS, Method
 from autoquant.options import MethodOptions
 from autoquant.plans import Plan
 from autoquant.progress import hidden
-from autoquant.results import Artifact, Evaluation, Receipt, Result
+from autoquant.results import Artifact, Comparison, Evaluation, Receipt, Result
 from autoquant.source import Snapshot, Source
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,20 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
                 ahead.abandon()
             raise
     return result
+
+
+def compare(method: Method, model: str | Path, calibrations: Mapping[str, Any], *, out: str | Path, values: Mapping[str, Any]) -> Comparison:
+    """Run a method once for each calibration set, each into its own folder ``out/<name>``; see :func:`autoquant.compare`."""
+    if not calibrations:
+        raise InputError("calibrations: none given; give names and Calibrations, e.g. {'novels': Calibration(), 'code': Calibration('owner/dataset')}")
+    for name, one in calibrations.items():
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise InputError(f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _")
+        if not isinstance(one, Calibration):
+            raise InputError(f"calibrations: {name} is no Calibration but {type(one).__name__}; write autoquant.Calibration({str(one)!r})")
+        chosen = options.build(method.options, {**values, method.calibrated_by: one})  # all are looked at before the first is run
+        method.check(source.resolve(model, allow_pickle=chosen.allow_pickle), chosen)
+    return Comparison({name: quantize(method, model, out=Path(out) / name, values={**values, method.calibrated_by: one}) for name, one in calibrations.items()})
 
 
 def _finish(result: Result, run: RunFolder) -> Result:

@@ -35,6 +35,21 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def out_of_memory(error: BaseException | None) -> tuple[str, int] | None:
+    """In words where memory ran out, and how many bytes there are in all (0: not known), if that is what an error or its cause says; torch has several ways."""
+    while error is not None:
+        text = str(error)
+        if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
+            import torch
+
+            total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+            return f"out of memory on the GPU{f' ({total / 1e9:.1f} GB)' if total else ''}", total
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "can't allocate memory" in text:
+            return "out of memory", 0
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def main() -> int:
     """Run one request; return the exit status (0 for a result, 3 for an error that was reported as an event)."""
     die_with_parent(int(sys.argv[1]))
@@ -69,6 +84,12 @@ def main() -> int:
         result = function(**kwargs)
     except errors.AutoQuantError as error:
         send({"error": {"type": type(error).__name__, "message": str(error)}})
+        return 3
+    except (MemoryError, RuntimeError) as error:
+        where = out_of_memory(error)
+        if where is None:
+            raise
+        send({"error": {"type": "OutOfMemory", "message": where[0], "available": where[1]}})
         return 3
     except OSError as error:
         # NumPy's tofile tells a full disk only as "N requested and M written", without an errno

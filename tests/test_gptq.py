@@ -15,7 +15,8 @@ import pytest
 import autoquant
 from autoquant import calibration, gptq_format, options, process
 from autoquant.errors import CheckFailed, InputError
-from autoquant.methods.gptq import GptqOptions, environment
+from autoquant.methods.folders import environment
+from autoquant.methods.gptq import GptqOptions
 from autoquant.results import Result
 from autoquant.source import DEMO_FOLDER
 
@@ -129,11 +130,12 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(four_bits: Result
     folder = tmp_path / "spoiled"
     shutil.copytree(four_bits.folder, folder, ignore=shutil.ignore_patterns(".autoquant"))
     in_worker("tests.helpers:spoil", tmp_path, path=str(folder / "model.safetensors"), name="model.layers.2.mlp.down_proj.scales")
-    known = {"source": str(DEMO_FOLDER), "layers": ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj"], "bits": 4, "group_size": 64, "parameters": 4_196_608}
+    known = {"source": str(DEMO_FOLDER), "layers": ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj"], "reader": "gptq", "wanted": {"bits": 4}, "scaled": False,
+             "parameters": 4_196_608}
     with pytest.raises(CheckFailed, match=r"model.layers.2.mlp.down_proj is off by"):
-        in_worker("autoquant.folder_checks:verify_gptq", tmp_path, folder=str(folder), **known)
+        in_worker("autoquant.folder_checks:verify", tmp_path, folder=str(folder), **known)
     with pytest.raises(CheckFailed, match=r"quantization_config has \{'bits': 4\}"):
-        in_worker("autoquant.folder_checks:verify_gptq", tmp_path, folder=str(four_bits.folder), **{**known, "bits": 8})
+        in_worker("autoquant.folder_checks:verify", tmp_path, folder=str(four_bits.folder), **{**known, "wanted": {"bits": 8}})
 
 
 def test_another_type_goes_to_another_folder(four_bits: Result) -> None:
@@ -150,7 +152,7 @@ def test_sigkill_then_again(tmp_path: Path) -> None:
              "--out", str(out)]
     first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (out / ".autoquant" / "work" / "offload").exists():
+    while not (out / ".autoquant" / "work" / "scratch").exists():
         assert first.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -193,13 +195,13 @@ def test_text_from_files(tmp_path: Path) -> None:
 
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"text": "one", "other": "1"}\n\n{"text": "two", "other": "2"}\n')
-    assert calibration.documents(built(calibration=str(lines))) == ["one", "two"]
-    assert calibration.documents(built(calibration=str(lines), calibration_column="other")) == ["1", "2"]
+    assert calibration.documents(built(calibration=str(lines))).texts == ["one", "two"]
+    assert calibration.documents(built(calibration=str(lines), calibration_column="other")).texts == ["1", "2"]
     table = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["eins", None, "zwei"]}), table)
-    assert calibration.documents(built(calibration=str(table))) == ["eins", "zwei"]
+    assert calibration.documents(built(calibration=str(table))).texts == ["eins", "zwei"]
     (tmp_path / "a.txt").write_text("plain")
-    assert calibration.documents(built(calibration=str(tmp_path / "a.txt"))) == ["plain"]
+    assert calibration.documents(built(calibration=str(tmp_path / "a.txt"))).texts == ["plain"]
     for path, column, said in ((lines, "body", "no text in column 'body'; it has: text, other"), (table, "body", "has no column 'body'; it has: text"),
                                (tmp_path, "text", "no such file")):
         with pytest.raises(InputError, match=said):

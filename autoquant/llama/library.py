@@ -358,24 +358,28 @@ class _Collector:
         return True
 
 
-def collect_imatrix(model: str, text: str, target: str, *, dataset: str, chunks: int, threads: int, context: int = CONTEXT,
+def collect_imatrix(model: str, text: str, target: str, *, dataset: str, chunks: int, threads: int, context: int = CONTEXT, ids: list[list[int]] | None = None,
                     report: Report | None = None) -> dict[str, Any]:
     """Collect an importance matrix on a text and write it in llama.cpp's GGUF imatrix format.
 
+    The text is cut into chunks as llama.cpp's tool does it; or ``ids`` are the chunks, ready-made token ids of ``context`` each, which are run as they are.
     Returns ``chunks`` really used and ``tensors``. Raises InputError if the text has less than one chunk of ``context`` tokens.
     """
     collector = _Collector()
     callback = L.ggml_backend_sched_eval_callback(collector)
     runner = Model(model, threads=threads, context=context, callback=callback)
-    tokens = runner.tokenize(text, special=True)
-    n = min(chunks, len(tokens) // context)
-    if n < 1:
-        raise InputError(f"imatrix: {dataset} has {len(tokens)} tokens; at least {context} are needed, and 50,000 are sensible")
-    bos = L.llama_vocab_bos(runner.vocab) if L.llama_vocab_get_add_bos(runner.vocab) else None
-    for i in range(n):
-        chunk = tokens[i * context:(i + 1) * context].copy()
-        if bos is not None:
-            chunk[0] = bos
+    if ids:
+        parts = [np.asarray(sample, dtype=np.int32) for sample in ids]
+    else:
+        tokens = runner.tokenize(text, special=True)
+        if len(tokens) < context:
+            raise InputError(f"imatrix: {dataset} has {len(tokens)} tokens; at least {context} are needed, and 50,000 are sensible")
+        parts = [tokens[i * context:(i + 1) * context].copy() for i in range(min(chunks, len(tokens) // context))]
+        if L.llama_vocab_get_add_bos(runner.vocab):
+            for chunk in parts:
+                chunk[0] = L.llama_vocab_bos(runner.vocab)
+    n = len(parts)
+    for i, chunk in enumerate(parts):
         runner.decode(chunk, 0)  # outputs everywhere, or the last block would be run for the last token only
         if collector.error:
             raise ProcessFailed(f"collecting the importance matrix failed: {collector.error}")

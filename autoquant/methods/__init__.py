@@ -33,7 +33,7 @@ class Method:
     ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder" (transformers). ``check`` looks at
     the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
     ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
-    those that make a plan show everything. ``environment`` are the worker processes' variables.
+    those that make a plan show everything. ``environment`` are the worker processes' variables. ``calibrated_by`` is the option that takes a Calibration.
     """
 
     name: str
@@ -52,13 +52,14 @@ class Method:
     who_for: Callable[[str], str]
     how_to_run: Callable[[Result], str]
     folder_suffix: Callable[[Any], str]
+    calibrated_by: str
     packages: Sequence[str]
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import gguf, gptq
+    from autoquant.methods import awq, gguf, gptq
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD)}
 
 
 METHODS = _methods()

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from autoquant import process
+from autoquant import calibration, process
+from autoquant.calibration import CalibrationOptions
 from autoquant.errors import InputError
 from autoquant.evaluate import CONTEXT, memory_available, read_text
 from autoquant.hub.fetch import same_disk
@@ -21,7 +22,7 @@ from autoquant.llama import converter as llama
 from autoquant.llama.convert import refuse
 from autoquant.llama.types import TENSOR_TYPES, TYPES, UNQUANTIZED, nearest, parse
 from autoquant.methods import Made, Method
-from autoquant.options import MethodOptions, option
+from autoquant.options import option
 from autoquant.plans import Plan, PlanItem
 from autoquant.progress import Bar
 from autoquant.results import Artifact, Check, Result, Stored
@@ -31,15 +32,17 @@ log = logging.getLogger(__name__)
 CALIBRATION = Path(__file__).parent.parent / "demo" / "austen_calibration.txt"
 WORKER_MEMORY = 500 << 20  # bytes: llama.cpp's row buffers (128 MiB), Python with NumPy, the vocabulary, a mapped tensor's pages beside
 CONVERTER_MEMORY = 1200 << 20  # bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
+CALIBRATED = "calibration"  # the value of imatrix that means: on the samples of the calibration options
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
-class GgufOptions(MethodOptions):
+class GgufOptions(CalibrationOptions):
     """The options of GGUF quantization. Names are llama.cpp's where it has one."""
 
     types: tuple[str, ...] = option(("Q4_K_M",), "GGUF types to make; `autoquant types` lists all of them with their use", metavar="TYPE,…", min_length=1)
-    imatrix: str = option("none", "importance matrix, which improves all types below Q8_0: none, builtin (computed on English novels), "
-                          "a UTF-8 text file to compute it on, or a .gguf made before", metavar="none|builtin|FILE")
+    imatrix: str = option("none", "importance matrix, which improves all types below Q8_0: none, builtin (computed on English novels), a UTF-8 text file to compute it on, "
+                          "calibration (the samples that the calibration options give, the same as for GPTQ and AWQ), or a .gguf made before",
+                          metavar="none|builtin|FILE|calibration")
     imatrix_chunks: int = option(64, "chunks of 512 tokens (or the model's context) to compute the importance matrix on; more than 100 rarely help",
                                  unit="chunks", ge=1, le=100_000)
     precision: Literal["auto", "f16", "bf16", "f32"] = option("auto", "precision of the unquantized file all types are made from; auto keeps the source's")
@@ -111,11 +114,16 @@ def _tensor_type_name(name: str) -> str:
 def check(source: Source, options: GgufOptions) -> None:
     """What can be refused within a second."""
     llama.installed_version()
+    idle = [name for name in CalibrationOptions.model_fields if name.startswith("calibration") and getattr(options, name) != CalibrationOptions.model_fields[name].default]
+    if idle and options.imatrix != CALIBRATED:
+        raise InputError(f"{idle[0]}: used for an importance matrix with imatrix='calibration' (--imatrix calibration) only; add that, or leave it out")
     if options.imatrix == "none":
         needing = [name for name in options.types if TYPES[name].imatrix == "needed"]
         if needing:
             raise InputError(f"types: {', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} an importance matrix: add imatrix='builtin' "
                              "(--imatrix builtin), or name a text file or an imatrix .gguf")
+    elif options.imatrix == CALIBRATED:
+        calibration.check(options)
     elif not options.imatrix.endswith(".gguf"):
         read_text(options.imatrix, "imatrix", CALIBRATION)
     elif not Path(options.imatrix).is_file():
@@ -156,7 +164,7 @@ def _fallback_note(planned: dict[str, Any]) -> str:
 
 def plan(source: Source, options: GgufOptions, out: Path) -> Plan:
     """The exact size of every asked type, from a header-only file; no weight is read. Takes as long as importing transformers."""
-    check(source, options.model_copy(update={"imatrix": "builtin"}))  # for planning nothing is refused for want of an imatrix
+    check(source, options.model_copy(update={"imatrix": "builtin"}) if options.imatrix == "none" else options)  # for planning nothing is refused for want of an imatrix
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         made = _convert(source, options, header=folder / "header.gguf", target=folder / "never.gguf", logs=folder / "log", types=list(options.types),
@@ -227,7 +235,7 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
             log.warning("%s: %s", source.id, facts["tokens"])
         if need_imatrix_file:
             assert imatrix_file is not None
-            imatrix_facts = _collect(options, run, env, converted, imatrix_file, imatrix_key, min(CONTEXT, source.context))
+            imatrix_facts = _collect(options, run, env, snapshot, converted, imatrix_file, imatrix_key)
 
         at_once = max(1, min(len(todo), options.cores, memory_available() // (WORKER_MEMORY + 4 * source.largest_tensor)))
 
@@ -271,7 +279,10 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
     if imatrix_file is not None:
         facts = imatrix_facts or {}
         given = facts.get("chunks") == "given"
-        provenance["importance matrix"] = facts["text"] + ("" if given else f", {facts['chunks']} chunks of {min(CONTEXT, source.context)} tokens")
+        length = facts.get("length", min(CONTEXT, source.context))
+        provenance["importance matrix"] = facts["text"] + ("" if given else f", {facts['chunks']} {facts.get('unit', 'chunks')} of {length} tokens")
+        if "calibration sha256" in facts:
+            provenance["calibration sha256"] = facts["calibration sha256"]
     made_here = imatrix_file is not None and imatrix_file.parent == run.folder
     extras = (*(["imatrix.gguf"] if made_here else []), *(f"{a.name.removesuffix('.gguf')}.Modelfile" for a in ordered if options.modelfile and len(a.files) == 1))
     return Made(ordered, converted if converted.is_file() else None, provenance, extras)
@@ -284,22 +295,32 @@ def _imatrix_of(options: GgufOptions, run: RunFolder, convert_key: str) -> tuple
     if options.imatrix.endswith(".gguf"):
         path = Path(options.imatrix).expanduser().resolve()
         return path, sha256_of(path), {"text": f"given file {path.name}", "chunks": "given"}
-    text = read_text(options.imatrix, "imatrix", CALIBRATION)
-    key = key_of(convert_key, text, options.imatrix_chunks)
+    if options.imatrix == CALIBRATED:
+        key = key_of(convert_key, calibration.documents(options).texts, options.calibration_samples, options.calibration_length, options.calibration_seed)
+    else:
+        key = key_of(convert_key, read_text(options.imatrix, "imatrix", CALIBRATION), options.imatrix_chunks)
     return run.folder / "imatrix.gguf", key, run.done("imatrix", key)
 
 
-def _collect(options: GgufOptions, run: RunFolder, env: dict[str, str], model: Path, target: Path, key: str | None, context: int) -> dict[str, Any]:
-    text = read_text(options.imatrix, "imatrix", CALIBRATION)
-    name = CALIBRATION.name if options.imatrix == "builtin" else Path(options.imatrix).name
+def _collect(options: GgufOptions, run: RunFolder, env: dict[str, str], snapshot: Snapshot, model: Path, target: Path, key: str | None) -> dict[str, Any]:
+    ids: list[list[int]] = []
+    text, about = "", dict[str, Any]()
+    if options.imatrix == CALIBRATED:
+        documents = calibration.documents(options)
+        context, name = min(options.calibration_length, snapshot.source.context), documents.name
+        ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), texts=documents.texts, samples=options.calibration_samples,
+                           length=context, seed=options.calibration_seed)
+        about = {"unit": "samples", "length": context, "calibration sha256": calibration.digest(ids)}
+    else:
+        context = min(CONTEXT, snapshot.source.context)
+        name = CALIBRATION.name if options.imatrix == "builtin" else Path(options.imatrix).name
+        text = read_text(options.imatrix, "imatrix", CALIBRATION)[:options.imatrix_chunks * context * 12]  # 12 characters a token is more than any tokenizer needs
     part = run.work / target.name
     with Bar("importance matrix") as progress:
-        # 12 characters a token is more than any tokenizer needs
-        facts = process.call("autoquant.llama.library:collect_imatrix", log=run.logs, env=env, progress=progress, model=str(model),
-                             text=text[:options.imatrix_chunks * context * 12], target=str(part), dataset=name, chunks=options.imatrix_chunks, threads=options.cores,
-                             context=context)
+        facts = process.call("autoquant.llama.library:collect_imatrix", log=run.logs, env=env, progress=progress, model=str(model), text=text, ids=ids, target=str(part),
+                             dataset=name, chunks=options.imatrix_chunks, threads=options.cores, context=context)
     run.finish(part)
-    facts = {**facts, "text": name}
+    facts = {**facts, "text": name, **about}
     run.record("imatrix", str(key), [target], facts, {target.name: sha256_of(target)})
     return facts
 
@@ -341,7 +362,8 @@ print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
 
 
 METHOD = Method(
-    name="gguf", variants=lambda options: options.types, title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
+    name="gguf", calibrated_by="imatrix", variants=lambda options: options.types,
+    title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
     options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0"), "pre_tokenizer": "gpt-2"},
     survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,

@@ -1,0 +1,93 @@
+"""AutoGPTQ 0.7.1, the archived library, in an environment of its own: this module is imported there, beside none of the package's other dependencies."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from autoquant.errors import InputError
+from autoquant.worker import Report
+
+BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+          "chat_template.jinja")
+FOREIGN = ("is_marlin_format", "model_file_base_name", "model_name_or_path", "awq_gemm_checkpoint")  # what transformers 5 and vLLM take for another format, or is a path
+
+
+def legacy_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype."""
+    old = {name: value for name, value in config.items() if name != "auto_map"}  # names code of the model, and AutoGPTQ trusts remote code without asking
+    rope = old.pop("rope_parameters", None)
+    if isinstance(rope, dict):
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise InputError("backend: this model's rotary embeddings differ from layer to layer, which transformers 4.49 cannot be told; leave out backend")
+        old["rope_theta"] = rope.get("rope_theta", 10000.0)
+        scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+        if "partial_rotary_factor" in rope:
+            old["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        old["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    if "dtype" in old:
+        old["torch_dtype"] = old.pop("dtype")
+    return old
+
+
+def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size: int, desc_act: bool, sym: bool, damp_percent: float, batch_size: int, scratch: str,
+         report: Report) -> None:
+    """Quantize a folder into another with AutoGPTQ, and make of its folder one that transformers 5, vLLM and GPTQModel load. Needs CUDA."""
+    import logging
+
+    import torch
+    from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
+    from safetensors import safe_open
+
+    old = Path(scratch) / "model"
+    old.mkdir(parents=True, exist_ok=True)
+    config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
+    for path in Path(model).glob("*.safetensors*"):  # with the index; no code, no pickle
+        (old / path.name).unlink(missing_ok=True)
+        (old / path.name).symlink_to(path.resolve())
+    for path in old.glob("*.safetensors"):
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if not torch.isfinite(file.get_tensor(name)).all():
+                    raise InputError(f"{path.name}: {name} has NaN or Inf values; the model is damaged")
+    (old / "config.json").write_text(json.dumps(legacy_config(config)), encoding="utf-8")
+
+    class Watch(logging.Handler):
+        """Counts the layers that AutoGPTQ says it starts."""
+
+        done = 0
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Start quantizing layer"):
+                report(self.done, layers)
+                self.done += 1
+
+    logging.getLogger("auto_gptq.modeling._base").addHandler(Watch())
+    settings: Any = BaseQuantizeConfig(bits=bits, group_size=group_size, desc_act=desc_act, sym=sym, damp_percent=damp_percent)
+    # bfloat16 overflows nowhere that float16 does not, but AutoGPTQ's packing knows float16 only
+    loaded: Any = AutoGPTQForCausalLM.from_pretrained(str(old), settings, torch_dtype=torch.float16)
+    samples = [{"input_ids": torch.tensor([sample]), "attention_mask": torch.ones(1, len(sample), dtype=torch.long)} for sample in ids]
+    loaded.quantize(samples, batch_size=batch_size)
+    loaded.save_quantized(target, use_safetensors=True)
+    normalize(Path(target), config, Path(model))
+
+
+def normalize(folder: Path, config: dict[str, Any], model: Path) -> None:
+    """One model folder as GPTQModel would write it: model.safetensors, the source's own config with AutoGPTQ's settings, the source's tokenizer."""
+    weights = list(folder.glob("gptq_model-*.safetensors"))
+    if len(weights) != 1:
+        raise InputError(f"AutoGPTQ wrote {', '.join(path.name for path in weights) or 'no weights'}, where one file was expected")
+    os.replace(weights[0], folder / "model.safetensors")
+    block = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
+    block = {name: value for name, value in block.items() if name not in FOREIGN}
+    block.update(quant_method="gptq", checkpoint_format="gptq", meta={"quantizer": ["autogptq:0.7.1"]})
+    new = {**config, "dtype": "float16", "quantization_config": block}
+    new.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+    (folder / "quantize_config.json").write_text(json.dumps(block, indent=2) + "\n", encoding="utf-8")
+    for name in BESIDE:
+        if (model / name).is_file():
+            (folder / name).write_bytes((model / name).read_bytes())

@@ -1,0 +1,102 @@
+"""AWQ files, for GPUs: by the AWQ algorithm (GPTQModel) or by AutoRound. The algorithm and the file format are two things: the card names both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import field_validator
+
+from autoquant.errors import InputError
+from autoquant.journal import RunFolder
+from autoquant.methods import Made, Method, folders
+from autoquant.methods.folders import GROUP_SIZES, FolderOptions, Recipe
+from autoquant.options import option
+from autoquant.plans import Plan
+from autoquant.source import Snapshot, Source
+
+CLIP_ROWS = 64  # GPTQModel's AWQ looks for clipping bounds that many outputs at a time, and fails if they do not come out even
+
+
+class AwqOptions(FolderOptions):
+    """The options of AWQ. Names are AutoAWQ's."""
+
+    bits: int = option(4, "bits a weight: the file format that vLLM and transformers load has 4 only", metavar="4")
+    zero_point: bool = option(True, "store zero points (asymmetric), as nearly all AWQ files do; off is a little smaller and worse")
+    algorithm: Literal["awq", "autoround"] = option(
+        "awq", "how codes are chosen: awq (activation-aware scaling and clipping), or autoround, which learns the rounding and is slower; the file format is the same")
+
+    @field_validator("bits")
+    @classmethod
+    def _bits(cls, value: int) -> int:
+        return folders.choice(value, (4,), " (AWQ's file format has no other; for 2, 3 or 8 bits take GPTQ)")
+
+    @field_validator("group_size")
+    @classmethod
+    def _group(cls, value: int) -> int:
+        return folders.choice(value, GROUP_SIZES, " (-1: one scale for a whole row)")
+
+    @property
+    def type(self) -> str:
+        """The artifact's name: 4bit-128g, with -sym and -autoround where they are chosen."""
+        return f"{self.bits}bit-{folders.group(self.group_size)}{'' if self.zero_point else '-sym'}{'-autoround' if self.algorithm == 'autoround' else ''}"
+
+
+def check(source: Source, options: AwqOptions) -> None:
+    """What can be refused within a second."""
+    folders.installed("gptqmodel", "gptq", "AWQ")
+    folders.refuse_iterations(options, options.algorithm)
+    if options.algorithm == "autoround":
+        folders.installed("auto-round", "gptq", "algorithm autoround")
+    layers = folders.check(source, options, "AWQ")
+    even = CLIP_ROWS if options.algorithm == "awq" else 8
+    odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % even]
+    if odd:
+        raise InputError(f"AWQ {'looks for its clipping bounds' if even == CLIP_ROWS else 'packs'} {even} outputs at a time; {len(odd)} of {len(layers)} layers do not divide so, "
+                         f"e.g. {odd[0][0]} ({odd[0][1]} outputs). Take GPTQ{' or algorithm=autoround' if even == CLIP_ROWS and not any(n % 8 for _, n in odd) else ''}")
+
+
+def size(source: Source, options: AwqOptions) -> int:
+    """The size to be: codes, zero points and 16-bit scales of each layer, and 16 bits for all else."""
+    layers = folders.linears(source)
+    total = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
+    for outputs, inputs in layers.values():
+        groups = 1 if options.group_size == -1 else inputs // options.group_size
+        total += (outputs * inputs + groups * outputs) // 2 + 2 * groups * outputs
+    return total
+
+
+def plan(source: Source, options: AwqOptions, out: Path) -> Plan:
+    """The size to be, from the headers alone."""
+    check(source, options)
+    return folders.plan("awq", source, options, out, type=options.type, size=size(source, options), algorithm=options.algorithm)
+
+
+def recipe(options: AwqOptions) -> Recipe:
+    """By which function."""
+    basic = {"bits": options.bits, "group_size": options.group_size, "sym": not options.zero_point}
+    wanted = {"quant_method": "awq", "bits": options.bits, "group_size": options.group_size, "zero_point": options.zero_point, "version": "gemm"}
+    if options.algorithm == "autoround":
+        algorithm = f"AutoRound {folders.installed('auto-round', 'gptq', 'algorithm autoround')}"
+        return Recipe(type=options.type, target="autoquant.quantizers:autoround", settings={**basic, "format": "auto_awq", "iterations": options.iterations}, algorithm=algorithm,
+                      file_format="AWQ (gemm)", reader="awq", wanted=wanted, estimate="autoround")
+    return Recipe(type=options.type, target="autoquant.quantizers:gptqmodel", settings={**basic, "algorithm": "awq"},
+                  algorithm=f"AWQ: activation-aware scaling and clipping (GPTQModel {folders.installed('gptqmodel', 'gptq', 'AWQ')})", file_format="AWQ (gemm)", reader="awq",
+                  wanted=wanted, estimate="awq", scaled=True)
+
+
+def quantize(snapshot: Snapshot, options: AwqOptions, run: RunFolder) -> Made:
+    """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder."""
+    return folders.quantize(snapshot, options, run, recipe(options))
+
+
+def who_for(type: str) -> str:
+    """One line: when to take this type."""
+    return "the usual choice for vLLM, SGLang and transformers on GPUs" if "row" not in type else "one scale a row: smaller, clearly worse than groups"
+
+
+METHOD = Method(
+    name="awq", calibrated_by="calibration", title="AWQ", summary="weights of 4 bits, scaled by the activations they meet; for GPUs with vLLM, SGLang, transformers",
+    options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256}, survey={},
+    variants=lambda options: (options.type,), check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=folders.how_to_run,
+    folder_suffix=lambda options: f"AWQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

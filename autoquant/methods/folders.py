@@ -1,0 +1,256 @@
+"""What the methods have in common that calibrate on samples and write a folder for transformers: looking at layers, planning, quantizing, checking."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import re
+import shutil
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autoquant import calibration, process
+from autoquant.calibration import CalibrationOptions
+from autoquant.errors import InputError, OutOfMemory, ProcessFailed
+from autoquant.evaluate import memory_available
+from autoquant.hub.fetch import same_disk
+from autoquant.journal import RunFolder, key_of
+from autoquant.methods import Made
+from autoquant.options import option
+from autoquant.plans import Plan, PlanItem
+from autoquant.progress import Bar
+from autoquant.results import Artifact, Check, Result, Stored
+from autoquant.source import Snapshot, Source, bytes_to_fetch, shapes
+
+log = logging.getLogger(__name__)
+GROUP_SIZES = (-1, 32, 64, 128)
+LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
+ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.weight$")  # a mixture of experts' choice among them: small, sensitive, kept at 16 bits by every library
+BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+ITERATIONS = 200  # AutoRound's own default
+
+
+class FolderOptions(CalibrationOptions):
+    """The options of methods that quantize the blocks' matrices in groups."""
+
+    group_size: int = option(128, "weights that share a scale: -1 (a whole row), 32, 64 or 128; must divide every layer's input width", metavar="-1|32|64|128")
+    batch_size: int = option(4, "samples at once through a layer; fewer take less memory", unit="samples", ge=1, le=256)
+    iterations: int = option(ITERATIONS, "steps of algorithm autoround for each block; fewer are quicker, more a little better", unit="steps", ge=1, le=10_000)
+
+
+def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
+    """A whole number that must be one of a few; a ValueError for pydantic if it is not."""
+    if value not in allowed:
+        raise ValueError(f"{value} is not allowed; allowed: {', '.join(map(str, allowed))}{more}")
+    return value
+
+
+def group(size: int) -> str:
+    """A group size in a type's name."""
+    return "row" if size == -1 else f"{size}g"
+
+
+# --- looking ------------------------------------------------------------------------------------------------------------
+
+
+def linears(source: Source) -> dict[str, tuple[int, int]]:
+    """The layers that are quantized: the blocks' matrices, name -> (outputs, inputs). Embeddings, output head and routers stay as they are."""
+    return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes(source).items() if len(shape) == 2 and LINEAR.search(name) and not ROUTER.search(name)}
+
+
+def installed(package: str, extra: str, what: str) -> str:
+    """The version of a package that a method needs. Raises InputError with the command that installs it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f"{what} needs {package}: pip install 'autoquant-notebooks[{extra}]'") from None
+
+
+def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
+    """Refuse what cannot work, and return the layers: a source that is quantized or pickled, a group size that does not fit, a text that is not there."""
+    if source.quantized:
+        raise InputError(f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized model")
+    if source.pickle:
+        raise InputError(f"{source.id} has pickle weights, which {title} is not given; convert it to safetensors first")
+    layers = linears(source)
+    if not layers:
+        raise InputError(f"{source.id} ({source.architecture}) has no layers that {title} could quantize: none of its tensors is named …layers.N.….weight")
+    if options.group_size > 0:
+        odd = [(name, inputs) for name, (_, inputs) in layers.items() if inputs % options.group_size]
+        if odd:
+            fit = [str(size) for size in GROUP_SIZES if size == -1 or all(inputs % size == 0 for _, inputs in layers.values())]
+            named = ", ".join(f"{name} ({inputs} inputs)" for name, inputs in odd[:3])
+            raise InputError(f"group_size: {options.group_size} does not divide the inputs of {len(odd)} of {len(layers)} layers: {named}{' …' if len(odd) > 3 else ''}. "
+                             f"Sizes that fit this model: {', '.join(fit)}")
+    calibration.check(options)
+    return layers
+
+
+def refuse_iterations(options: FolderOptions, algorithm: str) -> None:
+    """``iterations`` belongs to one algorithm: given for another it would do nothing."""
+    if algorithm != "autoround" and options.iterations != ITERATIONS:
+        raise InputError(f"iterations: {options.iterations} has a meaning for algorithm autoround only; take algorithm='autoround' (--algorithm autoround), or leave it out")
+
+
+# --- planning -----------------------------------------------------------------------------------------------------------
+
+
+def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int:
+    """Bytes the quantizing process needs, roughly and rather too many; what the terms are was measured (bench/RESULTS.md, "Memory").
+
+    GPTQ and AWQ hold embeddings and head, the block at work, its samples' activations, and for GPTQ a float32 matrix [inputs, inputs] for each
+    matrix of the block, for AWQ every matrix's inputs. AutoRound holds the whole model, and a block's weights with their gradients in float32.
+    """
+    layers = linears(source)
+    blocks: dict[str, int] = defaultdict(int)
+    for name, (outputs, inputs) in layers.items():
+        found = BLOCK.search(name)
+        blocks[found[1] if found else ""] += outputs * inputs
+    block, outside = max(blocks.values()), source.parameters - sum(blocks.values())
+    wide, hidden = max(inputs for _, inputs in layers.values()), min(inputs for _, inputs in layers.values())
+    states = 2 * 2 * options.calibration_samples * min(options.calibration_length, source.context) * hidden  # what enters and leaves a block, 16 bits
+    batch = 4 * 6 * options.batch_size * min(options.calibration_length, source.context) * wide
+    base = 700_000_000  # torch, transformers and the library (measured on the embedded model: 0.63 GB)
+    if algorithm == "autoround":
+        return base + 2 * source.parameters + 4 * 5 * block + states + 3 * batch
+    if algorithm == "awq":
+        return base + 2 * outside + 4 * 3 * block + 4 * states + batch
+    return base + 2 * outside + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
+
+
+def plan(method: str, source: Source, options: FolderOptions, out: Path, *, type: str, size: int, algorithm: str) -> Plan:
+    """A plan from headers alone, of a folder of ``size`` bytes."""
+    download = bytes_to_fetch(source)
+    standing = next(parent for parent in (out, *out.parents) if parent.exists())
+    free = shutil.disk_usage(standing).free
+    # GPTQModel keeps finished layers in a folder of its own (ours, under the run's scratch) until it saves
+    needed = (download if download and same_disk(out) else 0) + 2 * source.parameters + size
+    refused = f"not enough room on the disk: {needed / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free" if needed > free else ""
+    return Plan(method, source, (PlanItem(type, size, 8 * size / source.parameters, False, ""),), 2 * source.parameters, disk_needed=needed, disk_free=free,
+                memory_needed=memory_needed(source, options, algorithm), memory_available=memory_available(), download=download, refused=refused)
+
+
+def environment(_: Any) -> dict[str, str]:
+    """Variables for the worker. GPTQModel 7.6 fails on two processors unless told how many workers there are."""
+    return {"GPTQMODEL_CPU_WORKERS": str(os.cpu_count() or 2), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
+# --- quantizing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a folder is made: by which function (``target``, in a worker), with which settings, and how it is read back.
+
+    ``algorithm`` and ``file_format`` are kept apart: several algorithms write the same format. ``settings`` go to the function and into the
+    journal's key; ``wanted`` is what the config's quantization block must say; ``scaled``: the algorithm scales weights (see folder_checks.relative_error);
+    ``estimate`` names the memory formula.
+    """
+
+    type: str
+    target: str
+    settings: Mapping[str, Any]
+    algorithm: str
+    file_format: str
+    reader: Literal["gptq", "awq"]
+    wanted: Mapping[str, Any]
+    estimate: str
+    scaled: bool = False
+
+
+def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe: Recipe, python: Callable[[], str] | None = None) -> Made:
+    """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder.
+
+    ``python`` gives the interpreter of an environment of its own, if the recipe needs one; it is asked only when there is work to do.
+    """
+    source, env, type = snapshot.source, environment(options), recipe.type
+    text = calibration.documents(options)
+    length = min(options.calibration_length, source.context)
+    key = key_of(snapshot.sha256, recipe.algorithm, dict(recipe.settings), text.texts, options.calibration_samples, length, options.calibration_seed)
+    step = f"quantize {type}"
+    others = sorted(name for name in run.steps if name.startswith("quantize ") and name != step)
+    if others:
+        raise InputError(f"out: {run.folder} holds a {others[0].removeprefix('quantize ')} model; name another folder for {type}")
+    facts = run.done(step, key)
+    if facts is None:
+        layers = linears(source)
+        ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), texts=text.texts, samples=options.calibration_samples,
+                           length=length, seed=options.calibration_seed)
+        log.info("%s of %s: %d samples of %d tokens, %d layers", recipe.algorithm, source.id, len(ids), length, len(layers))
+        interpreter = python() if python is not None else ""
+        target = run.work / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        with Bar(f"quantize {type}") as progress:
+            try:
+                process.call(recipe.target, log=run.logs, env=env, progress=progress, python=interpreter, model=str(snapshot.folder), target=str(target), ids=ids,
+                             scratch=str(run.work / "scratch"), batch_size=options.batch_size, **recipe.settings)
+            except (OutOfMemory, ProcessFailed) as failure:
+                if isinstance(failure, ProcessFailed) and failure.signal != signal.SIGKILL:
+                    raise
+                raise InputError(_what_would_fit(source, options, recipe.estimate, failure)) from None
+        with Bar("check") as progress:
+            seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, folder=str(target), source=str(snapshot.folder),
+                                layers=sorted(layers), reader=recipe.reader, wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
+        artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
+                            checks=tuple(Check(*one) for one in seen["checks"]),
+                            facts={"samples": len(ids), "calibration sha256": calibration.digest(ids), "algorithm": recipe.algorithm})
+        outputs = [run.finish(target / stored.name) for stored in artifact.files]
+        run.record(step, key, outputs, artifact.to_json(), {stored.name: stored.sha256 for stored in artifact.files})
+    else:
+        artifact = Artifact.from_json(facts)
+    run.passed(artifact)
+    layers_seen = next(one.seen for one in artifact.checks if one.name == "layers")
+    return Made((artifact,), None, {"algorithm": artifact.facts["algorithm"], "file format": recipe.file_format,
+                                    "calibration": f"{text.name}, {artifact.facts['samples']} samples of {length} tokens",
+                                    "calibration sha256": artifact.facts["calibration sha256"], "weights": layers_seen})
+
+
+def _what_would_fit(source: Source, options: FolderOptions, estimate: str, failure: Exception) -> str:
+    """An error that names what to change so that it fits, by the plan's own estimate."""
+    available = (failure.available if isinstance(failure, OutOfMemory) else 0) or memory_available()
+    where = str(failure) if isinstance(failure, OutOfMemory) else "the system ended the process for want of memory"
+    needed = memory_needed(source, options, estimate)
+    now = (f"{where}. Quantizing {source.id} with {options.calibration_samples} samples of {options.calibration_length} tokens, {options.batch_size} at a time, needs about "
+           f"{needed / 1e9:.1f} GB; {available / 1e9:.1f} GB are there")
+    budget = min(available, int(0.7 * needed))  # it did not fit into what the estimate says: ask for clearly less
+    for batch, samples, length in ((1, options.calibration_samples, options.calibration_length), (1, 64, options.calibration_length), (1, 32, 512), (1, 16, 256), (1, 8, 128)):
+        less = options.model_copy(update={"batch_size": batch, "calibration_samples": min(samples, options.calibration_samples),
+                                          "calibration_length": min(length, options.calibration_length)})
+        if less != options and memory_needed(source, less, estimate) <= budget:
+            names = ("batch_size", "calibration_samples", "calibration_length")
+            changed = [f"{name}={getattr(less, name)}" for name in names if getattr(less, name) != getattr(options, name)]
+            return f"{now}. What would fit: {', '.join(changed)} (about {memory_needed(source, less, estimate) / 1e9:.1f} GB)"
+    other = "another algorithm than autoround, which holds the whole model; or " if estimate == "autoround" else ""
+    return f"{now}. Fewer or shorter samples would not be enough: take {other}a machine with more memory, or a smaller model"
+
+
+def how_to_run(result: Result) -> str:
+    """The card's section on running the model."""
+    return f"""Give the name of the repository that holds these files, or this folder, for `MODEL`.
+
+```python
+# transformers (pip install gptqmodel optimum)
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("MODEL")
+print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_tensors="pt").to(model.device), max_new_tokens=32)[0]))
+```
+
+```bash
+# vLLM, on a GPU
+vllm serve MODEL --max-model-len {min(result.source.context, 4096)}
+```
+
+```python
+# GPTQModel
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("MODEL")
+print(model.tokenizer.decode(model.generate("Once upon a time")[0]))
+```"""
