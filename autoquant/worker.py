@@ -44,7 +44,7 @@ def out_of_memory(error: BaseException | None) -> tuple[str, int] | None:
 
             total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
             return f"out of memory on the GPU{f' ({total / 1e9:.1f} GB)' if total else ''}", total
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "can't allocate memory" in text:
+        if isinstance(error, MemoryError) or "allocate memory" in text:  # torch's allocator, and mmap
             return "out of memory", 0
         error = error.__cause__ or error.__context__
     return None

@@ -166,22 +166,37 @@ def environment() -> list[str]:
     return sorted(os.environ)
 
 
-def gptq_against_library(folder: str, bits: int) -> dict[str, Any]:
-    """The largest difference between our reader's weights and those that GPTQModel's layers dequantize, relative to the largest weight."""
+def gptqmodel_in_little_memory(**kwargs: Any) -> None:
+    """The real function, in a process that may have 3 GB of addresses."""
+    import resource
+
+    import torch  # noqa: F401 (its libraries first)
+
+    from autoquant import quantizers
+
+    resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+    quantizers.gptqmodel(**kwargs, report=lambda *_: None)
+
+
+def format_against_library(folder: str, reader: str, bits: int) -> dict[str, Any]:
+    """The largest difference between our reader's weights and those that GPTQModel's layers compute with, relative to the largest weight."""
     import numpy as np
     import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    from autoquant import gptq_format
+    from autoquant import awq_format, gptq_format
     from autoquant.folder_checks import Tensors
 
-    model = GPTQModel.load(folder, device="cpu", backend=BACKEND.TORCH, dtype=torch.float16)
+    model = GPTQModel.load(folder, device="cpu", backend=BACKEND.TORCH if reader == "gptq" else BACKEND.AWQ_TORCH, dtype=torch.float16 if reader == "gptq" else torch.bfloat16)
     tensors, worst, layers = Tensors(folder), 0.0, 0
     for name, module in model.model.named_modules():
-        if hasattr(module, "dequantize_weight"):
+        if hasattr(module, "dequantize_weight") or type(module).__name__.startswith("Awq"):
             with torch.inference_mode():
-                theirs = module.dequantize_weight().float().numpy()
-            ours = gptq_format.dequantize({part: tensors.get(f"{name}.{part}") for part in gptq_format.PARTS}, bits)
+                # AWQ's layers have no such method, but what they make of the unit vectors are their weights
+                weight = module.dequantize_weight() if reader == "gptq" else module(torch.eye(module.in_features, dtype=torch.bfloat16)).T
+            theirs = weight.float().numpy()
+            ours = (gptq_format.dequantize({part: tensors.get(f"{name}.{part}") for part in gptq_format.PARTS}, bits) if reader == "gptq" else
+                    awq_format.dequantize({part: tensors.get(f"{name}.{part}") for part in awq_format.PARTS}))
             theirs = theirs if theirs.shape == ours.shape and np.abs(theirs - ours).max() < np.abs(theirs.T - ours if theirs.T.shape == ours.shape else np.inf).max() else theirs.T
             worst, layers = max(worst, float(np.abs(theirs - ours).max() / np.abs(ours).max())), layers + 1
     return {"layers": layers, "difference": worst}

@@ -65,6 +65,7 @@ def _stream(client: Client, id: str, commit: str, subset: str, split: str, colum
     from datasets.exceptions import DatasetNotFoundError
 
     datasets.utils.logging.set_verbosity_error()
+    datasets.config.STREAMING_READ_MAX_RETRIES = 3  # of 20, five seconds apart: we try again ourselves, and say so
     loader: Any = datasets.load_dataset
     out: list[str] = []
     total = 0

@@ -32,6 +32,7 @@ GROUP_SIZES = (-1, 32, 64, 128)
 LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
 ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.weight$")  # a mixture of experts' choice among them: small, sensitive, kept at 16 bits by every library
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+FOREIGN = "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads them"
 ITERATIONS = 200  # AutoRound's own default
 
 
@@ -161,6 +162,7 @@ class Recipe:
     wanted: Mapping[str, Any]
     estimate: str
     scaled: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe: Recipe, python: Callable[[], str] | None = None) -> Made:
@@ -197,7 +199,7 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
             seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, folder=str(target), source=str(snapshot.folder),
                                 layers=sorted(layers), reader=recipe.reader, wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
         artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
-                            checks=tuple(Check(*one) for one in seen["checks"]),
+                            checks=tuple(Check(*one) for one in seen["checks"]), notes=recipe.notes,
                             facts={"samples": len(ids), "calibration sha256": calibration.digest(ids), "algorithm": recipe.algorithm})
         outputs = [run.finish(target / stored.name) for stored in artifact.files]
         run.record(step, key, outputs, artifact.to_json(), {stored.name: stored.sha256 for stored in artifact.files})
@@ -245,7 +247,7 @@ print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_ten
 ```bash
 # vLLM, on a GPU
 vllm serve MODEL --max-model-len {min(result.source.context, 4096)}
-```
+```""" + ("" if any(FOREIGN in artifact.notes for artifact in result.artifacts) else """
 
 ```python
 # GPTQModel
@@ -253,4 +255,4 @@ from gptqmodel import GPTQModel
 
 model = GPTQModel.load("MODEL")
 print(model.tokenizer.decode(model.generate("Once upon a time")[0]))
-```"""
+```""")

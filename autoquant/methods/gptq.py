@@ -116,7 +116,7 @@ def recipe(options: GptqOptions) -> Recipe:
         target, settings = "autoquant.quantizers:gptqmodel", {**gptq, "algorithm": "gptq"}
         algorithm = f"GPTQ (GPTQModel {folders.installed('gptqmodel', 'gptq', 'GPTQ')})"
     return Recipe(type=options.type, target=target, settings=settings, algorithm=algorithm, file_format="GPTQ (version 1)", reader="gptq", wanted=wanted,
-                  estimate=options.algorithm)
+                  estimate=options.algorithm, notes=() if options.sym or "GPTQModel" in algorithm else (folders.FOREIGN,))
 
 
 def quantize(snapshot: Snapshot, options: GptqOptions, run: RunFolder) -> Made:

@@ -2,7 +2,8 @@
 
 Speaks what releases 1.27 and 2.4 of the client speak for model repositories: whoami, create, delete, settings, preupload, LFS (basic and
 multipart), Xet (through hf_xet's own ``local://`` store), commit, branches, tags, tree, paths-info, refs, commits, resolve with HEAD, Range,
-ETag and a redirect to another origin. State is kept in ``root`` and in this object, so that a server can be stopped and started again.
+ETag and a redirect to another origin; and what it takes to read datasets, which are kept as ``datasets/owner/name``. State is kept in ``root``
+and in this object, so that a server can be stopped and started again.
 
 Tests steer it: :meth:`Hub.fail` injects faults, ``latency`` and ``bandwidth`` slow it down, :meth:`Hub.on` calls back on a request, ``log``
 has every request. ``python -m tests.fakes.hub PORT`` runs one to play with.
@@ -286,7 +287,7 @@ class Hub:
     def repo(self, id: str, user: dict[str, Any] | None, *, write: bool = False, content: bool = False) -> Repo:
         """A repository, if that user may see (and write) it."""
         repo = self.repos.get(id)
-        mine = bool(user and id.split("/")[0] in [user["name"], *user.get("orgs", ())])
+        mine = bool(user and id.split("/")[-2] in [user["name"], *user.get("orgs", ())])
         if repo is None or (repo.private and not mine):
             raise Refused(404 if user else 401, "Repository not found" if user else "Invalid username or password.", "RepoNotFound")
         if write and not (mine and user and user["role"] != "read"):
@@ -365,10 +366,13 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(fault.status, fault.message, headers=fault.headers)
             if token and not self.user and not url.path.startswith("/_"):
                 raise Refused(401, "Invalid credentials in Authorization header")
+            path = re.sub(r"^/(api/)?datasets/", lambda found: "/api/models/" if found[1] else "/", url.path)
             for methods, pattern, function in ROUTES:
-                match = pattern.fullmatch(url.path)
+                match = pattern.fullmatch(path)
                 if self.command in methods and match:
                     named = {name: unquote(text) if text else text for name, text in match.groupdict().items()}
+                    if path != url.path:
+                        named["id"] = f"datasets/{named['id']}"
                     with contextlib.nullcontext() if function in FREE else hub.lock:
                         function(self, **named)
                     return
@@ -443,7 +447,8 @@ class Handler(BaseHTTPRequestHandler):
         commit, blobs = repo.at(rev or "main"), "blobs" in self.query
         siblings = [{"rfilename": path, **({"size": f.size, "blobId": f.oid, **({"lfs": {"sha256": f.sha256, "size": f.size, "pointerSize": 135}} if f.sha256 else {})}
                                           if blobs else {})} for path, f in sorted(commit.files.items())]
-        self.send(value={"_id": "0", "id": id, "modelId": id, "author": id.split("/")[0], "sha": commit.sha, "lastModified": commit.date, "createdAt": repo.created,
+        plain = id.removeprefix("datasets/")
+        self.send(value={"_id": "0", "id": plain, "modelId": plain, "author": plain.split("/")[0], "sha": commit.sha, "lastModified": commit.date, "createdAt": repo.created,
                          "private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
 
     def _entry(self, path: str, file: File) -> dict[str, Any]:
