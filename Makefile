@@ -22,7 +22,8 @@ demo: $(VENV)/.ready
 	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT)/GGUF --pre-tokenizer gpt-2 --imatrix builtin --eval-chunks 60 \
 	  --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K,IQ3_XXS
 	$(BIN)/autoquant quantize gptq demo --out $(DEMO_OUT)/GPTQ --calibration-length 256 --eval-chunks 60
-	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; model cards: $(DEMO_OUT)/GGUF/README.md, $(DEMO_OUT)/GPTQ/README.md"
+	$(BIN)/autoquant quantize awq demo --out $(DEMO_OUT)/AWQ --calibration-samples 32 --calibration-length 256 --eval-chunks 60
+	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; model cards: $(DEMO_OUT)/GGUF/README.md, $(DEMO_OUT)/GPTQ/README.md, $(DEMO_OUT)/AWQ/README.md"
 
 test: $(VENV)/.ready $(COLAB)/.ready
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -42,6 +43,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python bench/speed.py bench-work/smollm2
 	$(BIN)/python bench/overhead.py bench-work/smollm2
 	$(BIN)/python bench/memory.py bench-work
+	$(BIN)/python bench/folders.py demo
+	$(BIN)/python bench/folders.py bench-work/smollm2
+	$(BIN)/python bench/folder_cost.py bench-work
 
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("AutoQuant needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

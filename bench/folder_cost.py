@@ -1,0 +1,89 @@
+"""What GPTQ's wrapper costs, and the memory of GPTQ, AWQ and AutoRound on a synthetic checkpoint of 1.7 GB. usage: python bench/folder_cost.py WORK [time|memory]
+
+Time: `autoquant quantize gptq` with all of its checks against a direct call of GPTQModel with the same samples, alternating, on WORK/smollm2.
+Memory: the largest resident set of any one process, sampled from /proc; "anonymous" leaves out mapped file pages, which the system can take back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from memory import checkpoint, resident
+
+DIRECT = """
+import json, os, sys
+import torch
+from gptqmodel import GPTQModel
+from gptqmodel.quantization.config import GPTQConfig
+model, target, ids, offload = sys.argv[1:]
+samples = [{"input_ids": s, "attention_mask": [1] * len(s)} for s in json.load(open(ids))]
+loaded = GPTQModel.load(model, GPTQConfig(bits=4, group_size=64, offload_to_disk_path=offload), device="cpu")
+loaded.quantize(samples, batch_size=4)
+loaded.save(target)
+os._exit(0)
+"""
+SAMPLES, LENGTH, ROUNDS = 128, 512, 2
+
+
+def cost(work: Path) -> None:
+    """Alternate the two sides; print each and the ratio of the medians."""
+    from autoquant import calibration, options
+    from autoquant.methods.folders import environment
+
+    model, scratch = work / "smollm2", work / "folder-cost"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    text = calibration.documents(options.build(calibration.CalibrationOptions, {}))
+    (scratch / "ids.json").write_text(json.dumps(calibration.pack(str(model), text.texts, samples=SAMPLES, length=LENGTH, seed=0)))
+    ours, direct = [], []
+    for i in range(ROUNDS):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", DIRECT, str(model), str(scratch / f"direct{i}"), str(scratch / "ids.json"), str(scratch / "offload")], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=scratch, env={**os.environ, **environment(None)})
+        direct.append(time.monotonic() - start)
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "autoquant.cli", "quantize", "gptq", str(model), "--group-size", "64", "--calibration-samples", str(SAMPLES),
+                        "--calibration-length", str(LENGTH), "--evaluate", "off", "--out", str(scratch / f"ours{i}")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        ours.append(time.monotonic() - start)
+        print(f"round {i + 1}: GPTQModel alone {direct[-1]:.1f} s, autoquant with all checks {ours[-1]:.1f} s", flush=True)
+    print(f"ratio of medians: {statistics.median(ours) / statistics.median(direct):.3f}", flush=True)
+
+
+def memory(work: Path) -> None:
+    """Quantize the synthetic checkpoint with each algorithm; print the peaks."""
+    model, out = work / "synthetic-folder", work / "folder-memory"
+    if not model.is_dir():
+        checkpoint(model, layers=3)
+    size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    print(f"checkpoint: {size / 1e9:.2f} GB, 3 layers of width 4096", flush=True)
+    for method, more in (("gptq", ("--calibration-samples", "16", "--calibration-length", "256")), ("gptq", ("--algorithm", "autoround", "--iterations", "2", "--calibration-samples", "8")),
+                         ("awq", ("--algorithm", "awq", "--calibration-samples", "4"))):
+        shutil.rmtree(out, ignore_errors=True)
+        words = [sys.executable, "-m", "autoquant.cli", "quantize", method, str(model), "--calibration-length", "128", *more, "--evaluate", "off", "--out", str(out)]
+        start = time.monotonic()
+        child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        peaks = {"RssAnon": 0, "VmRSS": 0}
+        while child.poll() is None:
+            for key, value in resident(child.pid).items():
+                peaks[key] = max(peaks[key], value)
+            time.sleep(0.05)
+        planned = subprocess.run([*words[:3], "plan", *words[4:-4], "--out", str(out)], check=True, capture_output=True, text=True).stdout
+        line = next(one for one in planned.splitlines() if one.startswith("memory"))
+        print(f"{method} {' '.join(more)}: exit status {child.returncode}, {time.monotonic() - start:.0f} s; largest process {peaks['RssAnon'] / 1e9:.2f} GB anonymous, "
+              f"{peaks['VmRSS'] / 1e9:.2f} GB resident = {peaks['VmRSS'] / size:.2f} of the checkpoint; plan: {line}", flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[2:] or ["time", "memory"]
+    if "time" in chosen:
+        cost(Path(sys.argv[1]).resolve())
+    if "memory" in chosen:
+        memory(Path(sys.argv[1]).resolve())

@@ -1,0 +1,82 @@
+"""Quality, size, time and memory of GPTQ, AWQ and AutoRound. usage: python bench/folders.py demo|FOLDER [SET …]
+
+Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq", "autoround" (default: all three). "seconds" is a run with all of its
+checks and without evaluation; "memory" the largest process's resident set during it, sampled 20 times a second.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from memory import resident
+
+import autoquant
+from autoquant import report
+
+HEAD = ("format", "algorithm", "type", "bits/weight", "size", "perplexity", "KL mean", "same top token", "seconds", "memory")
+
+
+def configurations(small: bool, sets: list[str]) -> list[tuple[str, ...]]:
+    """Command lines. The embedded model gets the whole grid; a larger one the group sizes that fit 576 inputs, and single changes from 4 bits in groups of 64."""
+    gptq = [("gptq", "--bits", bits, "--group-size", size) for bits in "8432" for size in (("128", "64", "32") if small else ("64", "32") if bits != "8" else ("64",))]
+    gptq += [("gptq", "--bits", bits, "--group-size", "64", *more) for bits in "42" for more in (("--desc-act",), ("--no-sym",))]
+    awq = [("awq", "--group-size", size) for size in (("128", "64", "32") if small else ("64",))] + ([("awq", "--group-size", "64", "--no-zero-point")] if small else [])
+    steps = [()] if small else [("--iterations", "50")]
+    auto = [("gptq", "--bits", bits, "--group-size", "64", "--algorithm", "autoround", *more) for bits in "432" for more in steps]
+    auto += [("awq", "--group-size", "64", "--algorithm", "autoround", *more) for more in steps]
+    if small:
+        auto += [("gptq", "--bits", bits, "--group-size", "64", "--no-sym", "--algorithm", "autoround") for bits in "42"]
+        auto += [("gptq", "--bits", bits, "--group-size", "64", "--algorithm", "autoround", "--iterations", "50") for bits in "42"]
+    named = {"gptq": gptq, "awq": awq, "autoround": auto}
+    return [one for name in sets for one in named[name]]
+
+
+def run(words: list[str]) -> tuple[float, int]:
+    """Run a command; its seconds and the largest resident set of one of its processes."""
+    start, peak, done = time.monotonic(), [0], threading.Event()
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], resident(child.pid)["VmRSS"])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    status = child.wait()
+    done.set()
+    thread.join()
+    if status:
+        raise SystemExit(f"{' '.join(words)} exited with status {status}")
+    return time.monotonic() - start, peak[0]
+
+
+def main(model: str, sets: list[str]) -> None:
+    """Measure and print."""
+    small = model == "demo"
+    common = ["--calibration-samples", "32", "--calibration-length", "256" if small else "512"]
+    work = Path("bench-work/folders") / Path(model).name
+    shutil.rmtree(work, ignore_errors=True)
+    for i, (method, *more) in enumerate(configurations(small, sets)):
+        out = work / str(i)
+        words = [sys.executable, "-m", "autoquant.cli", "quantize", method, model, *more, *common, "--out", str(out)]
+        seconds, peak = run([*words, "--evaluate", "off"])
+        subprocess.run([*words, "--evaluate", "on", "--eval-chunks", "40" if small else "20"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        result = autoquant.load(str(out))
+        (artifact,) = result.artifacts
+        if i == 0:
+            print(report.markdown(HEAD, [("unquantized", "", "", *report.rows(result)[0][1:4], "0", "100.0%", "", "")], left=3), flush=True)
+        quality = report.quality(artifact.evaluation)
+        algorithm = str(artifact.facts["algorithm"]).split(" ")[0].rstrip(":") + (f", {more[more.index('--iterations') + 1]} steps" if "--iterations" in more else "")
+        cells = (method.upper(), algorithm, artifact.type.removesuffix("-autoround"), f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes), quality[0], quality[1],
+                 quality[4], f"{seconds:.0f}", f"{peak / 1e9:.2f} GB")
+        print("| " + " | ".join(cells) + " |", flush=True)
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:] or ["gptq", "awq", "autoround"])
