@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +74,30 @@ def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size
     normalize(Path(target), config, Path(model))
 
 
+def _without_biases(made: Path, target: Path, model: Path) -> None:
+    """Leave out the zero biases that AutoGPTQ adds to layers which have none: transformers finds them left over."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    known: set[str] = set()
+    for path in model.glob("*.safetensors"):
+        with safe_open(str(path), framework="pt") as file:
+            known |= set(file.keys())
+    with safe_open(str(made), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    kept = {name: tensor for name, tensor in tensors.items() if name in known or not name.endswith(".bias") or bool(torch.count_nonzero(tensor))}
+    save_file(kept, str(target), metadata={"format": "pt"})
+    made.unlink()
+    target.chmod((target.parent / "quantize_config.json").stat().st_mode)  # the safetensors library writes for the owner only
+
+
 def normalize(folder: Path, config: dict[str, Any], model: Path) -> None:
     """One model folder as GPTQModel would write it: model.safetensors, the source's own config with AutoGPTQ's settings, the source's tokenizer."""
     weights = list(folder.glob("gptq_model-*.safetensors"))
     if len(weights) != 1:
         raise InputError(f"AutoGPTQ wrote {', '.join(path.name for path in weights) or 'no weights'}, where one file was expected")
-    os.replace(weights[0], folder / "model.safetensors")
+    _without_biases(weights[0], folder / "model.safetensors", model)
     block = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
     block = {name: value for name, value in block.items() if name not in FOREIGN}
     block.update(quant_method="gptq", checkpoint_format="gptq", meta={"quantizer": ["autogptq:0.7.1"]})

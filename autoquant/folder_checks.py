@@ -128,12 +128,17 @@ def verify(folder: str, source: str, layers: list[str], *, reader: str, wanted: 
 
 
 def generate(folder: str) -> list[int]:
-    """Token ids generated greedily after PROMPT by transformers."""
+    """Token ids generated greedily after PROMPT by transformers. Raises CheckFailed if a tensor is missing, left over or of another shape."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, device_map=device).eval()
+    model, info = AutoModelForCausalLM.from_pretrained(folder, device_map=device, output_loading_info=True)
+    astray = {kind: sorted(map(str, info.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(astray.values()):  # transformers goes on with random numbers for what it misses
+        said = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:WORST])}" for kind, names in astray.items() if names)
+        raise CheckFailed(f"transformers does not load the folder as it is: {said}")
+    model.eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(PROMPT, return_tensors="pt").to(device)
     with torch.inference_mode():

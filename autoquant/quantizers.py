@@ -6,6 +6,7 @@ and ``report``, and raises InputError for an architecture it does not know and f
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from pathlib import Path
@@ -81,8 +82,13 @@ def autoround(model: str, target: str, ids: list[list[int]], *, format: str, bit
     import torch
     from auto_round import AutoRound
     from auto_round.compressors import orchestrator
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+    from transformers import __version__ as version
 
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        near = ", ".join(difflib.get_close_matches(kind, list(CONFIG_MAPPING), n=5, cutoff=0.4)) or "none"
+        raise InputError(f"transformers {version}, with which AutoRound loads models, does not know the architecture {kind!r}; nearest of {len(CONFIG_MAPPING)} it knows: {near}")
     layers = _blocks(config)
 
     class Bar:

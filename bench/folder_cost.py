@@ -49,8 +49,8 @@ def cost(work: Path) -> None:
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=scratch, env={**os.environ, **environment(None)})
         direct.append(time.monotonic() - start)
         start = time.monotonic()
-        subprocess.run([sys.executable, "-m", "autoquant.cli", "quantize", "gptq", str(model), "--group-size", "64", "--calibration-samples", str(SAMPLES),
-                        "--calibration-length", str(LENGTH), "--evaluate", "off", "--out", str(scratch / f"ours{i}")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = ["quantize", "gptq", str(model), "--group-size", "64", "--calibration-samples", str(SAMPLES), "--calibration-length", str(LENGTH), "--evaluate", "off"]
+        subprocess.run([sys.executable, "-m", "autoquant.cli", *words, "--out", str(scratch / f"ours{i}")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         ours.append(time.monotonic() - start)
         print(f"round {i + 1}: GPTQModel alone {direct[-1]:.1f} s, autoquant with all checks {ours[-1]:.1f} s", flush=True)
     print(f"ratio of medians: {statistics.median(ours) / statistics.median(direct):.3f}", flush=True)
@@ -63,8 +63,9 @@ def memory(work: Path) -> None:
         checkpoint(model, layers=3)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     print(f"checkpoint: {size / 1e9:.2f} GB, 3 layers of width 4096", flush=True)
-    for method, more in (("gptq", ("--calibration-samples", "16", "--calibration-length", "256")), ("gptq", ("--algorithm", "autoround", "--iterations", "2", "--calibration-samples", "8")),
-                         ("awq", ("--algorithm", "awq", "--calibration-samples", "4"))):
+    learned = ("--algorithm", "autoround", "--iterations", "2", "--calibration-samples", "8")
+    scaled = ("--algorithm", "awq", "--calibration-samples", "4")
+    for method, more in (("gptq", ("--calibration-samples", "16", "--calibration-length", "256")), ("gptq", learned), ("awq", scaled)):
         shutil.rmtree(out, ignore_errors=True)
         words = [sys.executable, "-m", "autoquant.cli", "quantize", method, str(model), "--calibration-length", "128", *more, "--evaluate", "off", "--out", str(out)]
         start = time.monotonic()

@@ -21,19 +21,18 @@ from autoquant import report
 HEAD = ("format", "algorithm", "type", "bits/weight", "size", "perplexity", "KL mean", "same top token", "seconds", "memory")
 
 
-def configurations(small: bool, sets: list[str]) -> list[tuple[str, ...]]:
-    """Command lines. The embedded model gets the whole grid; a larger one the group sizes that fit 576 inputs, and single changes from 4 bits in groups of 64."""
-    gptq = [("gptq", "--bits", bits, "--group-size", size) for bits in "8432" for size in (("128", "64", "32") if small else ("64", "32") if bits != "8" else ("64",))]
-    gptq += [("gptq", "--bits", bits, "--group-size", "64", *more) for bits in "42" for more in (("--desc-act",), ("--no-sym",))]
-    awq = [("awq", "--group-size", size) for size in (("128", "64", "32") if small else ("64",))] + ([("awq", "--group-size", "64", "--no-zero-point")] if small else [])
-    steps = [()] if small else [("--iterations", "50")]
-    auto = [("gptq", "--bits", bits, "--group-size", "64", "--algorithm", "autoround", *more) for bits in "432" for more in steps]
-    auto += [("awq", "--group-size", "64", "--algorithm", "autoround", *more) for more in steps]
-    if small:
-        auto += [("gptq", "--bits", bits, "--group-size", "64", "--no-sym", "--algorithm", "autoround") for bits in "42"]
-        auto += [("gptq", "--bits", bits, "--group-size", "64", "--algorithm", "autoround", "--iterations", "50") for bits in "42"]
-    named = {"gptq": gptq, "awq": awq, "autoround": auto}
-    return [one for name in sets for one in named[name]]
+def configurations(small: bool, sets: list[str]) -> list[list[str]]:
+    """Command lines. The embedded model gets the whole grid; a larger one the group sizes that divide 576 inputs, and AutoRound with 50 steps."""
+    sizes = ("128", "64", "32") if small else ("64", "32")
+    scaled, learned = "--algorithm awq", "--algorithm autoround"
+    steps = "" if small else "--iterations 50"
+    lines = {
+        "gptq": [*(f"gptq --bits {bits} --group-size {size}" for bits in "8432" for size in sizes),
+                 *(f"gptq --bits {bits} --group-size 64 {more}" for bits in "42" for more in ("--desc-act", "--no-sym"))],
+        "awq": [*(f"awq {scaled} --group-size {size}" for size in (sizes if small else ("64",))), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
+        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64 {steps}" for bits in "432"), f"awq {learned} --group-size 64 {steps}",
+                      *(f"gptq {learned} --bits {bits} --group-size 64 {more}" for bits in "42" for more in ("--no-sym", "--iterations 50") if small)]}
+    return [line.split() for name in sets for line in lines[name]]
 
 
 def run(words: list[str]) -> tuple[float, int]:

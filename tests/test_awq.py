@@ -23,7 +23,7 @@ from tests.test_gptq import QUICK, in_worker
 
 @pytest.fixture(scope="module")
 def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return autoquant.awq("demo", calibration_samples=16, calibration_length=256, group_size=64, eval_chunks=10, out=tmp_path_factory.mktemp("awq") / "run")
+    return autoquant.awq("demo", algorithm="awq", calibration_samples=16, calibration_length=256, group_size=64, eval_chunks=10, out=tmp_path_factory.mktemp("awq") / "run")
 
 
 def test_packing_by_hand() -> None:
@@ -60,7 +60,7 @@ def test_the_folder_is_a_model_and_the_card_names_algorithm_and_format(four_bits
     artifact = four_bits.artifacts[0]
     assert artifact.evaluation is not None
     assert artifact.evaluation.kl_mean < 0.02
-    (item,) = autoquant.plan("awq", "demo", group_size=64, out=str(four_bits.folder)).items
+    (item,) = autoquant.plan("awq", "demo", algorithm="awq", group_size=64, out=str(four_bits.folder)).items
     assert item.bits_per_weight == pytest.approx(artifact.bits_per_weight, rel=2e-3)
     card = four_bits.card()
     for wanted in ("| algorithm | AWQ: activation-aware scaling and clipping (GPTQModel ", "| file format | AWQ (gemm) |", "vllm serve", "GPTQModel.load", "AWQ's scales fitted"):
@@ -95,7 +95,7 @@ def test_learned_rounding_is_better_than_gptq_at_two_bits(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("method", "values", "said"), [
     ("awq", {"bits": 3}, r"bits: 3 is not allowed; allowed: 4 \(AWQ's file format has no other; for 2, 3 or 8 bits take GPTQ\)"),
     ("awq", {"group_size": 48}, "group_size: 48 is not allowed"),
-    ("awq", {"iterations": 50}, "iterations: 50 has a meaning for algorithm autoround only"),
+    ("awq", {"algorithm": "awq", "iterations": 50}, "iterations: 50 has a meaning for algorithm autoround only"),
     ("gptq", {"iterations": 50}, "iterations: 50 has a meaning for algorithm autoround only"),
     ("gptq", {"algorithm": "autoround", "desc_act": True}, "desc_act: AutoRound has no such setting"),
     ("gptq", {"algorithm": "autoround", "damp_percent": 0.1}, "damp_percent: AutoRound has no such setting"),
@@ -107,10 +107,17 @@ def test_bad_options_leave_nothing_behind(method: str, values: dict[str, Any], s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
+    folder = in_worker("tests.helpers:random_mixture", tmp_path, folder=str(tmp_path / "mixture"))
+    for method in (autoquant.gptq, autoquant.awq):
+        with pytest.raises(InputError, match="is a mixture of experts: transformers 5 does not load experts from .* files .* GGUF takes such models"):
+            method(folder, group_size=64, out=tmp_path / "out")
+
+
 def test_layers_whose_outputs_do_not_come_out_even_are_named(tmp_path: Path) -> None:
     folder = in_worker("tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192)
     with pytest.raises(InputError, match=r"AWQ looks for its clipping bounds 64 outputs at a time; 4 of 14 layers do not divide so, e.g. .*k_proj \(96 outputs\)"):
-        autoquant.awq(folder, group_size=64, out=tmp_path / "out")
+        autoquant.awq(folder, algorithm="awq", group_size=64, out=tmp_path / "out")
 
 
 def test_a_scaled_layer_is_compared_without_its_scales_and_a_spoiled_one_is_not() -> None:
@@ -131,7 +138,7 @@ def test_methods_follow_each_other_in_one_process_in_any_order(tmp_path: Path) -
 import sys, autoquant
 common = {"calibration_samples": 4, "calibration_length": 64, "evaluate": "off"}
 for name in sys.argv[2:]:
-    values = {"types": ["Q4_K_M"], "pre_tokenizer": "gpt-2", "evaluate": "off"} if name == "gguf" else common
+    values = {"types": ["Q4_K_M"], "pre_tokenizer": "gpt-2", "evaluate": "off"} if name == "gguf" else {**common, **({"algorithm": "awq"} if name == "awq" else {})}
     result = getattr(autoquant, name)("demo", out=f"{sys.argv[1]}/{name}", **values)
     print(name, *(f"{stored.name}={stored.sha256}" for stored in result.artifacts[0].files if stored.name.endswith(("gguf", "safetensors"))))
 print("quiet", sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "gptqmodel", "auto_round", "llama_cpp"}))

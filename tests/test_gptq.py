@@ -69,7 +69,7 @@ def test_the_folder_is_a_model_and_names_no_path_of_this_machine(four_bits: Resu
     assert four_bits.artifacts[0].evaluation is not None
     assert four_bits.artifacts[0].evaluation.kl_mean < 0.02
     card = four_bits.card()
-    for wanted in ("GPTQ (GPTQModel ", "vllm serve", "library_name: transformers", "32 samples of 256 tokens", "relative error"):
+    for wanted in ("| algorithm | GPTQ (GPTQModel ", "vllm serve", "library_name: transformers", "32 samples of 256 tokens", "relative error"):
         assert wanted in card
 
 

@@ -1,4 +1,4 @@
-"""AWQ files, for GPUs: by the AWQ algorithm (GPTQModel) or by AutoRound. The algorithm and the file format are two things: the card names both."""
+"""AWQ files, for GPUs: by AutoRound or by the AWQ algorithm (GPTQModel). The algorithm and the file format are two things: the card names both."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class AwqOptions(FolderOptions):
 
     bits: int = option(4, "bits a weight: the file format that vLLM and transformers load has 4 only", metavar="4")
     zero_point: bool = option(True, "store zero points (asymmetric), as nearly all AWQ files do; off is a little smaller and worse")
-    algorithm: Literal["awq", "autoround"] = option(
-        "awq", "how codes are chosen: awq (activation-aware scaling and clipping), or autoround, which learns the rounding and is slower; the file format is the same")
+    algorithm: Literal["autoround", "awq"] = option(
+        "autoround", "how codes are chosen: autoround, which learns the rounding (the better one in our measurements), or awq (activation-aware scaling and clipping), "
+        "which needs less memory; the file format is the same")
 
     @field_validator("bits")
     @classmethod
@@ -96,7 +97,7 @@ def who_for(type: str) -> str:
 
 
 METHOD = Method(
-    name="awq", calibrated_by="calibration", title="AWQ", summary="weights of 4 bits, scaled by the activations they meet; for GPUs with vLLM, SGLang, transformers",
-    options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256}, survey={},
+    name="awq", calibrated_by="calibration", title="AWQ", summary="weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang, transformers",
+    options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20}, survey={},
     variants=lambda options: (options.type,), check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=folders.how_to_run,
     folder_suffix=lambda options: f"AWQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

@@ -30,7 +30,7 @@ from autoquant.source import Snapshot, Source, bytes_to_fetch, shapes
 log = logging.getLogger(__name__)
 GROUP_SIZES = (-1, 32, 64, 128)
 LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
-ROUTER = re.compile(r"\.(gate|router|shared_expert_gate)\.weight$")  # a mixture of experts' choice among them: small, sensitive, kept at 16 bits by every library
+EXPERTS = re.compile(r"\.experts\.")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FOREIGN = "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads them"
 ITERATIONS = 200  # AutoRound's own default
@@ -60,8 +60,8 @@ def group(size: int) -> str:
 
 
 def linears(source: Source) -> dict[str, tuple[int, int]]:
-    """The layers that are quantized: the blocks' matrices, name -> (outputs, inputs). Embeddings, output head and routers stay as they are."""
-    return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes(source).items() if len(shape) == 2 and LINEAR.search(name) and not ROUTER.search(name)}
+    """The layers that are quantized: the blocks' matrices, name -> (outputs, inputs). Embeddings and output head stay as they are."""
+    return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes(source).items() if len(shape) == 2 and LINEAR.search(name)}
 
 
 def installed(package: str, extra: str, what: str) -> str:
@@ -78,6 +78,9 @@ def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple
         raise InputError(f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized model")
     if source.pickle:
         raise InputError(f"{source.id} has pickle weights, which {title} is not given; convert it to safetensors first")
+    if any(EXPERTS.search(name) for name in shapes(source)):
+        raise InputError(f"{source.id} ({source.architecture}) is a mixture of experts: transformers 5 does not load experts from {title} files (it fills them with random "
+                         "numbers and says so only in a log), so none are made. GGUF takes such models")
     layers = linears(source)
     if not layers:
         raise InputError(f"{source.id} ({source.architecture}) has no layers that {title} could quantize: none of its tensors is named …layers.N.….weight")
