@@ -68,10 +68,17 @@ class Documents:
 
 def check(options: CalibrationOptions) -> None:
     """Refuse a calibration text that is not there or cannot be read. Of a dataset on the Hub only the name is looked at: nothing is sent."""
-    if _file(options) is not None:
-        documents(options)
-    else:
+    path = _file(options)
+    if path is None:
         _dataset(options)
+        return
+    idle = {"calibration_split": "datasets on the Hub", "calibration_subset": "datasets on the Hub"}
+    if path.suffix not in (".parquet", ".jsonl", ".json"):
+        idle["calibration_column"] = "datasets and .jsonl and .parquet files"
+    for name, kinds in idle.items():
+        if getattr(options, name) != CalibrationOptions.model_fields[name].default:
+            raise InputError(f"{name}: has a meaning for {kinds} only, and calibration is {options.calibration}; leave it out")
+    documents(options)
 
 
 def documents(options: CalibrationOptions) -> Documents:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from autoquant import licenses
 from autoquant.errors import InputError
@@ -113,6 +114,12 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
         raise InputError(f"{name}: {value!s} is not allowed; allowed: {_allowed(cls, name)}. {name} is: {cls.model_fields[name].description}") from None
 
 
+def ordered(cls: type[UploadOptions]) -> list[tuple[str, FieldInfo]]:
+    """The options for showing: a method's own first, those that all methods share last."""
+    depth = {name: i for i, base in reversed(list(enumerate(cls.__mro__))) for name in vars(base).get("__annotations__", {})}
+    return sorted(cls.model_fields.items(), key=lambda item: depth[item[0]])
+
+
 def _default_text(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(value) or "none"
@@ -123,8 +130,7 @@ def _default_text(value: Any) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type[UploadOptions], *, without: Sequence[str] = ()) -> None:
     """Add one ``--option`` for each declared option but ``without``. Values stay strings: :func:`build` turns and checks them."""
-    common = MethodOptions.model_fields
-    for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] in common):  # the method's own first
+    for name, field in ordered(cls):
         if name in without:
             continue
         flag = "--" + name.replace("_", "-")
@@ -148,20 +154,20 @@ def from_arguments(namespace: argparse.Namespace, cls: type[O]) -> O:
 def signature(cls: type[MethodOptions], leading: list[inspect.Parameter]) -> inspect.Signature:
     """A real signature for a method's public function, so that help() and tab completion show the options."""
     own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-           for name, field in cls.model_fields.items()]
+           for name, field in ordered(cls)]
     return inspect.Signature([*leading, *own])
 
 
 def help_lines(cls: type[MethodOptions]) -> str:
     """The options as indented lines for a docstring."""
     return "\n".join(f"    {name}: {field.description}; default {_default_text(field.default)}; allowed: {_allowed(cls, name)}"
-                     for name, field in cls.model_fields.items())
+                     for name, field in ordered(cls))
 
 
 def markdown_table(cls: type[MethodOptions]) -> str:
     """The options as a Markdown table for docs/methods.md."""
     rows = ["| option | default | allowed | what it is |", "| --- | --- | --- | --- |"]
-    for name, field in cls.model_fields.items():
+    for name, field in ordered(cls):
         cells = (f"`{name}`", f"`{_default_text(field.default)}`", _allowed(cls, name), str(field.description))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

@@ -44,7 +44,7 @@ def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, 
               desc_act: bool = False, damp_percent: float = 0.05) -> None:
     """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one.
 
-    The samples must all have one length: of samples that differ, GPTQModel 7.6's AWQ looks at the last batch only, and on a CPU it then scales the
+    The samples must all have one length (as calibration.pack makes them): of samples that differ, GPTQModel 7.6's AWQ looks at the last batch only, and on a CPU it then scales the
     inputs that q, k and v share three times over, because it keeps them without a copy (KL 0.15 instead of 0.06 on four layers of SmolLM2-135M).
     """
     config = _begin(model, scratch)

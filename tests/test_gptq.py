@@ -92,7 +92,9 @@ def test_more_bits_are_better(four_bits: Result, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("values", "said"), [
     ({"bits": 5}, "bits: 5 is not allowed; allowed: 2, 3, 4, 8"), ({"group_size": 48}, "group_size: 48 is not allowed; allowed: -1, 32, 64, 128"),
     ({"damp_percent": 0.9}, "damp_percent: 0.9 is not allowed; allowed: 0.001 to 0.5"), ({"calibration": "/nowhere.txt"}, "calibration: no such file"),
-    ({"calibration_length": 8}, "calibration_length: 8 is not allowed")])
+    ({"calibration_length": 8}, "calibration_length: 8 is not allowed"),
+    ({"calibration_split": "test"}, "calibration_split: has a meaning for datasets on the Hub only, and calibration is builtin"),
+    ({"calibration_column": "body"}, "calibration_column: has a meaning for datasets and .jsonl and .parquet files only")])
 def test_bad_options_leave_nothing_behind(values: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said.replace("(", r"\(")):
         autoquant.gptq("demo", out=tmp_path / "out", **values)

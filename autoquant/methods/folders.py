@@ -218,7 +218,7 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
 def _what_would_fit(source: Source, options: FolderOptions, estimate: str, failure: Exception) -> str:
     """An error that names what to change so that it fits, by the plan's own estimate."""
     available = (failure.available if isinstance(failure, OutOfMemory) else 0) or memory_available()
-    where = str(failure) if isinstance(failure, OutOfMemory) else "the system ended the process for want of memory"
+    where = str(failure) if isinstance(failure, OutOfMemory) else "the process was killed (SIGKILL), which is what the system does when memory runs out"
     needed = memory_needed(source, options, estimate)
     now = (f"{where}. Quantizing {source.id} with {options.calibration_samples} samples of {options.calibration_length} tokens, {options.batch_size} at a time, needs about "
            f"{needed / 1e9:.1f} GB; {available / 1e9:.1f} GB are there")
