@@ -102,7 +102,8 @@ def normalize(folder: Path, config: dict[str, Any], model: Path) -> None:
     block = {name: value for name, value in block.items() if name not in FOREIGN}
     block.update(quant_method="gptq", checkpoint_format="gptq", meta={"quantizer": ["autogptq:0.7.1"]})
     new = {**config, "dtype": "float16", "quantization_config": block}
-    new.pop("torch_dtype", None)
+    for name in ("torch_dtype", "auto_map", "_name_or_path"):
+        new.pop(name, None)
     (folder / "config.json").write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
     (folder / "quantize_config.json").write_text(json.dumps(block, indent=2) + "\n", encoding="utf-8")
     for name in BESIDE:

@@ -127,7 +127,9 @@ def _read(path: Path, column: str) -> list[str]:
         if path.suffix == ".parquet":
             return _parquet(path, column)
         if path.suffix in (".jsonl", ".json"):
-            return [_cell(json.loads(line), column, path) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            text = path.read_text(encoding="utf-8")
+            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [cell for row in rows if (cell := _cell(row, column, path))]
         return [path.read_text(encoding="utf-8")]
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         raise InputError(f"calibration: {path} cannot be read ({type(error).__name__}: {error})") from None
@@ -141,12 +143,17 @@ def _parquet(path: Path, column: str) -> list[str]:
         table = pyarrow.parquet.ParquetFile(path)
         if column not in table.schema_arrow.names:
             raise InputError(f"calibration: {path} has no column {column!r}; it has: {', '.join(table.schema_arrow.names)}. Name one with calibration_column")
-        return [str(text) for text in table.read([column]).column(column).to_pylist() if text]
+        values = table.read([column]).column(column).to_pylist()
+        if any(value is not None and not isinstance(value, str) for value in values):
+            raise InputError(f"calibration: column {column!r} of {path} holds no text. Name one with calibration_column; it has: {', '.join(table.schema_arrow.names)}")
+        return [text for text in values if text]
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"calibration: {path} is no parquet file ({error})") from None
 
 
 def _cell(row: Any, column: str, path: Path) -> str:
+    if isinstance(row, dict) and column in row and row[column] is None:
+        return ""
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         names = ", ".join(map(str, row)) if isinstance(row, dict) else "no columns"
         raise InputError(f"calibration: a line of {path} has no text in column {column!r}; it has: {names}. Name one with calibration_column")

@@ -27,11 +27,12 @@ class InputError(AutoQuantError):
 
 
 class OutOfMemory(AutoQuantError):
-    """Memory ran out in a worker process, on the processor or the GPU; the caller says what would fit.
+    """Memory ran out in a worker process, on the processor or the GPU; a caller that knows how says what would fit.
 
-    ``available`` are the bytes there are in all, or 0 if that is not known.
+    ``where`` is where, in words; ``available`` are the bytes there are in all, or 0 if that is not known.
     """
 
+    where = ""
     available = 0
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoquant import process, trace
+from autoquant import dequantized, process, trace
 from autoquant.errors import InputError, ProcessFailed
 from autoquant.results import Evaluation
 from autoquant.worker import Report
@@ -99,15 +99,23 @@ def tokenize(folder: str, text: str, chunks: int, context: int) -> dict[str, Any
 
 
 def _folder_logits(folder: str, chunks: list[list[int]], threads: int) -> Iterator[Floats]:
-    """The logits of each chunk's second half from transformers, computed in float32, on a GPU if there is one."""
+    """The logits of each chunk's second half from transformers, computed in float32, on a GPU if there is one.
+
+    The weights of GPTQ and AWQ folders are read by our own readers into float32: what is measured is the files. Left alone, transformers would run them
+    with the kernel that is fastest here, of which some compute in bfloat16 and some do not, and rows could not be compared.
+    """
     with trace.library("load transformers model"):
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        safe = not any(Path(folder).glob("pytorch_model*.bin")) or any(Path(folder).glob("*.safetensors"))
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=safe).to(device).eval()
+        model: Any
+        if dequantized.readable(folder):
+            model = dequantized.load(folder).to(device).eval()
+        else:
+            safe = not any(Path(folder).glob("pytorch_model*.bin")) or any(Path(folder).glob("*.safetensors"))
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=safe).to(device).eval()
     for chunk in chunks:
         with trace.library("transformers forward"), torch.inference_mode():
             tokens = torch.tensor([chunk], device=device)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from autoquant import awq_format, gptq_format
+from autoquant.dequantized import Floats, Tensors, weight
 from autoquant.errors import CheckFailed
 from autoquant.source import sha256_of
 from autoquant.worker import Report
@@ -19,40 +18,6 @@ PROMPT = "Once upon a time, there was a"
 GENERATED = 12  # tokens
 WORST = 3  # layers named
 FITS = 4  # alternations; the error changes by less than 1e-4 after the third (measured on the embedded model)
-Floats = npt.NDArray[np.float32]
-
-
-class Tensors:
-    """The tensors of a folder's safetensors files by name, read when asked for."""
-
-    def __init__(self, folder: str) -> None:
-        from safetensors import safe_open
-
-        opened: Any = safe_open  # untyped
-        self._files = [opened(path, framework="pt") for path in sorted(Path(folder).glob("*.safetensors"))]
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    def get(self, name: str) -> np.ndarray[Any, Any]:
-        """One tensor; floats of 16 bits as float32, which NumPy has."""
-        import torch
-
-        tensor = self._where[name].get_tensor(name)
-        return tensor.float().numpy() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.numpy()  # type: ignore[no-any-return]
-
-    def plain(self) -> list[str]:
-        """The names of the tensors that are floating-point numbers."""
-        return [name for name, file in self._where.items() if file.get_slice(name).get_dtype() in ("F16", "BF16", "F32")]
-
-    def bytes(self) -> int:
-        """Bytes of all tensors."""
-        total = 0
-        for name, file in self._where.items():
-            part = file.get_slice(name)
-            total += int(np.prod(part.get_shape(), dtype=np.int64)) * {"I8": 1, "U8": 1, "I64": 8, "F32": 4, "I32": 4}.get(part.get_dtype(), 2)
-        return total
 
 
 def relative_error(before: Floats, after: Floats, *, scaled: bool) -> float:
@@ -87,10 +52,10 @@ def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Flo
     return errors
 
 
-def verify(folder: str, source: str, layers: list[str], *, reader: str, wanted: dict[str, Any], scaled: bool, parameters: int, report: Report) -> dict[str, Any]:
+def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any], scaled: bool, parameters: int, report: Report) -> dict[str, Any]:
     """Check a quantized folder against its source: config, every layer's error, finite values, bits a weight, a generation by transformers.
 
-    ``reader`` is the file format ("gptq" or "awq"), ``wanted`` what config.json's quantization block must say.
+    ``wanted`` is what config.json's quantization block must say.
     Returns ``checks``, ``files`` ([name, bytes, sha256], config.json first) and ``bits_per_weight``. Raises CheckFailed naming the layer.
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -102,14 +67,7 @@ def verify(folder: str, source: str, layers: list[str], *, reader: str, wanted: 
     lost = [name for name in layers if f"{name}.qweight" not in quantized]
     if lost:
         raise CheckFailed(f"{len(lost)} of {len(layers)} layers are not quantized: {', '.join(lost[:WORST])}")
-    bits = int(block["bits"])
-
-    def read(name: str) -> Floats:
-        if reader == "awq":
-            return awq_format.dequantize({part: quantized.get(f"{name}.{part}") for part in awq_format.PARTS})
-        return gptq_format.dequantize({part: quantized.get(f"{name}.{part}") for part in gptq_format.PARTS}, bits)
-
-    errors = layer_errors(layers, original, read, report, scaled=scaled)
+    errors = layer_errors(layers, original, lambda name: weight(quantized, name, block), report, scaled=scaled)
     worst = sorted(errors, key=lambda name: -errors[name])[:WORST]
     broken = [name for name in quantized.plain() if not np.isfinite(quantized.get(name)).all()]
     if broken:

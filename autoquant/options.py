@@ -93,6 +93,8 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
              for name, value in values.items()}
     for name, value in values.items():
         if hasattr(value, "as_options"):
+            if name == "calibration" and "imatrix" in cls.model_fields:
+                raise InputError("calibration: gguf takes a Calibration as imatrix=…")
             meant = value.as_options(name)
             twice = sorted((set(meant) - {name}) & set(values))
             if twice:

@@ -150,10 +150,11 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part
             if error["errno"] == errno.ENOSPC:
                 raise errors.InputError(f"no space left on the disk: {error['message']}. Free some space and run again; finished steps are kept.")
             raise OSError(error["errno"], error["message"])
-        failure = getattr(errors, error["type"])(error["message"])
-        if isinstance(failure, errors.OutOfMemory):
-            failure.available = int(error["available"])
-        raise failure
+        if error["type"] == "OutOfMemory":
+            memory = errors.OutOfMemory(f"{error['message']} while running {target}. Close other programs, or take a smaller model. Log: {log}")
+            memory.where, memory.available = error["message"], int(error["available"])
+            raise memory
+        raise getattr(errors, error["type"])(error["message"])
     raise _ended_badly(target, status, log)
 
 

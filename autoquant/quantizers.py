@@ -8,28 +8,40 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from autoquant.auto_gptq import BESIDE
 from autoquant.errors import InputError
 from autoquant.worker import Report
 
 
-def _begin(model: str, scratch: str) -> dict[str, Any]:
-    """Refuse damaged weights, move to the scratch folder (GPTQModel writes a logs folder wherever it is started); the model's config."""
+def _begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
+    """Refuse damaged weights, move to the scratch folder (GPTQModel writes a logs folder wherever it is started).
+
+    Returns the model's config, and the 16-bit dtype to work in: the source's own; bfloat16, which overflows nowhere, for one in float32, where the device has it.
+    """
     import torch
     from safetensors import safe_open
 
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
+    sizes = Counter[Any]()
     for path in sorted(Path(model).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                if not torch.isfinite(file.get_tensor(name)).all():
+                tensor = file.get_tensor(name)
+                if not torch.isfinite(tensor).all():
                     raise InputError(f"{path.name}: {name} has NaN or Inf values; the model is damaged")
+                sizes[tensor.dtype] += tensor.numel()
     config: dict[str, Any] = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
-    return config
+    own = sizes.most_common(1)[0][0]
+    if own not in (torch.float16, torch.bfloat16) or (own == torch.bfloat16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported()):
+        own = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
+    return config, own
 
 
 def _blocks(config: dict[str, Any]) -> int:
@@ -47,7 +59,7 @@ def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, 
     The samples must all have one length (as calibration.pack makes them): of samples that differ, GPTQModel 7.6's AWQ looks at the last batch only, and on a CPU it then scales the
     inputs that q, k and v share three times over, because it keeps them without a copy (KL 0.15 instead of 0.06 on four layers of SmolLM2-135M).
     """
-    config = _begin(model, scratch)
+    config, dtype = _begin(model, scratch)
 
     import torch
     from gptqmodel import BACKEND, GPTQModel
@@ -66,7 +78,7 @@ def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, 
     else:
         settings = GPTQConfig(bits=bits, group_size=group_size, desc_act=desc_act, sym=sym, damp_percent=damp_percent, offload_to_disk_path=scratch,
                               act_group_aware=not desc_act and group_size > 0)  # the library's default, which it refuses for whole rows
-    loaded: Any = GPTQModel.load(model, settings, device=device)
+    loaded: Any = GPTQModel.load(model, settings, device=device, dtype=dtype)  # on a CPU the library would take bfloat16 whatever the source has
     layers = _blocks(config)
     loaded.layer_callback = lambda *, layer_idx, submodule_finalized: report(layer_idx + 1, layers)
     loaded.quantize(_samples(ids), batch_size=batch_size, backend=backend)
@@ -77,7 +89,7 @@ def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, 
 def autoround(model: str, target: str, ids: list[list[int]], *, format: str, bits: int, group_size: int, sym: bool, iterations: int, batch_size: int, scratch: str,
               report: Report) -> None:
     """AutoRound (Cheng et al. 2023: rounding and clipping learned by signed gradients, block by block), written in the GPTQ or AWQ format (``format``)."""
-    config = _begin(model, scratch)
+    config, dtype = _begin(model, scratch)
 
     import torch
     from auto_round import AutoRound
@@ -110,7 +122,7 @@ def autoround(model: str, target: str, ids: list[list[int]], *, format: str, bit
     orchestrator.tqdm = Bar
     length = len(ids[0])
     samples = [{"input_ids": torch.tensor([sample]), "attention_mask": torch.ones(1, length, dtype=torch.long)} for sample in ids]
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     rounder: Any = AutoRound(loaded, AutoTokenizer.from_pretrained(model), scheme="W4A16", bits=bits, group_size=group_size, sym=sym, iters=iterations, nsamples=len(ids),
                              seqlen=length, batch_size=min(batch_size, len(ids)), dataset=samples, device_map=0 if torch.cuda.is_available() else "cpu", low_gpu_mem_usage=True,
                              enable_torch_compile=False)
@@ -123,6 +135,20 @@ def autoround(model: str, target: str, ids: list[list[int]], *, format: str, bit
     _tidy(Path(target), model)
 
 
+def _dtype(folder: Path) -> str:
+    """The dtype most of the unquantized weights have."""
+    from safetensors import safe_open
+
+    sizes = Counter[str]()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                if name.endswith(".weight"):
+                    sizes[part.get_dtype()] += math.prod(part.get_shape())
+    return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[sizes.most_common(1)[0][0]]
+
+
 def _tidy(folder: Path, model: str) -> None:
     """Make one clean model folder: no paths of this machine, no logs; the block that loaders look for is the same whoever wrote it."""
     (folder / "quant_log.csv").unlink(missing_ok=True)
@@ -132,14 +158,15 @@ def _tidy(folder: Path, model: str) -> None:
     (block.get("meta") or {}).pop("offload_to_disk_path", None)
     if block["quant_method"] == "gptq":
         block.setdefault("checkpoint_format", "gptq")
-    for name in ("_name_or_path", "torch_dtype"):  # the first may be a path; the second says what dtype says
+    for name in ("_name_or_path", "torch_dtype", "auto_map"):  # a path; what dtype says; code of the model, which is not here
         config.pop(name, None)
+    config["dtype"] = _dtype(folder)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in ("quantize_config.json", "quantization_config.json"):
         (folder / name).unlink(missing_ok=True)
     (folder / "quantize_config.json").write_text(json.dumps(block, indent=2) + "\n", encoding="utf-8")  # where older loaders look
-    for name in ("generation_config.json", "chat_template.jinja"):
-        if (Path(model) / name).is_file() and not (folder / name).is_file():
+    for name in BESIDE:  # the source's own: the libraries write them anew, with names of classes that other releases do not know
+        if (Path(model) / name).is_file():
             (folder / name).write_bytes((Path(model) / name).read_bytes())
     mask = os.umask(0)
     os.umask(mask)

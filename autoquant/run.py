@@ -47,6 +47,7 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     started = time.monotonic()
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
     found = source.resolve(model, allow_pickle=chosen.allow_pickle)
+    chosen = method.settle(found, chosen)
     method.check(found, chosen)
     if chosen.evaluate != "off":
         evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
@@ -94,13 +95,16 @@ def compare(method: Method, model: str | Path, calibrations: Mapping[str, Any], 
     """Run a method once for each calibration set, each into its own folder ``out/<name>``; see :func:`autoquant.compare`."""
     if not calibrations:
         raise InputError("calibrations: none given; give names and Calibrations, e.g. {'novels': Calibration(), 'code': Calibration('owner/dataset')}")
+    if values.get("upload"):
+        raise InputError("upload: several results would go into one repository; compare first, then upload the one you choose: comparison[name].upload(…)")
     for name, one in calibrations.items():
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             raise InputError(f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _")
         if not isinstance(one, Calibration):
             raise InputError(f"calibrations: {name} is no Calibration but {type(one).__name__}; write autoquant.Calibration({str(one)!r})")
         chosen = options.build(method.options, {**values, method.calibrated_by: one})  # all are looked at before the first is run
-        method.check(source.resolve(model, allow_pickle=chosen.allow_pickle), chosen)
+        found = source.resolve(model, allow_pickle=chosen.allow_pickle)
+        method.check(found, method.settle(found, chosen))
     return Comparison({name: quantize(method, model, out=Path(out) / name, values={**values, method.calibrated_by: one}) for name, one in calibrations.items()})
 
 
@@ -190,6 +194,7 @@ def plan(method: Method, model: str | Path, *, out: str | Path | None = None, va
     """What a run would make and need; nothing is written."""
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
     found = source.resolve(model, allow_pickle=chosen.allow_pickle)
+    chosen = method.settle(found, chosen)
     return method.plan(found, chosen, output_folder(method, found, out, chosen))
 
 
@@ -304,7 +309,10 @@ def _provenance(method: Method, snapshot: Snapshot, chosen: MethodOptions, facts
             continue
     changed = {name: value for name, value in chosen.model_dump().items()
                if value != type(chosen).model_fields[name].default and name not in options.UploadOptions.model_fields}
-    shown = {name: Path(str(value)).name if name in ("eval_text", "imatrix", "converter") else value for name, value in changed.items()}
+    named = ["eval_text", "imatrix", "converter"]
+    if Path(str(changed.get("calibration", ""))).expanduser().is_file():
+        named.append("calibration")  # else it is a dataset on the Hub
+    shown = {name: Path(str(value)).name if name in named else value for name, value in changed.items()}
     return {"source": snapshot.source.id, "source sha256": snapshot.sha256, **({"source commit": snapshot.source.revision} if snapshot.source.revision else {}),
             **facts, "options": shown, "versions": ", ".join([f"autoquant {__version__}", *versions, f"Python {platform.python_version()} on {sys.platform}"])}
 

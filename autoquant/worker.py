@@ -44,9 +44,9 @@ def out_of_memory(error: BaseException | None) -> tuple[str, int] | None:
 
             total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
             return f"out of memory on the GPU{f' ({total / 1e9:.1f} GB)' if total else ''}", total
-        if isinstance(error, MemoryError) or "allocate memory" in text:  # torch's allocator, and mmap
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM) or "allocate memory" in text:  # torch's allocator, and mmap
             return "out of memory", 0
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
@@ -85,18 +85,17 @@ def main() -> int:
     except errors.AutoQuantError as error:
         send({"error": {"type": type(error).__name__, "message": str(error)}})
         return 3
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         where = out_of_memory(error)
+        if where is None and isinstance(error, OSError):
+            # NumPy's tofile tells a full disk only as "N requested and M written", without an errno
+            number = errno.ENOSPC if error.errno is None and "written" in str(error) else error.errno
+            if number is not None:
+                send({"error": {"type": "OSError", "errno": number, "message": str(error)}})
+                return 3
         if where is None:
             raise
         send({"error": {"type": "OutOfMemory", "message": where[0], "available": where[1]}})
-        return 3
-    except OSError as error:
-        # NumPy's tofile tells a full disk only as "N requested and M written", without an errno
-        number = errno.ENOSPC if error.errno is None and "written" in str(error) else error.errno
-        if number is None:
-            raise
-        send({"error": {"type": "OSError", "errno": number, "message": str(error)}})
         return 3
     send({"result": result})
     return 0

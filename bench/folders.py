@@ -57,7 +57,7 @@ def run(words: list[str]) -> tuple[float, int]:
 def main(model: str, sets: list[str]) -> None:
     """Measure and print."""
     small = model == "demo"
-    common = ["--calibration-samples", "32", "--calibration-length", "256" if small else "512"]
+    common = ["--calibration-samples", "32" if small else "16", "--calibration-length", "256"]
     work = Path("bench-work/folders") / Path(model).name
     shutil.rmtree(work, ignore_errors=True)
     for i, (method, *more) in enumerate(configurations(small, sets)):

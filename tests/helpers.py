@@ -185,7 +185,7 @@ def format_against_library(folder: str, reader: str, bits: int) -> dict[str, Any
     from gptqmodel import BACKEND, GPTQModel
 
     from autoquant import awq_format, gptq_format
-    from autoquant.folder_checks import Tensors
+    from autoquant.dequantized import Tensors
 
     model = GPTQModel.load(folder, device="cpu", backend=BACKEND.TORCH if reader == "gptq" else BACKEND.AWQ_TORCH, dtype=torch.float16 if reader == "gptq" else torch.bfloat16)
     tensors, worst, layers = Tensors(folder), 0.0, 0
@@ -200,6 +200,19 @@ def format_against_library(folder: str, reader: str, bits: int) -> dict[str, Any
             theirs = theirs if theirs.shape == ours.shape and np.abs(theirs - ours).max() < np.abs(theirs.T - ours if theirs.T.shape == ours.shape else np.inf).max() else theirs.T
             worst, layers = max(worst, float(np.abs(theirs - ours).max() / np.abs(ours).max())), layers + 1
     return {"layers": layers, "difference": worst}
+
+
+def dequantized_against_transformers(folder: str) -> float:
+    """Mean KL divergence between what transformers makes of a quantized folder and our own model of it in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from autoquant import dequantized
+
+    ids = AutoTokenizer.from_pretrained(DEMO_FOLDER).encode((DEMO_FOLDER.parent / "austen_persuasion_heldout.txt").read_text()[:3000], return_tensors="pt")[:, :200]
+    with torch.inference_mode():
+        ours, theirs = (torch.log_softmax(model.eval()(input_ids=ids).logits.float(), -1) for model in (dequantized.load(folder), AutoModelForCausalLM.from_pretrained(folder)))
+    return float((ours.exp() * (ours - theirs)).sum(-1).mean())
 
 
 def spoil(path: str, name: str) -> None:

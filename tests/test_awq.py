@@ -47,6 +47,7 @@ def test_packing_by_hand() -> None:
 def test_our_reader_agrees_with_the_librarys(four_bits: Result, tmp_path: Path) -> None:
     worst = in_worker("tests.helpers:format_against_library", tmp_path, folder=str(four_bits.folder), reader="awq", bits=4)
     assert worst["layers"] == 28
+    assert in_worker("tests.helpers:dequantized_against_transformers", tmp_path, folder=str(four_bits.folder)) < 2e-3, "KL in nats; the library computes in bfloat16"
     assert worst["difference"] < 5e-3, "the library computes in bfloat16"
 
 
@@ -116,8 +117,8 @@ def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
 
 def test_layers_whose_outputs_do_not_come_out_even_are_named(tmp_path: Path) -> None:
     folder = in_worker("tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192)
-    with pytest.raises(InputError, match=r"AWQ looks for its clipping bounds 64 outputs at a time; 4 of 14 layers do not divide so, e.g. .*k_proj \(96 outputs\)"):
-        autoquant.awq(folder, algorithm="awq", group_size=64, out=tmp_path / "out")
+    with pytest.raises(InputError, match=r"algorithm: the AWQ algorithm clips outputs that many at a time: 64; 4 of 14 layers do not divide so, e.g. .*k_proj \(96 outputs\)"):
+        autoquant.awq(folder, algorithm="awq", out=tmp_path / "out")
 
 
 def test_a_scaled_layer_is_compared_without_its_scales_and_a_spoiled_one_is_not() -> None:
@@ -201,6 +202,8 @@ def test_one_calibration_object_gives_every_method_the_same_tokens(tmp_path: Pat
     assert set(layout["counts"]["blk.0.attn_q.weight.counts"]) == {6.0 * 64}, "tokens"
     with pytest.raises(InputError, match="calibration_samples: the Calibration given as calibration says that already"):
         autoquant.gptq("demo", calibration=one, calibration_samples=9, out=tmp_path / "no")
+    with pytest.raises(InputError, match="calibration: gguf takes a Calibration as imatrix"):
+        autoquant.gguf("demo", calibration=one, out=tmp_path / "no")
     with pytest.raises(InputError, match="eval_text: a Calibration is given as calibration, or to gguf as imatrix"):
         autoquant.gptq("demo", eval_text=one, out=tmp_path / "no")
 
@@ -215,7 +218,11 @@ def test_calibration_sets_are_compared_in_one_table(tmp_path: Path) -> None:
     lines = [line.split()[0] for line in str(seen).splitlines() if "2bit-32g" in line or line.startswith("unquantized")]
     assert lines == ["unquantized", "novels", "numbers"]
     assert "<td>numbers</td>" in seen._repr_html_()
-    assert "numbers.txt, 4 samples of 64 tokens" in (tmp_path / "out" / "numbers" / "README.md").read_text()
+    card = (tmp_path / "out" / "numbers" / "README.md").read_text()
+    assert "numbers.txt, 4 samples of 64 tokens" in card
+    assert str(tmp_path) not in card, "a card must not name a path of this machine"
+    with pytest.raises(InputError, match="upload: several results would go into one repository"):
+        autoquant.compare("gptq", "demo", sets, out=tmp_path / "no", upload="me/model")
     for bad, said in (({}, "none given"), ({"a/b": autoquant.Calibration()}, "no name for a folder"), ({"a": "text.txt"}, r"write autoquant.Calibration\('text.txt'\)"),
                       ({"a": autoquant.Calibration(), "b": autoquant.Calibration("nowhere.txt")}, "no such file: nowhere.txt")):
         with pytest.raises(InputError, match=said):

@@ -53,6 +53,7 @@ def test_our_reader_agrees_with_the_librarys(settings: dict[str, Any], tmp_path:
     worst = in_worker("tests.helpers:format_against_library", tmp_path, folder=str(result.folder), reader="gptq", bits=settings.get("bits", 4))
     assert worst["layers"] == 28
     assert worst["difference"] < 2e-3, "the library computes in float16"
+    assert in_worker("tests.helpers:dequantized_against_transformers", tmp_path, folder=str(result.folder)) < 2e-3, "KL in nats"
 
 
 def test_the_folder_is_a_model_and_names_no_path_of_this_machine(four_bits: Result, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_more_bits_are_better(four_bits: Result, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("values", "said"), [
-    ({"bits": 5}, "bits: 5 is not allowed; allowed: 2, 3, 4, 8"), ({"group_size": 48}, "group_size: 48 is not allowed; allowed: -1, 32, 64, 128"),
+    ({"bits": 5}, "bits: 5 is not allowed; allowed: 2, 3, 4, 8"), ({"group_size": 48}, "group_size: 48 is not allowed; allowed: 0, -1, 32, 64, 128"),
     ({"damp_percent": 0.9}, "damp_percent: 0.9 is not allowed; allowed: 0.001 to 0.5"), ({"calibration": "/nowhere.txt"}, "calibration: no such file"),
     ({"calibration_length": 8}, "calibration_length: 8 is not allowed"),
     ({"calibration_split": "test"}, "calibration_split: has a meaning for datasets on the Hub only, and calibration is builtin"),
@@ -104,7 +105,9 @@ def test_bad_options_leave_nothing_behind(values: dict[str, Any], said: str, tmp
 def test_a_group_size_that_does_not_fit_names_layers_and_sizes_that_would(tmp_path: Path) -> None:
     folder = in_worker("tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192)
     with pytest.raises(InputError, match=r"group_size: 128 does not divide the inputs of 12 of 14 layers: .*_proj \(192 inputs\).*Sizes that fit this model: -1, 32, 64"):
-        autoquant.gptq(folder, out=tmp_path / "out")
+        autoquant.gptq(folder, group_size=128, out=tmp_path / "out")
+    (item,) = autoquant.plan("gptq", folder).items
+    assert item.type == "4bit-64g", "unless asked, the largest that fits"
 
 
 def test_an_already_quantized_source_is_refused(four_bits: Result, tmp_path: Path) -> None:
@@ -132,7 +135,7 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(four_bits: Result
     folder = tmp_path / "spoiled"
     shutil.copytree(four_bits.folder, folder, ignore=shutil.ignore_patterns(".autoquant"))
     in_worker("tests.helpers:spoil", tmp_path, path=str(folder / "model.safetensors"), name="model.layers.2.mlp.down_proj.scales")
-    known = {"source": str(DEMO_FOLDER), "layers": ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj"], "reader": "gptq", "wanted": {"bits": 4}, "scaled": False,
+    known = {"source": str(DEMO_FOLDER), "layers": ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj"], "wanted": {"bits": 4}, "scaled": False,
              "parameters": 4_196_608}
     with pytest.raises(CheckFailed, match=r"model.layers.2.mlp.down_proj is off by"):
         in_worker("autoquant.folder_checks:verify", tmp_path, folder=str(folder), **known)
@@ -196,9 +199,15 @@ def test_text_from_files(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     lines = tmp_path / "a.jsonl"
-    lines.write_text('{"text": "one", "other": "1"}\n\n{"text": "two", "other": "2"}\n')
+    lines.write_text('{"text": "one", "other": "1"}\n\n{"text": null}\n{"text": "two", "other": "2"}\n')
     assert calibration.documents(built(calibration=str(lines))).texts == ["one", "two"]
-    assert calibration.documents(built(calibration=str(lines), calibration_column="other")).texts == ["1", "2"]
+    array = tmp_path / "a.json"
+    array.write_text('[{"text": "one", "other": "1"}, {"text": "two", "other": "2"}]')
+    assert calibration.documents(built(calibration=str(array), calibration_column="other")).texts == ["1", "2"]
+    numbers = tmp_path / "numbers.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), numbers)
+    with pytest.raises(InputError, match="column 'text' of .* holds no text"):
+        calibration.documents(built(calibration=str(numbers)))
     table = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["eins", None, "zwei"]}), table)
     assert calibration.documents(built(calibration=str(table))).texts == ["eins", "zwei"]

@@ -30,7 +30,8 @@ class Made:
 class Method:
     """All the rest of the package knows about a method.
 
-    ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder" (transformers). ``check`` looks at
+    ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder" (transformers). ``settle`` fills in
+    what options leave to the source; ``check`` looks at
     the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
     ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
     those that make a plan show everything. ``environment`` are the worker processes' variables. ``calibrated_by`` is the option that takes a Calibration.
@@ -45,6 +46,7 @@ class Method:
     demo: dict[str, Any]
     survey: dict[str, Any]
     variants: Callable[[Any], Sequence[str]]
+    settle: Callable[[Source, Any], Any]
     check: Callable[[Source, Any], None]
     plan: Callable[[Source, Any, Path], Plan]
     quantize: Callable[[Snapshot, Any, RunFolder], Made]

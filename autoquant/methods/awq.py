@@ -7,10 +7,9 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from autoquant.errors import InputError
 from autoquant.journal import RunFolder
 from autoquant.methods import Made, Method, folders
-from autoquant.methods.folders import GROUP_SIZES, FolderOptions, Recipe
+from autoquant.methods.folders import AUTO, GROUP_SIZES, FolderOptions, Recipe
 from autoquant.options import option
 from autoquant.plans import Plan
 from autoquant.source import Snapshot, Source
@@ -22,7 +21,7 @@ class AwqOptions(FolderOptions):
     """The options of AWQ. Names are AutoAWQ's."""
 
     bits: int = option(4, "bits a weight: the file format that vLLM and transformers load has 4 only", metavar="4")
-    zero_point: bool = option(True, "store zero points (asymmetric), as nearly all AWQ files do; off is a little smaller and worse")
+    zero_point: bool = option(True, "asymmetric, as nearly all AWQ files are; off is a little worse and no smaller: for runtimes that want it")
     algorithm: Literal["autoround", "awq"] = option(
         "autoround", "how codes are chosen: autoround, which learns the rounding (the better one in our measurements), or awq (activation-aware scaling and clipping), "
         "which needs less memory; the file format is the same")
@@ -35,7 +34,7 @@ class AwqOptions(FolderOptions):
     @field_validator("group_size")
     @classmethod
     def _group(cls, value: int) -> int:
-        return folders.choice(value, GROUP_SIZES, " (-1: one scale for a whole row)")
+        return folders.choice(value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)")
 
     @property
     def type(self) -> str:
@@ -50,11 +49,10 @@ def check(source: Source, options: AwqOptions) -> None:
     if options.algorithm == "autoround":
         folders.installed("auto-round", "gptq", "algorithm autoround")
     layers = folders.check(source, options, "AWQ")
-    even = CLIP_ROWS if options.algorithm == "awq" else 8
-    odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % even]
-    if odd:
-        raise InputError(f"AWQ {'looks for its clipping bounds' if even == CLIP_ROWS else 'packs'} {even} outputs at a time; {len(odd)} of {len(layers)} layers do not divide so, "
-                         f"e.g. {odd[0][0]} ({odd[0][1]} outputs). Take GPTQ{' or algorithm=autoround' if even == CLIP_ROWS and not any(n % 8 for _, n in odd) else ''}")
+    if options.algorithm == "awq":
+        folders.refuse_uneven(layers, CLIP_ROWS, "the AWQ algorithm clips outputs that many at a time:")
+    else:
+        folders.refuse_uneven(layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of")
 
 
 def size(source: Source, options: AwqOptions) -> int:
@@ -80,9 +78,9 @@ def recipe(options: AwqOptions) -> Recipe:
     if options.algorithm == "autoround":
         algorithm = f"AutoRound {folders.installed('auto-round', 'gptq', 'algorithm autoround')}"
         return Recipe(type=options.type, target="autoquant.quantizers:autoround", settings={**basic, "format": "auto_awq", "iterations": options.iterations}, algorithm=algorithm,
-                      file_format="AWQ (gemm)", reader="awq", wanted=wanted, estimate="autoround")
+                      file_format="AWQ (gemm)", wanted=wanted, estimate="autoround")
     return Recipe(type=options.type, target="autoquant.quantizers:gptqmodel", settings={**basic, "algorithm": "awq"},
-                  algorithm=f"AWQ: activation-aware scaling and clipping (GPTQModel {folders.installed('gptqmodel', 'gptq', 'AWQ')})", file_format="AWQ (gemm)", reader="awq",
+                  algorithm=f"AWQ: activation-aware scaling and clipping (GPTQModel {folders.installed('gptqmodel', 'gptq', 'AWQ')})", file_format="AWQ (gemm)",
                   wanted=wanted, estimate="awq", scaled=True)
 
 
@@ -99,5 +97,6 @@ def who_for(type: str) -> str:
 METHOD = Method(
     name="awq", calibrated_by="calibration", title="AWQ", summary="weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20}, survey={},
-    variants=lambda options: (options.type,), check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=folders.how_to_run,
+    variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
+    how_to_run=folders.how_to_run,
     folder_suffix=lambda options: f"AWQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from autoquant import calibration, process
 from autoquant.calibration import CalibrationOptions
@@ -28,7 +29,7 @@ from autoquant.results import Artifact, Check, Result, Stored
 from autoquant.source import Snapshot, Source, bytes_to_fetch, shapes
 
 log = logging.getLogger(__name__)
-GROUP_SIZES = (-1, 32, 64, 128)
+AUTO, GROUP_SIZES = 0, (-1, 32, 64, 128)
 LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
 EXPERTS = re.compile(r"\.experts\.")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -36,10 +37,14 @@ FOREIGN = "GPTQModel's own loader refuses files with zero points that it has not
 ITERATIONS = 200  # AutoRound's own default
 
 
+F = TypeVar("F", bound="FolderOptions")
+
+
 class FolderOptions(CalibrationOptions):
     """The options of methods that quantize the blocks' matrices in groups."""
 
-    group_size: int = option(128, "weights that share a scale: -1 (a whole row), 32, 64 or 128; must divide every layer's input width", metavar="-1|32|64|128")
+    group_size: int = option(AUTO, "weights that share a scale: 32, 64, 128, or -1 (a whole row); must divide every layer's input width. 0 takes 128, or the largest that does",
+                             metavar="0|-1|32|64|128")
     batch_size: int = option(4, "samples at once through a layer; fewer take less memory", unit="samples", ge=1, le=256)
     iterations: int = option(ITERATIONS, "steps of algorithm autoround for each block; fewer are quicker, more a little better", unit="steps", ge=1, le=10_000)
 
@@ -53,7 +58,7 @@ def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
 
 def group(size: int) -> str:
     """A group size in a type's name."""
-    return "row" if size == -1 else f"{size}g"
+    return {-1: "row", AUTO: "auto"}.get(size, f"{size}g")
 
 
 # --- looking ------------------------------------------------------------------------------------------------------------
@@ -78,6 +83,11 @@ def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple
         raise InputError(f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized model")
     if source.pickle:
         raise InputError(f"{source.id} has pickle weights, which {title} is not given; convert it to safetensors first")
+    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
+    if towers:
+        raise InputError(f"{source.id} ({source.architecture}) has more than a language model in it ({', '.join(towers)}); {title} is offered for language models only. "
+                         "GGUF takes many such models")
     if any(EXPERTS.search(name) for name in shapes(source)):
         raise InputError(f"{source.id} ({source.architecture}) is a mixture of experts: transformers 5 does not load experts from {title} files (it fills them with random "
                          "numbers and says so only in a log), so none are made. GGUF takes such models")
@@ -93,6 +103,25 @@ def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple
                              f"Sizes that fit this model: {', '.join(fit)}")
     calibration.check(options)
     return layers
+
+
+def refuse_uneven(layers: Mapping[str, tuple[int, int]], multiple: int, why: str) -> None:
+    """Refuse layers whose number of outputs is no multiple of what an algorithm works on at a time; ``why`` leads up to that number."""
+    odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % multiple]
+    if odd:
+        raise InputError(f"algorithm: {why} {multiple}; {len(odd)} of {len(layers)} layers do not divide so, e.g. {odd[0][0]} ({odd[0][1]} outputs). "
+                         "Take method gptq with algorithm gptq")
+
+
+def settle(source: Source, options: F) -> F:
+    """The options with a group size: 128, or the largest that divides every layer's input width."""
+    if options.group_size != AUTO:
+        return options
+    inputs = [inputs for _, inputs in linears(source).values()]
+    size = next((size for size in sorted(GROUP_SIZES, reverse=True) if size > 0 and all(n % size == 0 for n in inputs)), 128)  # 128 that does not fit is refused by check
+    if size != 128:
+        log.info("group_size: %d, the largest that divides the inputs of every layer", size)
+    return options.model_copy(update={"group_size": size})
 
 
 def refuse_iterations(options: FolderOptions, algorithm: str) -> None:
@@ -121,10 +150,12 @@ def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int
     batch = 4 * 6 * options.batch_size * min(options.calibration_length, source.context) * wide
     base = 700_000_000  # torch, transformers and the library (measured on the embedded model: 0.63 GB)
     if algorithm == "autoround":
-        return base + 2 * source.parameters + 4 * 5 * block + states + 3 * batch
-    if algorithm == "awq":
-        return base + 2 * outside + 4 * 3 * block + 4 * states + batch
-    return base + 2 * outside + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
+        working = (4 if source.dtype == "F32" else 2) * source.parameters + 4 * 5 * block + states + 3 * batch
+    elif algorithm == "awq":
+        working = 2 * outside + 4 * 3 * block + 4 * states + batch
+    else:
+        working = 2 * outside + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
+    return base + max(working, 2 * outside + sum(blocks.values()) * 5 // 8)  # at the end the quantized model is loaded whole, at about 5 bits a weight, to see that it runs
 
 
 def plan(method: str, source: Source, options: FolderOptions, out: Path, *, type: str, size: int, algorithm: str) -> Plan:
@@ -161,7 +192,6 @@ class Recipe:
     settings: Mapping[str, Any]
     algorithm: str
     file_format: str
-    reader: Literal["gptq", "awq"]
     wanted: Mapping[str, Any]
     estimate: str
     scaled: bool = False
@@ -176,7 +206,7 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
     source, env, type = snapshot.source, environment(options), recipe.type
     text = calibration.documents(options)
     length = min(options.calibration_length, source.context)
-    key = key_of(snapshot.sha256, recipe.algorithm, dict(recipe.settings), text.texts, options.calibration_samples, length, options.calibration_seed)
+    key = key_of(snapshot.sha256, recipe.algorithm, dict(recipe.settings), text.texts, options.calibration_samples, length, options.calibration_seed, options.batch_size)
     step = f"quantize {type}"
     others = sorted(name for name in run.steps if name.startswith("quantize ") and name != step)
     if others:
@@ -200,10 +230,14 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
                 raise InputError(_what_would_fit(source, options, recipe.estimate, failure)) from None
         with Bar("check") as progress:
             seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, folder=str(target), source=str(snapshot.folder),
-                                layers=sorted(layers), reader=recipe.reader, wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
+                                layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
         artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
                             checks=tuple(Check(*one) for one in seen["checks"]), notes=recipe.notes,
                             facts={"samples": len(ids), "calibration sha256": calibration.digest(ids), "algorithm": recipe.algorithm})
+        names = {stored.name for stored in artifact.files}
+        for output in run.steps.get(step, {}).get("outputs", ()):  # of an earlier run with other settings: no shard of it may stay beside the new files
+            if output["name"] not in names:
+                (run.folder / output["name"]).unlink(missing_ok=True)
         outputs = [run.finish(target / stored.name) for stored in artifact.files]
         run.record(step, key, outputs, artifact.to_json(), {stored.name: stored.sha256 for stored in artifact.files})
     else:
@@ -218,7 +252,7 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
 def _what_would_fit(source: Source, options: FolderOptions, estimate: str, failure: Exception) -> str:
     """An error that names what to change so that it fits, by the plan's own estimate."""
     available = (failure.available if isinstance(failure, OutOfMemory) else 0) or memory_available()
-    where = str(failure) if isinstance(failure, OutOfMemory) else "the process was killed (SIGKILL), which is what the system does when memory runs out"
+    where = failure.where if isinstance(failure, OutOfMemory) else "the process was killed (SIGKILL), which is what the system does when memory runs out"
     needed = memory_needed(source, options, estimate)
     now = (f"{where}. Quantizing {source.id} with {options.calibration_samples} samples of {options.calibration_length} tokens, {options.batch_size} at a time, needs about "
            f"{needed / 1e9:.1f} GB; {available / 1e9:.1f} GB are there")

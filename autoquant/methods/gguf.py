@@ -365,6 +365,6 @@ METHOD = Method(
     name="gguf", calibrated_by="imatrix", variants=lambda options: options.types,
     title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
     options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0"), "pre_tokenizer": "gpt-2"},
-    survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, check=check, plan=plan, quantize=quantize,
+    survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, settle=lambda source, options: options, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,
     folder_suffix=lambda options: "GGUF", packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "numpy"))

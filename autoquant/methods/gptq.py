@@ -11,15 +11,15 @@ from autoquant import environments, process
 from autoquant.errors import InputError
 from autoquant.journal import RunFolder
 from autoquant.methods import Made, Method, folders
-from autoquant.methods.folders import GROUP_SIZES, FolderOptions, Recipe
+from autoquant.methods.folders import AUTO, GROUP_SIZES, FolderOptions, Recipe
 from autoquant.options import option
 from autoquant.plans import Plan
 from autoquant.source import Snapshot, Source
 
 BITS = (2, 3, 4, 8)
 DAMP = 0.05  # GPTQModel's default; AutoGPTQ's is 0.01
-# those of AutoGPTQ 0.7.1 that transformers has
-AUTO_GPTQ_MODELS = ("bloom", "codegen", "falcon", "gemma", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mistral", "mixtral", "opt", "qwen2")
+# those of AutoGPTQ 0.7.1 that transformers has, whose blocks are called layers.N, and that are no mixtures of experts
+AUTO_GPTQ_MODELS = ("gemma", "gpt_neox", "llama", "mistral", "opt", "qwen2")
 
 
 class GptqOptions(FolderOptions):
@@ -42,7 +42,7 @@ class GptqOptions(FolderOptions):
     @field_validator("group_size")
     @classmethod
     def _group(cls, value: int) -> int:
-        return folders.choice(value, GROUP_SIZES, " (-1: one scale for a whole row)")
+        return folders.choice(value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)")
 
     @property
     def type(self) -> str:
@@ -63,9 +63,15 @@ def check(source: Source, options: GptqOptions) -> None:
         if options.backend == "auto-gptq":
             raise InputError("backend: auto-gptq runs the algorithm gptq only; leave out backend or algorithm")
     layers = folders.check(source, options, "GPTQ")
-    odd = [(name, outputs) for name, (outputs, inputs) in layers.items() if outputs * options.bits % 32 or inputs * options.bits % 32]
-    if odd:
-        raise InputError(f"bits: the widths of {len(odd)} layers cannot be packed at {options.bits} bits, e.g. {odd[0][0]} ({odd[0][1]} outputs): take 4 or 8")
+    if options.algorithm == "autoround":
+        folders.refuse_uneven(layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of")
+
+    def packs(bits: int) -> bool:
+        return all(outputs * bits % 32 == 0 and inputs * bits % 32 == 0 for outputs, inputs in layers.values())
+
+    if not packs(options.bits):
+        fit = ", ".join(str(bits) for bits in BITS if packs(bits)) or "none"
+        raise InputError(f"bits: the widths of this model's layers cannot be packed into words of 32 at {options.bits} bits; widths that fit: {fit}")
     if options.backend == "auto-gptq":
         _refuse_auto_gptq(source)
 
@@ -115,7 +121,7 @@ def recipe(options: GptqOptions) -> Recipe:
     else:
         target, settings = "autoquant.quantizers:gptqmodel", {**gptq, "algorithm": "gptq"}
         algorithm = f"GPTQ (GPTQModel {folders.installed('gptqmodel', 'gptq', 'GPTQ')})"
-    return Recipe(type=options.type, target=target, settings=settings, algorithm=algorithm, file_format="GPTQ (version 1)", reader="gptq", wanted=wanted,
+    return Recipe(type=options.type, target=target, settings=settings, algorithm=algorithm, file_format="GPTQ (version 1)", wanted=wanted,
                   estimate=options.algorithm, notes=() if options.sym or "GPTQModel" in algorithm else (folders.FOREIGN,))
 
 
@@ -135,5 +141,6 @@ def who_for(type: str) -> str:
 METHOD = Method(
     name="gptq", calibrated_by="calibration", title="GPTQ", summary="weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     options=GptqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256}, survey={},
-    variants=lambda options: (options.type,), check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=folders.how_to_run,
+    variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
+    how_to_run=folders.how_to_run,
     folder_suffix=lambda options: f"GPTQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))
