@@ -17,6 +17,7 @@ from autoquant.worker import Report
 PROMPT = "Once upon a time, there was a"
 GENERATED = 12  # tokens
 WORST = 3  # layers named
+LOW_BITS = 2.0  # at 2 bits GPTQ moves weights by more than their own size to keep a layer's outputs (1.09 in one layer of SmolLM2-135M)
 FITS = 4  # alternations; the error changes by less than 1e-4 after the third (measured on the embedded model)
 
 
@@ -36,8 +37,8 @@ def relative_error(before: Floats, after: Floats, *, scaled: bool) -> float:
     return float(np.linalg.norm(after - rows[:, None] * before * columns) / max(float(np.linalg.norm(after)), 1e-12))
 
 
-def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Floats], report: Report, *, scaled: bool = False) -> dict[str, float]:
-    """The :func:`relative_error` of each layer. Raises CheckFailed for another shape, values that are not finite, and an error of 1 or more."""
+def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Floats], report: Report, *, scaled: bool = False, limit: float = 1.0) -> dict[str, float]:
+    """The :func:`relative_error` of each layer. Raises CheckFailed for another shape, values that are not finite, and an error of ``limit`` or more."""
     errors: dict[str, float] = {}
     for i, name in enumerate(layers):
         before, after = original.get(f"{name}.weight"), read(name)
@@ -46,8 +47,8 @@ def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Flo
         if not np.isfinite(after).all():
             raise CheckFailed(f"{name} has NaN or Inf values after dequantizing")
         errors[name] = relative_error(before, after, scaled=scaled)
-        if errors[name] >= 1:
-            raise CheckFailed(f"{name} is off by {errors[name]:.0%} of its own size after dequantizing: no better than zeros")
+        if errors[name] >= limit:
+            raise CheckFailed(f"{name} is off by {errors[name]:.0%} of its own size after dequantizing")
         report(i + 1, len(layers) + 1)
     return errors
 
@@ -67,7 +68,7 @@ def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any
     lost = [name for name in layers if f"{name}.qweight" not in quantized]
     if lost:
         raise CheckFailed(f"{len(lost)} of {len(layers)} layers are not quantized: {', '.join(lost[:WORST])}")
-    errors = layer_errors(layers, original, lambda name: weight(quantized, name, block), report, scaled=scaled)
+    errors = layer_errors(layers, original, lambda name: weight(quantized, name, block), report, scaled=scaled, limit=1.0 if int(block["bits"]) > 3 else LOW_BITS)
     worst = sorted(errors, key=lambda name: -errors[name])[:WORST]
     broken = [name for name in quantized.plain() if not np.isfinite(quantized.get(name)).all()]
     if broken:
