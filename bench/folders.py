@@ -22,16 +22,14 @@ HEAD = ("format", "algorithm", "type", "bits/weight", "size", "perplexity", "KL 
 
 
 def configurations(small: bool, sets: list[str]) -> list[list[str]]:
-    """Command lines. The embedded model gets the whole grid; a larger one some of it, with group sizes that divide 576 inputs, and AutoRound with 50 steps."""
-    sizes = {bits: ("128", "64", "32") if small else ("64", "32") if bits in "42" else ("64",) for bits in "8432"}
-    scaled, learned = "--algorithm awq", "--algorithm autoround"
-    steps = "" if small else "--iterations 50"
+    """Command lines. The embedded model gets the whole grid; a larger one groups of 64, and AutoRound with 50 steps."""
+    sizes = ("128", "64", "32") if small else ("64",)
+    scaled, learned = "--algorithm awq", "--algorithm autoround" + ("" if small else " --iterations 50")
     lines = {
-        "gptq": [*(f"gptq --bits {bits} --group-size {size}" for bits in "8432" for size in sizes[bits]),
-                 *(f"gptq --bits {bits} --group-size 64 {more}" for bits in "42" for more in ("--desc-act", "--no-sym") if small or (bits, more) != ("2", "--desc-act"))],
-        "awq": [*(f"awq {scaled} --group-size {size}" for size in (sizes["4"] if small else ("64",))), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
-        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64 {steps}" for bits in "432"), f"awq {learned} --group-size 64 {steps}",
-                      *(f"gptq {learned} --bits {bits} --group-size 64 {more}" for bits in "42" for more in ("--no-sym", "--iterations 50") if small)]}
+        "gptq": [*(f"gptq --bits {bits} --group-size {size}" for bits in "8432" for size in sizes),
+                 *(f"gptq --bits {bits} --group-size 64 {more}" for bits in ("42" if small else "4") for more in ("--desc-act", "--no-sym"))],
+        "awq": [*(f"awq {scaled} --group-size {size}" for size in sizes), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
+        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64"]}
     return [line.split() for name in sets for line in lines[name]]
 
 
