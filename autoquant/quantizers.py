@@ -22,7 +22,8 @@ from autoquant.worker import Report
 def _begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
     """Refuse damaged weights, move to the scratch folder (GPTQModel writes a logs folder wherever it is started).
 
-    Returns the model's config, and the 16-bit dtype to work in: the source's own; bfloat16, which overflows nowhere, for one in float32, where the device has it.
+    Returns the model's config, and the 16-bit dtype to work in. On a GPU the source's own, bfloat16 for one in float32 if the GPU has it. On a CPU bfloat16: float16
+    took 1.7 times as long there (SmolLM2-135M) and gave the same (KL 0.1506 and 0.1513 at 4 bits).
     """
     import torch
     from safetensors import safe_open
@@ -39,8 +40,10 @@ def _begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
                 sizes[tensor.dtype] += tensor.numel()
     config: dict[str, Any] = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     own = sizes.most_common(1)[0][0]
-    if own not in (torch.float16, torch.bfloat16) or (own == torch.bfloat16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported()):
-        own = torch.bfloat16 if not torch.cuda.is_available() or torch.cuda.is_bf16_supported() else torch.float16
+    if not torch.cuda.is_available():
+        return config, torch.bfloat16
+    if own != torch.float16:
+        own = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return config, own
 
 
@@ -78,7 +81,7 @@ def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, 
     else:
         settings = GPTQConfig(bits=bits, group_size=group_size, desc_act=desc_act, sym=sym, damp_percent=damp_percent, offload_to_disk_path=scratch,
                               act_group_aware=not desc_act and group_size > 0)  # the library's default, which it refuses for whole rows
-    loaded: Any = GPTQModel.load(model, settings, device=device, dtype=dtype)  # on a CPU the library would take bfloat16 whatever the source has
+    loaded: Any = GPTQModel.load(model, settings, device=device, dtype=dtype)
     layers = _blocks(config)
     loaded.layer_callback = lambda *, layer_idx, submodule_finalized: report(layer_idx + 1, layers)
     loaded.quantize(_samples(ids), batch_size=batch_size, backend=backend)
