@@ -53,11 +53,20 @@ def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Flo
     return errors
 
 
+def warnings(errors: dict[str, float]) -> list[str]:
+    """What the user should know of layers whose weights moved by more than their own size: a line for the card, or nothing."""
+    worst = max(errors, key=lambda name: errors[name])
+    if errors[worst] < 1:
+        return []
+    return [f"{worst} is off by {errors[worst]:.0%} of its own size: at so few bits this way the model may be useless, so look at the measured quality; "
+            "zero points (--no-sym), smaller groups or algorithm autoround do better"]
+
+
 def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any], scaled: bool, parameters: int, report: Report) -> dict[str, Any]:
     """Check a quantized folder against its source: config, every layer's error, finite values, bits a weight, a generation by transformers.
 
     ``wanted`` is what config.json's quantization block must say.
-    Returns ``checks``, ``files`` ([name, bytes, sha256], config.json first) and ``bits_per_weight``. Raises CheckFailed naming the layer.
+    Returns ``checks``, ``notes``, ``files`` ([name, bytes, sha256], config.json first) and ``bits_per_weight``. Raises CheckFailed naming the layer.
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     block = config.get("quantization_config") or {}
@@ -79,7 +88,7 @@ def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any
         raise CheckFailed(f"the model generates nothing but token {generated[0] if generated else 'none'} after {PROMPT!r}")
     report(1, 1)
     paths = sorted((path for path in Path(folder).iterdir() if path.is_file()), key=lambda path: (path.name != "config.json", path.name))
-    return {"bits_per_weight": 8 * size / parameters, "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
+    return {"bits_per_weight": 8 * size / parameters, "notes": warnings(errors), "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
             "checks": [["layers", f"{len(layers)} dequantized and finite; relative error {np.mean(list(errors.values())):.3f} on average, worst "
                         + ", ".join(f"{name} {errors[name]:.3f}" for name in worst) + (" (AWQ's scales fitted)" if scaled else "")],
                        ["config", ", ".join(f"{name} {value}" for name, value in wanted.items())],

@@ -14,7 +14,7 @@ import pytest
 
 import autoquant
 from autoquant import awq_format, folder_checks
-from autoquant.errors import InputError
+from autoquant.errors import CheckFailed, InputError
 from autoquant.results import Result
 from autoquant.source import DEMO_FOLDER
 from tests import test_gguf
@@ -130,6 +130,18 @@ def test_a_scaled_layer_is_compared_without_its_scales_and_a_spoiled_one_is_not(
     assert folder_checks.relative_error(weight, scaled, scaled=False) > 0.5
     assert folder_checks.relative_error(weight, scaled, scaled=True) == pytest.approx(0.1, abs=0.02)
     assert folder_checks.relative_error(weight, rng.permutation(scaled), scaled=True) > 0.8
+
+
+def test_at_few_bits_a_layer_may_move_far_but_not_unsaid() -> None:
+    """SmolLM2 at 2 bits without zero points: a layer off by 109 %, and a perplexity of 72,000."""
+    weight = np.ones((4, 8), dtype=np.float32)
+    tensors: Any = type("Tensors", (), {"get": staticmethod(lambda name: weight)})
+    seen = folder_checks.layer_errors(["a", "b"], tensors, lambda name: weight * (1.1 if name == "a" else 2.09), lambda *_: None, limit=folder_checks.LOW_BITS)
+    (said,) = folder_checks.warnings(seen)
+    assert said.startswith("b is off by 109% of its own size: at so few bits")
+    assert folder_checks.warnings({"a": 0.99}) == []
+    with pytest.raises(CheckFailed, match="a is off by 109%"):
+        folder_checks.layer_errors(["a", "b"], tensors, lambda name: weight * 2.09, lambda *_: None)
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
             seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, folder=str(target), source=str(snapshot.folder),
                                 layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
         artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
-                            checks=tuple(Check(*one) for one in seen["checks"]), notes=recipe.notes,
+                            checks=tuple(Check(*one) for one in seen["checks"]), notes=(*recipe.notes, *seen["notes"]),
                             facts={"samples": len(ids), "calibration sha256": calibration.digest(ids), "algorithm": recipe.algorithm})
         names = {stored.name for stored in artifact.files}
         for output in run.steps.get(step, {}).get("outputs", ()):  # of an earlier run with other settings: no shard of it may stay beside the new files
@@ -243,6 +243,8 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
     else:
         artifact = Artifact.from_json(facts)
     run.passed(artifact)
+    for note in artifact.notes:
+        log.warning("%s: %s", type, note)
     layers_seen = next(one.seen for one in artifact.checks if one.name == "layers")
     return Made((artifact,), None, {"algorithm": artifact.facts["algorithm"], "file format": recipe.file_format,
                                     "calibration": f"{text.name}, {artifact.facts['samples']} samples of {length} tokens",
