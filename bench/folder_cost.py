@@ -1,4 +1,4 @@
-"""What GPTQ's wrapper costs, and the memory of GPTQ, AWQ and AutoRound on a synthetic checkpoint of 1.7 GB. usage: python bench/folder_cost.py WORK [time|memory]
+"""What GPTQ's wrapper costs, and the memory of GPTQ, AWQ and AutoRound on a synthetic checkpoint of 1.9 GB. usage: python bench/folder_cost.py WORK [time|memory]
 
 Time: `autoquant quantize gptq` with all of its checks against a direct call of GPTQModel with the same samples, alternating, on WORK/smollm2.
 Memory: the largest resident set of any one process, sampled from /proc; "anonymous" leaves out mapped file pages, which the system can take back.
@@ -57,13 +57,13 @@ def cost(work: Path) -> None:
 
 
 def memory(work: Path) -> None:
-    """Quantize the synthetic checkpoint with each algorithm; print the peaks."""
+    """Quantize a synthetic checkpoint of 16 layers with each algorithm; print the peaks."""
     model, out = work / "synthetic-folder", work / "folder-memory"
     if not model.is_dir():
-        checkpoint(model, layers=3)
+        checkpoint(model, layers=16, width=2048)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    print(f"checkpoint: {size / 1e9:.2f} GB, 3 layers of width 4096", flush=True)
-    learned = ("--algorithm", "autoround", "--iterations", "2", "--calibration-samples", "8")
+    print(f"checkpoint: {size / 1e9:.2f} GB, 16 layers of width 2048", flush=True)
+    learned = ("--algorithm", "autoround", "--iterations", "2", "--calibration-samples", "16")
     scaled = ("--algorithm", "awq", "--calibration-samples", "4")
     for method, more in (("gptq", ("--calibration-samples", "16", "--calibration-length", "256")), ("gptq", learned), ("awq", scaled)):
         shutil.rmtree(out, ignore_errors=True)

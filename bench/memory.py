@@ -19,8 +19,8 @@ from pathlib import Path
 LIMIT = 2_000_000_000
 
 
-def checkpoint(folder: Path, layers: int = 14, tokenizer: Path | None = None) -> int:
-    """Write a random Llama (width 4096, as Llama-2-7B's layers) in bfloat16, three shards; returns its bytes.
+def checkpoint(folder: Path, layers: int = 14, tokenizer: Path | None = None, width: int = 4096) -> int:
+    """Write a random Llama (by default of width 4096, as Llama-2-7B's layers) in bfloat16, three shards; returns its bytes.
 
     ``tokenizer`` is a checkpoint to take tokenizer and vocabulary size from, if not the embedded one's tokenizer with 32,000 rows.
     """
@@ -32,17 +32,18 @@ def checkpoint(folder: Path, layers: int = 14, tokenizer: Path | None = None) ->
     folder.mkdir(parents=True)
     vocabulary = json.loads((tokenizer / "config.json").read_text())["vocab_size"] if tokenizer else 32000
     config = json.loads((DEMO_FOLDER / "config.json").read_text())
-    config.update(hidden_size=4096, intermediate_size=11008, num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=32, head_dim=128,
+    inner = 11008 * width // 4096
+    config.update(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=width // 128, num_key_value_heads=width // 128, head_dim=128,
                   vocab_size=vocabulary, dtype="bfloat16", max_position_embeddings=512)
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy((tokenizer or DEMO_FOLDER) / name, folder / name)
-    shapes = {"model.embed_tokens.weight": (vocabulary, 4096), "lm_head.weight": (vocabulary, 4096), "model.norm.weight": (4096,)}
+    shapes = {"model.embed_tokens.weight": (vocabulary, width), "lm_head.weight": (vocabulary, width), "model.norm.weight": (width,)}
     for i in range(layers):
         prefix = f"model.layers.{i}."
-        shapes |= {f"{prefix}self_attn.{n}_proj.weight": (4096, 4096) for n in "qkvo"}
-        shapes |= {f"{prefix}mlp.{n}_proj.weight": (11008, 4096) for n in ("gate", "up")}
-        shapes |= {f"{prefix}mlp.down_proj.weight": (4096, 11008), f"{prefix}input_layernorm.weight": (4096,), f"{prefix}post_attention_layernorm.weight": (4096,)}
+        shapes |= {f"{prefix}self_attn.{n}_proj.weight": (width, width) for n in "qkvo"}
+        shapes |= {f"{prefix}mlp.{n}_proj.weight": (inner, width) for n in ("gate", "up")}
+        shapes |= {f"{prefix}mlp.down_proj.weight": (width, inner), f"{prefix}input_layernorm.weight": (width,), f"{prefix}post_attention_layernorm.weight": (width,)}
     names = list(shapes)
     parts = [names[i::3] for i in range(3)]
     weight_map = {}
