@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from memory import checkpoint, resident
 
@@ -29,13 +30,26 @@ loaded.quantize(samples, batch_size=4)
 loaded.save(target)
 os._exit(0)
 """
-SAMPLES, LENGTH, ROUNDS = 64, 512, 2
+SAMPLES, LENGTH, ROUNDS = 128, 512, 2
 
 
 def cost(work: Path) -> None:
     """Alternate the two sides; print each and the ratio of the medians."""
-    from autoquant import calibration, options
+    import autoquant
+    from autoquant import calibration, options, process
     from autoquant.methods.folders import environment
+
+    parts: dict[str, float] = {}
+    real = process.call
+
+    def timed(target: str, /, **kwargs: Any) -> Any:
+        begin = time.monotonic()
+        try:
+            return real(target, **kwargs)
+        finally:
+            parts[target.split(":")[1]] = time.monotonic() - begin
+
+    process.call = timed
 
     model, scratch = work / "smollm2", work / "folder-cost"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -48,11 +62,12 @@ def cost(work: Path) -> None:
         subprocess.run([sys.executable, "-c", DIRECT, str(model), str(scratch / f"direct{i}"), str(scratch / "ids.json"), str(scratch / "offload")], check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=scratch, env={**os.environ, **environment(None)})
         direct.append(time.monotonic() - start)
+        parts.clear()
         start = time.monotonic()
-        words = ["quantize", "gptq", str(model), "--group-size", "64", "--calibration-samples", str(SAMPLES), "--calibration-length", str(LENGTH), "--evaluate", "off"]
-        subprocess.run([sys.executable, "-m", "autoquant.cli", *words, "--out", str(scratch / f"ours{i}")], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        autoquant.gptq(model, group_size=64, calibration_samples=SAMPLES, calibration_length=LENGTH, evaluate="off", out=scratch / f"ours{i}")
         ours.append(time.monotonic() - start)
-        print(f"round {i + 1}: GPTQModel alone {direct[-1]:.1f} s, autoquant with all checks {ours[-1]:.1f} s", flush=True)
+        inside = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
+        print(f"round {i + 1}: GPTQModel alone {direct[-1]:.1f} s, autoquant with all checks {ours[-1]:.1f} s ({inside})", flush=True)
     print(f"ratio of medians: {statistics.median(ours) / statistics.median(direct):.3f}", flush=True)
 
 
