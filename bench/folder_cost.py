@@ -73,7 +73,7 @@ def cost(work: Path) -> None:
 
 def memory(work: Path) -> None:
     """Quantize a synthetic checkpoint of 16 layers with each algorithm; print the peaks."""
-    model, out = work / "synthetic-folder", work / "folder-memory"
+    model, out = work / "synthetic-2048", work / "folder-memory"
     if not model.is_dir():
         checkpoint(model, layers=16, width=2048)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
