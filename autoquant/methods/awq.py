@@ -23,8 +23,8 @@ class AwqOptions(FolderOptions):
     bits: int = option(4, "bits a weight: the file format that vLLM and transformers load has 4 only", metavar="4")
     zero_point: bool = option(True, "asymmetric, as nearly all AWQ files are; off is a little worse and no smaller: for runtimes that want it")
     algorithm: Literal["autoround", "awq"] = option(
-        "autoround", "how codes are chosen: autoround, which learns the rounding (the better one in our measurements), or awq (activation-aware scaling and clipping), "
-        "which needs less memory; the file format is the same")
+        "autoround", "how codes are chosen: autoround, which learns the rounding (the better one in our measurements), or awq (activation-aware scaling and clipping); "
+        "the file format is the same")
 
     @field_validator("bits")
     @classmethod

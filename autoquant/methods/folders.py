@@ -136,26 +136,24 @@ def refuse_iterations(options: FolderOptions, algorithm: str) -> None:
 def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int:
     """Bytes the quantizing process needs, roughly and rather too many; what the terms are was measured (bench/RESULTS.md, "Memory").
 
-    GPTQ and AWQ hold embeddings and head, the block at work, its samples' activations, and for GPTQ a float32 matrix [inputs, inputs] for each
-    matrix of the block, for AWQ every matrix's inputs. AutoRound holds the whole model, and a block's weights with their gradients in float32.
+    The whole model at 16 bits, once (GPTQModel means to hold less, but had it all in memory in the end), the block at work in float32, its samples'
+    activations; for GPTQ a float32 matrix [inputs, inputs] for each matrix of the block, for AWQ every matrix's inputs, for AutoRound the block's gradients.
     """
     layers = linears(source)
     blocks: dict[str, int] = defaultdict(int)
     for name, (outputs, inputs) in layers.items():
         found = BLOCK.search(name)
         blocks[found[1] if found else ""] += outputs * inputs
-    block, outside = max(blocks.values()), source.parameters - sum(blocks.values())
+    block, model = max(blocks.values()), (4 if source.dtype == "F32" and algorithm == "autoround" else 2) * source.parameters
     wide, hidden = max(inputs for _, inputs in layers.values()), min(inputs for _, inputs in layers.values())
     states = 2 * 2 * options.calibration_samples * min(options.calibration_length, source.context) * hidden  # what enters and leaves a block, 16 bits
     batch = 4 * 6 * options.batch_size * min(options.calibration_length, source.context) * wide
     base = 700_000_000  # torch, transformers and the library (measured on the embedded model: 0.63 GB)
     if algorithm == "autoround":
-        working = (4 if source.dtype == "F32" else 2) * source.parameters + 4 * 5 * block + states + 3 * batch
-    elif algorithm == "awq":
-        working = 2 * outside + 4 * 3 * block + 4 * states + batch
-    else:
-        working = 2 * outside + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
-    return base + max(working, 2 * outside + sum(blocks.values()) * 5 // 8)  # at the end the quantized model is loaded whole, at about 5 bits a weight, to see that it runs
+        return base + model + 4 * 5 * block + states + 3 * batch
+    if algorithm == "awq":
+        return base + model + 4 * 3 * block + 4 * states + batch
+    return base + model + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
 
 
 def plan(method: str, source: Source, options: FolderOptions, out: Path, *, type: str, size: int, algorithm: str) -> Plan:
@@ -266,8 +264,7 @@ def _what_would_fit(source: Source, options: FolderOptions, estimate: str, failu
             names = ("batch_size", "calibration_samples", "calibration_length")
             changed = [f"{name}={getattr(less, name)}" for name in names if getattr(less, name) != getattr(options, name)]
             return f"{now}. What would fit: {', '.join(changed)} (about {memory_needed(source, less, estimate) / 1e9:.1f} GB)"
-    other = "another algorithm than autoround, which holds the whole model; or " if estimate == "autoround" else ""
-    return f"{now}. Fewer or shorter samples would not be enough: take {other}a machine with more memory, or a smaller model"
+    return f"{now}. Fewer or shorter samples would not be enough: take a machine with more memory, or a smaller model"
 
 
 def how_to_run(result: Result) -> str:
