@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoquant.errors import InputError
+from autoquant.errors import CheckFailed, InputError
 from autoquant.worker import Report
 
 BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
@@ -66,7 +66,6 @@ def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size
 
     logging.getLogger("auto_gptq.modeling._base").addHandler(Watch())
     settings: Any = BaseQuantizeConfig(bits=bits, group_size=group_size, desc_act=desc_act, sym=sym, damp_percent=damp_percent)
-    # bfloat16 overflows nowhere that float16 does not, but AutoGPTQ's packing knows float16 only
     loaded: Any = AutoGPTQForCausalLM.from_pretrained(str(old), settings, torch_dtype=torch.float16)
     samples = [{"input_ids": torch.tensor([sample]), "attention_mask": torch.ones(1, len(sample), dtype=torch.long)} for sample in ids]
     loaded.quantize(samples, batch_size=batch_size)
@@ -96,7 +95,7 @@ def normalize(folder: Path, config: dict[str, Any], model: Path) -> None:
     """One model folder as GPTQModel would write it: model.safetensors, the source's own config with AutoGPTQ's settings, the source's tokenizer."""
     weights = list(folder.glob("gptq_model-*.safetensors"))
     if len(weights) != 1:
-        raise InputError(f"AutoGPTQ wrote {', '.join(path.name for path in weights) or 'no weights'}, where one file was expected")
+        raise CheckFailed(f"AutoGPTQ wrote {', '.join(path.name for path in weights) or 'no weights'}, where one file was expected")
     _without_biases(weights[0], folder / "model.safetensors", model)
     block = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
     block = {name: value for name, value in block.items() if name not in FOREIGN}

@@ -16,7 +16,6 @@ import autoquant
 from autoquant import awq_format, folder_checks
 from autoquant.errors import CheckFailed, InputError
 from autoquant.results import Result
-from autoquant.source import DEMO_FOLDER
 from tests import test_gguf
 from tests.test_gptq import QUICK, in_worker
 
@@ -240,4 +239,3 @@ def test_calibration_sets_are_compared_in_one_table(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             autoquant.compare("gptq", "demo", bad, out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
-    assert DEMO_FOLDER.is_dir()
