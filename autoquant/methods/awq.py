@@ -9,7 +9,7 @@ from pydantic import field_validator
 
 from autoquant.journal import RunFolder
 from autoquant.methods import Made, Method, folders
-from autoquant.methods.folders import AUTO, GROUP_SIZES, FolderOptions, Recipe
+from autoquant.methods.folders import FolderOptions, Recipe
 from autoquant.options import option
 from autoquant.plans import Plan
 from autoquant.source import Snapshot, Source
@@ -30,11 +30,6 @@ class AwqOptions(FolderOptions):
     @classmethod
     def _bits(cls, value: int) -> int:
         return folders.choice(value, (4,), " (AWQ's file format has no other; for 2, 3 or 8 bits take GPTQ)")
-
-    @field_validator("group_size")
-    @classmethod
-    def _group(cls, value: int) -> int:
-        return folders.choice(value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)")
 
     @property
     def type(self) -> str:

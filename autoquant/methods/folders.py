@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import field_validator
+
 from autoquant import calibration, process
 from autoquant.calibration import CalibrationOptions
 from autoquant.errors import InputError, OutOfMemory, ProcessFailed
@@ -40,6 +42,13 @@ ITERATIONS = 200  # AutoRound's own default
 F = TypeVar("F", bound="FolderOptions")
 
 
+def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
+    """A whole number that must be one of a few; a ValueError for pydantic if it is not."""
+    if value not in allowed:
+        raise ValueError(f"{value} is not allowed; allowed: {', '.join(map(str, allowed))}{more}")
+    return value
+
+
 class FolderOptions(CalibrationOptions):
     """The options of methods that quantize the blocks' matrices in groups."""
 
@@ -48,12 +57,10 @@ class FolderOptions(CalibrationOptions):
     batch_size: int = option(4, "samples at once through a layer; fewer take less memory", unit="samples", ge=1, le=256)
     iterations: int = option(ITERATIONS, "steps of algorithm autoround for each block; fewer are quicker, more a little better", unit="steps", ge=1, le=10_000)
 
-
-def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
-    """A whole number that must be one of a few; a ValueError for pydantic if it is not."""
-    if value not in allowed:
-        raise ValueError(f"{value} is not allowed; allowed: {', '.join(map(str, allowed))}{more}")
-    return value
+    @field_validator("group_size")
+    @classmethod
+    def _group(cls, value: int) -> int:
+        return choice(value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)")
 
 
 def group(size: int) -> str:

@@ -11,7 +11,7 @@ from autoquant import environments, process
 from autoquant.errors import InputError
 from autoquant.journal import RunFolder
 from autoquant.methods import Made, Method, folders
-from autoquant.methods.folders import AUTO, GROUP_SIZES, FolderOptions, Recipe
+from autoquant.methods.folders import FolderOptions, Recipe
 from autoquant.options import option
 from autoquant.plans import Plan
 from autoquant.source import Snapshot, Source
@@ -38,11 +38,6 @@ class GptqOptions(FolderOptions):
     @classmethod
     def _bits(cls, value: int) -> int:
         return folders.choice(value, BITS)
-
-    @field_validator("group_size")
-    @classmethod
-    def _group(cls, value: int) -> int:
-        return folders.choice(value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)")
 
     @property
     def type(self) -> str:
