@@ -19,7 +19,7 @@ LLAMA := $(shell grep '^llama_cpp_python==' constraints.txt)
 WHEELS ?= $(HOME)/.cache/autoquant/wheels/$(shell echo '$(LLAMA) $(CMAKE_ARGS)' "$$($(PYTHON) -VV) $$(uname -sm)" | cksum | cut -d' ' -f1)
 
 demo: $(VENV)/.ready
-	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT)/GGUF --pre-tokenizer gpt-2 --imatrix builtin --eval-chunks 60 \
+	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT)/GGUF --imatrix builtin --eval-chunks 60 \
 	  --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K,IQ3_XXS
 	$(BIN)/autoquant quantize gptq demo --out $(DEMO_OUT)/GPTQ --calibration-length 256 --eval-chunks 60
 	$(BIN)/autoquant quantize awq demo --out $(DEMO_OUT)/AWQ --calibration-samples 32 --calibration-length 256 --eval-chunks 60

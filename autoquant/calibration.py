@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autoquant import licenses
 from autoquant.errors import InputError
@@ -23,6 +23,8 @@ DEFAULT_SPLIT = "train"
 
 class CalibrationOptions(MethodOptions):
     """The options of methods that calibrate."""
+
+    calibrated_by: ClassVar[str] = "calibration"
 
     calibration: str = option("builtin", "text to calibrate on: builtin (English novels), a .txt, .jsonl or .parquet file, or a dataset on the Hugging Face Hub "
                               "as owner/name or owner/name@revision; a text like what the model will be used for is better", metavar="builtin|FILE|OWNER/NAME")
@@ -51,9 +53,7 @@ class Calibration:
     seed: int = 0
 
     def as_options(self, name: str) -> dict[str, Any]:
-        """The options it stands for, when it is given for the option ``name`` ("calibration", or GGUF's "imatrix"). Raises InputError for another option."""
-        if name not in ("calibration", "imatrix"):
-            raise InputError(f"{name}: a Calibration is given as calibration, or to gguf as imatrix")
+        """The options it stands for, when it is given for the option ``name`` ("calibration", or GGUF's "imatrix")."""
         values = {f"calibration_{part}": getattr(self, part) for part in ("column", "split", "subset", "samples", "length", "seed")}
         return {**values, "calibration": str(self.text), **({name: "calibration"} if name != "calibration" else {})}
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from autoquant.redact import RedactingFilter, redact
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="autoquant", description="Quantize a language model, check and measure the result, write its model card.",
-                                     epilog="Start with: autoquant quantize gguf demo --pre-tokenizer gpt-2")
+                                     epilog="Start with: autoquant quantize gguf demo")
     parser.add_argument("--version", action="version", version=f"autoquant {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="say more while working; full tracebacks of our own bugs")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -111,7 +112,8 @@ def _setup(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
-    method.environment(method.options())
+    with tempfile.TemporaryDirectory() as scratch:
+        method.prepare(Path(scratch) / "log")
     print(f"{method.name}: ready")
 
 

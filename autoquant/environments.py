@@ -1,4 +1,8 @@
-"""Python environments of their own, for libraries that cannot live beside the others. Made on first use under the cache folder, by uv if it is there."""
+"""Python environments of their own, for libraries that cannot live beside the others. Made on first use under the cache folder.
+
+Two kinds: a separate one with everything pinned (AutoGPTQ; by uv if it is there), and an overlay, which sees the packages of this environment and adds to them what an
+extra of this package needs (GPTQModel wants a newer numpy, protobuf and pyarrow than Colab ships: so they are changed for its processes and for nobody else).
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,27 @@ import logging
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 from autoquant import process
 from autoquant.cache import cache_folder
 from autoquant.errors import InputError, ProcessFailed
 from autoquant.journal import key_of
-from autoquant.progress import hidden
+from autoquant.progress import Bar
 
 log = logging.getLogger(__name__)
+PACKAGE = "autoquant-notebooks"
 PYTHON = (3, 11)  # auto-gptq 0.7.1 has wheels for 3.8 to 3.11; numpy 1.26 has them up to 3.12
 AUTO_GPTQ_WORKER = "autoquant.auto_gptq:work"
+CUDA_WORKER = "autoquant.environments:cuda"
 PINS: dict[str, dict[str, str]] = {
     # The set that imports and quantizes together. datasets 3 and pyarrow 20 are the last that take numpy 1.26; torch is added as the one that is installed here.
     "auto-gptq": {"auto-gptq": "0.7.1", "transformers": "4.49.0", "accelerate": "0.34.2", "peft": "0.12.0", "numpy": "1.26.4", "datasets": "3.5.0", "pyarrow": "20.0.0",
                   "pandas": "2.3.3", "huggingface_hub": "0.36.2", "tokenizers": "0.21.4", "fsspec": "2024.12.0"},
 }
+OVERLAYS = ("gptq",)  # extras whose packages may live in an overlay
+SHARED = ("torch", "transformers", "tokenizers", "huggingface_hub", "safetensors")  # an overlay takes these from the environment below it, or cannot be made
 
 
 def cuda() -> bool:
@@ -33,35 +42,80 @@ def cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def extra(name: str) -> dict[str, str]:
+    """The packages of one of this package's extras, with what is asked of their versions ("==7.6.0")."""
+    from packaging.requirements import Requirement
+
+    wanted = [Requirement(text) for text in importlib.metadata.requires(PACKAGE) or ()]
+    return {one.name: str(one.specifier) for one in wanted if one.marker is not None and one.marker.evaluate({"extra": name})}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def here(name: str) -> bool:
+    """Whether everything an extra needs is installed in this environment, so that no overlay is wanted."""
+    return all(_version(package) for package in extra(name))
+
+
+def version(package: str) -> str:
+    """The version of a package: of one in an overlay, the one that is there or will be (those that matter are pinned exactly). Empty if it is nowhere."""
+    for name in OVERLAYS:
+        if package in extra(name) and not here(name):
+            made = [found.version for found in importlib.metadata.distributions(name=package, path=[str(_site(name))])]
+            return made[0] if made else extra(name)[package].removeprefix("==")
+    return _version(package)
+
+
 def _uv() -> str | None:
     return shutil.which("uv")
 
 
 def refuse(name: str) -> None:
     """Refuse an environment that cannot be made here. Nothing is installed."""
-    if _uv() is None and sys.version_info[:2] != PYTHON and not (_folder(name) / "ready").is_file():
+    if name in PINS and _uv() is None and sys.version_info[:2] != PYTHON and not (_folder(name) / "ready").is_file():
         wanted = ".".join(map(str, PYTHON))
         raise InputError(f"{name} needs an environment with Python {wanted}, and this is {sys.version_info[0]}.{sys.version_info[1]}: install uv, which fetches one "
                          f"(pip install uv), or start AutoQuant with Python {wanted}")
 
 
 def _requirements(name: str) -> list[str]:
+    if name not in PINS:
+        return [f"{package}{wanted}" for package, wanted in extra(name).items()]
     torch = importlib.metadata.version("torch").split("+")[0]
     return [*(f"{package}=={version}" for package, version in PINS[name].items()), f"torch=={torch}"]
 
 
+def _python_version(name: str) -> tuple[int, int]:
+    return PYTHON if name in PINS else sys.version_info[:2]
+
+
+def _shared(name: str) -> list[str]:
+    return [] if name in PINS else [f"{package}=={_version(package)}" for package in SHARED]
+
+
 def _folder(name: str) -> Path:
-    return cache_folder() / "environments" / f"{name}-{key_of(_requirements(name), list(PYTHON))[:12]}"
+    key = key_of(_requirements(name), list(_python_version(name)), *([_shared(name), sys.prefix] if name not in PINS else []))
+    return cache_folder() / "environments" / f"{name}-{key[:12]}"
+
+
+def _site(name: str) -> Path:
+    """The folder of an environment's packages."""
+    folder, python = str(_folder(name)), ".".join(map(str, _python_version(name)))
+    return Path(sysconfig.get_path("purelib", "venv", vars={"base": folder, "platbase": folder, "installed_base": folder, "py_version_short": python}))
 
 
 def python(name: str, logs: Path) -> str:
-    """The interpreter of an environment, which is made if it is not there: some minutes, and with CUDA's libraries some GB.
+    """The interpreter of an environment, which is made if it is not there: some minutes, and AutoGPTQ's with CUDA's libraries some GB.
 
     What pip says goes to ``logs``. Written are only files below the cache folder (``environments/``), which may be deleted at any time.
     Raises ProcessFailed with pip's last lines.
     """
     from filelock import FileLock
-    from tqdm.auto import tqdm
 
     refuse(name)
     folder = _folder(name)
@@ -71,26 +125,41 @@ def python(name: str, logs: Path) -> str:
         if not (folder / "ready").is_file():
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while making it
             log.warning("making an environment for %s in %s; this is done once and takes some minutes", name, folder)
-            uv, wanted = _uv(), ".".join(map(str, PYTHON))
-            steps = ([[uv, "venv", "--python", wanted, str(folder)], [uv, "pip", "install", "--python", str(interpreter), *_requirements(name)]] if uv else
-                     [[sys.executable, "-m", "venv", str(folder)], [str(interpreter), "-m", "pip", "install", "--disable-pip-version-check", *_requirements(name)]])
+            create, install = _commands(name, folder, interpreter)
             try:
-                for argv in tqdm(steps, desc=f"environment for {name}", disable=hidden(), leave=False):
-                    process.run(argv, log=logs, env={"BUILD_CUDA_EXT": "0"})  # AutoGPTQ's kernels only run models; quantizing is torch
+                with Bar(f"environment for {name}") as progress:
+                    process.run(create, log=logs)
+                    if name not in PINS:
+                        _see_below(name)
+                    progress(1, 10)
+                    process.run(install, log=logs, env={"BUILD_CUDA_EXT": "0"})  # AutoGPTQ's kernels only run models; quantizing is torch
             except ProcessFailed as failure:
                 raise ProcessFailed(f"the environment for {name} could not be made: {failure}") from None
             (folder / "ready").write_text(json.dumps(_requirements(name)), encoding="utf-8")
-        site = Path(_site(interpreter))
-        link = site / "autoquant"  # this package, and nothing else of the environment it is in
-        here = Path(__file__).resolve().parent
-        if link.resolve() != here:
+        link = _site(name) / "autoquant"  # this package; a separate environment sees nothing else of the environment it is in
+        package = Path(__file__).resolve().parent
+        if link.resolve() != package:
             link.unlink(missing_ok=True)
-            link.symlink_to(here, target_is_directory=True)
+            link.symlink_to(package, target_is_directory=True)
     return str(interpreter)
 
 
-def _site(interpreter: Path) -> str:
-    """The folder of an environment's packages."""
-    import subprocess
+def _see_below(name: str) -> None:
+    """Let an overlay see the packages of this environment, those of Debian's dist-packages and of .pth files too; its own go before them."""
+    below = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *(path for path in sys.path if Path(path).name in ("site-packages", "dist-packages"))}
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(below) if Path(path).is_dir()]
+    (_site(name) / "below.pth").write_text("".join(lines), encoding="utf-8")
 
-    return subprocess.run([str(interpreter), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True).stdout.strip()
+
+def _commands(name: str, folder: Path, interpreter: Path) -> tuple[list[str], list[str]]:
+    """What makes an environment, and what installs into it."""
+    if name not in PINS:  # this environment's pip, which sees what is below: Debian's Python has no ensurepip
+        kept = folder.with_suffix(".constraints")
+        kept.write_text("\n".join(_shared(name)) + "\n", encoding="utf-8")
+        return ([sys.executable, "-m", "venv", "--without-pip", str(folder)],
+                [sys.executable, "-m", "pip", "--python", str(interpreter), "install", "--disable-pip-version-check", "--constraint", str(kept), *_requirements(name)])
+    uv, wanted = _uv(), ".".join(map(str, PYTHON))
+    if uv:
+        return [uv, "venv", "--python", wanted, str(folder)], [uv, "pip", "install", "--python", str(interpreter), *_requirements(name)]
+    return ([sys.executable, "-m", "venv", str(folder)],
+            [str(interpreter), "-m", "pip", "install", "--disable-pip-version-check", *_requirements(name)])

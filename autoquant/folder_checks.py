@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,22 @@ def relative_error(before: Floats, after: Floats, *, scaled: bool) -> float:
 
 def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Floats], report: Report, *, scaled: bool = False, limit: float = 1.0) -> dict[str, float]:
     """The :func:`relative_error` of each layer. Raises CheckFailed for another shape, values that are not finite, and an error of ``limit`` or more."""
-    errors: dict[str, float] = {}
-    for i, name in enumerate(layers):
+    def error_of(name: str) -> float:
         before, after = original.get(f"{name}.weight"), read(name)
         if after.shape != before.shape:
             raise CheckFailed(f"{name} has shape {after.shape} after dequantizing, the source {before.shape}")
         if not np.isfinite(after).all():
             raise CheckFailed(f"{name} has NaN or Inf values after dequantizing")
-        errors[name] = relative_error(before, after, scaled=scaled)
-        if errors[name] >= limit:
-            raise CheckFailed(f"{name} is off by {errors[name]:.0%} of its own size after dequantizing")
-        report(i + 1, len(layers) + 1)
+        error = relative_error(before, after, scaled=scaled)
+        if error >= limit:
+            raise CheckFailed(f"{name} is off by {error:.0%} of its own size after dequantizing")
+        return error
+
+    errors: dict[str, float] = {}
+    with ThreadPoolExecutor(max_workers=2) as pool:  # NumPy works outside the interpreter's lock; more at once would only take more memory
+        for name, error in zip(layers, pool.map(error_of, layers), strict=True):
+            errors[name] = error
+            report(len(errors), len(layers) + 1)
     return errors
 
 

@@ -10,7 +10,7 @@ import argparse
 import inspect
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -30,6 +30,11 @@ class UploadOptions(BaseModel):
     """Where and how a finished run is uploaded. None of them changes a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    calibrated_by: ClassVar[str] = ""  # the option that takes a Calibration, of a method that calibrates
+    applies: ClassVar[Mapping[str, str]] = {"private": "upload", "layout": "upload", "overwrite": "upload"}
+    """When an option has a meaning, for forms to grey it out: "other" (is given), "other=value", "other!=value", or "other~value" (a list with it)."""
+    main: ClassVar[tuple[str, ...]] = ()
+    """The options that a form shows at first; the others are folded."""
 
     upload: str = option("", "repository on the Hugging Face Hub to upload to when done; each file is sent while the next is being made", metavar="OWNER/NAME")
     private: Literal["auto", "yes", "no"] = option("auto", "whether a repository that is created is private; auto: if the source is private or gated")
@@ -49,6 +54,7 @@ class UploadOptions(BaseModel):
 class MethodOptions(UploadOptions):
     """What every method takes. A method adds its own options in a subclass."""
 
+    applies: ClassVar[Mapping[str, str]] = {**UploadOptions.applies, "eval_text": "evaluate!=off", "eval_chunks": "evaluate!=off"}
     evaluate: Literal["auto", "on", "off"] = option(
         "auto", "measure perplexity, KL divergence and top-token agreement against the unquantized model; "
         "auto does so for models of at most 2 billion parameters (above, a CPU needs hours)")
@@ -78,6 +84,34 @@ def _allowed(cls: type[UploadOptions], name: str) -> str:
     return metavar or ("a whole number" if field.annotation is int else "a text")
 
 
+def choices(field: FieldInfo) -> tuple[list[Any], bool]:
+    """What a form offers for an option: the values there are (or that are suggested), and whether another may be typed.
+
+    Without a Literal they are read from the metavar, in which words in capitals stand for something else: ``builtin|FILE``.
+    """
+    if typing.get_origin(field.annotation) is Literal:
+        return list(typing.get_args(field.annotation)), False
+    extra = field.json_schema_extra
+    parts = [part for part in str(extra.get("metavar") or "").split("|") if part] if isinstance(extra, dict) else []
+    named = [part for part in parts if part.upper() != part or part.lstrip("-").isdigit()]
+    return [int(part) if field.annotation is int else part for part in named], len(named) < len(parts) or not parts
+
+
+def meant(cls: type[UploadOptions], name: str, values: Mapping[str, Any]) -> bool:
+    """Whether an option has a meaning beside the other values (see ``applies``)."""
+    rule = cls.applies.get(name, "")
+    if not rule:
+        return True
+    other, unequal, unwanted = rule.partition("!=")
+    if unequal:
+        return bool(str(values[other]) != unwanted) and meant(cls, other, values)
+    other, contains, wanted = rule.partition("~")
+    if contains:
+        return wanted in _split(str(values[other]))
+    other, equal, wanted = rule.partition("=")
+    return (str(values[other]) == wanted if equal else bool(values[other])) and meant(cls, other, values)
+
+
 def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -93,8 +127,8 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
              for name, value in values.items()}
     for name, value in values.items():
         if hasattr(value, "as_options"):
-            if name == "calibration" and "imatrix" in cls.model_fields:
-                raise InputError("calibration: gguf takes a Calibration as imatrix=…")
+            if name != cls.calibrated_by:
+                raise InputError(f"{name}: a Calibration is given as {cls.calibrated_by}" if cls.calibrated_by else f"{name}: nothing here takes a Calibration")
             meant = value.as_options(name)
             twice = sorted((set(meant) - {name}) & set(values))
             if twice:

@@ -1,7 +1,8 @@
 """The libraries that quantize, each behind one function that turns a folder into another. All run in worker processes: these libraries patch others on import.
 
-Each takes ``model`` and ``target`` (folders), ``ids`` (calibration samples, [n][length] token ids), ``scratch`` (a folder of its own), ``batch_size``
-and ``report``, and raises InputError for an architecture it does not know and for weights that are not finite.
+Each takes ``model`` and ``target`` (folders), ``packing`` (calibration.pack's arguments without the folder), ``scratch`` (a folder of its own), ``batch_size``
+and ``report``, and raises InputError for a text that is too short, an architecture it does not know and weights that are not finite. Each returns how many samples
+there were, and their hash.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from autoquant import calibration
 from autoquant.auto_gptq import BESIDE
 from autoquant.errors import InputError
 from autoquant.worker import Report
@@ -51,12 +53,12 @@ def _blocks(config: dict[str, Any]) -> int:
     return int((config.get("text_config") or config).get("num_hidden_layers") or 1)
 
 
-def _samples(ids: list[list[int]]) -> list[dict[str, list[int]]]:
-    return [{"input_ids": sample, "attention_mask": [1] * len(sample)} for sample in ids]
+def _used(ids: list[list[int]]) -> dict[str, Any]:
+    return {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
 
 
-def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, bits: int, group_size: int, sym: bool, batch_size: int, scratch: str, report: Report,
-              desc_act: bool = False, damp_percent: float = 0.05) -> None:
+def gptqmodel(model: str, target: str, packing: dict[str, Any], *, algorithm: str, bits: int, group_size: int, sym: bool, batch_size: int, scratch: str, report: Report,
+              desc_act: bool = False, damp_percent: float = 0.05) -> dict[str, Any]:
     """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one.
 
     The samples must all have one length (as calibration.pack makes them): of samples that differ, GPTQModel 7.6's AWQ looks at the last batch only, and on a CPU it then scales the
@@ -71,6 +73,7 @@ def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, 
 
     if config.get("model_type") not in SUPPORTED_MODELS:
         raise InputError(f"GPTQModel does not know the architecture {config.get('model_type')!r}; it knows: {', '.join(sorted(SUPPORTED_MODELS))}")
+    ids = calibration.pack(model, **packing)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     settings: Any
     backend = BACKEND.AUTO
@@ -84,13 +87,14 @@ def gptqmodel(model: str, target: str, ids: list[list[int]], *, algorithm: str, 
     loaded: Any = GPTQModel.load(model, settings, device=device, dtype=dtype)
     layers = _blocks(config)
     loaded.layer_callback = lambda *, layer_idx, submodule_finalized: report(layer_idx + 1, layers)
-    loaded.quantize(_samples(ids), batch_size=batch_size, backend=backend)
+    loaded.quantize([{"input_ids": sample, "attention_mask": [1] * len(sample)} for sample in ids], batch_size=batch_size, backend=backend)
     loaded.save(target)
     _tidy(Path(target), model)
+    return _used(ids)
 
 
-def autoround(model: str, target: str, ids: list[list[int]], *, format: str, bits: int, group_size: int, sym: bool, iterations: int, batch_size: int, scratch: str,
-              report: Report) -> None:
+def autoround(model: str, target: str, packing: dict[str, Any], *, format: str, bits: int, group_size: int, sym: bool, iterations: int, batch_size: int, scratch: str,
+              report: Report) -> dict[str, Any]:
     """AutoRound (Cheng et al. 2023: rounding and clipping learned by signed gradients, block by block), written in the GPTQ or AWQ format (``format``)."""
     config, dtype = _begin(model, scratch)
 
@@ -123,6 +127,7 @@ def autoround(model: str, target: str, ids: list[list[int]], *, format: str, bit
             pass
 
     orchestrator.tqdm = Bar
+    ids = calibration.pack(model, **packing)
     length = len(ids[0])
     samples = [{"input_ids": torch.tensor([sample]), "attention_mask": torch.ones(1, length, dtype=torch.long)} for sample in ids]
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
@@ -136,6 +141,7 @@ def autoround(model: str, target: str, ids: list[list[int]], *, format: str, bit
             os.replace(path, Path(target) / path.name)
         folder.rmdir()
     _tidy(Path(target), model)
+    return _used(ids)
 
 
 def _dtype(folder: Path) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from autoquant import __version__, evaluate, journal, licenses, options, process, source
+from autoquant import __version__, environments, evaluate, journal, licenses, options, process, source
 from autoquant.cache import cache_folder
 from autoquant.calibration import Calibration
 from autoquant.errors import HubFailed, InputError
@@ -102,10 +102,11 @@ def compare(method: Method, model: str | Path, calibrations: Mapping[str, Any], 
             raise InputError(f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _")
         if not isinstance(one, Calibration):
             raise InputError(f"calibrations: {name} is no Calibration but {type(one).__name__}; write autoquant.Calibration({str(one)!r})")
-        chosen = options.build(method.options, {**values, method.calibrated_by: one})  # all are looked at before the first is run
+        chosen = options.build(method.options, {**values, method.options.calibrated_by: one})  # all are looked at before the first is run
         found = source.resolve(model, allow_pickle=chosen.allow_pickle)
         method.check(found, method.settle(found, chosen))
-    return Comparison({name: quantize(method, model, out=Path(out) / name, values={**values, method.calibrated_by: one}) for name, one in calibrations.items()})
+    return Comparison({name: quantize(method, model, out=Path(out) / name, values={**values, method.options.calibrated_by: one}) for name, one in calibrations.items()},
+                      label="calibration")
 
 
 def _finish(result: Result, run: RunFolder) -> Result:
@@ -299,14 +300,8 @@ def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", 
 
 def _provenance(method: Method, snapshot: Snapshot, chosen: MethodOptions, facts: dict[str, Any]) -> dict[str, Any]:
     """What the card says about how the files were made; nothing in it names this machine."""
-    import importlib.metadata
-
-    versions = []
-    for package in method.packages:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    known = {package: environments.version(package) for package in method.packages}
+    versions = [f"{package} {version}" for package, version in known.items() if version]
     changed = {name: value for name, value in chosen.model_dump().items()
                if value != type(chosen).model_fields[name].default and name not in options.UploadOptions.model_fields}
     named = ["eval_text", "imatrix", "converter"]

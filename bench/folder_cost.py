@@ -30,7 +30,7 @@ loaded.quantize(samples, batch_size=4)
 loaded.save(target)
 os._exit(0)
 """
-SAMPLES, LENGTH, ROUNDS = 64, 512, 2
+SAMPLES, LENGTH, ROUNDS = 128, 512, 2  # the defaults
 
 
 def cost(work: Path) -> None:

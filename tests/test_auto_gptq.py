@@ -46,12 +46,7 @@ def test_the_config_as_transformers_4_reads_it() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # pip installs an environment
 def test_its_real_quantize_path_and_a_folder_that_todays_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = environments.process.call
-
-    def call(target: str, /, **kwargs: Any) -> Any:
-        return True if target == "autoquant.environments:cuda" else real(target, **kwargs)
-
-    monkeypatch.setattr(environments.process, "call", call)
+    monkeypatch.setattr(environments, "CUDA_WORKER", "tests.fakes.auto_gptq_cpu:cuda")
     monkeypatch.setattr(environments, "AUTO_GPTQ_WORKER", "tests.fakes.auto_gptq_cpu:work")
     values: dict[str, Any] = {"backend": "auto-gptq", "group_size": 64, "sym": False, "calibration_samples": 16, "calibration_length": 128, "eval_chunks": 8}
     result = autoquant.gptq("demo", **values, out=tmp_path / "out")

@@ -105,12 +105,17 @@ def test_bad_options_leave_nothing_behind(values: dict[str, Any], said: str, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_pre_tokenizer_is_refused_with_a_way_on(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"pre-tokenizer of tiny-austen-4m \(its tokenizer.json says: ByteLevel\).*--pre-tokenizer gpt-2"):
-        autoquant.gguf("demo", out=tmp_path / "out", evaluate="off")
+def test_unknown_pre_tokenizer_is_refused_with_a_way_on(model: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pre-tokenizer of own \(its tokenizer.json says: ByteLevel\).*--pre-tokenizer gpt-2"):
+        autoquant.gguf(model("own"), out=tmp_path / "out", evaluate="off")
     with pytest.raises(InputError, match=r"has none called 'gpt2x'"):
         autoquant.gguf("demo", out=tmp_path / "out", evaluate="off", pre_tokenizer="gpt2x")
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_model_needs_no_pre_tokenizer(tmp_path: Path) -> None:
+    result = autoquant.gguf("demo", types=["Q8_0"], evaluate="off", out=tmp_path / "out")
+    assert "--pre-tokenizer gpt-2" in result.card(), "the card says what was assumed"
 
 
 def test_a_wrong_pre_tokenizer_is_found_by_comparing_token_ids(tmp_path: Path) -> None:

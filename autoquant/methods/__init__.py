@@ -34,7 +34,8 @@ class Method:
     what options leave to the source; ``check`` looks at
     the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
     ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
-    those that make a plan show everything. ``environment`` are the worker processes' variables. ``calibrated_by`` is the option that takes a Calibration.
+    those that make a plan show everything. ``environment`` are the worker processes' variables.
+    ``prepare`` fetches beforehand what the method needs beside its packages, with a log of its own.
     """
 
     name: str
@@ -54,8 +55,8 @@ class Method:
     who_for: Callable[[str], str]
     how_to_run: Callable[[Result], str]
     folder_suffix: Callable[[Any], str]
-    calibrated_by: str
     packages: Sequence[str]
+    prepare: Callable[[Path], None]
 
 
 def _methods() -> dict[str, Method]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
+from autoquant import environments
 from autoquant.journal import RunFolder
 from autoquant.methods import Made, Method, folders
 from autoquant.methods.folders import FolderOptions, Recipe
@@ -19,6 +20,8 @@ CLIP_ROWS = 64  # GPTQModel's AWQ looks for clipping bounds that many outputs at
 
 class AwqOptions(FolderOptions):
     """The options of AWQ. Names are AutoAWQ's."""
+
+    main: ClassVar[tuple[str, ...]] = ("group_size", "algorithm", "calibration", "evaluate", "upload")
 
     bits: int = option(4, "bits a weight: the file format that vLLM and transformers load has 4 only", metavar="4")
     zero_point: bool = option(True, "asymmetric, as nearly all AWQ files are; off is a little worse and no smaller: for runtimes that want it")
@@ -39,10 +42,7 @@ class AwqOptions(FolderOptions):
 
 def check(source: Source, options: AwqOptions) -> None:
     """What can be refused within a second."""
-    folders.installed("gptqmodel", "gptq", "AWQ")
     folders.refuse_iterations(options, options.algorithm)
-    if options.algorithm == "autoround":
-        folders.installed("auto-round", "gptq", "algorithm autoround")
     layers = folders.check(source, options, "AWQ")
     if options.algorithm == "awq":
         folders.refuse_uneven(layers, CLIP_ROWS, "the AWQ algorithm clips outputs that many at a time:")
@@ -71,11 +71,11 @@ def recipe(options: AwqOptions) -> Recipe:
     basic = {"bits": options.bits, "group_size": options.group_size, "sym": not options.zero_point}
     wanted = {"quant_method": "awq", "bits": options.bits, "group_size": options.group_size, "zero_point": options.zero_point, "version": "gemm"}
     if options.algorithm == "autoround":
-        algorithm = f"AutoRound {folders.installed('auto-round', 'gptq', 'algorithm autoround')}"
+        algorithm = f"AutoRound {environments.version('auto-round')}"
         return Recipe(type=options.type, target="autoquant.quantizers:autoround", settings={**basic, "format": "auto_awq", "iterations": options.iterations}, algorithm=algorithm,
                       file_format="AWQ (gemm)", wanted=wanted, estimate="autoround")
     return Recipe(type=options.type, target="autoquant.quantizers:gptqmodel", settings={**basic, "algorithm": "awq"},
-                  algorithm=f"AWQ: activation-aware scaling and clipping (GPTQModel {folders.installed('gptqmodel', 'gptq', 'AWQ')})", file_format="AWQ (gemm)",
+                  algorithm=f"AWQ: activation-aware scaling and clipping (GPTQModel {environments.version('gptqmodel')})", file_format="AWQ (gemm)",
                   wanted=wanted, estimate="awq", scaled=True)
 
 
@@ -90,8 +90,8 @@ def who_for(type: str) -> str:
 
 
 METHOD = Method(
-    name="awq", calibrated_by="calibration", title="AWQ", summary="weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang, transformers",
+    name="awq", title="AWQ", summary="weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20}, survey={},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
-    how_to_run=folders.how_to_run,
+    how_to_run=folders.how_to_run, prepare=folders.prepare,
     folder_suffix=lambda options: f"AWQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -10,14 +9,14 @@ import re
 import shutil
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import field_validator
 
-from autoquant import calibration, process
+from autoquant import calibration, environments, process
 from autoquant.calibration import CalibrationOptions
 from autoquant.errors import InputError, OutOfMemory, ProcessFailed
 from autoquant.evaluate import memory_available
@@ -52,6 +51,7 @@ def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
 class FolderOptions(CalibrationOptions):
     """The options of methods that quantize the blocks' matrices in groups."""
 
+    applies: ClassVar[Mapping[str, str]] = {**CalibrationOptions.applies, "iterations": "algorithm=autoround"}
     group_size: int = option(AUTO, "weights that share a scale: 32, 64, 128, or -1 (a whole row); must divide every layer's input width. 0 takes 128, or the largest that does",
                              metavar="0|-1|32|64|128")
     batch_size: int = option(4, "samples at once through a layer; fewer take less memory", unit="samples", ge=1, le=256)
@@ -74,14 +74,6 @@ def group(size: int) -> str:
 def linears(source: Source) -> dict[str, tuple[int, int]]:
     """The layers that are quantized: the blocks' matrices, name -> (outputs, inputs). Embeddings and output head stay as they are."""
     return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes(source).items() if len(shape) == 2 and LINEAR.search(name)}
-
-
-def installed(package: str, extra: str, what: str) -> str:
-    """The version of a package that a method needs. Raises InputError with the command that installs it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise InputError(f"{what} needs {package}: pip install 'autoquant-notebooks[{extra}]'") from None
 
 
 def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
@@ -189,7 +181,7 @@ class Recipe:
 
     ``algorithm`` and ``file_format`` are kept apart: several algorithms write the same format. ``settings`` go to the function and into the
     journal's key; ``wanted`` is what the config's quantization block must say; ``scaled``: the algorithm scales weights (see folder_checks.relative_error);
-    ``estimate`` names the memory formula.
+    ``estimate`` names the memory formula. ``environment``: the extra whose packages the function needs (an overlay is made if they are not here), or a separate one.
     """
 
     type: str
@@ -199,15 +191,23 @@ class Recipe:
     file_format: str
     wanted: Mapping[str, Any]
     estimate: str
+    environment: str = "gptq"
     scaled: bool = False
     notes: tuple[str, ...] = ()
 
 
-def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe: Recipe, python: Callable[[], str] | None = None) -> Made:
-    """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder.
+def _interpreter(name: str, logs: Path) -> str:
+    """The interpreter that has the packages of an extra: this one (""), or that of an overlay, which is made on first use."""
+    return "" if environments.here(name) else environments.python(name, logs)
 
-    ``python`` gives the interpreter of an environment of its own, if the recipe needs one; it is asked only when there is work to do.
-    """
+
+def prepare(logs: Path) -> None:
+    """Make the overlay, if the libraries are not here."""
+    _interpreter("gptq", logs)
+
+
+def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe: Recipe) -> Made:
+    """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder."""
     source, env, type = snapshot.source, environment(options), recipe.type
     text = calibration.documents(options)
     length = min(options.calibration_length, source.context)
@@ -219,26 +219,31 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
     facts = run.done(step, key)
     if facts is None:
         layers = linears(source)
-        ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), texts=text.texts, samples=options.calibration_samples,
-                           length=length, seed=options.calibration_seed)
-        log.info("%s of %s: %d samples of %d tokens, %d layers", recipe.algorithm, source.id, len(ids), length, len(layers))
-        interpreter = python() if python is not None else ""
+        ours = _interpreter("gptq", run.logs)  # it also reads the folders of the other algorithms and backends
+        packing: dict[str, Any] = {"texts": text.texts, "samples": options.calibration_samples, "length": length, "seed": options.calibration_seed}
+        log.info("%s of %s: at most %d samples of %d tokens, %d layers", recipe.algorithm, source.id, options.calibration_samples, length, len(layers))
         target = run.work / "model"
         shutil.rmtree(target, ignore_errors=True)
+        work: dict[str, Any] = {"log": run.logs, "env": env, "model": str(snapshot.folder), "target": str(target), "scratch": str(run.work / "scratch"),
+                                "batch_size": options.batch_size, **recipe.settings}
         with Bar(f"quantize {type}") as progress:
             try:
-                process.call(recipe.target, log=run.logs, env=env, progress=progress, python=interpreter, model=str(snapshot.folder), target=str(target), ids=ids,
-                             scratch=str(run.work / "scratch"), batch_size=options.batch_size, **recipe.settings)
+                if recipe.environment in environments.PINS:  # it may read the tokenizer otherwise: the samples are packed here
+                    ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), **packing)
+                    process.call(recipe.target, progress=progress, python=environments.python(recipe.environment, run.logs), ids=ids, **work)
+                    used = {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
+                else:
+                    used = process.call(recipe.target, progress=progress, python=ours, packing=packing, **work)
             except (OutOfMemory, ProcessFailed) as failure:
                 if isinstance(failure, ProcessFailed) and failure.signal != signal.SIGKILL:
                     raise
                 raise InputError(_what_would_fit(source, options, recipe.estimate, failure)) from None
         with Bar("check") as progress:
-            seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, folder=str(target), source=str(snapshot.folder),
+            seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, python=ours, folder=str(target), source=str(snapshot.folder),
                                 layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
         artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
                             checks=tuple(Check(*one) for one in seen["checks"]), notes=(*recipe.notes, *seen["notes"]),
-                            facts={"samples": len(ids), "calibration sha256": calibration.digest(ids), "algorithm": recipe.algorithm})
+                            facts={**used, "algorithm": recipe.algorithm})
         names = {stored.name for stored in artifact.files}
         for output in run.steps.get(step, {}).get("outputs", ()):  # of an earlier run with other settings: no shard of it may stay beside the new files
             if output["name"] not in names:

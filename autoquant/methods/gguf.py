@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -26,7 +27,7 @@ from autoquant.options import option
 from autoquant.plans import Plan, PlanItem
 from autoquant.progress import Bar
 from autoquant.results import Artifact, Check, Result, Stored
-from autoquant.source import Snapshot, Source, bytes_to_fetch, sha256_of
+from autoquant.source import DEMOS, Snapshot, Source, bytes_to_fetch, sha256_of
 
 log = logging.getLogger(__name__)
 CALIBRATION = Path(__file__).parent.parent / "demo" / "austen_calibration.txt"
@@ -38,6 +39,11 @@ SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 class GgufOptions(CalibrationOptions):
     """The options of GGUF quantization. Names are llama.cpp's where it has one."""
+
+    calibrated_by: ClassVar[str] = "imatrix"
+    applies: ClassVar[Mapping[str, str]] = {**{name: "imatrix=calibration" for name in CalibrationOptions.model_fields if name.startswith("calibration")},
+                                            **CalibrationOptions.applies, "imatrix_chunks": "imatrix!=none"}
+    main: ClassVar[tuple[str, ...]] = ("types", "imatrix", "evaluate", "upload")
 
     types: tuple[str, ...] = option(("Q4_K_M",), "GGUF types to make; `autoquant types` lists all of them with their use", metavar="TYPE,…", min_length=1)
     imatrix: str = option("none", "importance matrix, which improves all types below Q8_0: none, builtin (computed on English novels), a UTF-8 text file to compute it on, "
@@ -109,6 +115,11 @@ def _tensor_type_name(name: str) -> str:
     if upper not in TENSOR_TYPES:
         raise ValueError(f"{name!r} is no tensor type; nearest: {', '.join(nearest(upper, TENSOR_TYPES))}")
     return upper
+
+
+def settle(source: Source, options: GgufOptions) -> GgufOptions:
+    """The embedded models' vocabulary is their own, so llama.cpp cannot know its pre-tokenizer; we do."""
+    return options.model_copy(update={"pre_tokenizer": "gpt-2"}) if source.folder in DEMOS.values() and not options.pre_tokenizer else options
 
 
 def check(source: Source, options: GgufOptions) -> None:
@@ -336,6 +347,11 @@ def _write_modelfile(folder: Path, artifact: Artifact) -> None:
                      f"# Ollama takes the chat template and the stop tokens from the file itself.\nFROM ./{artifact.name}\n")
 
 
+def prepare(logs: Path) -> None:
+    """Fetch the converter."""
+    llama.environment(llama.locate(""))
+
+
 def who_for(type: str) -> str:
     """One line: when to take this type."""
     return TYPES[type].when
@@ -362,9 +378,10 @@ print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
 
 
 METHOD = Method(
-    name="gguf", calibrated_by="imatrix", variants=lambda options: options.types,
+    name="gguf", variants=lambda options: options.types,
     title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
-    options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0"), "pre_tokenizer": "gpt-2"},
-    survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, settle=lambda source, options: options, check=check, plan=plan, quantize=quantize,
+    options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0")},
+    survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, settle=settle, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,
-    folder_suffix=lambda options: "GGUF", packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "numpy"))
+    folder_suffix=lambda options: "GGUF", prepare=prepare,
+    packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "numpy"))

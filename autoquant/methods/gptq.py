@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -24,6 +25,9 @@ AUTO_GPTQ_MODELS = ("gemma", "gpt_neox", "llama", "mistral", "opt", "qwen2")
 
 class GptqOptions(FolderOptions):
     """The options of GPTQ. Names are GPTQModel's and AutoGPTQ's."""
+
+    applies: ClassVar[Mapping[str, str]] = {**FolderOptions.applies, "desc_act": "algorithm=gptq", "damp_percent": "algorithm=gptq", "backend": "algorithm=gptq"}
+    main: ClassVar[tuple[str, ...]] = ("bits", "group_size", "algorithm", "calibration", "evaluate", "upload")
 
     bits: int = option(4, "bits a weight: 2, 3, 4 or 8; 4 is the usual choice, and the only one most fast kernels know", metavar="2|3|4|8")
     desc_act: bool = option(False, "quantize inputs in the order of their activations (act-order): a little better, slower to run in some runtimes")
@@ -48,10 +52,8 @@ class GptqOptions(FolderOptions):
 
 def check(source: Source, options: GptqOptions) -> None:
     """What can be refused within a second (with backend auto-gptq within some: CUDA is looked for)."""
-    folders.installed("gptqmodel", "gptq", "GPTQ")  # it also reads the folders of the other algorithm and backend
     folders.refuse_iterations(options, options.algorithm)
     if options.algorithm == "autoround":
-        folders.installed("auto-round", "gptq", "algorithm autoround")
         for name, idle in (("desc_act", options.desc_act), ("damp_percent", options.damp_percent != DAMP)):
             if idle:
                 raise InputError(f"{name}: AutoRound has no such setting; leave it out, or take algorithm='gptq'")
@@ -80,7 +82,7 @@ def _refuse_auto_gptq(source: Source) -> None:
     if kind not in AUTO_GPTQ_MODELS:
         raise InputError(f"backend: AutoGPTQ does not know the architecture {kind!r}; it knows: {', '.join(AUTO_GPTQ_MODELS)}. Leave out backend: GPTQModel knows more")
     with tempfile.TemporaryDirectory() as scratch:
-        if not process.call("autoquant.environments:cuda", log=Path(scratch) / "log"):
+        if not process.call(environments.CUDA_WORKER, log=Path(scratch) / "log"):
             raise InputError("backend: auto-gptq quantizes on an NVIDIA GPU only, and torch finds none here; nothing was installed. Leave out backend: GPTQModel writes the same "
                              "format, on a CPU too. In Colab: Runtime, Change runtime type, T4 GPU")
     environments.refuse("auto-gptq")
@@ -110,21 +112,20 @@ def recipe(options: GptqOptions) -> Recipe:
     wanted = {"quant_method": "gptq", "bits": options.bits, "group_size": options.group_size, "sym": options.sym, "desc_act": options.desc_act, "checkpoint_format": "gptq"}
     if options.algorithm == "autoround":
         target, settings = "autoquant.quantizers:autoround", {**basic, "format": "auto_gptq", "iterations": options.iterations}
-        algorithm = f"AutoRound {folders.installed('auto-round', 'gptq', 'algorithm autoround')}"
+        algorithm = f"AutoRound {environments.version('auto-round')}"
     elif options.backend == "auto-gptq":
         target, settings, algorithm = environments.AUTO_GPTQ_WORKER, gptq, f"GPTQ (AutoGPTQ {environments.PINS['auto-gptq']['auto-gptq']})"
     else:
         target, settings = "autoquant.quantizers:gptqmodel", {**gptq, "algorithm": "gptq"}
-        algorithm = f"GPTQ (GPTQModel {folders.installed('gptqmodel', 'gptq', 'GPTQ')})"
+        algorithm = f"GPTQ (GPTQModel {environments.version('gptqmodel')})"
     return Recipe(type=options.type, target=target, settings=settings, algorithm=algorithm, file_format="GPTQ (version 1)", wanted=wanted,
-                  estimate=options.algorithm, notes=() if options.sym or "GPTQModel" in algorithm else (folders.FOREIGN,))
+                  estimate=options.algorithm, environment="auto-gptq" if options.backend == "auto-gptq" else "gptq",
+                  notes=() if options.sym or "GPTQModel" in algorithm else (folders.FOREIGN,))
 
 
 def quantize(snapshot: Snapshot, options: GptqOptions, run: RunFolder) -> Made:
     """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder."""
-    made = recipe(options)
-    python = (lambda: environments.python("auto-gptq", run.logs)) if options.backend == "auto-gptq" else None
-    return folders.quantize(snapshot, options, run, made, python)
+    return folders.quantize(snapshot, options, run, recipe(options))
 
 
 def who_for(type: str) -> str:
@@ -134,8 +135,8 @@ def who_for(type: str) -> str:
 
 
 METHOD = Method(
-    name="gptq", calibrated_by="calibration", title="GPTQ", summary="weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers",
+    name="gptq", title="GPTQ", summary="weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     options=GptqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256}, survey={},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
-    how_to_run=folders.how_to_run,
+    how_to_run=folders.how_to_run, prepare=folders.prepare,
     folder_suffix=lambda options: f"GPTQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

@@ -8,6 +8,11 @@ from typing import Any
 from autoquant import auto_gptq
 
 
+def cuda() -> bool:
+    """A GPU, by its word."""
+    return True
+
+
 class _Torch:
     """torch as AutoGPTQ's main module sees it: with a GPU, by its word."""
 
