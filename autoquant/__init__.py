@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import AutoQuantError, CheckFailed, HubFailed, InputError, OutOfMemory, ProcessFailed
+from autoquant.errors import AutoQuantError, CheckFailed, HubFailed, InputError, OutOfMemory, ProcessFailed, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from autoquant.calibration import Calibration
-    from autoquant.results import Result
+    from autoquant.results import Comparison, Result
 
     gguf: Callable[..., Result]
     gptq: Callable[..., Result]
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _METHOD_NAMES = ("gguf", "gptq", "awq")  # a test compares it with METHODS; here so that importing this package stays cheap
-__all__ = ["AutoQuantError", "Calibration", "CheckFailed", "HubFailed", "InputError", "OutOfMemory", "ProcessFailed", "compare", "load", "plan", *_METHOD_NAMES]
+__all__ = ["AutoQuantError", "Calibration", "CheckFailed", "Comparison", "HubFailed", "InputError", "OutOfMemory", "ProcessFailed", "Stopped", "compare",
+           "load", "plan", *_METHOD_NAMES]
 
 
 def _function(name: str) -> Callable[..., Result]:
@@ -102,8 +103,12 @@ def __getattr__(name: str) -> Any:
         from autoquant.calibration import Calibration
 
         return Calibration
+    if name == "Comparison":
+        from autoquant.results import Comparison
+
+        return Comparison
     raise AttributeError(f"module 'autoquant' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "Calibration", *_METHOD_NAMES])
+    return sorted([*globals(), "Calibration", "Comparison", *_METHOD_NAMES])

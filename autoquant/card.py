@@ -15,7 +15,7 @@ from autoquant.errors import InputError
 from autoquant.journal import write_atomically
 from autoquant.methods import METHODS
 from autoquant.results import Result
-from autoquant.source import DEMO, DEMO_FOLDER
+from autoquant.source import DEMOS
 
 PROJECT = "AutoQuant"
 
@@ -45,7 +45,8 @@ def data(result: Result) -> ModelCardData:
 def command(result: Result) -> str:
     """The command line that makes the same files."""
     source = result.source
-    words = ["autoquant", "quantize", result.method, DEMO if source.folder == DEMO_FOLDER else f"{source.id}@{source.revision}" if source.revision else source.id]
+    embedded = next((name for name, folder in DEMOS.items() if folder == source.folder), "")
+    words = ["autoquant", "quantize", result.method, embedded or (f"{source.id}@{source.revision}" if source.revision else source.id)]
     if result.base_model:
         words += ["--base-model", result.base_model]
     for name, value in result.provenance["options"].items():

@@ -16,6 +16,10 @@ class AutoQuantError(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(redact(text))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: the line, in a notebook too."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class InputError(AutoQuantError):
     """What was asked for cannot be done as asked: a bad option, folder, file, or too little room.
@@ -34,6 +38,12 @@ class OutOfMemory(AutoQuantError):
 
     where = ""
     available = 0
+
+
+class Stopped(AutoQuantError):
+    """The user stopped a run in a notebook."""
+
+    exit_status = 130
 
 
 class CheckFailed(AutoQuantError):

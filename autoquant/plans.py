@@ -19,7 +19,7 @@ class PlanItem:
     impossible: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """Sizes are bytes. ``disk_needed`` is for all items together, with what is downloaded, and what is written in between and removed again.
 
@@ -47,3 +47,10 @@ class Plan:
         from autoquant import report
 
         return report.plan(self)
+
+    __repr__ = __str__  # what a Python prompt shows
+
+    def _repr_html_(self) -> str:
+        from autoquant import report
+
+        return report.plan_html(self)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import html as escaping
+import io
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoquant import trace
 from autoquant.methods import METHODS
 from autoquant.plans import Plan
-from autoquant.results import Artifact, Comparison, Evaluation, Result
+from autoquant.results import Comparison, Evaluation, Result
 
 PLOT = "size-against-quality.png"
 HEAD = ("type", "bits/weight", "size", "perplexity", "KL mean", "KL median", "KL 99 %", "same top token")
@@ -79,64 +81,108 @@ def terminal(result: Result) -> str:
 
 def html(result: Result) -> str:
     """The table with the plot beside it, for a notebook."""
-    import base64
-
     picture = result.folder / PLOT
-    image = f'<img alt="size against quality" style="max-width:480px" src="data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}">' if picture.is_file() else ""
+    image = picture_html(picture.read_bytes(), "size against quality") if picture.is_file() else ""
+    uploads = "".join(f'<br>Uploaded and compared with the server: <a href="{escaping.escape(one.url)}">{escaping.escape(one.repo)}</a>' for one in result.receipts)
     return (f"<div><p><b>{escaping.escape(result.source.id)}</b>: {METHODS[result.method].title}</p><div style='display:flex;flex-wrap:wrap;gap:1em'>"
-            f"{_html_table(HEAD, rows(result))}{image}</div><p>{_protocol(result)}<br>Files: {escaping.escape(str(result.folder))}</p></div>")
+            f"{_html_table(HEAD, rows(result))}{image}</div><p>{_protocol(result)}<br>Files: {escaping.escape(str(result.folder))}{uploads}</p></div>")
+
+
+def picture_html(png: bytes, alt: str) -> str:
+    """A picture for a notebook."""
+    return f'<img alt="{escaping.escape(alt)}" style="max-width:min(100%,680px)" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def checks_html(result: Result) -> str:
+    """What was looked at on each file of a result, and what was seen, for a notebook."""
+    body = [(artifact.type, check.name, check.seen) for artifact in result.artifacts for check in artifact.checks]
+    notes = "".join(f"<p>⚠ {escaping.escape(artifact.type)}: {escaping.escape(note)}</p>" for artifact in result.artifacts for note in artifact.notes)
+    return f"<div>{_html_table(('type', 'check', 'seen'), body, left=3)}{notes}</div>"
+
+
+def checks(result: Result) -> str:
+    """The same for a terminal."""
+    return table(("type", "check", "seen"), [(artifact.type, check.name, check.seen) for artifact in result.artifacts for check in artifact.checks], left=3)
 
 
 def _compared(result: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    first = next(iter(result.results.values()))
-    body = [("unquantized", "", *rows(first)[0][1:])] if first.reference is not None else []
+    body: list[tuple[str, ...]] = []
+    shown: set[str] = set()
     for name, one in result.results.items():
-        body += [(name, *row) for row in rows(one) if row[0] != "unquantized"]
-    return ("calibration", *HEAD), body
+        first = one.source.id not in shown and one.reference is not None
+        shown.add(one.source.id)
+        body += [(one.source.id if row[0] == "unquantized" else name, *row) for row in rows(one) if row[0] != "unquantized" or first]
+    return (result.label, *HEAD), body
+
+
+def _about(result: Comparison) -> tuple[str, str]:
+    """A comparison in words: what is compared, and how far."""
+    sources = {one.source.id: one.source for one in result.results.values()}
+    titles = dict.fromkeys(METHODS[one.method].title for one in result.results.values())
+    protocol = _protocol(next(iter(result.results.values())))
+    if len({one.tokenizer for one in result.results.values() if one.tokenizer}) > 1:
+        protocol += " These models have different tokenizers: their perplexities a token do not compare with each other."
+    return f"{', '.join(sources)}: {', '.join(titles)}", protocol
 
 
 def comparison(result: Comparison) -> str:
-    """The table of several calibration sets, for a terminal."""
+    """The table of several results, for a terminal."""
     head, body = _compared(result)
-    first = next(iter(result.results.values()))
-    return "\n".join([f"{first.source.id}: {METHODS[first.method].title}", "", table(head, body, left=2), "", _protocol(first),
-                      f"each in a folder of its own in {first.folder.parent}"])
+    title, protocol = _about(result)
+    return "\n".join([title, "", table(head, body, left=2), "", protocol, *(f"{name}: {one.folder}" for name, one in result.results.items())])
 
 
 def comparison_html(result: Comparison) -> str:
-    """The table of several calibration sets, for a notebook."""
+    """Table and plot of several results, for a notebook."""
     head, body = _compared(result)
-    first = next(iter(result.results.values()))
-    return (f"<div><p><b>{escaping.escape(first.source.id)}</b>: {METHODS[first.method].title}</p>{_html_table(head, body)}"
-            f"<p>{_protocol(first)}<br>Folders: {escaping.escape(str(first.folder.parent))}</p></div>")
+    title, protocol = _about(result)
+    drawn = io.BytesIO()
+    image = picture_html(drawn.getvalue(), "size against quality") if _draw(result.results, drawn) else ""
+    return (f"<div><p><b>{escaping.escape(title)}</b></p><div style='display:flex;flex-wrap:wrap;gap:1em'>{_html_table(head, body, left=2)}{image}</div>"
+            f"<p>{escaping.escape(protocol)}</p></div>")
 
 
-def _html_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    cells = "".join("<tr>" + "".join(f"<td>{escaping.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-    return f"<table><thead><tr>{''.join(f'<th>{escaping.escape(cell)}</th>' for cell in head)}</tr></thead><tbody>{cells}</tbody></table>"
+def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag} style='text-align:{'left' if i < left else 'right'}'>{escaping.escape(cell)}</{tag}>" for i, cell in enumerate(cells)) + "</tr>"
+
+    return f"<table><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in body)}</tbody></table>"
 
 
-def plan(result: Plan) -> str:
-    """A plan as a table, with the verdict below."""
+def _planned(result: Plan) -> tuple[str, tuple[str, ...], list[tuple[str, ...]], list[str], list[str]]:
+    """A plan's parts: the model in words, head and rows of the table, notes, verdict."""
     head = ("type", "bits/weight", "size", "imatrix", "note")
     body = [(item.type, "–", "–", "", f"cannot be made: {item.impossible}") if item.impossible else
             (item.type, f"{item.bits_per_weight:.2f}", size(item.bytes), "needed" if item.needs_imatrix else "", item.note) for item in result.items]
     notes = sorted({row[4] for row in body if row[4]})
+    below = []
     if len(notes) > 1 or any(len(note) > 40 for note in notes):  # long notes go below the table
         marks = {note: f"[{i}]" for i, note in enumerate(notes, 1)}
         body = [(*row[:4], marks.get(row[4], "")) for row in body]
-        below = [textwrap.fill(f"{mark} {note}", 110, subsequent_indent="    ") for note, mark in marks.items()]
-    else:
-        below = []
+        below = [f"{mark} {note}" for note, mark in marks.items()]
     filled = [i for i in range(len(head)) if any(row[i] for row in body)]  # a method without importance matrix needs no column for it
-    shown = table(tuple(head[i] for i in filled), [tuple(row[i] for i in filled) for row in body])
     source = result.source
     verdict = [*([f"to download: {size(result.download)}"] if result.download else []),
                f"all of these together: {size(result.disk_needed)} on the disk (free: {size(result.disk_free)})",
                f"memory while working: about {size(result.memory_needed)} (available: {size(result.memory_available)})",
                "it fits" if result.fits else "it does NOT fit" + (": ask for fewer or smaller types" if result.disk_needed > result.disk_free else "")]
-    return "\n".join([f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters, {source.dtype}, {size(source.bytes)}", "",
-                      shown, *below, *(f"note: {note}" for note in result.notes), "", *verdict])
+    title = f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters, {source.dtype}, {size(source.bytes)}"
+    return title, tuple(head[i] for i in filled), [tuple(row[i] for i in filled) for row in body], [*below, *(f"note: {note}" for note in result.notes)], verdict
+
+
+def plan(result: Plan) -> str:
+    """A plan as a table, with the verdict below."""
+    title, head, body, notes, verdict = _planned(result)
+    return "\n".join([title, "", table(head, body), *(textwrap.fill(note, 110, subsequent_indent="    ") for note in notes), "", *verdict])
+
+
+def plan_html(result: Plan) -> str:
+    """A plan for a notebook."""
+    title, head, body, notes, verdict = _planned(result)
+    lines = "".join(f"<div>{escaping.escape(line)}</div>" for line in (*notes, *verdict[:-1]))
+    color = "--jp-success-color1,#2e7d32" if result.fits else "--jp-error-color1,#b00020"
+    return (f"<div><p><b>{METHODS[result.method].title}</b> of {escaping.escape(title)}</p>{_html_table(head, body)}{lines}"
+            f"<div style='color:var({color})'><b>{'✓' if result.fits else '✗'} {escaping.escape(verdict[-1])}</b></div></div>")
 
 
 def evaluations(measured: Sequence[tuple[str, Evaluation]]) -> str:
@@ -146,43 +192,53 @@ def evaluations(measured: Sequence[tuple[str, Evaluation]]) -> str:
 
 def plot(result: Result, path: Path) -> None:
     """Size against perplexity and against KL divergence, one point a file, as a PNG. Nothing if fewer than one was measured."""
-    measured = sorted((a for a in result.artifacts if a.evaluation), key=lambda a: a.bytes)
-    if not measured or result.reference is None:
-        return
-    with trace.library("plot"):
-        _draw(result, measured, path)
-
-
-def _draw(result: Result, measured: list[Artifact], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    reference = result.reference
-    assert reference is not None
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    unit, scale = ("GB", 1e9) if measured[-1].bytes >= 1e9 else ("MB", 1e6)
-    x = [a.bytes / scale for a in measured]
-    evaluations = [a.evaluation for a in measured if a.evaluation]
-    series = ((left, [e.perplexity for e in evaluations], "perplexity (lower is better)"), (right, [e.kl_mean for e in evaluations], "mean KL divergence, nats a token"))
-    for axis, values, label in series:
-        axis.plot(x, values, "-", color="#c9c9c9", linewidth=1, zorder=1)
-        axis.scatter(x, values, color="#2a6f97", zorder=2)
-        axis.set_xlabel(f"size, {unit}")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.25)
-        axis.margins(x=0.16, y=0.16)
-    left.axhline(reference.perplexity, color="#a4161a", linewidth=1, linestyle="--")
-    left.annotate("unquantized", (1, reference.perplexity), xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points",
-                  ha="right", va="top", fontsize=8, color="#a4161a")
-    if all(e.kl_mean > 0 for e in evaluations) and max(e.kl_mean for e in evaluations) > 20 * min(e.kl_mean for e in evaluations):
-        right.set_yscale("log")
-    for axis, values, _ in series:
-        for i, (artifact, value) in enumerate(zip(measured, values, strict=True)):
-            axis.annotate(artifact.type, (x[i], value), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    figure.suptitle(f"{result.source.id}: size against quality", fontsize=11)
     scratch = path.with_name(f".{path.name}.part")
-    figure.savefig(scratch, format="png")
-    scratch.replace(path)
+    if _draw({result.source.id: result}, scratch):
+        scratch.replace(path)
 
+
+COLORS = ("#2a6f97", "#e07a1f", "#5f8f3e", "#8e5aa8", "#b23a48", "#4d4d4d")
+
+
+def _draw(results: Mapping[str, Result], target: Path | io.BytesIO) -> bool:
+    """Draw the measured artifacts of one or several results into a PNG; False if there are none."""
+    measured = {name: sorted((a for a in one.artifacts if a.evaluation), key=lambda a: a.bytes) for name, one in results.items() if one.reference is not None}
+    measured = {name: artifacts for name, artifacts in measured.items() if artifacts}
+    if not measured:
+        return False
+    with trace.library("plot"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9.6, 4.2), layout="constrained", dpi=120)
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        largest = max(artifacts[-1].bytes for artifacts in measured.values())
+        unit, scale = ("GB", 1e9) if largest >= 1e9 else ("MB", 1e6)
+        every = [a.evaluation.kl_mean for artifacts in measured.values() for a in artifacts if a.evaluation]
+        for axis, label in ((left, "perplexity (lower is better)"), (right, "mean KL divergence, nats a token")):
+            axis.set_xlabel(f"size, {unit}")
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.25)
+            axis.margins(x=0.16, y=0.16)
+        for i, (name, artifacts) in enumerate(measured.items()):
+            color = COLORS[i % len(COLORS)]
+            x = [a.bytes / scale for a in artifacts]
+            evaluations = [a.evaluation for a in artifacts if a.evaluation]
+            for axis, values in ((left, [e.perplexity for e in evaluations]), (right, [e.kl_mean for e in evaluations])):
+                axis.plot(x, values, "-", color=color, alpha=0.3, linewidth=1, zorder=1)
+                axis.scatter(x, values, color=color, zorder=2, label=name)
+                for artifact, at, value in zip(artifacts, x, values, strict=True):
+                    axis.annotate(artifact.type, (at, value), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        models = {one.source.id: one.reference for one in results.values() if one.reference is not None}
+        for model, row in models.items():
+            left.axhline(row.perplexity, color="#a4161a", linewidth=1, linestyle="--")
+            left.annotate(f"{model.rsplit('/', 1)[-1]} unquantized" if len(models) > 1 else "unquantized", (1, row.perplexity),
+                          xycoords=("axes fraction", "data"), xytext=(-4, -4), textcoords="offset points", ha="right", va="top", fontsize=8, color="#a4161a")
+        if all(value > 0 for value in every) and max(every) > 20 * min(every):
+            right.set_yscale("log")
+        if len(measured) > 1:
+            left.legend(fontsize=8)
+        figure.suptitle(f"{' and '.join(models)}: size against quality", fontsize=11)
+        figure.savefig(target, format="png")
+    return True

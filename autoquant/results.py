@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autoquant.look import Look
     from autoquant.source import Source
 
 
@@ -190,16 +191,68 @@ class Result:
         return run.upload_folder(self.folder, {"upload": repo, "private": visible, "layout": layout, "overwrite": overwrite, "base_model": base_model or self.base_model},
                                  dry_run=dry_run)
 
-    def card(self) -> str:
-        """The model card's text (README.md of the run folder)."""
-        return (self.folder / "README.md").read_text(encoding="utf-8")
+    def card(self) -> Card:
+        """The model card's text (README.md of the run folder); in a notebook it shows itself rendered."""
+        return Card((self.folder / "README.md").read_text(encoding="utf-8"))
+
+    def checks(self) -> Checks:
+        """What was looked at on each file, and what was seen; prints as a table."""
+        return Checks(self)
+
+    def look(self, type: str = "", layer: str = "") -> Look:
+        """Look inside one quantized layer: its weights before and after, the error, one group of weights code by code. In a notebook it shows itself as pictures.
+
+        type: one of the run's types; default the first. layer: a layer's name in the unquantized model, e.g. model.layers.3.mlp.up_proj; default one in the middle.
+        Raises InputError for a layer that there is not, or that the format stores in another order.
+        """
+        from autoquant import look
+
+        return look.look(self, type, layer)
+
+    @property
+    def tokenizer(self) -> str:
+        """A hash of the source's tokenizer; empty if its folder is gone. Perplexities compare only between models that have the same."""
+        import hashlib
+
+        path = self.source.folder / "tokenizer.json"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+class Card(str):
+    """A model card's text."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self).split("\n---\n", 1)[-1] if self.startswith("---\n") else str(self)  # the metadata is for the Hub
+
+
+@dataclass(frozen=True, repr=False)
+class Checks:
+    """A result's checks, to be shown."""
+
+    result: Result
+
+    def __str__(self) -> str:
+        from autoquant import report
+
+        return report.checks(self.result)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from autoquant import report
+
+        return report.checks_html(self.result)
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Results of one method with several calibration sets, by name. Prints as one table; in a notebook it shows itself."""
+    """Several results by name: of calibration sets, methods, bit widths or models. Prints as one table; in a notebook it shows itself with one plot.
+
+    ``label`` is what the names are.
+    """
 
     results: dict[str, Result]
+    label: str = "run"
 
     def __getitem__(self, name: str) -> Result:
         return self.results[name]

@@ -20,7 +20,8 @@ from autoquant.hub import fetch as hub
 
 log = logging.getLogger(__name__)
 DEMO = "demo"
-DEMO_FOLDER = Path(__file__).parent / "demo" / "tiny-austen-4m"
+DEMOS = {DEMO: Path(__file__).parent / "demo" / "tiny-austen-4m", "demo-small": Path(__file__).parent / "demo" / "tiny-austen-2m"}
+DEMO_FOLDER = DEMOS[DEMO]
 # Everything a converter or transformers may read beside the weights. Code (*.py) is left out: it is not run.
 SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md", *licenses.FILES)
 
@@ -152,19 +153,19 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
     """Look at a model without reading or downloading its weights.
 
     ``model`` is a folder with a Hugging Face checkpoint, ``owner/name``, ``owner/name@revision`` or a URL for the Hub, or ``"demo"`` for
-    the embedded one; a folder of that name goes before the Hub. Raises :class:`~autoquant.errors.InputError` for a model that is
+    the embedded one (``"demo-small"``: its smaller sister); a folder of that name goes before the Hub. Raises :class:`~autoquant.errors.InputError` for a model that is
     missing, gated, no checkpoint, cut short, incomplete or pickle-only, HubFailed if the Hub cannot be reached.
 
     Of a pickle checkpoint on the Hub (``allow_pickle``) the weights are downloaded here already: its header cannot be read alone.
     """
-    folder = DEMO_FOLDER if str(model) == DEMO else Path(model).expanduser()
+    folder = DEMOS.get(str(model)) or Path(model).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
         cached = re.search(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix())  # huggingface_hub's cache knows where it is from
         if cached:
             gated, private = hub.restricted(f"{cached[1]}/{cached[2]}", cached[3])
             return dataclasses.replace(_describe(folder, f"{cached[1]}/{cached[2]}", allow_pickle), revision=cached[3], gated=gated, private=private)
-        return _describe(folder, folder.name if str(model) != DEMO else DEMO_FOLDER.name, allow_pickle)
+        return _describe(folder, folder.name, allow_pickle)
     named = hub.parse(str(model))
     if named is None:
         raise InputError(f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a model on the Hub as owner/name or owner/name@revision, "

@@ -1,9 +1,11 @@
-"""Train a model like autoquant/demo/tiny-austen-4m. usage: python tools/train_demo_model.py TEXTS OUT [CPU_MINUTES]
+"""Train a model like autoquant/demo/tiny-austen-4m. usage: python tools/train_demo_model.py TEXTS OUT [CPU_MINUTES [LAYERS TOKENIZER_FOLDER]]
 
 TEXTS is the folder made by tools/extract_austen.py; Persuasion (austen_3.txt) is held out. The shipped weights were made by the
 prototype of this program in 24 CPU-minutes; a new run gives a similar model, not the same bytes.
 A 2,048-token byte-level BPE tokenizer, a Llama of 4.2 million parameters (width 256, a multiple of the k-quants' 256-weight
-blocks), sequences of 256 tokens. The matrices of the layers are trained with Muon (https://kellerjordan.github.io/posts/muon/), the rest with AdamW.
+blocks), sequences of 256 tokens.
+tiny-austen-2m is the same with one layer instead of four and the tokenizer of the first, made by this program in 6 CPU-minutes.
+The matrices of the layers are trained with Muon (https://kellerjordan.github.io/posts/muon/), the rest with AdamW.
 """
 
 from __future__ import annotations
@@ -61,18 +63,21 @@ def loss_on(model: Any, ids: torch.Tensor, chunks: int) -> float:
     return sum(losses) / len(losses)
 
 
-def main(texts: Path, out: Path, minutes: float) -> None:
+def main(texts: Path, out: Path, minutes: float, layers: int, tokenizer: Path | None) -> None:
     """Train the tokenizer and the model within a budget of processor time and save both."""
     torch.manual_seed(0)
     novels = {i: unwrap((texts / f"austen_{i}.txt").read_text(encoding="utf-8")) for i in range(6)}
     train = "\n\n\n".join(novels[i] for i in novels if i != HELD_OUT)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator([train], trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"],
-                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    if tokenizer is not None:
+        bpe = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    else:
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        bpe.train_from_iterator([train], trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<unk>", "<s>", "</s>"],
+                                                             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=SEQUENCE).save_pretrained(out)
     ids, held_out = torch.tensor(bpe.encode(train).ids), torch.tensor(bpe.encode(novels[HELD_OUT]).ids)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=layers, num_attention_heads=4,
                                          num_key_value_heads=2, max_position_embeddings=SEQUENCE, rms_norm_eps=1e-5, tie_word_embeddings=False,
                                          bos_token_id=1, eos_token_id=2))
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
@@ -104,6 +109,7 @@ def main(texts: Path, out: Path, minutes: float) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
+    if len(sys.argv) not in (3, 4, 6):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) == 4 else 24)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 24, int(sys.argv[4]) if len(sys.argv) == 6 else 4,
+         Path(sys.argv[5]) if len(sys.argv) == 6 else None)

@@ -1,0 +1,138 @@
+"""Rewrite what is generated in the notebooks: badges, install and form cells, metadata, and the code of the translations; take outputs out.
+
+usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it; `make notebooks` too, before a commit)
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from autoquant import forms
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "notebooks"
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+# notebook -> its form, what it installs (an extra of the package, or a method to be set up), and defaults of its own
+NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "00_AutoQuant": ("all", ("gguf",), {}),
+    "01_Introduction_to_Quantization": ("", (), {}),
+    "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
+    "03_GPTQ": ("gptq", ("gptq",), {}),
+    "05_AWQ": ("awq", ("gptq",), {}),
+    "07_Compare": ("", ("gguf", "gptq"), {}),
+}
+METADATA = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}, "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"}}
+WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"  # the project's own index of prebuilt wheels
+
+
+def address(path: Path) -> str:
+    """Where Colab opens a notebook from."""
+    return f"https://colab.research.google.com/github/{REPOSITORY.removeprefix('https://github.com/')}/blob/main/{path.relative_to(ROOT).as_posix()}"
+
+
+def badge(path: Path) -> str:
+    """The badge that opens a notebook in Colab."""
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address(path)})"
+
+
+def install(parts: tuple[str, ...]) -> str:
+    """The install cell: AutoQuant from the clone the notebook lies in or from its repository, held to the versions that are there; then what the methods need."""
+    extra = "gguf," if "gguf" in parts else ""
+    needed = ' or importlib.util.find_spec("llama_cpp") is None' if "gguf" in parts else ""
+    lines = [
+        '# @title Install { display-mode: "form" }',
+        "# AutoQuant, and what this notebook needs of it. Does nothing if it is there; no package that is there already is changed (in Colab: none that Colab ships).",
+        "import importlib.metadata, importlib.util, os, pathlib, subprocess, sys, tempfile",
+        "",
+        f'if importlib.util.find_spec("autoquant") is None{needed}:',
+        '    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]',
+        '    kept = pathlib.Path(tempfile.mkdtemp()) / "kept.txt"',
+        '    kept.write_text("\\n".join(sorted({f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name})))',
+        '    clone = next((str(one) for one in pathlib.Path.cwd().resolve().parents if (one / "autoquant" / "forms.py").is_file()), None)',
+        f'    what = f"{{clone}}[{extra}notebook]" if clone else "autoquant-notebooks[{extra}notebook] @ git+{REPOSITORY}"',
+    ]
+    if "gguf" in parts:
+        pinned = next(line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line.startswith("llama-cpp-python=="))
+        flags = next(line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if line.startswith("export CMAKE_ARGS")).partition("?= ")[2]
+        lines += [
+            "    # prebuilt by the project itself; where that cannot be had, the next line compiles it, which takes 5 to 15 minutes",
+            f'    subprocess.run([*pip, "--only-binary=:all:", "--no-deps", "--index-url", "{WHEELS}", "{pinned}"], stderr=subprocess.DEVNULL)',
+            f'    subprocess.run([*pip, "--constraint", str(kept), what], check=True, env={{**os.environ, "CMAKE_ARGS": "{flags}"}})',
+        ]
+    else:
+        lines += ['    subprocess.run([*pip, "--constraint", str(kept), what], check=True)']
+    lines += ["    importlib.invalidate_caches()", *([] if not parts else [""]),
+              *(f'subprocess.run([sys.executable, "-m", "autoquant.cli", "setup", "{method}"], check=True)' for method in parts)]
+    if "gptq" in parts:
+        lines.insert(-1 if "gguf" not in parts else -2, "# GPTQModel wants other versions of some packages than Colab ships: there it gets an environment of its own")
+    lines += ["", "import autoquant", 'print("AutoQuant", autoquant.__version__, "is ready")']
+    return "\n".join(lines)
+
+
+def render(path: Path, found: Any) -> Any:
+    """A notebook as it should be."""
+    made = copy.deepcopy(found)
+    name, translated = path.stem, path.parent != FOLDER
+    form, parts, changed = NOTEBOOKS[name]
+    made.nbformat, made.nbformat_minor = 4, 5
+    made.metadata = nbformat.from_dict({**METADATA, "colab": {**METADATA["colab"], "name": path.name}})  # type: ignore[dict-item]
+    original = {cell.id: cell for cell in nbformat.read(FOLDER / path.name, as_version=4).cells} if translated else {}
+    for cell in made.cells:
+        cell.metadata = nbformat.from_dict({})
+        if cell.id == "badge":
+            cell.source = badge(path)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs, cell.execution_count = [], None
+        if cell.id == "install":
+            cell.source, cell.metadata = install(parts), nbformat.from_dict({"cellView": "form"})
+        elif cell.id == "parameters":
+            cell.metadata = nbformat.from_dict({"cellView": "form", "tags": ["parameters"]})
+            if form:
+                cell.source = forms.cell(form, changed)
+        elif translated:
+            cell.source = original[cell.id].source
+    return made
+
+
+def text(notebook: Any) -> str:
+    """As it lies on the disk."""
+    return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
+
+
+def stale(write: bool) -> list[Path]:
+    """The notebooks that differ from what they should be; written anew if asked."""
+    out = []
+    for path in sorted(FOLDER.rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+        before = path.read_text(encoding="utf-8")
+        after = text(render(path, nbformat.reads(before, as_version=4)))
+        if before != after:
+            out.append(path)
+            if write:
+                path.write_text(after, encoding="utf-8")
+    return out
+
+
+def table() -> str:
+    """The README's table of notebooks: what each is for, from its first cell, and its badge."""
+    lines = ["| notebook | what it is for | |", "| --- | --- | --- |"]
+    for path in [*sorted(FOLDER.glob("*.ipynb")), *sorted((FOLDER / "tr").glob("*.ipynb"))]:
+        first = nbformat.read(path, as_version=4).cells[0].source.splitlines()
+        summary = next(line for line in first[1:] if line.strip())
+        lines.append(f"| [{path.relative_to(FOLDER).as_posix().removesuffix('.ipynb')}]({path.relative_to(ROOT).as_posix()}) | {summary} | {badge(path)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    wrong = stale(write="--check" not in sys.argv[1:])
+    if "--check" in sys.argv[1:] and wrong:
+        sys.exit(f"stale: {', '.join(str(path.relative_to(ROOT)) for path in wrong)}: run `make sync`")
