@@ -1,8 +1,9 @@
-# demo  quantize the embedded model and show the result      test  run the tests
-# lint  ruff and mypy      sync  rewrite the generated docs   bench  measure what bench/RESULTS.md quotes
+# demo  quantize the embedded model and show the result      test  run the tests (with Chromium, which `make browser` installs: Debian, root)
+# notebook  open the notebooks in JupyterLab                 sync  rewrite what is generated in docs and notebooks
+# lint  ruff and mypy                                        bench  measure what bench/RESULTS.md quotes
 # Each makes .venv and installs what it needs. Needs Python 3.11 or newer, git and a C++ compiler (llama.cpp is built once: 5 to 10 minutes).
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sync bench clean
+.PHONY: demo test lint sync bench browser chromium notebook clean
 PYTHON ?= python3
 VENV ?= .venv
 COLAB ?= $(VENV)-colab
@@ -25,15 +26,26 @@ demo: $(VENV)/.ready
 	$(BIN)/autoquant quantize awq demo --out $(DEMO_OUT)/AWQ --calibration-samples 32 --calibration-length 256 --eval-chunks 60
 	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; model cards: $(DEMO_OUT)/GGUF/README.md, $(DEMO_OUT)/GPTQ/README.md, $(DEMO_OUT)/AWQ/README.md"
 
-test: $(VENV)/.ready $(COLAB)/.ready
+test: $(VENV)/.ready $(COLAB)/.ready chromium
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	$(COLAB)/bin/python -m pytest $(PYTEST_ARGS) tests/hub
+	AUTOQUANT_GUISE=colab $(COLAB)/bin/python -m pytest $(PYTEST_ARGS) tests/hub tests/test_forms.py tests/notebooks/test_run.py
+
+browser: $(VENV)/.ready chromium
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/browser
+
+chromium:
+	@command -v chromium >/dev/null || { echo "installing Chromium"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	  || echo "no Chromium: the browser tests are skipped (install Debian's package chromium)"
+
+notebook: $(VENV)/.ready
+	$(BIN)/python -m jupyterlab notebooks/00_AutoQuant.ipynb
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check autoquant tests tools bench
 	$(BIN)/mypy
 
 sync: $(VENV)/.ready
+	$(BIN)/python tools/sync_notebooks.py
 	$(BIN)/python tools/sync_docs.py
 
 bench: $(VENV)/.ready
@@ -63,7 +75,7 @@ $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt
 	$(BIN)/autoquant setup gguf
 	touch $@
 
-# Colab's huggingface_hub and transformers over the main environment, whose other packages it sees.
+# Colab's huggingface_hub, transformers, ipykernel and ipywidgets over the main environment, whose other packages it sees.
 $(COLAB)/.ready: $(VENV)/.ready constraints-colab.txt
 	rm -rf $(COLAB)
 	$(PYTHON) -m venv $(COLAB)
@@ -73,4 +85,4 @@ $(COLAB)/.ready: $(VENV)/.ready constraints-colab.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(COLAB) $(DEMO_OUT) bench-work .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(COLAB) $(DEMO_OUT) browser-output bench-work .mypy_cache .ruff_cache .pytest_cache

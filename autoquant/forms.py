@@ -259,7 +259,12 @@ class Form:
             given.update({one.removeprefix(f"{method}_"): getattr(built, one) for one in self.fields if one.startswith(f"{method}_")})
             owner = str(self._raw()["owner"]).strip()
             given["upload"] = f"{owner}/{_name(self.model)}-{method.upper()}" if owner else ""
-        return options.build(cls, given).model_dump()  # by the rules of the method too
+        try:
+            return options.build(cls, given).model_dump()  # by the rules of the method too
+        except InputError as error:
+            if self.name == "all" and f"{method}_{str(error).partition(':')[0]}" in self.fields:
+                raise InputError(f"{method}_{error}") from None  # as it is called in this form
+            raise
 
     def upload(self, result: Result) -> Any:
         """Upload a run if the form names a repository; otherwise say how. Returns the receipts, which show themselves; nothing is sent twice."""
@@ -461,10 +466,12 @@ def stoppable() -> Iterator[None]:
 
         button.on_click(stop)
         show(button)
+        # ipykernel 7.4 hears a widget in the shell that spoke last, which is about to be busy; without this note the page's own choice counts: a subshell
+        vars(button.comm).pop("_reply_subshell_id", None)
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped("stopped. Finished files are kept; run this cell again to go on after them") from None
+        raise Stopped("finished files are kept; run this cell again to go on after them") from None
     finally:
         if button is not None:
             button.close()

@@ -250,6 +250,7 @@ def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: Ru
             return job
 
         rows = dict(zip([a.type for a in todo], process.side_by_side([job_of(a) for a in todo], at_once), strict=True)) if todo else {}
+        bar.update(bar.total - bar.n)  # what was known already has not moved it
     return tuple(dataclasses.replace(a, evaluation=rows.get(a.type) or Evaluation(**known[a.type])) for a in artifacts), unquantized_row
 
 

@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of docs/methods.md from the options' declarations. usage: python tools/sync_docs.py [--check]"""
+"""Rewrite the generated parts of docs/methods.md and README.md. usage: python tools/sync_docs.py [--check]"""
 
 from __future__ import annotations
 
@@ -6,35 +6,40 @@ import re
 import sys
 from pathlib import Path
 
+import sync_notebooks
+
 from autoquant import report
 from autoquant.llama.types import TYPES
 from autoquant.methods import METHODS
 from autoquant.options import markdown_table
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
 
 
 def generated() -> dict[str, str]:
-    """The text of each generated part by its name."""
+    """The text of each generated part of docs/methods.md by its name."""
     parts = {f"options of {method.name}": markdown_table(method.options) for method in METHODS.values()}
     parts["gguf types"] = report.markdown(("type", "when", "imatrix", "bits/weight"),
                                           [(f"`{t.name}`", t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()], left=3)
     return parts
 
 
-def render(text: str) -> str:
+def render(text: str, parts: dict[str, str]) -> str:
     """The document with every part between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` replaced."""
-    for name, part in generated().items():
+    for name, part in parts.items():
         pattern = re.compile(rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
         text, n = pattern.subn(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)  # type: ignore[misc]
         if n != 1:
-            sys.exit(f"{DOCS.name} must have the part {name!r} once, it has it {n} times")
+            sys.exit(f"the part {name!r} must be there once, it is there {n} times")
     return text
 
 
 if __name__ == "__main__":
-    before = DOCS.read_text(encoding="utf-8")
-    after = render(before)
-    if "--check" in sys.argv[1:]:
-        sys.exit("docs/methods.md is stale: run `make sync`" if before != after else 0)
-    DOCS.write_text(after, encoding="utf-8")
+    for path, parts in ((DOCS, generated()), (README, {"notebooks": sync_notebooks.table()})):
+        before = path.read_text(encoding="utf-8")
+        after = render(before, parts)
+        if before != after and "--check" in sys.argv[1:]:
+            sys.exit(f"{path.relative_to(ROOT)} is stale: run `make sync`")
+        if before != after:
+            path.write_text(after, encoding="utf-8")

@@ -25,7 +25,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
     "03_GPTQ": ("gptq", ("gptq",), {}),
     "05_AWQ": ("awq", ("gptq",), {}),
-    "07_Compare": ("", ("gguf", "gptq"), {}),
+    "07_Compare": ("compare", ("gguf", "gptq"), {}),
 }
 METADATA = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}, "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}

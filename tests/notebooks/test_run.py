@@ -1,0 +1,101 @@
+"""Every notebook from top to bottom in a kernel, without a network and a GPU: as Jupyter, and (AUTOQUANT_GUISE=colab, in .venv-colab) as Colab."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+from tests.notebooks.running import FOLDER, environment, run, shown
+
+COLAB = os.environ.get("AUTOQUANT_GUISE") == "colab"
+QUICK: dict[str, dict[str, Any]] = {"03_GPTQ": {"calibration_samples": 16}, "05_AWQ": {"calibration_samples": 16, "iterations": 10}, "07_Compare": {"calibration_samples": 16}}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("notebooks-cache")
+
+
+def cells(notebook: Any) -> dict[str, str]:
+    return {cell.id: shown(cell) for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def start(name: str, tmp_path: Path, cache: Path, **parameters: Any) -> dict[str, str]:
+    return cells(run(FOLDER / f"{name}.ipynb", tmp_path / "work", environment(cache, colab=COLAB), {**QUICK.get(name, {}), **parameters}))
+
+
+@pytest.mark.parametrize("name", ["00_AutoQuant", "02_GGUF_llama_cpp", "03_GPTQ", "05_AWQ", "07_Compare"])
+def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, cache: Path) -> None:
+    said = start(name, tmp_path, cache)
+    assert "is ready" in said["install"]
+    assert "Going on with the embedded model" in said["plan"], "said where it happens"
+    assert "it fits" in said["plan"]
+    for cell in ("run", "check", "look"):
+        assert "tiny-austen" in said[cell] or cell == "check"
+    assert "KL mean" in said["run"]
+    assert re.search(r"generates.*different", said["check"])
+    assert "relative error 0." in said["look"]
+    assert "data:image/png;base64," in said["look"]
+    assert "# tiny-austen-4m: " in said["card"]
+    if name != "07_Compare":
+        assert "Nothing is uploaded" in said["upload"]
+    if name == "07_Compare":
+        assert said["answer"].count("MB: ") == 4
+        assert "tiny-austen-2m" in said["equal"]
+        assert "data:image/png;base64," in said["equal"]
+    if name in ("02_GGUF_llama_cpp", "03_GPTQ", "05_AWQ"):
+        assert said["size"].count("tiny-austen-4m") >= 1
+        assert "data:image/png;base64," in said["size"], "the plot beside the table"
+    assert ("VBox" in said["form"]) is not COLAB, "widgets in Jupyter; in Colab the parameters cell is the form"
+    if COLAB:
+        assert "Change them in the form above" in said["form"]
+
+
+@pytest.mark.parametrize("path", ["01_Introduction_to_Quantization.ipynb", "tr/01_Introduction_to_Quantization.ipynb"])
+def test_the_lesson(path: str, tmp_path: Path, cache: Path) -> None:
+    started = time.monotonic()
+    said = cells(run(FOLDER / path, tmp_path / "work", environment(cache, colab=COLAB)))
+    assert time.monotonic() - started < 180, "under three minutes on two cores"
+    assert [said[f"ex{i}"].split()[0] for i in range(1, 5)] == ["…"] * 4, "not answered yet"
+    assert "BF16" in said["floats"]
+    errors = [float(line.split()[-2]) for line in said["scales"].splitlines()[1:] if line.strip()]
+    assert errors == sorted(errors, reverse=True), "the fewer weights share a scale, the smaller the error"
+    rounded, calibrated = (float(value) for value in re.findall(r"‖XW‖ = ([\d.]+)", said["calibration"]))
+    assert calibrated < 0.9 * rounded, "on text that was not calibrated on"
+    by_bits = [float(line.split()[-1]) for line in said["perplexity"].splitlines() if "bit, 128" in line]
+    unquantized = float(re.search(r"unquantized +([\d.]+)", said["perplexity"])[1])  # type: ignore[index]
+    assert len(by_bits) == 6
+    assert by_bits[0] == pytest.approx(unquantized, rel=0.01)
+    assert by_bits[-1] > 2 * unquantized
+
+
+def test_papermill_runs_and_validates(tmp_path: Path, cache: Path) -> None:
+    env = {**os.environ, **environment(cache, colab=COLAB)}
+
+    def papermill(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "papermill", str(FOLDER / "02_GGUF_llama_cpp.ipynb"), str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path), *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    good = papermill("-p", "model", "demo", "-p", "types", "Q8_0,Q4_K_M", "-p", "eval_chunks", "4")
+    assert good.returncode == 0, good.stderr[-2000:]
+    assert sorted(path.name for path in (tmp_path / "tiny-austen-4m-GGUF").glob("*.gguf")) == ["tiny-austen-4m-Q4_K_M.gguf", "tiny-austen-4m-Q8_0.gguf"]
+    bad = papermill("-p", "model", "demo", "-p", "types", "Q9_0")
+    assert bad.returncode != 0
+    said = "\n".join(str(output) for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells for output in cell.get("outputs", []))
+    assert "types: 'Q9_0' is no GGUF type" in said
+    assert "site-packages" not in said, "a line, no traceback"
+
+
+def test_a_chosen_model_is_never_replaced(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(CellExecutionError, match="someone/something"):
+        start("00_AutoQuant", tmp_path, cache, model="someone/something")

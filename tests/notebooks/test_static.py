@@ -1,0 +1,109 @@
+"""What can be seen on the notebooks without running them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from tests.notebooks.running import FOLDER, ROOT
+
+ALL = sorted(path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+each = pytest.mark.parametrize("path", ALL, ids=lambda path: path.relative_to(FOLDER).as_posix())
+SKELETON = ["title", "badge", "what-you-get", "install"]
+METHOD = [*SKELETON, "idea", "picture", "options", "parameters", "form", "plan-text", "plan", "run-text", "run", "check-text", "check", "look-text", "look", "size-text", "size",
+          "choose", "card-text", "card", "upload-text", "upload", "next"]
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def test_they_are_what_sync_makes_of_them() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "sync_notebooks.py"), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@each
+def test_schema_ids_metadata_and_no_outputs(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert set(notebook.metadata) == {"accelerator", "colab", "kernelspec", "language_info"}
+    assert notebook.metadata["accelerator"] == "GPU"
+    assert dict(notebook.metadata["colab"]) == {"gpuType": "T4", "name": path.name, "provenance": []}
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", one) for one in ids), "names for people, not random"
+    for cell in notebook.cells:
+        assert set(cell.metadata) <= {"cellView", "tags"}
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+    assert [cell.id for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])] == ["parameters"]
+
+
+@each
+def test_the_same_skeleton(path: Path) -> None:
+    ids = [cell.id for cell in read(path).cells]
+    assert ids[:4] == SKELETON
+    assert ids[-1] == "next"
+    if path.name[:2] in ("02", "03", "05"):
+        assert ids == METHOD
+
+
+@each
+def test_thin_and_without_secrets(path: Path) -> None:
+    for cell in read(path).cells:
+        assert not re.search(r"hf_[A-Za-z0-9]{8}|/work/|/root/|/home/", cell.source), "a token, or a path of somebody's machine"
+        if cell.cell_type == "code":
+            assert not cell.source.startswith(("!", "%")), "a failing command behind ! does not stop Run All"
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+            assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)], cell.id
+            assert len(cell.source.splitlines()) <= 35 or cell.id == "parameters", f"{cell.id} is too long for a notebook"
+
+
+@each
+def test_links_lead_somewhere(path: Path) -> None:
+    text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+    assert f"blob/main/{path.relative_to(ROOT).as_posix()})" in text, "its badge"
+
+
+def test_the_parameters_cell_is_plain() -> None:
+    """Colab's form and papermill take nothing but assignments of literals, each with its # @param."""
+    for path in ALL:
+        source = next(cell.source for cell in read(path).cells if cell.id == "parameters")
+        assert source.splitlines()[0].startswith("# @title ")
+        assert '{ display-mode: "form" }' in source.splitlines()[0]
+        for node in ast.parse(source).body:
+            assert isinstance(node, ast.Assign)
+            assert isinstance(ast.literal_eval(node.value), (str, int, float, bool))
+            line = source.splitlines()[node.lineno - 1]
+            assert re.search(r'  # @param (\{type:"\w+".*\}|\[.*\]( \{(type:"raw"|allow-input: true)\})?)$', line), line
+            offered = re.search(r"@param (\[.*\])", line)
+            if offered and "allow-input" not in line:
+                assert ast.literal_eval(node.value) in json.loads(offered[1]), line
+
+
+def test_the_turkish_notebook_has_the_english_ones_code_and_the_fields_words() -> None:
+    for path in (FOLDER / "tr").glob("*.ipynb"):
+        english, turkish = read(FOLDER / path.name), read(path)
+        code = [[(cell.id, cell.source) for cell in notebook.cells if cell.cell_type == "code"] for notebook in (english, turkish)]
+        assert code[0] == code[1]
+        assert [cell.id for cell in english.cells] == [cell.id for cell in turkish.cells]
+        same = [cell.id for cell, other in zip(english.cells, turkish.cells, strict=True) if cell.cell_type == "markdown" and cell.source == other.source]
+        assert same == [], "left untranslated"
+        text = "\n".join(cell.source for cell in turkish.cells if cell.cell_type == "markdown").lower()
+        for word in ("nicemleme", "ağırlıklar", "aktivasyonlar", "düşük hassasiyetli veri türleri", "kayan noktalı format", "bellek ayak izi", "çıkarım", "bellek kullanımı",
+                     "hesaplama karmaşıklığı", "sinir ağı"):
+            assert word in text, word
