@@ -72,11 +72,14 @@ def test_the_lesson(path: str, tmp_path: Path, cache: Path) -> None:
     assert errors == sorted(errors, reverse=True), "the fewer weights share a scale, the smaller the error"
     rounded, calibrated = (float(value) for value in re.findall(r"‖XW‖ = ([\d.]+)", said["calibration"]))
     assert calibrated < 0.9 * rounded, "on text that was not calibrated on"
-    by_bits = [float(line.split()[-1]) for line in said["perplexity"].splitlines() if "bit, 128" in line]
+    rows = {line[:16].strip(): [float(value) for value in line[16:].split()] for line in said["perplexity"].splitlines() if "," in line[:16]}
+    assert list(rows) == ["absmax, tensor", "absmax, row", "absmax, 128", "zero-point, 128"]
+    by_bits = rows["absmax, 128"]
     unquantized = float(re.search(r"unquantized +([\d.]+)", said["perplexity"])[1])  # type: ignore[index]
     assert len(by_bits) == 6
     assert by_bits[0] == pytest.approx(unquantized, rel=0.01)
     assert by_bits[-1] > 2 * unquantized
+    assert rows["absmax, tensor"][-1] > rows["absmax, row"][-1] > by_bits[-1], "the fewer weights share a scale, the better"
 
 
 def test_papermill_runs_and_validates(tmp_path: Path, cache: Path) -> None:
