@@ -61,13 +61,16 @@ def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
             return
 
 
-@contextlib.contextmanager
-def _started(argv: Sequence[str], log: Path, env: Mapping[str, str] | None, children: Children | None,
-             stdin: int) -> Iterator[subprocess.Popen[str]]:
+def _open(argv: Sequence[str], log: Path, env: Mapping[str, str] | None, stdin: int) -> subprocess.Popen[str]:
     with open(log, "a", encoding="utf-8") as sink:
         inherited = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}  # no child needs a token
-        child = subprocess.Popen(list(argv), stdin=stdin, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8",
-                                 errors="replace", env={**inherited, **(env or {})}, start_new_session=True)
+        return subprocess.Popen(list(argv), stdin=stdin, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8",
+                                errors="replace", env={**inherited, **(env or {})}, start_new_session=True)
+
+
+@contextlib.contextmanager
+def _watched(child: subprocess.Popen[str], children: Children | None) -> Iterator[subprocess.Popen[str]]:
+    """A child that is ended, whatever happens."""
     try:
         if children is not None:
             children.add(child)
@@ -105,7 +108,7 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
 
     Raises :class:`~autoquant.errors.ProcessFailed` with the status and the log's last lines.
     """
-    with _started(argv, log, env, children, subprocess.DEVNULL) as child:
+    with _watched(_open(argv, log, env, subprocess.DEVNULL), children) as child:
         assert child.stdout is not None
         with open(log, "a", encoding="utf-8") as sink:
             for line in child.stdout:
@@ -118,17 +121,53 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
             raise errors.ProcessFailed(f"{Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
 
 
+def _worker(log: Path, env: Mapping[str, str] | None, python: str, imports: Sequence[str] = ()) -> subprocess.Popen[str]:
+    return _open([python or sys.executable, "-m", "autoquant.worker", str(os.getpid()), *imports], log, env, subprocess.PIPE)
+
+
+class Ahead:
+    """A worker that is started while another still works, so that it has imported what it needs (``imports``) when it is called: ``call(…, ahead=it)``.
+
+    Used as a context manager; one that was started and not called is ended. Not started, it changes nothing.
+    """
+
+    def __init__(self, imports: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, python: str = "") -> None:
+        self._how = (log, env, python, imports)
+        self._child: subprocess.Popen[str] | None = None
+        self._begun = False
+
+    def start(self) -> None:
+        """Start it, once."""
+        if not self._begun:
+            self._begun, self._child = True, _worker(*self._how)
+
+    def take(self) -> subprocess.Popen[str] | None:
+        """The process, handed over; None if it has not been started."""
+        child, self._child = self._child, None
+        return child
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        child = self.take()
+        if child is not None:
+            with _watched(child, None):
+                pass
+
+
 def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part: Callable[[Any], None] | None = None,
-         env: Mapping[str, str] | None = None, children: Children | None = None, python: str = "", **kwargs: Any) -> Any:
+         env: Mapping[str, str] | None = None, children: Children | None = None, python: str = "", ahead: Ahead | None = None, **kwargs: Any) -> Any:
     """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return its JSON-able result.
 
     Native code may abort there without taking the notebook's kernel along, memory is given back at the end, and the libraries
     that patch others on import touch nobody else. An :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised
     there is raised here. ``on_part`` gets the pieces of the result that the function emits before its end. If this process dies, the child is killed (Linux).
     ``python`` is the interpreter of another environment to run it in, which must have this package on its path.
+    ``ahead`` is a process that may have been started before.
     """
     outcome: dict[str, Any] = {}
-    with _started([python or sys.executable, "-m", "autoquant.worker", str(os.getpid())], log, env, children, subprocess.PIPE) as child:
+    with _watched((ahead.take() if ahead is not None else None) or _worker(log, env, python), children) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the status below tells

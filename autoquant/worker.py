@@ -1,12 +1,14 @@
 """The child's side of :func:`autoquant.process.call`: one function call in a process of its own.
 
-``python -m autoquant.worker PARENT`` reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
+``python -m autoquant.worker PARENT [MODULE…]`` imports the modules, if it is given any, then
+reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
 to standard output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece of the result, early), then ``{"result": …}`` or ``{"error": …}``.
 Whatever libraries print goes to standard error, which the parent keeps as the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import importlib
@@ -55,7 +57,12 @@ def main() -> int:
     die_with_parent(int(sys.argv[1]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
-    request = json.loads(sys.stdin.readline())
+    for name in sys.argv[2:]:
+        with contextlib.suppress(ImportError):  # whoever needs it will say so
+            importlib.import_module(name)
+    request = json.loads(sys.stdin.readline() or "null")
+    if request is None:  # started ahead, and then not needed
+        return 0
 
     mutex = threading.Lock()
 

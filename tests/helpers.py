@@ -223,3 +223,9 @@ def spoil(path: str, name: str) -> None:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) * (3 if key == name else 1) for key in file.keys()}  # noqa: SIM118 (not a dict)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def loaded(names: list[str]) -> list[str]:
+    import sys
+
+    return [name for name in names if name in sys.modules]

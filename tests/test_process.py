@@ -77,3 +77,25 @@ def _group(stat: Path) -> int:
     except OSError:
         return -1
     return -1 if fields[0] == "Z" else int(fields[2])
+
+
+def test_a_worker_started_ahead_has_imported_when_it_is_called(tmp_path: Path) -> None:
+    with process.Ahead(["no_such_module", "wave"], log=tmp_path / "log") as ahead:
+        ahead.start()
+        ahead.start()  # once
+        child = ahead._child
+        assert child is not None
+        assert process.call("tests.helpers:loaded", log=tmp_path / "log", ahead=ahead, names=["wave", "no_such_module", "aifc"]) == ["wave"]
+        assert child.poll() == 0
+        assert process.call("tests.helpers:loaded", log=tmp_path / "log", ahead=ahead, names=["wave"]) == [], "another process, when it has been used"
+
+
+def test_a_worker_started_ahead_and_not_called_is_ended(tmp_path: Path) -> None:
+    with process.Ahead([], log=tmp_path / "log") as ahead:
+        ahead.start()
+        child = ahead._child
+        assert child is not None
+        assert child.poll() is None
+    assert child.poll() is not None
+    with process.Ahead([], log=tmp_path / "log"):
+        pass  # never started: nothing to end

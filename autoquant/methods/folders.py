@@ -35,6 +35,7 @@ LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
 EXPERTS = re.compile(r"\.experts\.")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FOREIGN = "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads them"
+CHECKS_IMPORT = ("transformers", "gptqmodel", "autoquant.folder_checks")  # what checking a folder takes its time to import, in this order
 ITERATIONS = 200  # AutoRound's own default
 
 
@@ -226,21 +227,27 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
         shutil.rmtree(target, ignore_errors=True)
         work: dict[str, Any] = {"log": run.logs, "env": env, "model": str(snapshot.folder), "target": str(target), "scratch": str(run.work / "scratch"),
                                 "batch_size": options.batch_size, **recipe.settings}
-        with Bar(f"quantize {type}") as progress:
-            try:
-                if recipe.environment in environments.PINS:  # it may read the tokenizer otherwise: the samples are packed here
-                    ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), **packing)
-                    process.call(recipe.target, progress=progress, python=environments.python(recipe.environment, run.logs), ids=ids, **work)
-                    used = {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
-                else:
-                    used = process.call(recipe.target, progress=progress, python=ours, packing=packing, **work)
-            except (OutOfMemory, ProcessFailed) as failure:
-                if isinstance(failure, ProcessFailed) and failure.signal != signal.SIGKILL:
-                    raise
-                raise InputError(_what_would_fit(source, options, recipe.estimate, failure)) from None
-        with Bar("check") as progress:
-            seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, python=ours, folder=str(target), source=str(snapshot.folder),
-                                layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
+        with process.Ahead(CHECKS_IMPORT, log=run.logs, env=env, python=ours) as checker:
+            with Bar(f"quantize {type}") as progress:
+                def report(done: int, total: int) -> None:
+                    progress(done, total)
+                    if done >= total and memory_available() > 2 << 30:  # what is left is writing the files: time for the next process to import its libraries
+                        checker.start()
+
+                try:
+                    if recipe.environment in environments.PINS:  # it may read the tokenizer otherwise: the samples are packed here
+                        ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), **packing)
+                        process.call(recipe.target, progress=report, python=environments.python(recipe.environment, run.logs), ids=ids, **work)
+                        used = {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
+                    else:
+                        used = process.call(recipe.target, progress=report, python=ours, packing=packing, **work)
+                except (OutOfMemory, ProcessFailed) as failure:
+                    if isinstance(failure, ProcessFailed) and failure.signal != signal.SIGKILL:
+                        raise
+                    raise InputError(_what_would_fit(source, options, recipe.estimate, failure)) from None
+            with Bar("check") as progress:
+                seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, python=ours, ahead=checker, folder=str(target),
+                                    source=str(snapshot.folder), layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
         artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
                             checks=tuple(Check(*one) for one in seen["checks"]), notes=(*recipe.notes, *seen["notes"]),
                             facts={**used, "algorithm": recipe.algorithm})
