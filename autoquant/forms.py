@@ -56,7 +56,7 @@ class CompareOptions(UploadOptions):
 
     small: str = option(SMALLER, "the smaller model: on the Hugging Face Hub as owner/name, or a folder", metavar="OWNER/NAME|FOLDER|demo-small")
     large: str = option(LARGER, "the larger model, of the same family", metavar="OWNER/NAME|FOLDER|demo")
-    small_types: tuple[str, ...] = option(("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"), "GGUF types of the smaller model", metavar="TYPE,…", min_length=1)
+    small_types: tuple[str, ...] = option(("F16", "Q8_0", "Q6_K", "Q4_K_M"), "GGUF types of the smaller model", metavar="TYPE,…", min_length=1)
     large_types: tuple[str, ...] = option(("Q3_K_M", "IQ3_XXS", "Q2_K"), "GGUF types of the larger model, to set against those of the smaller", metavar="TYPE,…", min_length=1)
     gptq_bits: tuple[str, ...] = option(("8", "4", "3"), "bit widths of the larger model by GPTQ: 2, 3, 4, 8; may be empty", metavar="BITS,…")
     calibration_samples: int = option(32, "samples that GPTQ calibrates on; more are a little better, and take longer", unit="samples", ge=1, le=100_000)
@@ -129,6 +129,13 @@ def entries(name: str) -> tuple[list[tuple[str, FieldInfo]], list[tuple[str, Fie
 # --- the cell -----------------------------------------------------------------------------------------------------------
 
 
+def about(name: str, field: FieldInfo) -> str:
+    """One line of help. Notebooks upload in a cell of their own, after the checks."""
+    if name == "upload":
+        return "repository on the Hugging Face Hub, yourname/model: the Upload cell sends the finished files there; empty: nothing is sent"
+    return str(field.description)
+
+
 def plain(value: Any) -> Any:
     """A default as a literal of one line: lists are texts with commas."""
     return ",".join(value) if isinstance(value, tuple) else value
@@ -145,7 +152,7 @@ def cell(name: str, changed: Mapping[str, Any] | None = None) -> str:
         for one, field in part:
             value = (changed or {}).get(one, plain(field.default))
             literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-            lines += [f"# @markdown **{one}**: {field.description}", f"{one} = {literal}  # @param {_kind(field)}"]
+            lines += [f"# @markdown **{one}**: {about(one, field)}", f"{one} = {literal}  # @param {_kind(field)}"]
     return "\n".join(lines)
 
 
@@ -311,7 +318,7 @@ class Form:
             widget = _widget(one, field, values[one])
             self._widgets[one] = widget
             unit = str((field.json_schema_extra or {}).get("unit", "")) if isinstance(field.json_schema_extra, dict) else ""
-            note = f"{html.escape(str(field.description))}{f' ({unit})' if unit and unit not in str(field.description) else ''}"
+            note = f"{html.escape(about(one, field))}{f' ({unit})' if unit and unit not in str(field.description) else ''}"
             text = ipywidgets.HTML(f'<span style="line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px">{note}</span>', layout={"flex": "1 1 20em"})
             rows[one] = ipywidgets.HBox([widget, text], layout={"align_items": "center", "margin": "0 0 4px 0"})
             widget.observe(lambda _: self._changed(), "value")
@@ -403,7 +410,7 @@ def _widget(name: str, field: FieldInfo, value: Any) -> Any:
         widget = ipywidgets.Combobox(value=str(value), options=[str(one) for one in offered], ensure_option=False, **look)
     else:
         widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)
-    _help(widget, str(field.description))
+    _help(widget, about(name, field))
     return widget
 
 

@@ -12,7 +12,7 @@ FORMATS = {"FP32": (8, 23), "FP16": (5, 10), "BF16": (8, 7), "FP8 E4M3": (4, 3),
 """Exponent and mantissa bits. E4M3 without infinities, as in https://arxiv.org/abs/2209.05433 and on GPUs."""
 COLORS = ("#b23a48", "#e0a458", "#2a6f97")  # sign, exponent, mantissa
 MEMORY = (("FP32", 32.0), ("FP16, BF16", 16.0), ("INT8", 8.0), ("4-bit", 4.5), ("3-bit", 3.5), ("2-bit", 2.5))  # half a bit more for scales, as with groups of 32
-ANSWERS: dict[int, tuple[float, ...]] = {1: (4.5,), 2: (-64.0, 13.0, 51.0, 127.0), 3: (64.0,), 4: (4.3125,)}
+ANSWERS: dict[int, tuple[float, ...]] = {1: (39.375,), 2: (-76.0, 13.0, 51.0, 127.0), 3: (64.0,), 4: (4.3125,)}
 
 
 def encode(number: float, format: str) -> tuple[str, float]:
@@ -66,7 +66,7 @@ def memory_slider(billions: float = 8.0) -> Any:
         bar = "<div style='background:#2a6f97;height:1em;width:{}px'></div>"
         bars = "".join(f"<tr><td style='text-align:left'>{name}</td><td style='text-align:left'>{bar.format(max(2, round(1.25 * gigabytes)))}</td>"
                        f"<td style='text-align:right'>{gigabytes:.1f} GB</td></tr>" for name, gigabytes in sizes.items())
-        shown.value = f"<table>{bars}</table><small>T4: 15 GB · RTX 4090: 24 GB · A100: 80 GB</small>"
+        shown.value = f"<table>{bars}</table><small>T4: 16 GB · RTX 4090: 24 GB · A100: 80 GB</small>"
 
     slider.observe(draw, "value")
     draw()

@@ -68,7 +68,7 @@ class TestWidgets:
         for name, widget in form._widgets.items():
             assert widget.description == name, "the label, which screen readers read"
             text = widget.tooltip if widget.has_trait("tooltip") else widget.description_tooltip
-            assert text == form.fields[name].description
+            assert text == forms.about(name, form.fields[name])
 
     def test_values_are_looked_at_as_they_are_typed(self) -> None:
         form = forms.form("gguf", _of("gguf"))
