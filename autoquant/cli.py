@@ -7,11 +7,11 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from autoquant import __version__
+from autoquant.cache import cache_folder
 from autoquant.errors import AutoQuantError
 from autoquant.redact import RedactingFilter, redact
 
@@ -112,8 +112,9 @@ def _setup(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
-    with tempfile.TemporaryDirectory() as scratch:
-        method.prepare(Path(scratch) / "log")
+    logs = cache_folder() / f"setup-{method.name}.log"
+    logs.parent.mkdir(parents=True, exist_ok=True)
+    method.prepare(logs)
     print(f"{method.name}: ready")
 
 

@@ -7,6 +7,7 @@ extra of this package needs (GPTQModel wants a newer numpy, protobuf and pyarrow
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -58,8 +59,10 @@ def _version(package: str) -> str:
 
 
 def here(name: str) -> bool:
-    """Whether everything an extra needs is installed in this environment, so that no overlay is wanted."""
-    return all(_version(package) for package in extra(name))
+    """Whether everything an extra needs is installed in this environment, in the versions it needs, so that no overlay is wanted."""
+    from packaging.specifiers import SpecifierSet
+
+    return all(SpecifierSet(wanted).contains(_version(package) or "0", prereleases=True) for package, wanted in extra(name).items())
 
 
 def version(package: str) -> str:
@@ -77,6 +80,8 @@ def _uv() -> str | None:
 
 def refuse(name: str) -> None:
     """Refuse an environment that cannot be made here. Nothing is installed."""
+    if name not in PINS and importlib.util.find_spec("pip") is None:
+        raise InputError(f"{name} needs an environment of its own here, which pip makes, and this Python has none: `python -m ensurepip`, or `uv pip install pip`")
     if name in PINS and _uv() is None and sys.version_info[:2] != PYTHON and not (_folder(name) / "ready").is_file():
         wanted = ".".join(map(str, PYTHON))
         raise InputError(f"{name} needs an environment with Python {wanted}, and this is {sys.version_info[0]}.{sys.version_info[1]}: install uv, which fetches one "
@@ -146,8 +151,9 @@ def python(name: str, logs: Path) -> str:
 
 def _see_below(name: str) -> None:
     """Let an overlay see the packages of this environment, those of Debian's dist-packages and of .pth files too; its own go before them."""
-    below = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *(path for path in sys.path if Path(path).name in ("site-packages", "dist-packages"))}
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in sorted(below) if Path(path).is_dir()]
+    known = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]  # in the order in which this interpreter looks
+    below = dict.fromkeys([*known, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in below if Path(path).is_dir()]
     (_site(name) / "below.pth").write_text("".join(lines), encoding="utf-8")
 
 

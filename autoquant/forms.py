@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from autoquant import options, source
 from autoquant.errors import AutoQuantError, HubFailed, InputError, Stopped
+from autoquant.hub.client import offline
 from autoquant.llama.types import parse
 from autoquant.methods import METHODS
 from autoquant.options import MethodOptions, UploadOptions, option
@@ -212,7 +213,7 @@ class Form:
         shown, folded = entries(name)
         self.fields = dict([*shown, *folded])
         self.folded = [one for one, _ in folded]
-        self.initial = {one: initial.get(one, plain(field.default)) for one, field in self.fields.items()}
+        self.initial = {one: plain(tuple(value) if isinstance(value := initial.get(one, plain(field.default)), list) else value) for one, field in self.fields.items()}
         self._widgets: dict[str, Any] = {}
         self._box: Any = None
         self._said: Any = None
@@ -221,12 +222,13 @@ class Form:
 
     def typed(self) -> dict[str, Any]:
         """What the widgets say now where it is not what they began with."""
-        return {one: widget.value for one, widget in self._widgets.items() if widget.value != self.initial[one]}
+        return {one: widget.value for one, widget in self._widgets.items() if widget.value != _shown(self.initial[one], widget)}
 
     def _raw(self) -> dict[str, Any]:
         now = {**self.initial, **self.typed()}
-        # what is greyed out counts as it stands in the parameters cell: something typed before it was greyed out must not be in the way
-        return {one: value if options.meant(self.cls, one, _compared(now)) else self.initial[one] for one, value in now.items()}
+        if not self._widgets:
+            return now  # what has no meaning there is refused, in a line
+        return {one: value if options.meant(self.cls, one, _compared(now)) else plain(self.fields[one].default) for one, value in now.items()}  # it is seen to be greyed out
 
     @property
     def options(self) -> Any:
@@ -264,8 +266,6 @@ class Form:
         given = {one: value for one, value in built if one in cls.model_fields and (self.name != "all" or one in MethodOptions.model_fields)}
         if self.name == "all":
             given.update({one.removeprefix(f"{method}_"): getattr(built, one) for one in self.fields if one.startswith(f"{method}_")})
-            owner = str(self._raw()["owner"]).strip()
-            given["upload"] = f"{owner}/{_name(self.model)}-{method.upper()}" if owner else ""
         try:
             return options.build(cls, given).model_dump()  # by the rules of the method too
         except InputError as error:
@@ -277,6 +277,12 @@ class Form:
         """Upload a run if the form names a repository; otherwise say how. Returns the receipts, which show themselves; nothing is sent twice."""
         given = {one: value for one, value in self._chosen(result.method).items() if one in UploadOptions.model_fields}
         repo = given.pop("upload")
+        if self.name == "all":
+            owner = str(self._raw()["owner"]).strip()
+            repo = f"{owner}/{result.source.name}-{result.method.upper()}" if owner else ""
+        if repo and result.source.folder in source.DEMOS.values() and self.model not in source.DEMOS:
+            raise InputError(f"upload: these files are of the embedded model, which stood in for {self.model}; nothing is sent under another model's name. Run the cells from "
+                             "the form on again when the Hub can be reached")
         if not repo:
             name = "owner" if self.name == "all" else "upload"
             return Note(f"Nothing is uploaded. To upload, fill in {name} in the form and run this cell again. "
@@ -304,7 +310,7 @@ class Form:
             return Path(out) if out else None
         chosen = METHODS[method or self.methods[0]]
         base = _drive() / "AutoQuant" if out == "drive" else Path(out)
-        found = source.resolve(model)
+        found = source.resolve(model, allow_pickle=bool(self._raw().get("allow_pickle", False)))
         settled = chosen.settle(found, options.build(chosen.options, self.values(chosen.name)))
         return base / f"{found.name}-{chosen.folder_suffix(settled)}"
 
@@ -376,6 +382,11 @@ class Form:
                   f"{' Change them in the form above and run on from there.' if in_colab() else ''}</p>"))
 
 
+def _shown(value: Any, widget: Any) -> Any:
+    """A value of the parameters cell as its widget has it."""
+    return str(value) if isinstance(widget.value, str) else value
+
+
 def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
     return {one: value.strip() if isinstance(value, str) else value for one, value in values.items()}
 
@@ -398,14 +409,16 @@ def _widget(name: str, field: FieldInfo, value: Any) -> Any:
     look: dict[str, Any] = {"description": name, "style": {"description_width": "11em"}, "layout": {"width": "28em", "flex": "0 0 28em"}}
     offered, free = options.choices(field)
     widget: Any
-    if field.annotation is bool:
-        widget = ipywidgets.Checkbox(value=bool(value), indent=True, **look)
+    if field.annotation in (bool, int, float) and type(value) is not field.annotation:
+        widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)  # it is wrong, or a text from papermill: shown as it is, and looked at by the options
+    elif field.annotation is bool:
+        widget = ipywidgets.Checkbox(value=value, indent=True, **look)
     elif offered and not free and value in offered:
         widget = ipywidgets.Dropdown(options=offered, value=value, **look)
-    elif field.annotation is int:
-        widget = ipywidgets.IntText(value=value, continuous_update=True, **look)
     elif field.annotation is float:
         widget = ipywidgets.FloatText(value=value, continuous_update=True, step=0.01, **look)
+    elif field.annotation is int:
+        widget = ipywidgets.IntText(value=value, continuous_update=True, **look)
     elif offered:
         widget = ipywidgets.Combobox(value=str(value), options=[str(one) for one in offered], ensure_option=False, **look)
     else:
@@ -427,6 +440,8 @@ def reachable(model: str, fallback: str = "demo") -> str:
     try:
         source.resolve(model)
     except (HubFailed, InputError) as failure:
+        if isinstance(failure, InputError) and not offline():
+            raise  # the Hub answered: a refused token or a model that is gone is for the user to know
         log.warning("%s cannot be had (%s). Going on with the embedded model: all that follows is about a tiny model trained on Jane Austen's novels", model, failure)
         return fallback
     return model
@@ -463,7 +478,7 @@ def stoppable() -> Iterator[None]:
         from IPython.display import display
 
         show: Any = display
-        button = ipywidgets.Button(description="Stop", icon="stop", button_style="warning")
+        button = ipywidgets.Button(description="Stop (or ■)", icon="stop", button_style="warning")
         _help(button, "stop this run; finished files are kept, and running the cell again continues")
         main = threading.get_ident()
 

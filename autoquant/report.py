@@ -110,7 +110,7 @@ def _compared(result: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]
     shown: set[str] = set()
     for name, one in result.results.items():
         first = one.source.id not in shown and one.reference is not None
-        shown.add(one.source.id)
+        shown |= {one.source.id} if first else set()
         body += [(one.source.id if row[0] == "unquantized" else name, *row) for row in rows(one) if row[0] != "unquantized" or first]
     return (result.label, *HEAD), body
 
@@ -119,7 +119,10 @@ def _about(result: Comparison) -> tuple[str, str]:
     """A comparison in words: what is compared, and how far."""
     sources = {one.source.id: one.source for one in result.results.values()}
     titles = dict.fromkeys(METHODS[one.method].title for one in result.results.values())
-    protocol = _protocol(next(iter(result.results.values())))
+    protocol = next(filter(None, map(_protocol, result.results.values())), "")
+    measured = {(a.evaluation.text_sha256, a.evaluation.tokens) for one in result.results.values() for a in one.artifacts if a.evaluation}
+    if len({one.source.id for one in result.results.values()}) < len(result.results) and len(measured) > 1:
+        protocol = "These were not measured on the same tokens (another text, or more of it): the rows do not compare with each other."
     if len({one.tokenizer for one in result.results.values() if one.tokenizer}) > 1:
         protocol += " These models have different tokenizers: their perplexities a token do not compare with each other."
     return f"{', '.join(sources)}: {', '.join(titles)}", protocol

@@ -45,7 +45,6 @@ def test_the_form_for_all_methods_gives_each_its_own() -> None:
     assert form.methods == ("gguf", "gptq")
     assert form.values("gguf") == {"types": ("Q8_0", "Q2_K"), "eval_chunks": 7}
     assert form.values("gptq") == {"bits": 3, "eval_chunks": 7}
-    assert form._chosen("gptq")["upload"] == "me/SmolLM2-135M-Instruct-GPTQ"
     with pytest.raises(InputError, match="methods: no method is called 'gptx'; there are: gguf, gptq, awq"):
         _ = forms.form("all", {**space, "methods": "gptx"}).methods
 
@@ -170,6 +169,32 @@ def test_nothing_is_uploaded_unasked(demo: Any) -> None:
     said = forms.form("gguf", _of("gguf")).upload(demo)
     assert "Nothing is uploaded" in str(said)
     assert '<a href="https://x.y/z">https://x.y/z</a>' in forms.Note("see https://x.y/z now")._repr_html_()
+
+
+def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) -> None:
+    with pytest.raises(InputError, match="of the embedded model, which stood in for HuggingFaceTB/SmolLM2-135M-Instruct; nothing is sent"):
+        forms.form("gguf", {**_of("gguf"), "upload": "me/it"}).upload(demo)
+    with pytest.raises(InputError, match="of the embedded model"):
+        forms.form("all", {**_of("all"), "owner": "me"}).upload(demo)
+
+
+@pytest.mark.usefixtures("widgets")
+def test_texts_and_wrong_kinds_from_papermill_are_shown_as_they_are_and_looked_at() -> None:
+    for name, value, said in (("calibration_samples", 2.5, "calibration_samples: 2.5 is not allowed"), ("bits", "four", "bits: four is not allowed"), ("sym", "maybe", "sym: ")):
+        form = forms.form("gptq", {**_of("gptq"), name: value})
+        with pytest.raises(InputError, match=said):
+            form.values()
+        assert said in form._said.value
+    assert forms.form("gptq", {**_of("gptq"), "sym": "False", "bits": "8"}).values() == {"bits": 8, "sym": False}
+    assert forms.form("gguf", {**_of("gguf"), "types": ["Q8_0", "Q2_K"]}).values() == {"types": ("Q8_0", "Q2_K")}
+
+
+@pytest.mark.usefixtures("widgets")
+def test_what_is_greyed_out_does_not_block_though_the_cell_says_it() -> None:
+    form = forms.form("gptq", {**_of("gptq"), "algorithm": "autoround", "iterations": 50})
+    assert form.values() == {"algorithm": "autoround", "iterations": 50}
+    form._widgets["algorithm"].value = "gptq"
+    assert form.values() == {}
 
 
 # --- what results show --------------------------------------------------------------------------------------------------

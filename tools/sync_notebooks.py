@@ -44,34 +44,52 @@ def badge(path: Path) -> str:
 
 def install(parts: tuple[str, ...]) -> str:
     """The install cell: AutoQuant from the clone the notebook lies in or from its repository, held to the versions that are there; then what the methods need."""
-    extra = "gguf," if "gguf" in parts else ""
-    needed = ' or importlib.util.find_spec("llama_cpp") is None' if "gguf" in parts else ""
+    gguf = "gguf" in parts
+    extras = "gguf,notebook" if gguf else "notebook"
+    packages = ["autoquant-notebooks", "ipywidgets", *(["llama-cpp-python"] if gguf else [])]
     lines = [
         '# @title Install { display-mode: "form" }',
         "# AutoQuant, and what this notebook needs of it. Does nothing if it is there; no package that is there already is changed (in Colab: none that Colab ships).",
         "import importlib.metadata, importlib.util, os, pathlib, subprocess, sys, tempfile",
         "",
-        f'if importlib.util.find_spec("autoquant") is None{needed}:',
+        "there = {}  # the first of each name is the one that Python imports",
+        "for one in importlib.metadata.distributions():",
+        '    there.setdefault((one.name or "").lower().replace("_", "-").replace(".", "-"), one.version)',
+        f"if not set({packages!r}) <= set(there):",
         '    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]',
         '    kept = pathlib.Path(tempfile.mkdtemp()) / "kept.txt"',
-        '    kept.write_text("\\n".join(sorted({f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name})))',
-        '    clone = next((str(one) for one in pathlib.Path.cwd().resolve().parents if (one / "autoquant" / "forms.py").is_file()), None)',
-        f'    what = f"{{clone}}[{extra}notebook]" if clone else "autoquant-notebooks[{extra}notebook] @ git+{REPOSITORY}"',
+        '    kept.write_text("\\n".join(f"{name}=={version}" for name, version in there.items() if name and version))',
+        "    here = pathlib.Path.cwd().resolve()",
+        '    clone = next((str(one) for one in (here, *here.parents) if (one / "autoquant" / "forms.py").is_file()), None)',
+        f'    what = f"{{clone}}[{extras}]" if clone else "autoquant-notebooks[{extras}] @ git+{REPOSITORY}"',
     ]
-    if "gguf" in parts:
+    run = 'done = subprocess.run([*pip, "--constraint", str(kept), what], capture_output=True, text=True'
+    if gguf:
         pinned = next(line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line.startswith("llama-cpp-python=="))
         flags = next(line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if line.startswith("export CMAKE_ARGS")).partition("?= ")[2]
         lines += [
-            "    # prebuilt by the project itself; where that cannot be had, the next line compiles it, which takes 5 to 15 minutes",
-            f'    subprocess.run([*pip, "--only-binary=:all:", "--no-deps", "--index-url", "{WHEELS}", "{pinned}"], stderr=subprocess.DEVNULL)',
-            f'    subprocess.run([*pip, "--constraint", str(kept), what], check=True, env={{**os.environ, "CMAKE_ARGS": "{flags}"}})',
+            '    if "llama-cpp-python" not in there:',
+            "        # prebuilt by the project itself; where that cannot be had or does not load, pip compiles it below, which takes 5 to 15 minutes",
+            f'        wheel = [*pip, "--constraint", str(kept), "--only-binary", "llama-cpp-python", "--extra-index-url", "{WHEELS}", "{pinned}"]',
+            '        if subprocess.run(wheel, capture_output=True).returncode == 0 and subprocess.run([sys.executable, "-c", "import llama_cpp"], capture_output=True).returncode:',
+            '            subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "llama-cpp-python"], check=True)',
+            f'    {run}, env={{**os.environ, "CMAKE_ARGS": "{flags}"}})',
         ]
     else:
-        lines += ['    subprocess.run([*pip, "--constraint", str(kept), what], check=True)']
-    lines += ["    importlib.invalidate_caches()", *([] if not parts else [""]),
-              *(f'subprocess.run([sys.executable, "-m", "autoquant.cli", "setup", "{method}"], check=True)' for method in parts)]
+        lines += [f"    {run})"]
+    lines += [
+        "    if done.returncode:",
+        '        raise RuntimeError("AutoQuant could not be installed: " + done.stderr[-3000:])',
+        '    if "ipywidgets" not in there:',
+        '        print("ipywidgets is new here: reload this page once, so that the form below is drawn")',
+        "    importlib.invalidate_caches()",
+    ]
     if "gptq" in parts:
-        lines.insert(-1 if "gguf" not in parts else -2, "# GPTQModel wants other versions of some packages than Colab ships: there it gets an environment of its own")
+        lines += ["", "# where GPTQModel (for GPTQ and AWQ) is not there, it gets an environment of its own: it would move what is there"]
+    if parts:
+        lines += [*([] if "gptq" in parts else [""]), f"for method in {list(parts)!r}:",
+                  '    done = subprocess.run([sys.executable, "-m", "autoquant.cli", "setup", method], capture_output=True, text=True)',
+                  "    if done.returncode:", "        raise RuntimeError(done.stderr[-3000:])"]
     lines += ["", "import autoquant", 'print("AutoQuant", autoquant.__version__, "is ready")']
     return "\n".join(lines)
 

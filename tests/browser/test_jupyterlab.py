@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 
 from autoquant import forms
@@ -169,8 +170,8 @@ def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, br
     assert time.monotonic() - started < 15
     said = page.locator(".jp-OutputArea-output", has_text="finished files are kept").first.inner_text()
     assert re.fullmatch(r"Stopped: finished files are kept; run this cell again to go on after them", said.strip())
-    children = subprocess.run(["pgrep", "-f", "autoquant.worker"], capture_output=True, text=True, check=False).stdout.split()
-    assert children == [], "nobody goes on working"
+    working = [child for child in psutil.Process().children(recursive=True) if "autoquant.worker" in " ".join(child.cmdline())]
+    assert working == [], "nobody goes on working"
     page.screenshot(path=str(SHOTS / "stop.png"))
     page.close()
 

@@ -29,9 +29,7 @@ def run(path: Path, work: Path, env: dict[str, str], parameters: dict[str, Any] 
         notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in parameters.items()), id="injected"))
     work.mkdir(parents=True, exist_ok=True)
     client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(work)}})
-    for name, value in env.items():  # the kernel's environment is ours at its start
-        os.environ[name] = value
-    client.execute()
+    client.execute(env={**os.environ, **env})
     return notebook
 
 

@@ -95,6 +95,17 @@ def test_the_parameters_cell_is_plain() -> None:
                 assert ast.literal_eval(node.value) in json.loads(offered[1]), line
 
 
+@each
+def test_no_cell_overwrites_a_parameter(path: Path) -> None:
+    """The form is read again when its cell runs again: a loop that counts in ``bits`` would be taken for a choice."""
+    notebook = read(path)
+    named = {name.id for cell in notebook.cells if cell.id == "parameters" for name in ast.walk(ast.parse(cell.source)) if isinstance(name, ast.Name)}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.id != "parameters":
+            stored = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            assert not stored & named, cell.id
+
+
 def test_the_turkish_notebook_has_the_english_ones_code_and_the_fields_words() -> None:
     for path in (FOLDER / "tr").glob("*.ipynb"):
         english, turkish = read(FOLDER / path.name), read(path)
