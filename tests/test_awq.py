@@ -229,8 +229,8 @@ def test_calibration_sets_are_compared_in_one_table(tmp_path: Path) -> None:
     seen = autoquant.compare("gptq", "demo", sets, out=tmp_path / "out", bits=2, group_size=32, eval_chunks=4)
     kl = {name: seen[name].artifacts[0].evaluation.kl_mean for name in sets}
     assert kl["novels"] < kl["numbers"], "calibrated on text like the one it is measured on"
-    lines = [line.split()[0] for line in str(seen).splitlines() if "2bit-32g" in line or line.startswith("unquantized")]
-    assert lines == ["unquantized", "novels", "numbers"]
+    lines = [line.split()[0] for line in str(seen).splitlines() if "2bit-32g" in line or "unquantized  " in line]
+    assert lines == ["tiny-austen-4m", "novels", "numbers"]
     assert "<td>numbers</td>" in seen._repr_html_()
     card = (tmp_path / "out" / "numbers" / "README.md").read_text()
     assert "numbers.txt, 4 samples of 64 tokens" in card
