@@ -40,8 +40,8 @@ def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, ca
     assert "is ready" in said["install"]
     assert "Going on with the embedded model" in said["plan"], "said where it happens"
     assert "it fits" in said["plan"]
-    for cell in ("run", "check", "look"):
-        assert "tiny-austen" in said[cell] or cell == "check"
+    assert "tiny-austen" in said["run"]
+    assert "tiny-austen" in said["look"]
     assert "KL mean" in said["run"]
     assert re.search(r"generates.*different", said["check"])
     assert "relative error 0." in said["look"]
