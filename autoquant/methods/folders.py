@@ -134,7 +134,7 @@ def refuse_iterations(options: FolderOptions, algorithm: str) -> None:
 
 
 def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int:
-    """Bytes the quantizing process needs, roughly; of a checkpoint of 1.9 GB GPTQ was measured (bench/RESULTS.md), the other two were not.
+    """Bytes the quantizing process needs, roughly; GPTQ, AutoRound and a part of AWQ were measured on a checkpoint of 1.9 GB (bench/RESULTS.md).
 
     The whole model at 16 bits, once (a process of the run had about that much; which one was not looked at), the block at work in float32, its samples'
     activations; for GPTQ a float32 matrix [inputs, inputs] for each matrix of the block, for AWQ every matrix's inputs, for AutoRound the block's gradients.
