@@ -14,13 +14,17 @@ BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "
 FOREIGN = ("is_marlin_format", "model_file_base_name", "model_name_or_path", "awq_gemm_checkpoint")  # what transformers 5 and vLLM take for another format, or is a path
 
 
-def legacy_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype."""
+def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, Any]:
+    """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype.
+
+    Raises InputError, that begins with ``option``, for rotary embeddings that differ from layer to layer.
+    """
     old = {name: value for name, value in config.items() if name != "auto_map"}  # names code of the model, and AutoGPTQ trusts remote code without asking
     rope = old.pop("rope_parameters", None)
     if isinstance(rope, dict):
         if any(isinstance(value, dict) for value in rope.values()):
-            raise InputError("backend: this model's rotary embeddings differ from layer to layer, which transformers 4.49 cannot be told; leave out backend")
+            raise InputError(f"{option}: this model's rotary embeddings differ from layer to layer, which a config of transformers 4 cannot say"
+                             f"{'; leave out backend' if option == 'backend' else ''}")
         old["rope_theta"] = rope.get("rope_theta", 10000.0)
         scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
         if "partial_rotary_factor" in rope:

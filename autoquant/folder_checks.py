@@ -90,8 +90,6 @@ def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any
         raise CheckFailed(f"{broken[0]} has NaN or Inf values")
     size = quantized.bytes()
     generated = generate(folder)
-    if len(set(generated)) < 2:
-        raise CheckFailed(f"the model generates nothing but token {generated[0] if generated else 'none'} after {PROMPT!r}")
     report(1, 1)
     paths = sorted((path for path in Path(folder).iterdir() if path.is_file()), key=lambda path: (path.name != "config.json", path.name))
     return {"bits_per_weight": 8 * size / parameters, "notes": warnings(errors), "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
@@ -104,7 +102,7 @@ def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any
 def generate(folder: str) -> list[int]:
     """Token ids generated greedily after PROMPT by transformers. Raises CheckFailed if a tensor is missing, left over or of another shape."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, info = AutoModelForCausalLM.from_pretrained(folder, device_map=device, output_loading_info=True)
@@ -112,9 +110,20 @@ def generate(folder: str) -> list[int]:
     if any(astray.values()):  # transformers goes on with random numbers for what it misses
         said = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:WORST])}" for kind, names in astray.items() if names)
         raise CheckFailed(f"transformers does not load the folder as it is: {said}")
+    return continuation(model, folder)
+
+
+def continuation(model: Any, folder: str) -> list[int]:
+    """Token ids that a model generates greedily after PROMPT. Raises CheckFailed if it is always the same one."""
+    import torch
+    from transformers import AutoTokenizer
+
     model.eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    tokens = tokenizer(PROMPT, return_tensors="pt").to(device)
+    tokens = tokenizer(PROMPT, return_tensors="pt").to(model.device)
     with torch.inference_mode():
         out = model.generate(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, max_new_tokens=GENERATED, do_sample=False)
-    return [int(token) for token in out[0, tokens.input_ids.shape[1]:]]
+    generated = [int(token) for token in out[0, tokens.input_ids.shape[1]:]]
+    if len(set(generated)) < 2:
+        raise CheckFailed(f"the model generates nothing but token {generated[0] if generated else 'none'} after {PROMPT!r}")
+    return generated

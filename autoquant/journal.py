@@ -65,12 +65,14 @@ class RunFolder:
 
     On an error or interrupt the scratch folder (with the large intermediate file) is removed. After bad input or an interrupt the
     whole folder goes too, if this run made it and finished nothing; after a failure the journal and the log stay to be read.
-    A killed process leaves its scratch for the next run to go on with.
+    A killed process leaves its scratch for the next run to go on with. ``jobs`` is for libraries that go on with their own work: what lies there
+    stays after an interrupt or a failure, until a run takes it away.
     """
 
     def __init__(self, folder: Path, *, method: str, source_id: str, source_sha256: str) -> None:
         self.folder, self.ours = folder, folder / OURS
         self.work, self.logs, self._journal = self.ours / "work", self.ours / "log.txt", self.ours / "journal.json"
+        self.jobs = self.ours / "jobs"
         self.identity = {"format": FORMAT, "method": method, "source": source_id, "source_sha256": source_sha256}
         self.steps: dict[str, dict[str, Any]] = {}
         self._mutex = threading.Lock()
@@ -111,7 +113,7 @@ class RunFolder:
         shutil.rmtree(self.work, ignore_errors=True)
         if kind is None:
             self.logs.unlink(missing_ok=True)
-        kept = any((self.folder / output["name"]).is_file() for step in self.steps.values() for output in step["outputs"])
+        kept = self.jobs.is_dir() or any((self.folder / output["name"]).is_file() for step in self.steps.values() for output in step["outputs"])
         self._release()
         refused = kind is not None and issubclass(kind, (InputError, KeyboardInterrupt, SystemExit))
         if refused and self._made is not None and not kept:
@@ -161,7 +163,7 @@ class RunFolder:
     def record(self, step: str, key: str, outputs: Sequence[Path], facts: dict[str, Any], sha256: dict[str, str] | None = None) -> None:
         """Note a finished step; its files must be in their final places. Written to disk before this returns."""
         listed = [{"name": path.relative_to(self.folder).as_posix(), "bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
-                   "sha256": (sha256 or {}).get(path.name, "")} for path in outputs]
+                   "sha256": (sha256 or {}).get(path.relative_to(self.folder).as_posix(), "")} for path in outputs]
         with self._mutex:
             if self._lock_file is None:
                 return  # an upload's thread that outlives an interrupted run: the folder may be another run's by now

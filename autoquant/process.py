@@ -100,11 +100,11 @@ def _ended_badly(what: str, status: int, log: Path) -> errors.ProcessFailed:
 
 
 def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: Mapping[str, str] | None = None,
-        children: Children | None = None) -> None:
+        children: Children | None = None, on_line: Callable[[str], None] | None = None, name: str = "") -> None:
     """Run a command to its end.
 
     Its output goes to ``log`` (appended). ``produces`` are files that must exist and be non-empty afterwards: an exit status
-    of 0 alone is not believed. Standard input is /dev/null.
+    of 0 alone is not believed. Standard input is /dev/null. ``on_line`` gets each line of its standard output. ``name`` is what errors call it.
 
     Raises :class:`~autoquant.errors.ProcessFailed` with the status and the log's last lines.
     """
@@ -113,12 +113,15 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
         with open(log, "a", encoding="utf-8") as sink:
             for line in child.stdout:
                 sink.write(line)
+                sink.flush()
+                if on_line is not None:
+                    on_line(line)
         status = child.wait()
     if status != 0:
-        raise _ended_badly(Path(argv[0]).name, status, log)
+        raise _ended_badly(name or Path(argv[0]).name, status, log)
     for path in produces:
         if not path.is_file() or path.stat().st_size == 0:
-            raise errors.ProcessFailed(f"{Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
+            raise errors.ProcessFailed(f"{name or Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
 
 
 def _worker(log: Path, env: Mapping[str, str] | None, python: str, imports: Sequence[str] = ()) -> subprocess.Popen[str]:

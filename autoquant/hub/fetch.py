@@ -216,6 +216,26 @@ def _hollow(client: Client, repo: str, commit: str, file: RemoteFile, path: Path
         out.truncate(file.bytes)
 
 
+def one_file(repo: str, revision: str | None, name: str, option: str) -> Path:
+    """One small file of a model repository, through huggingface_hub's cache. Raises InputError, that begins with ``option``, if there is none; HubFailed."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    client = connect()
+    doing = f"downloading {name} of {repo}"
+
+    def ask() -> Path | None:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision, token=client.secret, endpoint=client.endpoint))
+        except EntryNotFoundError:
+            return None
+
+    found = patiently(ask, doing, client, repo)
+    if found is None:
+        raise InputError(f"{option}: {repo}{'@' + revision if revision else ''} has no {name}{' in the cache, and HF_HUB_OFFLINE is set' if offline() else ''}")
+    return found
+
+
 # --- fetching -----------------------------------------------------------------------------------------------------------
 
 

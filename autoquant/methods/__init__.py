@@ -60,9 +60,9 @@ class Method:
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import awq, gguf, gptq
+    from autoquant.methods import awq, exl2, gguf, gptq
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, exl2.METHOD, awq.METHOD)}
 
 
 METHODS = _methods()

@@ -77,8 +77,8 @@ def linears(source: Source) -> dict[str, tuple[int, int]]:
     return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes(source).items() if len(shape) == 2 and LINEAR.search(name)}
 
 
-def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
-    """Refuse what cannot work, and return the layers: a source that is quantized or pickled, a group size that does not fit, a text that is not there."""
+def refuse_source(source: Source, title: str) -> dict[str, tuple[int, int]]:
+    """Refuse a source that cannot be quantized so, and return its layers: one that is quantized or pickled, a mixture of experts, more than a language model."""
     if source.quantized:
         raise InputError(f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized model")
     if source.pickle:
@@ -94,6 +94,12 @@ def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple
     layers = linears(source)
     if not layers:
         raise InputError(f"{source.id} ({source.architecture}) has no layers that {title} could quantize: none of its tensors is named …layers.N.….weight")
+    return layers
+
+
+def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
+    """Refuse what cannot work, and return the layers: also a group size that does not fit, and a text that is not there."""
+    layers = refuse_source(source, title)
     if options.group_size > 0:
         odd = [(name, inputs) for name, (_, inputs) in layers.items() if inputs % options.group_size]
         if odd:

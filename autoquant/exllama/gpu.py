@@ -1,0 +1,39 @@
+"""What exllamav2 needs of a machine, looked at in a worker process (and there only: the tests' stand-in for a GPU hooks this module's import)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from typing import Any
+
+
+def look() -> dict[str, Any]:
+    """Whether torch finds a GPU, and whether exllamav2's compiled extension is here or can be compiled."""
+    import torch
+    from torch.utils import cpp_extension
+
+    gpu = bool(torch.cuda.is_available())
+    home = cpp_extension.CUDA_HOME or cpp_extension.ROCM_HOME
+    nvcc = bool(home and any(os.access(os.path.join(str(home), "bin", name), os.X_OK) for name in ("nvcc", "hipcc")))
+    cache = os.path.join(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root(), _build_folder(), "exllamav2_ext")
+    return {"gpu": gpu, "name": torch.cuda.get_device_name(0) if gpu else "", "memory": torch.cuda.get_device_properties(0).total_memory if gpu else 0,
+            "torch": torch.__version__.split("+")[0], "cuda": torch.version.cuda or "", "python": list(sys.version_info[:2]),
+            "extension": importlib.util.find_spec("exllamav2_ext") is not None, "compiled": os.path.isfile(os.path.join(cache, "exllamav2_ext.so")),
+            "nvcc": nvcc, "compiler": bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")), "disk": shutil.disk_usage(os.path.expanduser("~")).free}
+
+
+def _build_folder() -> str:
+    """The folder that torch's cpp_extension puts its builds in, by Python and CUDA (torch.utils.cpp_extension._get_build_directory)."""
+    import torch
+
+    kind = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    return f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}_{kind}"
+
+
+def build() -> str:
+    """Import exllamav2, which compiles its extension unless that has been done (5 to 10 minutes on Colab; kept in torch's extension cache). Returns its version."""
+    import exllamav2
+
+    return str(exllamav2.__version__)
