@@ -102,6 +102,8 @@ class RunFolder:
                 raise InputError(f"out: {self.folder} holds {identity.get('method')} files of {identity.get('source')} "
                                  f"({'other contents of the same name' if identity.get('source') == self.identity['source'] else 'another run'}); name another folder")
             self.steps = steps
+        else:  # from now on what lies here is known to be ours, even if this process is killed before its first step is done
+            self._write()
         self.work.mkdir(exist_ok=True)
         keep = {output["name"] for step in self.steps.values() for output in step["outputs"]}
         for leftover in self.work.iterdir():  # what a killed run was in the middle of
@@ -113,7 +115,10 @@ class RunFolder:
         shutil.rmtree(self.work, ignore_errors=True)
         if kind is None:
             self.logs.unlink(missing_ok=True)
-        kept = self.jobs.is_dir() or any((self.folder / output["name"]).is_file() for step in self.steps.values() for output in step["outputs"])
+        going_on = self.jobs.is_dir() and any(self.jobs.iterdir())
+        kept = going_on or any((self.folder / output["name"]).is_file() for step in self.steps.values() for output in step["outputs"])
+        if not self.steps and not going_on:
+            self._journal.unlink(missing_ok=True)
         self._release()
         refused = kind is not None and issubclass(kind, (InputError, KeyboardInterrupt, SystemExit))
         if refused and self._made is not None and not kept:
@@ -168,13 +173,16 @@ class RunFolder:
             if self._lock_file is None:
                 return  # an upload's thread that outlives an interrupted run: the folder may be another run's by now
             self.steps[step] = {"key": key, "outputs": listed, "facts": facts}
-            write_atomically(self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1))
+            self._write()
+
+    def _write(self) -> None:
+        write_atomically(self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1))
 
     def forget(self, step: str) -> None:
         """Drop a step whose files are gone on purpose."""
         with self._mutex, contextlib.suppress(KeyError):
             del self.steps[step]
-            write_atomically(self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1))
+            self._write()
 
     def finish(self, path: Path) -> Path:
         """Move a finished file from the scratch folder into the run folder."""

@@ -168,7 +168,8 @@ def _planned(result: Plan) -> tuple[str, tuple[str, ...], list[tuple[str, ...]],
     verdict = [*([f"to download: {size(result.download)}"] if result.download else []),
                f"all of these together: {size(result.disk_needed)} on the disk (free: {size(result.disk_free)})",
                f"memory while working: about {size(result.memory_needed)} (available: {size(result.memory_available)})",
-               "it fits" if result.fits else "it does NOT fit" + (": ask for fewer or smaller types" if result.disk_needed > result.disk_free else "")]
+               ("it does NOT fit" + (": ask for fewer or smaller types" if result.disk_needed > result.disk_free else "")) if not result.fits else
+               f"it cannot be made here: {result.refused}" if result.refused else "it fits"]
     title = f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters, {source.dtype}, {size(source.bytes)}"
     return title, tuple(head[i] for i in filled), [tuple(row[i] for i in filled) for row in body], [*below, *(f"note: {note}" for note in result.notes)], verdict
 
@@ -183,9 +184,10 @@ def plan_html(result: Plan) -> str:
     """A plan for a notebook."""
     title, head, body, notes, verdict = _planned(result)
     lines = "".join(f"<div>{escaping.escape(line)}</div>" for line in (*notes, *verdict[:-1]))
-    color = "--jp-success-color1,#2e7d32" if result.fits else "--jp-error-color1,#b00020"
+    good = result.fits and not result.refused
+    color = "--jp-success-color1,#2e7d32" if good else "--jp-error-color1,#b00020"
     return (f"<div><p><b>{METHODS[result.method].title}</b> of {escaping.escape(title)}</p>{_html_table(head, body)}{lines}"
-            f"<div style='color:var({color})'><b>{'✓' if result.fits else '✗'} {escaping.escape(verdict[-1])}</b></div></div>")
+            f"<div style='color:var({color})'><b>{'✓' if good else '✗'} {escaping.escape(verdict[-1])}</b></div></div>")
 
 
 def evaluations(measured: Sequence[tuple[str, Evaluation]]) -> str:

@@ -174,13 +174,14 @@ class Result:
 
         return run.evaluate_result(self, text=text, chunks=chunks)
 
-    def upload(self, repo: str, *, private: bool | str | None = None, layout: str = "one-repo", overwrite: bool = False, base_model: str = "",
+    def upload(self, repo: str, *, private: bool | str | None = None, layout: str = "", overwrite: bool = False, base_model: str = "",
                dry_run: bool = False) -> Any:
         """Upload the artifacts with card, plot and licence, and compare the server's sizes and hashes with ours.
 
         repo: owner/name; it is created if there is none. private: of a repository that is created, True or "yes", False or "no"; default: if the source is private or gated.
-        layout: "one-repo", "repo-per-type" (owner/name-TYPE) or "branch-per-type". overwrite: replace files of the same name that this folder
-        has not put there. base_model: owner/name of the unquantized model, of a folder. dry_run: send nothing, return an UploadPlan that prints exactly what would be sent.
+        layout: "one-repo", "repo-per-type" (owner/name-TYPE) or "branch-per-type"; default: what is usual for the method.
+        overwrite: replace files of the same name that this folder has not put there.
+        base_model: owner/name of the unquantized model, of a folder. dry_run: send nothing, return an UploadPlan that prints exactly what would be sent.
 
         Returns the Receipts, which are also kept in the journal. Repeated after an interrupt it sends only what has not arrived.
         Raises InputError (no token, no right, something else is there), HubFailed (the Hub cannot be reached), CheckFailed (a file is not what was checked).
@@ -188,8 +189,8 @@ class Result:
         from autoquant import run
 
         visible = {None: "auto", True: "yes", False: "no"}.get(private, private) if private is None or isinstance(private, bool) else private
-        return run.upload_folder(self.folder, {"upload": repo, "private": visible, "layout": layout, "overwrite": overwrite, "base_model": base_model or self.base_model},
-                                 dry_run=dry_run)
+        given = {"upload": repo, "private": visible, "overwrite": overwrite, "base_model": base_model or self.base_model, **({"layout": layout} if layout else {})}
+        return run.upload_folder(self.folder, given, dry_run=dry_run)
 
     def card(self) -> Card:
         """The model card's text (README.md of the run folder); in a notebook it shows itself rendered."""

@@ -164,8 +164,10 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
     from autoquant import card
     from autoquant.hub import send, upload
 
-    chosen = options.build(options.UploadOptions, values)
+    options.build(options.UploadOptions, values)  # a wrong one is told before the folder is looked at
     result = load(folder)
+    usual = METHODS[result.method].options.model_fields["layout"].default
+    chosen = options.build(options.UploadOptions, {"layout": usual, **values})
     identity, steps = journal.read(result.folder)
     client = upload.check(chosen, result.source, [artifact.type for artifact in result.artifacts], list(steps), base_model=result.base_model, quiet=dry_run)
     named = chosen.base_model and chosen.base_model != result.base_model

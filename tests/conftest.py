@@ -20,6 +20,7 @@ from autoquant.source import DEMO_FOLDER
 
 # Where make has put the converter: fetched once, before the tests get a cache folder of their own.
 CONVERTER = converter.locate()
+STAND_IN = str(Path(__file__).parent / "fakes" / "exl2")  # on PYTHONPATH: a GPU for exllamav2
 TYPES = ("F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ3_XXS")
 
 

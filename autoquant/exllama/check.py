@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from autoquant import calibration, dequantized
 from autoquant.dequantized import Tensors
@@ -18,7 +19,7 @@ from autoquant.source import sha256_of
 from autoquant.worker import Report
 
 HEAD = "lm_head"
-NEAR = 0.1  # bits a weight, between target and achieved
+NEAR = 0.1  # bits a weight, between target and achieved, where the model has blocks enough to choose so finely
 
 
 class _Original(Tensors):
@@ -34,6 +35,7 @@ def calibrate(folder: str, texts: list[str], samples: int, length: int, seed: in
 
     It tokenizes the rows again and joins them, and text does not always give the same number of tokens again: some more rows follow, which it reads if it falls short.
     """
+    import fastparquet
     import pandas
     from transformers import AutoTokenizer
 
@@ -45,7 +47,7 @@ def calibrate(folder: str, texts: list[str], samples: int, length: int, seed: in
     if made < len(ids) * length:
         raise CheckFailed(f"the tokenizer makes {made} tokens of a text of {(len(ids) + len(spare)) * length}: it does not read what it writes, "
                           "so exllamav2 cannot be calibrated on such samples; take its own text (calibration='exllamav2')")
-    pandas.DataFrame({"text": rows}).to_parquet(target, engine="fastparquet")
+    fastparquet.write(target, pandas.DataFrame({"text": rows}))
     return {"samples": len(ids)}
 
 
@@ -56,8 +58,8 @@ def used(job: Path) -> str:
     return calibration.digest(load_file(job / "cal_data.safetensors")["input_ids"].tolist())
 
 
-def verify(folder: str, source: str, layers: dict[str, list[int]], *, target: float, head_bits: int, parameters: int, report: Report) -> dict[str, Any]:
-    """Check an EXL2 folder against its source: config, every layer's error, finite values, bits a weight near the target, a generation.
+def verify(folder: str, source: str, layers: dict[str, list[int]], *, target: float, near: float, head_bits: int, parameters: int, report: Report) -> dict[str, Any]:
+    """Check an EXL2 folder against its source: config, every layer's error, finite values, bits a weight within ``near`` of the target, a generation.
 
     ``layers`` are the blocks' matrices, name -> [outputs, inputs]. Returns ``checks``, ``files`` ([name, bytes, sha256], config.json first), ``bits_per_weight`` (all tensors
     over ``parameters``) and ``achieved`` (the blocks' matrices, what the target is about). Raises CheckFailed naming the layer.
@@ -68,7 +70,10 @@ def verify(folder: str, source: str, layers: dict[str, list[int]], *, target: fl
     wrong = {name: block.get(name) for name, value in asked.items() if block.get(name) != value}
     if wrong:
         raise CheckFailed(f"config.json: quantization_config has {wrong}, asked for {({name: asked[name] for name in wrong})}")
-    original, quantized = _Original(source), Tensors(folder)
+    try:
+        original, quantized = _Original(source), Tensors(folder)
+    except SafetensorError as error:
+        raise CheckFailed(f"a file of weights is damaged or cut short: {error}") from None
     lost = [name for name in [*layers, HEAD] for part in format.parts_of(name) if f"{part}.q_weight" not in quantized and f"{name}.q_weight" not in quantized]
     if lost:
         raise CheckFailed(f"{len(lost)} of {len(layers) + 1} layers are not there: {', '.join(lost[:WORST])}")
@@ -81,7 +86,7 @@ def verify(folder: str, source: str, layers: dict[str, list[int]], *, target: fl
     bits = {name: layer_bits(quantized, name, shape[0] * shape[1]) for name, shape in layers.items()}
     weights = {name: shape[0] * shape[1] for name, shape in layers.items()}
     achieved = sum(bits[name] * weights[name] for name in layers) / sum(weights.values())
-    if abs(achieved - target) > NEAR:
+    if abs(achieved - target) > near:
         raise CheckFailed(f"the blocks have {achieved:.2f} bits a weight, asked for {target:.2f}")
     head = layer_bits(quantized, HEAD, original.get(f"{HEAD}.weight").size)
     most, fewest = max(bits, key=lambda name: bits[name]), min(bits, key=lambda name: bits[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -77,6 +78,12 @@ def bounds(data: Mapping[str, Any], blocks: int, weights: int) -> tuple[float, f
     """The fewest and the most bits a weight that a measurement offers, over the blocks' ``weights``."""
     ways = modules(data, blocks)
     return tuple(sum(pick(float(one["total_bits"]) for one in way) for way in ways) / weights for pick in (min, max))  # type: ignore[return-value]
+
+
+def step(data: Mapping[str, Any], blocks: int, weights: int) -> float:
+    """The largest step, in bits a weight over all ``weights``, from one way to quantize a module to the next: nearer than that a target cannot be met in a model of few blocks."""
+    bits = [sorted(float(one["total_bits"]) for one in way) for way in modules(data, blocks)]
+    return max((after - before for way in bits for before, after in itertools.pairwise(way)), default=0.0) / weights
 
 
 def refuse_foreign(data: Mapping[str, Any], snapshot: Snapshot, said: str, blocks: Mapping[str, int], weights: int) -> None:

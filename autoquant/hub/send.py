@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from autoquant.errors import CheckFailed, HubFailed
 from autoquant.hub.client import Client, patiently
 from autoquant.hub.fetch import RemoteFile
-from autoquant.hub.upload import Item, Target, ask_state, journaled, notes, place, plan, private, state_of, step_of
+from autoquant.hub.upload import Item, Target, ask_state, journaled, notes, place, plan, private, remote_name, state_of, step_of
 from autoquant.options import UploadOptions
 from autoquant.progress import hidden
 from autoquant.results import Artifact, Receipt, Result, Stored
@@ -156,7 +156,7 @@ class Ahead:
             for stored in artifact.files:
                 if self._background.stopped.is_set():
                     return
-                self.sender.send(repo, branch, Item(stored.name, self.run.folder / stored.name, stored.bytes, stored.sha256))
+                self.sender.send(repo, branch, Item(remote_name(self.options, stored.name), self.run.folder / stored.name, stored.bytes, stored.sha256))
 
         self._background.submit(job)
 
@@ -217,7 +217,7 @@ def _commit(sender: Sender, target: Target, result: Result, run: RunFolder) -> s
         there = state and all(item.name in state[1] and item.same_as(state[1][item.name]) for item in target.due)
         return state[0] if state and there else None
 
-    types = ", ".join(a.type for a in result.artifacts if any(item.name == s.name for item in target.due for s in a.files)) or "card"
+    types = ", ".join(a.type for a in result.artifacts if any(item.content == run.folder / s.name for item in target.due for s in a.files)) or "card"
 
     def send() -> str:
         answer = client.api.create_commit(repo, [*operations], commit_message=f"{types}: {result.source.id} quantized by AutoQuant", revision=target.branch,

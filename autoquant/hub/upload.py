@@ -182,6 +182,11 @@ def place(options: UploadOptions, type: str) -> tuple[str, str]:
     return options.upload, type if options.layout == "branch-per-type" else "main"
 
 
+def remote_name(options: UploadOptions, name: str) -> str:
+    """The name of an artifact's file in its repository: one that has a branch or a repository to itself does not lie in a folder of its own there."""
+    return name if options.layout == "one-repo" else name.rpartition("/")[2]
+
+
 def state_of(client: Client, repo: str, branch: str) -> tuple[str, dict[str, RemoteFile], bool] | None:
     """A branch's newest commit, its files, and whether the repository is private; None if repository or branch is not there."""
     return patiently(lambda: ask_state(client, repo, branch), f"looking at {repo}", client, repo)
@@ -212,14 +217,15 @@ def _wanted(result: Result, options: UploadOptions, endpoint: str, card_text: st
     where = {artifact.type: place(options, artifact.type) for artifact in result.artifacts}
     wanted: dict[tuple[str, str], list[Item]] = {}
     for artifact in result.artifacts:
-        wanted.setdefault(where[artifact.type], []).extend(Item(s.name, result.folder / s.name, s.bytes, s.sha256) for s in artifact.files)
+        wanted.setdefault(where[artifact.type], []).extend(Item(remote_name(options, s.name), result.folder / s.name, s.bytes, s.sha256) for s in artifact.files)
     if options.layout == "one-repo":
         cards = {(options.upload, "main"): on_disk}
     else:
-        cards = {where[a.type]: card.text(dataclasses.replace(result, artifacts=(a,))) for a in result.artifacts}
+        placed = [dataclasses.replace(a, files=tuple(dataclasses.replace(s, name=remote_name(options, s.name)) for s in a.files)) for a in result.artifacts]
+        cards = {where[a.type]: card.text(dataclasses.replace(result, artifacts=(a,))) for a in placed}
         if options.layout == "branch-per-type":
             links = {a.type: f"{endpoint}/{options.upload}/blob/{a.type}/" for a in result.artifacts}
-            cards[options.upload, "main"] = card.text(result, links=links)
+            cards[options.upload, "main"] = card.text(dataclasses.replace(result, artifacts=tuple(placed)), links=links)
             wanted.setdefault((options.upload, "main"), [])
     for key, text in cards.items():
         problems = licenses.card_problems(card.metadata(text))

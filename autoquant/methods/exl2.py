@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -30,13 +31,17 @@ from autoquant.source import Snapshot, Source, bytes_to_fetch, sha256_of, shapes
 
 log = logging.getLogger(__name__)
 OWN = "exllamav2"  # the calibration text that comes with the library
-OWN_ROWS, OWN_MEASURED = 115, 17  # its samples: for quantizing, and for measuring
+OWN_ROWS, OWN_MEASURED = 115, 19  # its samples: for quantizing, and for measuring
 SAMPLES, MEASURED = 100, 16  # the converter's own defaults
 HEAD_BITS = (2, 3, 4, 5, 6, 8)
-# Of those that exllamav2 0.3.2 knows (others it converts "as Llama", wrong): dense language models that transformers has too, so that the files can be read back.
-# Each is run in the tests.
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM",
-                 "GraniteForCausalLM")
+# group size, and of which width which share of the inputs is (exllamav2 0.3.2, conversion/qparams.py: qparams_headoptions)
+HEAD_MIXES = {2: (32, ((4, 0.3), (2, 0.7))), 3: (32, ((4, 0.15), (3, 0.85))), 4: (32, ((6, 0.15), (4, 0.85))), 5: (128, ((6, 0.15), (5, 0.85))),
+              6: (128, ((8, 0.15), (6, 0.85))), 8: (128, ((8, 1.0),))}
+# Of those that exllamav2 0.3.2 knows (others it converts "as Llama", wrong): dense language models that transformers has too, so that the files can be read back, and
+# which it runs as transformers does: a test compares them one by one.
+ARCHITECTURES = ("CohereForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM", "Glm4ForCausalLM", "GraniteForCausalLM", "LlamaForCausalLM", "MistralForCausalLM",
+                 "Phi3ForCausalLM", "Qwen2ForCausalLM")
+WRONG = {"Qwen3ForCausalLM": "exllamav2 0.3.2 computes its head norms as layer norms, where the model has RMS norms (of a random model the predictions were off by a quarter)"}
 
 
 class Exl2Options(CalibrationOptions):
@@ -98,6 +103,8 @@ def _own(options: Exl2Options) -> bool:
 def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
     """Refuse a source or options that cannot work, but for the machine; return the blocks' matrices."""
     layers = folders.refuse_source(source, "EXL2")
+    if source.architecture in WRONG:
+        raise InputError(f"exl2: {source.architecture}: {WRONG[source.architecture]}. Take gguf, gptq or awq")
     if source.architecture not in ARCHITECTURES:
         raise InputError(f"exl2: the architecture {source.architecture} is none of those whose EXL2 files are known to be right here: {', '.join(ARCHITECTURES)}. "
                          "(exllamav2 itself would convert any model as if it were a Llama.) GGUF takes more")
@@ -126,13 +133,19 @@ def check(source: Source, options: Exl2Options) -> None:
 
 
 def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head_bits: int) -> int:
-    """The size to be, nearly: the blocks' matrices at ``bpw``, the head at ``head_bits`` and a little, 16 bits for all else (with the embeddings)."""
+    """The size to be, nearly: the blocks' matrices at ``bpw``, the head as HEAD_MIXES says, 16 bits for all else (with the embeddings)."""
     blocks = sum(outputs * inputs for outputs, inputs in layers.values())
     hidden = min(inputs for _, inputs in layers.values())
     head = source.vocab_size * hidden
     tied = f"{exl2_check.HEAD}.weight" not in shapes(source)
     rest = source.parameters - blocks - (0 if tied else head)
-    return int(blocks * bpw / 8 + head * (head_bits + 4 / 32 + 32 / source.vocab_size) / 8 + 2 * rest)
+    group, mix = HEAD_MIXES[head_bits]
+    rows, stored, groups = hidden, 0, 0
+    for bits, share in mix:
+        here = min(math.ceil(min(hidden * share, rows) / group), math.ceil(rows / group))
+        stored, groups, rows = stored + bits * min(here * group, rows), groups + here, max(0, rows - here * group)
+    outputs = -(-source.vocab_size // 32) * 32
+    return int(blocks * bpw / 8 + outputs * (stored + 4 * groups) / 8 + 4 * hidden + 2 * rest)
 
 
 def plan(source: Source, options: Exl2Options, out: Path) -> Plan:
@@ -210,16 +223,17 @@ class _Work:
         """The calibration text in words."""
         return "the text that comes with exllamav2" if self.text is None else self.text.name
 
-    def measure(self) -> Path:
-        """The measurement: the one that is given, one that was made before, or a new one. Checked, and in the run's folder."""
+    def measure(self) -> dict[str, Any]:
+        """The measurement: the one that is given, one that was made before, or a new one; checked, noted in the journal, and in the run's folder."""
         place = self.run.folder / measurement.NAME
         if self.options.measurement:
             path, said = measurement.given(self.options.measurement, self.source)
             data = measurement.read(path, said)
             measurement.refuse_foreign(data, self.snapshot, said, self.blocks, self.weights)
+            self.refuse_unattainable(data)
             record = data.get(measurement.RECORD) or {"measured by": f"somebody else ({said})"}
             measurement.write(place, data, {name: value for name, value in record.items() if name != "measurement sha256"})
-            return place
+            return self._measured(place)
         rows = OWN_MEASURED if self.text is None else min(self.options.measurement_samples, self.options.calibration_samples)
         kept = measurement.kept(self.snapshot, self.version, self.calibrated, rows)
         if not kept.is_file():
@@ -233,9 +247,16 @@ class _Work:
             record = {"model": self.source.id, "commit": self.source.revision, "weights sha256": measurement.weights_sha256(self.snapshot), "calibration": self.text_name(),
                       "calibration sha256": exl2_check.used(job), "samples": rows, "length": self.length, "made with": self.version}
             measurement.write(kept, measurement.read(result, str(result)), record)
-        shutil.copyfile(kept, self.run.jobs / measurement.NAME)
-        (self.run.jobs / measurement.NAME).replace(place)
-        return place
+        shutil.copyfile(kept, self.run.work / measurement.NAME)
+        (self.run.work / measurement.NAME).replace(place)
+        data = self._measured(place)
+        self.refuse_unattainable(data)
+        return data
+
+    def _measured(self, place: Path) -> dict[str, Any]:
+        sha256 = sha256_of(place)
+        self.run.record("measure", sha256, [place], {}, {measurement.NAME: sha256})
+        return measurement.read(place, measurement.NAME)
 
     def refuse_unattainable(self, measured: Mapping[str, Any]) -> None:
         """Refuse bitrates beyond what the measured ways to quantize can give."""
@@ -245,7 +266,7 @@ class _Work:
                 raise InputError(f"bpw: {one} cannot be had: scales and permutations counted, exllamav2 can give the layers of {self.source.id} "
                                  f"{least:.2f} to {most:.2f} bits a weight")
 
-    def quantize(self, type: str, bpw: str, path: Path) -> Artifact:
+    def quantize(self, type: str, bpw: str, path: Path, near: float) -> Artifact:
         """One bitrate: converted, put in order, verified, and moved to its place in the run's folder."""
         words, rows = self.calibration(OWN_ROWS if self.text is None else self.options.calibration_samples)
         job = self.run.jobs / f"{type}-{key_of(self.snapshot.sha256, self.version, self.calibrated, sha256_of(path), type)}"
@@ -257,7 +278,8 @@ class _Work:
         _tidy(target, self.snapshot.folder, self.text_name(), rows)
         with Bar(f"check {type}") as progress:
             seen = process.call("autoquant.exllama.check:verify", log=self.run.logs, env=environment.VARIABLES, progress=progress, folder=str(target),
-                                source=str(self.snapshot.folder), layers=self.layers, target=float(bpw), head_bits=self.options.head_bits, parameters=self.source.parameters)
+                                source=str(self.snapshot.folder), layers=self.layers, target=float(bpw), near=near, head_bits=self.options.head_bits,
+                                parameters=self.source.parameters)
         artifact = Artifact(type=type, files=tuple(Stored(f"{type}/{name}", size, sha256) for name, size, sha256 in seen["files"]), bits_per_weight=seen["bits_per_weight"],
                             checks=tuple(Check(*one) for one in seen["checks"]),
                             facts={"achieved": seen["achieved"], "samples": rows, "calibration sha256": exl2_check.used(job), "algorithm": self.version})
@@ -289,19 +311,19 @@ def quantize(snapshot: Snapshot, options: Exl2Options, run: RunFolder) -> Made:
     asked = [snapshot.sha256, work.version, work.calibrated, options.measurement_samples, _given_sha256(options, snapshot.source), options.head_bits]
     keys = {type: key_of(asked, type) for type in options.types}
     known = {type: facts for type in options.types if (facts := run.done(f"quantize {type}", keys[type])) is not None}
-    place = run.folder / measurement.NAME
-    path = place
-    if len(known) < len(options.types) or not place.is_file():
+    path = run.folder / measurement.NAME
+    if len(known) < len(options.types) or not path.is_file():
         run.jobs.mkdir(exist_ok=True)
-        path = work.measure()
-    measured = measurement.read(path, measurement.NAME)
-    work.refuse_unattainable(measured)
+        measured = work.measure()
+    else:
+        measured = measurement.read(path, measurement.NAME)
+    near = max(exl2_check.NEAR, measurement.step(measured, len(work.blocks), work.weights))
     artifacts = []
     for type, bpw in zip(options.types, options.bpw, strict=True):
         if type in known:
             artifact = Artifact.from_json(known[type])
         else:
-            artifact = work.quantize(type, bpw, path)
+            artifact = work.quantize(type, bpw, path, near)
             run.record(f"quantize {type}", keys[type], [run.folder / stored.name for stored in artifact.files], artifact.to_json(),
                        {stored.name: stored.sha256 for stored in artifact.files})
         run.passed(artifact)

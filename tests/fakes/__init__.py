@@ -1,1 +1,1 @@
-"""Stand-ins for what cannot exist on a test machine: the Hub's servers, Colab's page."""
+"""Stand-ins for what cannot exist on a test machine: the Hub's servers, Colab's page, a GPU (for AutoGPTQ and for exllamav2)."""

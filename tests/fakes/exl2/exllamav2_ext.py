@@ -1,4 +1,4 @@
-"""A stand-in for exllamav2's compiled extension, in torch on the CPU: the functions that its converter calls for dense models with RMS norms.
+"""A stand-in for exllamav2's compiled extension, in torch on the CPU: the functions that its converter calls for dense models.
 
 Each does what the kernel of that name does to its arguments, with the same rounding where codes and scales depend on it. ``sim_anneal`` alone is another algorithm: the
 extension searches at random, this one finds the best sum of errors within the budget by bisection on a price for bits, so that tests give the same files each time.
@@ -191,11 +191,19 @@ def rms_norm_(x: Tensor, weight: Tensor, epsilon: float) -> None:
     rms_norm(x, weight, x, epsilon)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, epsilon: float) -> None:
+    """Layer norm; the weights may differ from head to head."""
+    wide = x.float()
+    wide = (wide - wide.mean(-1, keepdim=True)) * torch.rsqrt(wide.var(-1, unbiased=False, keepdim=True) + epsilon) * weight.float()
+    out.copy_((wide if _none(bias) else wide + bias.float()).to(out.dtype))
+
+
 def head_norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, epsilon: float, rms: bool) -> None:
     """A norm of each head."""
-    if not rms:
-        raise NotImplementedError("layer norms of heads are not emulated")
-    rms_norm(x, weight, out, epsilon)
+    if rms:
+        rms_norm(x, weight, out, epsilon)
+    else:
+        layer_norm(x, weight, bias, out, epsilon)
 
 
 def softcap_(x: Tensor, cap: float) -> None:
