@@ -1,8 +1,10 @@
-"""A GPTQ or AWQ folder as an ordinary transformers model in float32, its weights read by our own readers: for measuring and comparing. Runs in workers."""
+"""Quantized folders as ordinary transformers models in float32, their weights read by our own readers: for measuring and comparing. Runs in workers."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from autoquant import awq_format, gptq_format
 from autoquant.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
-PACKED = (".qweight", ".qzeros", ".scales", ".g_idx")
+WIDTHS = {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F32": 4, "I32": 4, "I64": 8}  # bytes; those that are not named here have two
+NAMED = 3  # tensors named in an error
 
 
 class Tensors:
@@ -34,11 +37,9 @@ class Tensors:
         return list(self._where)
 
     def get(self, name: str) -> np.ndarray[Any, Any]:
-        """One tensor; floats of 16 bits as float32, which NumPy has."""
-        import torch
-
+        """One tensor; floats of 16 and 8 bits as float32, which NumPy has."""
         tensor = self._where[name].get_tensor(name)
-        return tensor.float().numpy() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor.numpy()  # type: ignore[no-any-return]
+        return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()  # type: ignore[no-any-return]
 
     def plain(self) -> list[str]:
         """The names of the tensors that are floating-point numbers."""
@@ -49,15 +50,65 @@ class Tensors:
         total = 0
         for name, file in self._where.items():
             part = file.get_slice(name)
-            total += int(np.prod(part.get_shape(), dtype=np.int64)) * {"I8": 1, "U8": 1, "I64": 8, "F32": 4, "I32": 4}.get(part.get_dtype(), 2)
+            total += int(np.prod(part.get_shape(), dtype=np.int64)) * WIDTHS.get(part.get_dtype(), 2)
         return total
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the layers of one file format are read, and what loads such a folder.
+
+    A layer is quantized if there is a tensor of its name with one of the suffixes ``marks``. ``weight`` gives its weight [out, in] from the tensors, its name and
+    config.json's quantization block. ``known`` says whether a block is of the kind that our reader knows. ``loader`` loads a folder with ``engine``, the library that runs
+    such files.
+    """
+
+    marks: tuple[str, ...]
+    weight: Callable[[Tensors, str, dict[str, Any]], Floats]
+    known: Callable[[dict[str, Any]], bool]
+    loader: Callable[[str], Any]
+    engine: str = "transformers"
+
+    def layers(self, tensors: Tensors) -> set[str]:
+        """The names of the quantized layers."""
+        return {name.removesuffix(mark) for name in tensors.names() for mark in self.marks if name.endswith(mark)}
+
+
+def _parts(tensors: Tensors, name: str, parts: tuple[str, ...]) -> dict[str, Any]:
+    return {part: tensors.get(f"{name}.{part}") for part in parts}
+
+
+def transformers_model(folder: str) -> Any:
+    """A folder loaded by transformers, on a GPU if there is one. Raises CheckFailed if a tensor is missing, left over or of another shape."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, device_map="cuda" if torch.cuda.is_available() else "cpu", output_loading_info=True)
+    astray = {kind: sorted(map(str, info.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(astray.values()):  # transformers goes on with random numbers for what it misses
+        said = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:NAMED])}" for kind, names in astray.items() if names)
+        raise CheckFailed(f"transformers does not load the folder as it is: {said}")
+    return model
+
+
+FORMATS = {  # by quant_method
+    "gptq": Format((".qweight",), lambda tensors, name, block: gptq_format.dequantize(_parts(tensors, name, gptq_format.PARTS), int(block["bits"])),
+                   lambda block: block.get("checkpoint_format") == "gptq", transformers_model),
+    "awq": Format((".qweight",), lambda tensors, name, block: awq_format.dequantize(_parts(tensors, name, awq_format.PARTS)),
+                  lambda block: str(block.get("version", "")).lower() == "gemm", transformers_model),
+}
+
+
+def format_of(block: dict[str, Any]) -> Format:
+    """The format that a quantization block names. Raises CheckFailed for one without a reader here."""
+    if block.get("quant_method") not in FORMATS:
+        raise CheckFailed(f"config.json: quantization_config names the method {block.get('quant_method')!r}; there are readers for: {', '.join(FORMATS)}")
+    return FORMATS[block["quant_method"]]
 
 
 def weight(tensors: Tensors, name: str, block: dict[str, Any]) -> Floats:
     """The weight [out, in] of one quantized layer; ``block`` is config.json's quantization block."""
-    if block["quant_method"] == "awq":
-        return awq_format.dequantize({part: tensors.get(f"{name}.{part}") for part in awq_format.PARTS})
-    return gptq_format.dequantize({part: tensors.get(f"{name}.{part}") for part in gptq_format.PARTS}, int(block["bits"]))
+    return format_of(block).weight(tensors, name, block)
 
 
 def quantization(folder: str) -> dict[str, Any]:
@@ -67,10 +118,9 @@ def quantization(folder: str) -> dict[str, Any]:
 
 
 def readable(folder: str) -> bool:
-    """Whether our readers know a folder's format: GPTQ of version 1, and AWQ's "gemm"."""
+    """Whether our readers know a folder's format."""
     block = quantization(folder)
-    gptq = block.get("quant_method") == "gptq" and block.get("checkpoint_format") == "gptq"
-    return gptq or (block.get("quant_method") == "awq" and str(block.get("version", "")).lower() == "gemm")
+    return block.get("quant_method") in FORMATS and FORMATS[block["quant_method"]].known(block)
 
 
 def load(folder: str) -> Any:
@@ -80,11 +130,15 @@ def load(folder: str) -> Any:
     from transformers import AutoConfig
 
     block, tensors = quantization(folder), Tensors(folder)
-    state = {name: torch.from_numpy(tensors.get(name)).float() for name in tensors.names() if not name.endswith(PACKED)}
-    for name in tensors.names():
-        if name.endswith(".qweight"):
-            layer = name.removesuffix(".qweight")
-            state[f"{layer}.weight"] = torch.from_numpy(weight(tensors, layer, block))
+    format = format_of(block)
+    layers = format.layers(tensors)
+
+    def owned(name: str) -> bool:
+        parts = name.split(".")
+        return parts[-1] != "bias" and any(".".join(parts[:i]) in layers for i in range(1, len(parts)))
+
+    state = {name: torch.from_numpy(tensors.get(name)).float() for name in tensors.names() if not owned(name)}
+    state |= {f"{layer}.weight": torch.from_numpy(format.weight(tensors, layer, block)) for layer in layers}
     config: Any = AutoConfig.from_pretrained(folder)
     del config.quantization_config
     kind: Any = getattr(transformers, config.architectures[0])  # the Auto classes take no state_dict without a name
