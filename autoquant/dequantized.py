@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoquant import awq_format, gptq_format
+from autoquant import awq_format, gptq_format, hqq_format
 from autoquant.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
@@ -96,6 +96,7 @@ FORMATS = {  # by quant_method
                    lambda block: block.get("checkpoint_format") == "gptq", transformers_model),
     "awq": Format((".qweight",), lambda tensors, name, block: awq_format.dequantize(_parts(tensors, name, awq_format.PARTS)),
                   lambda block: str(block.get("version", "")).lower() == "gemm", transformers_model),
+    "hqq": Format((".W_q",), lambda tensors, name, _: hqq_format.dequantize(_parts(tensors, name, hqq_format.PARTS)), lambda _: True, hqq_format.load, "hqq"),
 }
 
 

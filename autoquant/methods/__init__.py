@@ -60,9 +60,9 @@ class Method:
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import awq, gguf, gptq
+    from autoquant.methods import awq, gguf, gptq, hqq
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD, hqq.METHOD)}
 
 
 METHODS = _methods()
