@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoquant import awq_format, gptq_format, hqq_format
+from autoquant import activations, awq_format, bitsandbytes_format, gptq_format, hqq_format
 from autoquant.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
@@ -60,7 +61,7 @@ class Format:
 
     A layer is quantized if there is a tensor of its name with one of the suffixes ``marks``. ``weight`` gives its weight [out, in] from the tensors, its name and
     config.json's quantization block. ``known`` says whether a block is of the kind that our reader knows. ``loader`` loads a folder with ``engine``, the library that runs
-    such files.
+    such files. ``inputs`` gives what is done to a layer's inputs before they meet its weights (see activations.py), None where they stay as they are.
     """
 
     marks: tuple[str, ...]
@@ -68,6 +69,7 @@ class Format:
     known: Callable[[dict[str, Any]], bool]
     loader: Callable[[str], Any]
     engine: str = "transformers"
+    inputs: Callable[[Tensors, str, dict[str, Any]], Callable[[Any], Any] | None] = lambda tensors, name, block: None
 
     def layers(self, tensors: Tensors) -> set[str]:
         """The names of the quantized layers."""
@@ -91,12 +93,19 @@ def transformers_model(folder: str) -> Any:
     return model
 
 
+def _bitsandbytes_inputs(_: Tensors, __: str, block: dict[str, Any]) -> Callable[[Any], Any] | None:
+    return functools.partial(activations.llm_int8, threshold=float(block["llm_int8_threshold"])) if block.get("load_in_8bit") else None
+
+
 FORMATS = {  # by quant_method
     "gptq": Format((".qweight",), lambda tensors, name, block: gptq_format.dequantize(_parts(tensors, name, gptq_format.PARTS), int(block["bits"])),
                    lambda block: block.get("checkpoint_format") == "gptq", transformers_model),
     "awq": Format((".qweight",), lambda tensors, name, block: awq_format.dequantize(_parts(tensors, name, awq_format.PARTS)),
                   lambda block: str(block.get("version", "")).lower() == "gemm", transformers_model),
     "hqq": Format((".W_q",), lambda tensors, name, _: hqq_format.dequantize(_parts(tensors, name, hqq_format.PARTS)), lambda _: True, hqq_format.load, "hqq"),
+    "bitsandbytes": Format(bitsandbytes_format.MARKS,
+                           lambda tensors, name, _: bitsandbytes_format.dequantize(lambda part: tensors.get(name + part), lambda part: name + part in tensors),
+                           lambda _: True, transformers_model, inputs=_bitsandbytes_inputs),
 }
 
 
@@ -124,8 +133,11 @@ def readable(folder: str) -> bool:
     return block.get("quant_method") in FORMATS and FORMATS[block["quant_method"]].known(block)
 
 
-def load(folder: str) -> Any:
-    """The model. Memory: 4 bytes a parameter. Raises CheckFailed if a tensor is missing or left over."""
+def load(folder: str, *, activations: bool = True) -> Any:
+    """The model. Memory: 4 bytes a parameter. Of formats that quantize activations, the inputs of each layer are rounded before they meet its weights, unless told not to.
+
+    Raises CheckFailed if a tensor is missing or left over.
+    """
     import torch
     import transformers
     from transformers import AutoConfig
@@ -147,4 +159,8 @@ def load(folder: str) -> Any:
     astray = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
     if astray:
         raise CheckFailed(f"{folder}: tensors missing or left over: {', '.join(astray[:3])}")
+    for layer in layers if activations else ():
+        rounded = format.inputs(tensors, layer, block)
+        if rounded is not None:
+            model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs, rounded=rounded: (rounded(inputs[0]),))
     return model

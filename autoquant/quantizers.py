@@ -191,6 +191,37 @@ def hqq(model: str, target: str, *, bits: int, group_size: int, axis: int, scrat
     return {}
 
 
+def bitsandbytes(model: str, target: str, *, quant_type: str, double_quant: bool, threshold: float, scratch: str, report: Report) -> dict[str, Any]:
+    """NF4, FP4 (4 bits) or LLM.int8() (``quant_type`` "nf4", "fp4", "int8") with bitsandbytes through transformers, on a GPU if there is one.
+
+    4 bits are computed with in the dtype of the rest: the source's own, bfloat16 for one in float32.
+    """
+    config, _ = _begin(model, scratch)
+    _supported(config, "bitsandbytes")
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = torch.float16 if _dtype(Path(model)) == "float16" else torch.bfloat16
+    with torch.device("meta"):
+        inside, skipped = _linears(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
+    settings: Any = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=skipped) if quant_type == "int8" else \
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant, bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=skipped)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, quantization_config=settings, device_map="cuda" if torch.cuda.is_available() else "cpu")
+    report(len(inside), len(inside))
+    loaded.save_pretrained(target, max_shard_size=SHARD)
+    _keep_config(Path(target), config)
+    _tidy(Path(target), model)
+    return {}
+
+
+def _keep_config(folder: Path, config: dict[str, Any]) -> None:
+    """Put the source's own config in place of what transformers made of it, which other releases read otherwise, with the quantization block that it wrote."""
+    path = folder / "config.json"
+    block = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
+    path.write_text(json.dumps({**config, "quantization_config": block}, indent=2) + "\n", encoding="utf-8")
+
+
 def _write(target: str, model: str, config: dict[str, Any], state: dict[str, Any], block: dict[str, Any]) -> None:
     """Write a model folder: tensors in shards, each once (tied ones are tied again by who loads them), the source's config with the quantization block."""
     from huggingface_hub import split_torch_state_dict_into_shards

@@ -316,3 +316,80 @@ def hqq_incomplete(folder: str, scratch: str) -> None:
     del tensors["model.norm.weight"]
     save_file({**tensors, "nobody": torch.zeros(3)}, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
     hqq_format.load(scratch)
+
+
+def bitsandbytes_grid(scratch: str) -> list[dict[str, Any]]:
+    """Quantize the embedded model to every type: our reader's largest difference from the library's weights, and of logits from those before saving."""
+    import bitsandbytes
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from autoquant import dequantized, quantizers
+
+    out = []
+    for kind, double in (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)):
+        folder = f"{scratch}/{kind}-{double}"
+        quantizers.bitsandbytes(str(DEMO_FOLDER), folder, quant_type=kind, double_quant=double, threshold=6.0, scratch=scratch, report=lambda *_: None)
+        tensors, block, model = dequantized.Tensors(folder), dequantized.quantization(folder), AutoModelForCausalLM.from_pretrained(folder)
+        settings = BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else \
+            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype=torch.float16)
+        unsaved = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype=torch.float16, quantization_config=settings)
+        worst, layers = 0.0, dequantized.format_of(block).layers(tensors)
+        for name in layers:
+            weight = model.get_submodule(name).weight
+            if kind == "int8":
+                theirs = bitsandbytes.functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+            else:
+                weight.quant_state.dtype = torch.float32
+                theirs = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+                weight.quant_state.dtype = torch.float16
+            worst = max(worst, float(np.abs(theirs.float().numpy() - dequantized.weight(tensors, name, block)).max()))
+        out.append({"type": kind + ("" if double else "-single"), "layers": len(layers), "difference": worst, "bytes": tensors.bytes(),
+                    "reloaded": float((_demo_logits(model) - _demo_logits(unsaved)).abs().max())})
+    return out
+
+
+def llm_int8_layer(folder: str) -> dict[str, Any]:
+    """LLM.int8() of one layer by NumPy from its definition, against the library's layer and the model that is measured; and the whole model's logits."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from autoquant import dequantized
+
+    name = "model.layers.1.mlp.up_proj"
+    tensors = dequantized.Tensors(folder)
+    codes, scale = tensors.get(f"{name}.weight").astype(np.float64), tensors.get(f"{name}.SCB").astype(np.float64) / 127
+    x = np.random.default_rng(0).standard_normal((7, codes.shape[1])).astype(np.float16).astype(np.float32)
+    x[2, 5], x[4, 9] = 8.5, -7.25
+    plain = np.abs(x).max(0) < 6
+    rows = np.abs(np.where(np.abs(x) >= 6, 0, x)).max(1).astype(np.float64) / 127
+    rounded = np.round(x / rows[:, None])
+    wanted = (rounded[:, plain] @ codes[:, plain].T) * rows[:, None] * scale + x[:, ~plain] @ (codes[:, ~plain] * scale[:, None]).T
+    models = {"measured": dequantized.load(folder), "weights only": dequantized.load(folder, activations=False), "library": AutoModelForCausalLM.from_pretrained(folder)}
+    out: dict[str, Any] = {"outliers": int((~plain).sum())}
+    for who, model in models.items():
+        given = torch.from_numpy(x).to(torch.float16 if who == "library" else torch.float32)
+        with torch.inference_mode():
+            seen = model.eval().get_submodule(name)(given).double().numpy()
+        out[f"{who} against numpy"] = float(np.linalg.norm(seen - wanted) / np.linalg.norm(wanted))
+    return {**out, **layers_on_real_inputs(models)}
+
+
+def layers_on_real_inputs(models: dict[str, Any]) -> dict[str, float]:
+    """Every quantized layer of the library's model on a text: the largest relative difference of its outputs from what the layer that is measured makes of the same inputs,
+    and the smallest from what it would make with its activations left alone."""
+    import torch
+
+    met: dict[str, tuple[Any, Any]] = {}
+    for name, module in models["library"].named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_hook(lambda _, inputs, output, name=name: met.update({name: (inputs[0].detach().float(), output.detach().float())}))
+    _demo_logits(models["library"])
+    off: dict[str, list[float]] = {"measured": [], "weights only": []}
+    for name, (inputs, output) in met.items():
+        for who in off:
+            with torch.inference_mode():
+                off[who].append(float((models[who].get_submodule(name)(inputs) - output).norm() / output.norm()))
+    return {"layers": len(met), "measured, worst layer": max(off["measured"]), "weights only, best layer": min(off["weights only"])}

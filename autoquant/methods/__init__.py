@@ -60,9 +60,9 @@ class Method:
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import awq, gguf, gptq, hqq
+    from autoquant.methods import awq, bitsandbytes, gguf, gptq, hqq
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD, hqq.METHOD)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD, hqq.METHOD, bitsandbytes.METHOD)}
 
 
 METHODS = _methods()
