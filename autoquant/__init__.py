@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     gptq: Callable[..., Result]
     exl2: Callable[..., Result]
     awq: Callable[..., Result]
+    hqq: Callable[..., Result]
+    bitsandbytes: Callable[..., Result]
 
 __version__ = "0.1.0"
-_METHOD_NAMES = ("gguf", "gptq", "exl2", "awq")  # a test compares it with METHODS; here so that importing this package stays cheap
+_METHOD_NAMES = ("gguf", "gptq", "exl2", "awq", "hqq", "bitsandbytes")  # a test compares it with METHODS; here so that importing this package stays cheap
 __all__ = ["AutoQuantError", "Calibration", "CheckFailed", "Comparison", "HubFailed", "InputError", "OutOfMemory", "ProcessFailed", "Stopped", "compare",
            "load", "plan", *_METHOD_NAMES]
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from autoquant.dequantized import Floats, Tensors, weight
+from autoquant import dequantized
+from autoquant.dequantized import Floats, Tensors
 from autoquant.errors import CheckFailed
 from autoquant.source import sha256_of
 from autoquant.worker import Report
@@ -59,19 +60,19 @@ def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Flo
     return errors
 
 
-def warnings(errors: dict[str, float]) -> list[str]:
-    """What the user should know of layers whose weights moved by more than their own size: a line for the card, or nothing."""
+def warnings(errors: dict[str, float], advice: str) -> list[str]:
+    """What the user should know of layers whose weights moved by more than their own size: a line for the card that ends with the ``advice``, or nothing."""
     worst = max(errors, key=lambda name: errors[name])
     if errors[worst] < 1:
         return []
     return [f"{worst} is off by {errors[worst]:.0%} of its own size: at so few bits this way the model may be useless, so look at the measured quality; "
-            "zero points (--no-sym), smaller groups or algorithm autoround do better"]
+            f"{advice}"]
 
 
-def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any], scaled: bool, parameters: int, report: Report) -> dict[str, Any]:
-    """Check a quantized folder against its source: config, every layer's error, finite values, bits a weight, a generation by transformers.
+def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any], scaled: bool, bits: int, advice: str, parameters: int, report: Report) -> dict[str, Any]:
+    """Check a quantized folder against its source: config, every layer's error, finite values, bits a weight, a generation by the library that loads such folders.
 
-    ``wanted`` is what config.json's quantization block must say.
+    ``wanted`` is what config.json's quantization block must say; for the others see :class:`autoquant.methods.folders.Recipe`.
     Returns ``checks``, ``notes``, ``files`` ([name, bytes, sha256], config.json first) and ``bits_per_weight``. Raises CheckFailed naming the layer.
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
@@ -80,37 +81,30 @@ def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any
     if wrong:
         raise CheckFailed(f"config.json: quantization_config has {wrong}, asked for {({name: wanted[name] for name in wrong})}")
     original, quantized = Tensors(source), Tensors(folder)
-    lost = [name for name in layers if f"{name}.qweight" not in quantized]
+    format = dequantized.format_of(block)
+    found = format.layers(quantized)
+    lost = [name for name in layers if name not in found]
     if lost:
         raise CheckFailed(f"{len(lost)} of {len(layers)} layers are not quantized: {', '.join(lost[:WORST])}")
-    errors = layer_errors(layers, original, lambda name: weight(quantized, name, block), report, scaled=scaled, limit=1.0 if int(block["bits"]) > 3 else LOW_BITS)
+    errors = layer_errors(layers, original, lambda name: format.weight(quantized, name, block), report, scaled=scaled, limit=1.0 if bits > 3 else LOW_BITS)
     worst = sorted(errors, key=lambda name: -errors[name])[:WORST]
     broken = [name for name in quantized.plain() if not np.isfinite(quantized.get(name)).all()]
     if broken:
         raise CheckFailed(f"{broken[0]} has NaN or Inf values")
     size = quantized.bytes()
-    generated = generate(folder)
+    generated = generate(folder, format.loader)
     report(1, 1)
     paths = sorted((path for path in Path(folder).iterdir() if path.is_file()), key=lambda path: (path.name != "config.json", path.name))
-    return {"bits_per_weight": 8 * size / parameters, "notes": warnings(errors), "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
+    return {"bits_per_weight": 8 * size / parameters, "notes": warnings(errors, advice), "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
             "checks": [["layers", f"{len(layers)} dequantized and finite; relative error {np.mean(list(errors.values())):.3f} on average, worst "
                         + ", ".join(f"{name} {errors[name]:.3f}" for name in worst) + (" (AWQ's scales fitted)" if scaled else "")],
                        ["config", ", ".join(f"{name} {value}" for name, value in wanted.items())],
-                       ["generates", f"{len(generated)} tokens with transformers, {len(set(generated))} different"]]}
+                       ["generates", f"{len(generated)} tokens with {format.engine}, {len(set(generated))} different"]]}
 
 
-def generate(folder: str) -> list[int]:
-    """Token ids generated greedily after PROMPT by transformers. Raises CheckFailed if a tensor is missing, left over or of another shape."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, info = AutoModelForCausalLM.from_pretrained(folder, device_map=device, output_loading_info=True)
-    astray = {kind: sorted(map(str, info.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(astray.values()):  # transformers goes on with random numbers for what it misses
-        said = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(names[:WORST])}" for kind, names in astray.items() if names)
-        raise CheckFailed(f"transformers does not load the folder as it is: {said}")
-    return continuation(model, folder)
+def generate(folder: str, load: Callable[[str], Any]) -> list[int]:
+    """Token ids generated greedily after PROMPT by the model that ``load`` makes of a folder. Raises what it raises if the folder is not as it should be."""
+    return continuation(load(folder), folder)
 
 
 def continuation(model: Any, folder: str) -> list[int]:

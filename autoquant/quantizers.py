@@ -1,8 +1,8 @@
 """The libraries that quantize, each behind one function that turns a folder into another. All run in worker processes: these libraries patch others on import.
 
-Each takes ``model`` and ``target`` (folders), ``packing`` (calibration.pack's arguments without the folder), ``scratch`` (a folder of its own), ``batch_size``
-and ``report``, and raises InputError for a text that is too short, an architecture it does not know and weights that are not finite. Each returns how many samples
-there were, and their hash.
+Each takes ``model`` and ``target`` (folders), ``scratch`` (a folder of its own) and ``report``; those that calibrate also ``packing`` (calibration.pack's arguments without
+the folder), GPTQ, AWQ and AutoRound ``batch_size``. Each raises InputError for an architecture it does not know, weights that are not finite and a text that is too
+short. Those that calibrate return how many samples there were, and their hash.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ import difflib
 import json
 import math
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from autoquant import calibration
+from autoquant import calibration, hqq_format
 from autoquant.auto_gptq import BESIDE
 from autoquant.errors import InputError
 from autoquant.worker import Report
+
+BLOCKS = re.compile(r"(^|\.)layers\.\d+\.")
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SHARD = "4GB"  # the most in one file
 
 
 def _begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
@@ -97,17 +102,13 @@ def autoround(model: str, target: str, packing: dict[str, Any], *, format: str, 
               report: Report) -> dict[str, Any]:
     """AutoRound (Cheng et al. 2023: rounding and clipping learned by signed gradients, block by block), written in the GPTQ or AWQ format (``format``)."""
     config, dtype = _begin(model, scratch)
+    _supported(config, "AutoRound")
 
     import torch
     from auto_round import AutoRound
     from auto_round.compressors import orchestrator
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
-    from transformers import __version__ as version
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    kind = str(config.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        near = ", ".join(difflib.get_close_matches(kind, list(CONFIG_MAPPING), n=5, cutoff=0.4)) or "none"
-        raise InputError(f"transformers {version}, with which AutoRound loads models, does not know the architecture {kind!r}; nearest of {len(CONFIG_MAPPING)} it knows: {near}")
     layers = _blocks(config)
 
     class Bar:
@@ -144,6 +145,102 @@ def autoround(model: str, target: str, packing: dict[str, Any], *, format: str, 
     return _used(ids)
 
 
+def _supported(config: dict[str, Any], who: str) -> None:
+    """Refuse an architecture that transformers does not load."""
+    from transformers import CONFIG_MAPPING
+    from transformers import __version__ as version
+
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        near = ", ".join(difflib.get_close_matches(kind, list(CONFIG_MAPPING), n=5, cutoff=0.4)) or "none"
+        raise InputError(f"transformers {version}, with which {who} loads models, does not know the architecture {kind!r}; nearest of {len(CONFIG_MAPPING)} it knows: {near}")
+
+
+def _linears(model: Any) -> tuple[dict[str, Any], list[str]]:
+    """The linear layers of the blocks by name, and the last names of the other linear layers, which stay as they are (lm_head)."""
+    import torch
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    inside = {name: module for name, module in found.items() if BLOCKS.search(name)}
+    return inside, sorted({name.rpartition(".")[2] for name in found if name not in inside})
+
+
+def hqq(model: str, target: str, *, bits: int, group_size: int, axis: int, scratch: str, report: Report) -> dict[str, Any]:
+    """HQQ (Badri and Shaji 2023: zero points found by half-quadratic optimization, without data), layer by layer, on a GPU if there is one; saved as safetensors.
+
+    Scales and zero points are float16, hqq's default: bfloat16 has too few digits for zero points. The rest of the model is float16 too. The layers are replaced here: hqq's own
+    ``quantize_model`` also rounds the rotary frequencies to float16.
+    """
+    config, _ = _begin(model, scratch)
+    _supported(config, "hqq")
+
+    import torch
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float16)
+    inside, skipped = _linears(loaded)
+    size = None if group_size == -1 else group_size
+    for i, (name, linear) in enumerate(inside.items(), 1):
+        made = HQQLinear(linear, BaseQuantizeConfig(nbits=bits, group_size=size, axis=axis), compute_dtype=torch.float16, device=device)
+        loaded.set_submodule(name, made)
+        report(i, len(inside))
+    # with encoded_state_dict left on, which its save_quantized turns off, the library itself gives tensors only
+    _write(target, model, {**config, "dtype": "float16"}, loaded.state_dict(), hqq_format.block(bits, size, axis, skipped))
+    return {}
+
+
+def bitsandbytes(model: str, target: str, *, quant_type: str, double_quant: bool, threshold: float, scratch: str, report: Report) -> dict[str, Any]:
+    """NF4, FP4 (4 bits) or LLM.int8() (``quant_type`` "nf4", "fp4", "int8") with bitsandbytes through transformers, on a GPU if there is one.
+
+    4 bits are computed with in the dtype of the rest: the source's own, bfloat16 for one in float32.
+    """
+    config, _ = _begin(model, scratch)
+    _supported(config, "bitsandbytes")
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = torch.float16 if _dtype(Path(model)) == "float16" else torch.bfloat16
+    with torch.device("meta"):
+        inside, skipped = _linears(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
+    settings: Any = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=skipped) if quant_type == "int8" else \
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double_quant, bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=skipped)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, quantization_config=settings, device_map="cuda" if torch.cuda.is_available() else "cpu")
+    report(len(inside), len(inside))
+    loaded.save_pretrained(target, max_shard_size=SHARD)
+    _keep_config(Path(target), config)
+    _tidy(Path(target), model)
+    return {}
+
+
+def _keep_config(folder: Path, config: dict[str, Any]) -> None:
+    """Put the source's own config in place of what transformers made of it, which other releases read otherwise, with the quantization block that it wrote."""
+    path = folder / "config.json"
+    block = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
+    path.write_text(json.dumps({**config, "quantization_config": block}, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(target: str, model: str, config: dict[str, Any], state: dict[str, Any], block: dict[str, Any]) -> None:
+    """Write a model folder: tensors in shards, each once (tied ones are tied again by who loads them), the source's config with the quantization block."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    folder = Path(target)
+    folder.mkdir(parents=True)
+    seen: dict[tuple[int, Any], str] = {}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if seen.setdefault((tensor.data_ptr(), tensor.shape), name) == name}
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
+    for file, names in shards.filename_to_tensors.items():
+        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": block}, indent=2) + "\n", encoding="utf-8")
+    _tidy(folder, model)
+
+
 def _dtype(folder: Path) -> str:
     """The dtype most of the unquantized weights have."""
     from safetensors import safe_open
@@ -153,9 +250,9 @@ def _dtype(folder: Path) -> str:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
-                if name.endswith(".weight"):
+                if name.endswith(".weight") and part.get_dtype() in FLOATS:
                     sizes[part.get_dtype()] += math.prod(part.get_shape())
-    return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[sizes.most_common(1)[0][0]]
+    return FLOATS[sizes.most_common(1)[0][0]]
 
 
 def _tidy(folder: Path, model: str) -> None:
@@ -173,7 +270,8 @@ def _tidy(folder: Path, model: str) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in ("quantize_config.json", "quantization_config.json"):
         (folder / name).unlink(missing_ok=True)
-    (folder / "quantize_config.json").write_text(json.dumps(block, indent=2) + "\n", encoding="utf-8")  # where older loaders look
+    if block["quant_method"] in ("gptq", "awq"):
+        (folder / "quantize_config.json").write_text(json.dumps(block, indent=2) + "\n", encoding="utf-8")  # where older loaders look
     for name in BESIDE:  # the source's own: the libraries write them anew, with names of classes that other releases do not know
         if (Path(model) / name).is_file():
             (folder / name).write_bytes((Path(model) / name).read_bytes())

@@ -327,3 +327,167 @@ def exl2_weights(folder: str, layers: list[str]) -> dict[str, Any]:
         made[name] = {"shape": list(weight.shape), "sha256": hashlib.sha256(weight.numpy().tobytes()).hexdigest(), "bits": format.stored_bits(arrays) / weight.numel(),
                       "groups": format.groups(arrays)}
     return made
+
+
+def _demo_logits(model: Any) -> Any:
+    import torch
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(DEMO_FOLDER).encode((DEMO_FOLDER.parent / "austen_persuasion_heldout.txt").read_text()[:800], return_tensors="pt")[:, :100]
+    with torch.inference_mode():
+        return model.eval()(input_ids=ids).logits.float()
+
+
+def hqq_grid(scratch: str) -> list[dict[str, Any]]:
+    """Quantize the small embedded model in every way; our reader's largest difference from the library's weights in float32, the layers' mean error, and the bytes."""
+    import numpy as np
+    import torch
+
+    from autoquant import hqq_format, quantizers
+    from autoquant.dequantized import Tensors, weight
+    from autoquant.source import DEMOS
+
+    original, out = Tensors(str(DEMOS["demo-small"])), []
+    for bits in (1, 2, 3, 4, 8):
+        for axis in (0, 1):
+            for group_size in (-1, 16, 32, 64):
+                folder = f"{scratch}/{bits}-{axis}-{group_size}"
+                quantizers.hqq(str(DEMOS["demo-small"]), folder, bits=bits, group_size=group_size, axis=axis, scratch=scratch, report=lambda *_: None)
+                tensors, model = Tensors(folder), hqq_format.load(folder, dtype=torch.float32)
+                layers = [name.removesuffix(".W_q") for name in tensors.names() if name.endswith(".W_q")]
+                ours = {name: weight(tensors, name, {"quant_method": "hqq"}) for name in layers}
+                theirs = {name: model.get_submodule(name).dequantize().numpy() for name in layers}
+                before = {name: original.get(f"{name}.weight") for name in layers}
+                out.append({"bits": bits, "axis": axis, "group_size": group_size, "bytes": tensors.bytes(),
+                            "difference": max(float(np.abs(ours[name] - theirs[name]).max()) for name in layers),
+                            "error": float(np.mean([np.linalg.norm(ours[name] - before[name]) / np.linalg.norm(before[name]) for name in layers]))})
+                shutil.rmtree(folder)
+    return out
+
+
+def hqq_reloaded(folder: str, scratch: str) -> dict[str, Any]:
+    """Logits of the library's own quantized model against those of the loaded folder, of one with code in a text, and of a model with tied embeddings."""
+    import torch
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+    from hqq.models.hf.base import AutoHQQHFModel
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    from autoquant import hqq_format, quantizers
+
+    def by_library(path: str) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float16)
+        AutoHQQHFModel.quantize_model(model, BaseQuantizeConfig(nbits=4, group_size=64, axis=1), compute_dtype=torch.float16, device="cpu")
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # the library has rounded its frequencies to float16
+        return _demo_logits(model)
+
+    def difference(one: Any, other: Any) -> float:
+        return float((one - other).abs().max())
+
+    theirs, model = by_library(str(DEMO_FOLDER)), hqq_format.load(folder)
+    out = {"layers": sum(isinstance(module, HQQLinear) for module in model.modules()), "difference": difference(_demo_logits(model), theirs),
+           "tokens": model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=12, min_new_tokens=12, do_sample=False).shape[1] - 3}
+    shutil.copytree(folder, scratch, ignore=shutil.ignore_patterns(".autoquant"))
+    path = Path(scratch) / "model.safetensors"
+    tensors = load_file(path)
+    evil = torch.tensor(list(b"__import__('os')._exit(7)"), dtype=torch.uint8)
+    save_file({name: evil.clone() if name.endswith(("compute_dtype", "unpack_view_dtype")) else tensor for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    out["spoiled difference"] = difference(_demo_logits(hqq_format.load(scratch)), theirs)
+    tied = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER)
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    tied.half().save_pretrained(f"{scratch}-tied")
+    quantizers.hqq(f"{scratch}-tied", f"{scratch}-quantized", bits=4, group_size=64, axis=1, scratch=scratch, report=lambda *_: None)
+    out["tied difference"] = difference(_demo_logits(hqq_format.load(f"{scratch}-quantized")), by_library(f"{scratch}-tied"))
+    return out
+
+
+def hqq_incomplete(folder: str, scratch: str) -> None:
+    """Load a folder that lacks a tensor and has one too many."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from autoquant import hqq_format
+
+    shutil.copytree(folder, scratch, ignore=shutil.ignore_patterns(".autoquant"))
+    tensors = load_file(Path(scratch) / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file({**tensors, "nobody": torch.zeros(3)}, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+    hqq_format.load(scratch)
+
+
+def bitsandbytes_grid(scratch: str) -> list[dict[str, Any]]:
+    """Quantize the embedded model to every type: our reader's largest difference from the library's weights, and of logits from those before saving."""
+    import bitsandbytes
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from autoquant import dequantized, quantizers
+
+    out = []
+    for kind, double in (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)):
+        folder = f"{scratch}/{kind}-{double}"
+        quantizers.bitsandbytes(str(DEMO_FOLDER), folder, quant_type=kind, double_quant=double, threshold=6.0, scratch=scratch, report=lambda *_: None)
+        tensors, block, model = dequantized.Tensors(folder), dequantized.quantization(folder), AutoModelForCausalLM.from_pretrained(folder)
+        settings = BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else \
+            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_use_double_quant=double, bnb_4bit_compute_dtype=torch.float16)
+        unsaved = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype=torch.float16, quantization_config=settings)
+        worst, layers = 0.0, dequantized.format_of(block).layers(tensors)
+        for name in layers:
+            weight = model.get_submodule(name).weight
+            if kind == "int8":
+                theirs = bitsandbytes.functional.int8_vectorwise_dequant(weight.data, weight.SCB)
+            else:
+                weight.quant_state.dtype = torch.float32
+                theirs = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+                weight.quant_state.dtype = torch.float16
+            worst = max(worst, float(np.abs(theirs.float().numpy() - dequantized.weight(tensors, name, block)).max()))
+        out.append({"type": kind + ("" if double else "-single"), "layers": len(layers), "difference": worst, "bytes": tensors.bytes(),
+                    "reloaded": float((_demo_logits(model) - _demo_logits(unsaved)).abs().max())})
+    return out
+
+
+def llm_int8_layer(folder: str) -> dict[str, Any]:
+    """LLM.int8() of one layer by NumPy from its definition, against the library's layer and the model that is measured; and the whole model's logits."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from autoquant import dequantized
+
+    name = "model.layers.1.mlp.up_proj"
+    tensors = dequantized.Tensors(folder)
+    codes, scale = tensors.get(f"{name}.weight").astype(np.float64), tensors.get(f"{name}.SCB").astype(np.float64) / 127
+    x = np.random.default_rng(0).standard_normal((7, codes.shape[1])).astype(np.float16).astype(np.float32)
+    x[2, 5], x[4, 9] = 8.5, -7.25
+    plain = np.abs(x).max(0) < 6
+    rows = np.abs(np.where(np.abs(x) >= 6, 0, x)).max(1).astype(np.float64) / 127
+    rounded = np.round(x / rows[:, None])
+    wanted = (rounded[:, plain] @ codes[:, plain].T) * rows[:, None] * scale + x[:, ~plain] @ (codes[:, ~plain] * scale[:, None]).T
+    models = {"measured": dequantized.load(folder), "weights only": dequantized.load(folder, activations=False), "library": AutoModelForCausalLM.from_pretrained(folder)}
+    out: dict[str, Any] = {"outliers": int((~plain).sum())}
+    for who, model in models.items():
+        given = torch.from_numpy(x).to(torch.float16 if who == "library" else torch.float32)
+        with torch.inference_mode():
+            seen = model.eval().get_submodule(name)(given).double().numpy()
+        out[f"{who} against numpy"] = float(np.linalg.norm(seen - wanted) / np.linalg.norm(wanted))
+    return {**out, **layers_on_real_inputs(models)}
+
+
+def layers_on_real_inputs(models: dict[str, Any]) -> dict[str, float]:
+    """Every quantized layer of the library's model on a text: the largest relative difference of its outputs from what the layer that is measured makes of the same inputs,
+    and the smallest from what it would make with its activations left alone."""
+    import torch
+
+    met: dict[str, tuple[Any, Any]] = {}
+    for name, module in models["library"].named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_hook(lambda _, inputs, output, name=name: met.update({name: (inputs[0].detach().float(), output.detach().float())}))
+    _demo_logits(models["library"])
+    off: dict[str, list[float]] = {"measured": [], "weights only": []}
+    for name, (inputs, output) in met.items():
+        for who in off:
+            with torch.inference_mode():
+                off[who].append(float((models[who].get_submodule(name)(inputs) - output).norm() / output.norm()))
+    return {"layers": len(met), "measured, worst layer": max(off["measured"]), "weights only, best layer": min(off["weights only"])}

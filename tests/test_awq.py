@@ -17,6 +17,7 @@ import autoquant
 from autoquant import awq_format, folder_checks
 from autoquant.dequantized import Tensors
 from autoquant.errors import CheckFailed, InputError
+from autoquant.methods import folders
 from autoquant.results import Result
 from tests import test_gguf
 from tests.test_gptq import QUICK, in_worker
@@ -139,9 +140,9 @@ def test_at_few_bits_a_layer_may_move_far_but_not_unsaid(tmp_path: Path) -> None
     save_file({"a.weight": weight, "b.weight": weight}, tmp_path / "model.safetensors")
     tensors = Tensors(str(tmp_path))
     seen = folder_checks.layer_errors(["a", "b"], tensors, lambda name: weight * (1.1 if name == "a" else 2.09), lambda *_: None, limit=folder_checks.LOW_BITS)
-    (said,) = folder_checks.warnings(seen)
+    (said,) = folder_checks.warnings(seen, folders.ADVICE)
     assert said.startswith("b is off by 109% of its own size: at so few bits")
-    assert folder_checks.warnings({"a": 0.99}) == []
+    assert folder_checks.warnings({"a": 0.99}, folders.ADVICE) == []
     with pytest.raises(CheckFailed, match="a is off by 109%"):
         folder_checks.layer_errors(["a", "b"], tensors, lambda name: weight * 2.09, lambda *_: None)
 
@@ -169,8 +170,6 @@ print("quiet", sorted({name.split(".")[0] for name in sys.modules} & {"torch", "
 @pytest.mark.slow
 def test_too_little_memory_says_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker may have 3 GB of addresses, torch's libraries among them; its allocator then really fails."""
-    from autoquant.methods import folders
-
     monkeypatch.setattr(folders, "memory_available", lambda: 3_000_000_000)
     real = folders.process.call
 

@@ -455,3 +455,14 @@ def test_the_stand_in_is_nowhere_in_the_package() -> None:
         assert "fakes" not in path.read_text()
     with contextlib.suppress(KeyError):
         assert STAND_IN not in os.environ["PYTHONPATH"]
+
+
+@pytest.mark.slow
+def test_what_is_finished_needs_no_gpu_any_more(made: tuple[Result, list[str]], model: Path) -> None:
+    """To be measured, shown or uploaded on another machine."""
+    again = autoquant.exl2(model, bpw=[4, "3.5"], **QUICK, eval_chunks=3, out=made[0].folder)
+    assert again.artifacts[0].files == made[0].artifacts[0].files
+    with pytest.raises(InputError, match="torch finds none here"):
+        autoquant.exl2(model, bpw="5", **QUICK, out=made[0].folder)
+    with pytest.raises(InputError, match="torch finds none here"):
+        autoquant.exl2(model, bpw=[4, "3.5"], **{**QUICK, "calibration_samples": 2}, out=made[0].folder)

@@ -136,7 +136,7 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(four_bits: Result
     shutil.copytree(four_bits.folder, folder, ignore=shutil.ignore_patterns(".autoquant"))
     in_worker("tests.helpers:spoil", tmp_path, path=str(folder / "model.safetensors"), name="model.layers.2.mlp.down_proj.scales")
     known = {"source": str(DEMO_FOLDER), "layers": ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj"], "wanted": {"bits": 4}, "scaled": False,
-             "parameters": 4_196_608}
+             "bits": 4, "advice": "", "parameters": 4_196_608}
     with pytest.raises(CheckFailed, match=r"model.layers.2.mlp.down_proj is off by"):
         in_worker("autoquant.folder_checks:verify", tmp_path, folder=str(folder), **known)
     with pytest.raises(CheckFailed, match=r"quantization_config has \{'bits': 4\}"):

@@ -64,7 +64,8 @@ def check() -> None:
     said = refusal(seen)
     if said:
         raise InputError(said)
-    environments.refuse("exl2") if not environments.here("exl2") else None
+    if not environments.here("exl2"):
+        environments.refuse("exl2")
     if not (seen["extension"] or seen["compiled"]):
         prebuilt = wheel(seen["torch"], seen["cuda"], (seen["python"][0], seen["python"][1]))
         log.warning("exllamav2 compiles its CUDA extension first: 5 to 10 minutes, once%s", f" (a prebuilt one: pip install {prebuilt})" if prebuilt else "")

@@ -35,6 +35,7 @@ class Method:
     the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
     ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
     those that make a plan show everything. ``environment`` are the worker processes' variables.
+    ``machine`` refuses a machine that cannot do it, unless the run's folder has all that is asked for.
     ``prepare`` fetches beforehand what the method needs beside its packages, with a log of its own.
     """
 
@@ -57,12 +58,13 @@ class Method:
     folder_suffix: Callable[[Any], str]
     packages: Sequence[str]
     prepare: Callable[[Path], None]
+    machine: Callable[[Any, Path], None] = lambda options, folder: None
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import awq, exl2, gguf, gptq
+    from autoquant.methods import awq, bitsandbytes, exl2, gguf, gptq, hqq
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, exl2.METHOD, awq.METHOD)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, exl2.METHOD, awq.METHOD, hqq.METHOD, bitsandbytes.METHOD)}
 
 
 METHODS = _methods()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -63,7 +64,8 @@ def size(source: Source, options: AwqOptions) -> int:
 def plan(source: Source, options: AwqOptions, out: Path) -> Plan:
     """The size to be, from the headers alone."""
     check(source, options)
-    return folders.plan("awq", source, options, out, type=options.type, size=size(source, options), algorithm=options.algorithm)
+    memory = folders.memory_needed(source, options, options.algorithm)
+    return folders.plan("awq", source, out, type=options.type, size=size(source, options), memory=memory)
 
 
 def recipe(options: AwqOptions) -> Recipe:
@@ -73,10 +75,10 @@ def recipe(options: AwqOptions) -> Recipe:
     if options.algorithm == "autoround":
         algorithm = f"AutoRound {environments.version('auto-round')}"
         return Recipe(type=options.type, target="autoquant.quantizers:autoround", settings={**basic, "format": "auto_awq", "iterations": options.iterations}, algorithm=algorithm,
-                      file_format="AWQ (gemm)", wanted=wanted, estimate="autoround")
+                      file_format="AWQ (gemm)", wanted=wanted, bits=options.bits, estimate="autoround")
     return Recipe(type=options.type, target="autoquant.quantizers:gptqmodel", settings={**basic, "algorithm": "awq"},
                   algorithm=f"AWQ: activation-aware scaling and clipping (GPTQModel {environments.version('gptqmodel')})", file_format="AWQ (gemm)",
-                  wanted=wanted, estimate="awq", scaled=True)
+                  wanted=wanted, bits=options.bits, estimate="awq", scaled=True)
 
 
 def quantize(snapshot: Snapshot, options: AwqOptions, run: RunFolder) -> Made:
@@ -93,5 +95,5 @@ METHOD = Method(
     name="awq", title="AWQ", summary="weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20}, survey={},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
-    how_to_run=folders.how_to_run, prepare=folders.prepare,
+    how_to_run=folders.how_to_run, prepare=partial(folders.prepare, "gptq"),
     folder_suffix=lambda options: f"AWQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from autoquant import calibration, environments, process
+from autoquant import calibration, environments, journal, process
 from autoquant.auto_gptq import BESIDE
 from autoquant.calibration import CalibrationOptions
 from autoquant.errors import InputError
@@ -102,7 +102,7 @@ def _own(options: Exl2Options) -> bool:
 
 def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
     """Refuse a source or options that cannot work, but for the machine; return the blocks' matrices."""
-    layers = folders.refuse_source(source, "EXL2")
+    layers = folders.check_source(source, "EXL2")
     if source.architecture in WRONG:
         raise InputError(f"exl2: {source.architecture}: {WRONG[source.architecture]}. Take gguf, gptq or awq")
     if source.architecture not in ARCHITECTURES:
@@ -124,12 +124,18 @@ def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
 
 
 def check(source: Source, options: Exl2Options) -> None:
-    """What can be refused before anything is downloaded, the machine included; and the measurement, if one is given."""
+    """What can be refused before anything is downloaded, but for the machine; the measurement too, if one is given."""
     refuse(source, options)
     if options.measurement:
         path, said = measurement.given(options.measurement, source)
         measurement.read(path, said)
-    environment.check()
+
+
+def machine(options: Exl2Options, folder: Path) -> None:
+    """Refuse a machine that has no GPU, unless all bitrates are in the folder already: they can be measured and uploaded anywhere."""
+    steps = journal.read(folder)[1]
+    if not all(f"quantize {type}" in steps for type in options.types):
+        environment.check()
 
 
 def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head_bits: int) -> int:
@@ -195,6 +201,9 @@ class _Work:
     def python(self) -> str:
         """The interpreter that has exllamav2, with its extension compiled."""
         if self._python is None:
+            said = environment.refusal(environment.look())  # other options than those of a finished run have come here unasked
+            if said:
+                raise InputError(said)
             self._python = environment.interpreter(self.run.logs)
             environment.build(self._python, self.run.logs)
         return self._python
@@ -387,6 +396,6 @@ METHOD = Method(
     name="exl2", title="EXL2", summary="2 to 8 bits a weight on average, mixed by measured error; for NVIDIA GPUs with exllamav2, TabbyAPI, text-generation-webui",
     options=Exl2Options, kind="folder", library_name="exllamav2",
     demo={"calibration": "builtin", "calibration_samples": 6, "calibration_length": 128, "measurement_samples": 3, "bpw": ("4.0",)},
-    survey={"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}, variants=lambda options: options.types, settle=lambda source, options: options, check=check, plan=plan,
-    quantize=quantize, environment=lambda options: dict(environment.VARIABLES), who_for=who_for, how_to_run=how_to_run, prepare=environment.prepare,
+    survey={"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}, variants=lambda options: options.types, settle=lambda source, options: options, check=check, machine=machine,
+    plan=plan, quantize=quantize, environment=lambda options: dict(environment.VARIABLES), who_for=who_for, how_to_run=how_to_run, prepare=environment.prepare,
     folder_suffix=lambda options: "EXL2", packages=("exllamav2", "torch", "transformers", "tokenizers", "numpy"))

@@ -1,4 +1,4 @@
-"""What the methods have in common that calibrate on samples and write a folder for transformers: looking at layers, planning, quantizing, checking."""
+"""What the methods have in common that write a folder of safetensors: looking at layers, planning, quantizing, checking. Some calibrate on samples, some need no data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from autoquant.evaluate import memory_available
 from autoquant.hub.fetch import same_disk
 from autoquant.journal import RunFolder, key_of
 from autoquant.methods import Made
-from autoquant.options import option
+from autoquant.options import MethodOptions, option
 from autoquant.plans import Plan, PlanItem
 from autoquant.progress import Bar
 from autoquant.results import Artifact, Check, Result, Stored
@@ -35,11 +35,11 @@ LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
 EXPERTS = re.compile(r"\.experts\.")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FOREIGN = "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads them"
-CHECKS_IMPORT = ("transformers", "gptqmodel", "autoquant.folder_checks")  # what checking a folder takes its time to import, in this order
 ITERATIONS = 200  # AutoRound's own default
 
 
 F = TypeVar("F", bound="FolderOptions")
+ADVICE = "zero points (--no-sym), smaller groups or algorithm autoround do better"
 
 
 def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
@@ -50,7 +50,7 @@ def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
 
 
 class FolderOptions(CalibrationOptions):
-    """The options of methods that quantize the blocks' matrices in groups."""
+    """The options of GPTQ and AWQ, which quantize the blocks' matrices in groups and calibrate."""
 
     applies: ClassVar[Mapping[str, str]] = {**CalibrationOptions.applies, "iterations": "algorithm=autoround"}
     group_size: int = option(AUTO, "weights that share a scale: 32, 64, 128, or -1 (a whole row); must divide every layer's input width. 0 takes 128, or the largest that does",
@@ -77,8 +77,17 @@ def linears(source: Source) -> dict[str, tuple[int, int]]:
     return {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes(source).items() if len(shape) == 2 and LINEAR.search(name)}
 
 
-def refuse_source(source: Source, title: str) -> dict[str, tuple[int, int]]:
-    """Refuse a source that cannot be quantized so, and return its layers: one that is quantized or pickled, a mixture of experts, more than a language model."""
+def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
+    """Refuse what cannot work, and return the layers: a source that is quantized or pickled, a group size that does not fit, a text that is not there."""
+    layers = check_source(source, title)
+    if options.group_size > 0:
+        refuse_group_size(layers, options.group_size, GROUP_SIZES)
+    calibration.check(options)
+    return layers
+
+
+def check_source(source: Source, title: str) -> dict[str, tuple[int, int]]:
+    """Refuse a source that is quantized, pickled, a mixture of experts or more than a language model, and return the layers that can be quantized."""
     if source.quantized:
         raise InputError(f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized model")
     if source.pickle:
@@ -97,18 +106,14 @@ def refuse_source(source: Source, title: str) -> dict[str, tuple[int, int]]:
     return layers
 
 
-def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
-    """Refuse what cannot work, and return the layers: also a group size that does not fit, and a text that is not there."""
-    layers = refuse_source(source, title)
-    if options.group_size > 0:
-        odd = [(name, inputs) for name, (_, inputs) in layers.items() if inputs % options.group_size]
-        if odd:
-            fit = [str(size) for size in GROUP_SIZES if size == -1 or all(inputs % size == 0 for _, inputs in layers.values())]
-            named = ", ".join(f"{name} ({inputs} inputs)" for name, inputs in odd[:3])
-            raise InputError(f"group_size: {options.group_size} does not divide the inputs of {len(odd)} of {len(layers)} layers: {named}{' …' if len(odd) > 3 else ''}. "
-                             f"Sizes that fit this model: {', '.join(fit)}")
-    calibration.check(options)
-    return layers
+def refuse_group_size(layers: Mapping[str, tuple[int, int]], size: int, sizes: Sequence[int]) -> None:
+    """Refuse a group size that does not divide the inputs of every layer; ``sizes`` are those offered (-1: a whole row)."""
+    odd = [(name, inputs) for name, (_, inputs) in layers.items() if inputs % size]
+    if odd:
+        fit = [str(one) for one in sizes if one == -1 or all(inputs % one == 0 for _, inputs in layers.values())]
+        named = ", ".join(f"{name} ({inputs} inputs)" for name, inputs in odd[:3])
+        raise InputError(f"group_size: {size} does not divide the inputs of {len(odd)} of {len(layers)} layers: {named}{' …' if len(odd) > 3 else ''}. "
+                         f"Sizes that fit this model: {', '.join(fit)}")
 
 
 def refuse_uneven(layers: Mapping[str, tuple[int, int]], multiple: int, why: str) -> None:
@@ -139,6 +144,11 @@ def refuse_iterations(options: FolderOptions, algorithm: str) -> None:
 # --- planning -----------------------------------------------------------------------------------------------------------
 
 
+def memory_whole(source: Source) -> int:
+    """Bytes that a process needs which quantizes layer by layer without data, roughly: the whole model at 16 bits, and the largest matrix some times over in float32."""
+    return 700_000_000 + 2 * source.parameters + 4 * 5 * max(outputs * inputs for outputs, inputs in linears(source).values())
+
+
 def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int:
     """Bytes the quantizing process needs, roughly; GPTQ, AutoRound and a part of AWQ were measured on a checkpoint of 1.9 GB (bench/RESULTS.md).
 
@@ -162,8 +172,8 @@ def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int
     return base + model + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
 
 
-def plan(method: str, source: Source, options: FolderOptions, out: Path, *, type: str, size: int, algorithm: str) -> Plan:
-    """A plan from headers alone, of a folder of ``size`` bytes."""
+def plan(method: str, source: Source, out: Path, *, type: str, size: int, memory: int) -> Plan:
+    """A plan from headers alone, of a folder of ``size`` bytes that is made in ``memory`` bytes."""
     download = bytes_to_fetch(source)
     standing = next(parent for parent in (out, *out.parents) if parent.exists())
     free = shutil.disk_usage(standing).free
@@ -171,7 +181,7 @@ def plan(method: str, source: Source, options: FolderOptions, out: Path, *, type
     needed = (download if download and same_disk(out) else 0) + 2 * source.parameters + size
     refused = f"not enough room on the disk: {needed / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free" if needed > free else ""
     return Plan(method, source, (PlanItem(type, size, 8 * size / source.parameters, False, ""),), 2 * source.parameters, disk_needed=needed, disk_free=free,
-                memory_needed=memory_needed(source, options, algorithm), memory_available=memory_available(), download=download, refused=refused)
+                memory_needed=memory, memory_available=memory_available(), download=download, refused=refused)
 
 
 def environment(_: Any) -> dict[str, str]:
@@ -187,8 +197,10 @@ class Recipe:
     """How a folder is made: by which function (``target``, in a worker), with which settings, and how it is read back.
 
     ``algorithm`` and ``file_format`` are kept apart: several algorithms write the same format. ``settings`` go to the function and into the
-    journal's key; ``wanted`` is what the config's quantization block must say; ``scaled``: the algorithm scales weights (see folder_checks.relative_error);
-    ``estimate`` names the memory formula. ``environment``: the extra whose packages the function needs (an overlay is made if they are not here), or a separate one.
+    journal's key; ``wanted`` is what the config's quantization block must say; ``bits`` a weight decide how far a layer may move, and ``advice`` is what to do if one moves far;
+    ``scaled``: the algorithm scales weights (see folder_checks.relative_error). ``calibrates``: it is given samples. ``estimate`` names the memory formula of GPTQ and AWQ
+    (see memory_needed).
+    ``environment``: the extra whose packages the function needs (an overlay is made if they are not here), or a separate one; ``imports`` is what checking imports of it.
     """
 
     type: str
@@ -197,9 +209,13 @@ class Recipe:
     algorithm: str
     file_format: str
     wanted: Mapping[str, Any]
-    estimate: str
+    bits: int
+    calibrates: bool = True
+    estimate: str = ""
     environment: str = "gptq"
+    imports: tuple[str, ...] = ("gptqmodel",)
     scaled: bool = False
+    advice: str = ADVICE
     notes: tuple[str, ...] = ()
 
 
@@ -208,17 +224,23 @@ def _interpreter(name: str, logs: Path) -> str:
     return "" if environments.here(name) else environments.python(name, logs)
 
 
-def prepare(logs: Path) -> None:
-    """Make the overlay, if the libraries are not here."""
-    _interpreter("gptq", logs)
+def prepare(name: str, logs: Path) -> None:
+    """Make the overlay of an extra, if its libraries are not here."""
+    _interpreter(name, logs)
 
 
-def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe: Recipe) -> Made:
-    """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder."""
+def quantize(snapshot: Snapshot, options: MethodOptions, run: RunFolder, recipe: Recipe) -> Made:
+    """Quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder."""
     source, env, type = snapshot.source, environment(options), recipe.type
-    text = calibration.documents(options)
-    length = min(options.calibration_length, source.context)
-    key = key_of(snapshot.sha256, recipe.algorithm, dict(recipe.settings), text.texts, options.calibration_samples, length, options.calibration_seed, options.batch_size)
+    made_of: list[Any] = [snapshot.sha256, recipe.algorithm, dict(recipe.settings)]
+    sampled = options if recipe.calibrates and isinstance(options, CalibrationOptions) else None
+    calling: dict[str, Any] = {}
+    if sampled is not None:
+        text, length = calibration.documents(sampled), min(sampled.calibration_length, source.context)
+        batch = {"batch_size": sampled.batch_size} if isinstance(sampled, FolderOptions) else {}
+        made_of += [text.texts, sampled.calibration_samples, length, sampled.calibration_seed, *batch.values()]
+        calling = {"packing": {"texts": text.texts, "samples": sampled.calibration_samples, "length": length, "seed": sampled.calibration_seed}, **batch}
+    key = key_of(*made_of)
     step = f"quantize {type}"
     others = sorted(name for name in run.steps if name.startswith("quantize ") and name != step)
     if others:
@@ -226,14 +248,15 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
     facts = run.done(step, key)
     if facts is None:
         layers = linears(source)
-        ours = _interpreter("gptq", run.logs)  # it also reads the folders of the other algorithms and backends
-        packing: dict[str, Any] = {"texts": text.texts, "samples": options.calibration_samples, "length": length, "seed": options.calibration_seed}
-        log.info("%s of %s: at most %d samples of %d tokens, %d layers", recipe.algorithm, source.id, options.calibration_samples, length, len(layers))
+        separate = recipe.environment in environments.PINS
+        ours = _interpreter("gptq" if separate else recipe.environment, run.logs)  # GPTQModel's also reads the folders that the other backend writes
+        log.info("%s of %s: %s%d layers", recipe.algorithm, source.id,
+                 f"at most {sampled.calibration_samples} samples of {length} tokens, " if sampled else "", len(layers))
         target = run.work / "model"
         shutil.rmtree(target, ignore_errors=True)
-        work: dict[str, Any] = {"log": run.logs, "env": env, "model": str(snapshot.folder), "target": str(target), "scratch": str(run.work / "scratch"),
-                                "batch_size": options.batch_size, **recipe.settings}
-        with process.Ahead(CHECKS_IMPORT, log=run.logs, env=env, python=ours) as checker:
+        work: dict[str, Any] = {"log": run.logs, "env": env, "model": str(snapshot.folder), "target": str(target), "scratch": str(run.work / "scratch"), **calling,
+                                **recipe.settings}
+        with process.Ahead(("transformers", *recipe.imports, "autoquant.folder_checks"), log=run.logs, env=env, python=ours) as checker:
             with Bar(f"quantize {type}") as progress:
                 def report(done: int, total: int) -> None:
                     progress(done, total)
@@ -241,19 +264,20 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
                         checker.start()
 
                 try:
-                    if recipe.environment in environments.PINS:  # it may read the tokenizer otherwise: the samples are packed here
-                        ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), **packing)
+                    if separate:  # it may read the tokenizer otherwise: the samples are packed here
+                        ids = process.call("autoquant.calibration:pack", log=run.logs, env=env, folder=str(snapshot.folder), **work.pop("packing"))
                         process.call(recipe.target, progress=report, python=environments.python(recipe.environment, run.logs), ids=ids, **work)
                         used = {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
                     else:
-                        used = process.call(recipe.target, progress=report, python=ours, packing=packing, **work)
+                        used = process.call(recipe.target, progress=report, python=ours, **work)
                 except (OutOfMemory, ProcessFailed) as failure:
                     if isinstance(failure, ProcessFailed) and failure.signal != signal.SIGKILL:
                         raise
                     raise InputError(_what_would_fit(source, options, recipe.estimate, failure)) from None
             with Bar("check") as progress:
                 seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, python=ours, ahead=checker, folder=str(target),
-                                    source=str(snapshot.folder), layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, parameters=source.parameters)
+                                    source=str(snapshot.folder), layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, bits=recipe.bits, advice=recipe.advice,
+                                    parameters=source.parameters)
         artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
                             checks=tuple(Check(*one) for one in seen["checks"]), notes=(*recipe.notes, *seen["notes"]),
                             facts={**used, "algorithm": recipe.algorithm})
@@ -268,16 +292,19 @@ def quantize(snapshot: Snapshot, options: FolderOptions, run: RunFolder, recipe:
     run.passed(artifact)
     for note in artifact.notes:
         log.warning("%s: %s", type, note)
+    calibrated = {} if sampled is None else {"calibration": f"{text.name}, {artifact.facts['samples']} samples of {length} tokens",
+                                             "calibration sha256": artifact.facts["calibration sha256"]}
     layers_seen = next(one.seen for one in artifact.checks if one.name == "layers")
-    return Made((artifact,), None, {"algorithm": artifact.facts["algorithm"], "file format": recipe.file_format,
-                                    "calibration": f"{text.name}, {artifact.facts['samples']} samples of {length} tokens",
-                                    "calibration sha256": artifact.facts["calibration sha256"], "weights": layers_seen})
+    return Made((artifact,), None, {"algorithm": artifact.facts["algorithm"], "file format": recipe.file_format, **calibrated, "weights": layers_seen})
 
 
-def _what_would_fit(source: Source, options: FolderOptions, estimate: str, failure: Exception) -> str:
+def _what_would_fit(source: Source, options: MethodOptions, estimate: str, failure: Exception) -> str:
     """An error that names what to change so that it fits, by the plan's own estimate."""
     available = (failure.available if isinstance(failure, OutOfMemory) else 0) or memory_available()
     where = failure.where if isinstance(failure, OutOfMemory) else "the process was killed (SIGKILL), which is what the system does when memory runs out"
+    if not isinstance(options, FolderOptions):
+        return (f"{where}. Quantizing {source.id} needs about {memory_whole(source) / 1e9:.1f} GB; {available / 1e9:.1f} GB are there: take a machine with more memory, "
+                "or a smaller model")
     needed = memory_needed(source, options, estimate)
     now = (f"{where}. Quantizing {source.id} with {options.calibration_samples} samples of {options.calibration_length} tokens, {options.batch_size} at a time, needs about "
            f"{needed / 1e9:.1f} GB; {available / 1e9:.1f} GB are there")

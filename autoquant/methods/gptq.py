@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -101,7 +102,8 @@ def size(source: Source, options: GptqOptions) -> int:
 def plan(source: Source, options: GptqOptions, out: Path) -> Plan:
     """The size to be, from the headers alone."""
     check(source, options)
-    return folders.plan("gptq", source, options, out, type=options.type, size=size(source, options), algorithm=options.algorithm)
+    memory = folders.memory_needed(source, options, options.algorithm)
+    return folders.plan("gptq", source, out, type=options.type, size=size(source, options), memory=memory)
 
 
 def recipe(options: GptqOptions) -> Recipe:
@@ -119,7 +121,7 @@ def recipe(options: GptqOptions) -> Recipe:
         target, settings = "autoquant.quantizers:gptqmodel", {**gptq, "algorithm": "gptq"}
         algorithm = f"GPTQ (GPTQModel {environments.version('gptqmodel')})"
     return Recipe(type=options.type, target=target, settings=settings, algorithm=algorithm, file_format="GPTQ (version 1)", wanted=wanted,
-                  estimate=options.algorithm, environment="auto-gptq" if options.backend == "auto-gptq" else "gptq",
+                  bits=options.bits, estimate=options.algorithm, environment="auto-gptq" if options.backend == "auto-gptq" else "gptq",
                   notes=() if options.sym or "GPTQModel" in algorithm else (folders.FOREIGN,))
 
 
@@ -138,5 +140,5 @@ METHOD = Method(
     name="gptq", title="GPTQ", summary="weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     options=GptqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256}, survey={},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
-    how_to_run=folders.how_to_run, prepare=folders.prepare,
+    how_to_run=folders.how_to_run, prepare=partial(folders.prepare, "gptq"),
     folder_suffix=lambda options: f"GPTQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))
