@@ -305,9 +305,11 @@ def test_without_our_variable_it_would_look_at_tokens_to_come(tmp_path: Path, gp
 @pytest.mark.parametrize("name", ["Phi3ForCausalLM", "Gemma2ForCausalLM", "CohereForCausalLM"])
 def test_fused_matrices_tied_heads_and_parallel_blocks_are_read_back(name: str, tmp_path: Path, gpu: None) -> None:
     folder = in_worker("tests.helpers:tiny", tmp_path, folder=str(tmp_path / "tiny"), architecture=name, **MODELS[name])
-    result = autoquant.exl2(folder, bpw="5", **QUICK, eval_chunks=2, out=tmp_path / "out")
-    assert result.artifacts[0].evaluation is not None
-    assert result.artifacts[0].evaluation.kl_mean < 0.2
+    tied = name == "Gemma2ForCausalLM"
+    result = autoquant.exl2(folder, bpw="5", **QUICK, eval_chunks=2, evaluate="on" if tied else "off", out=tmp_path / "out")
+    if tied:
+        assert result.artifacts[0].evaluation is not None
+        assert result.artifacts[0].evaluation.kl_mean < 0.2
     assert float(re.search(r"relative error (\d\.\d+)", result.artifacts[0].checks[0].seen)[1]) < 0.15  # type: ignore[index]
 
 

@@ -201,11 +201,13 @@ class _Work:
     def python(self) -> str:
         """The interpreter that has exllamav2, with its extension compiled."""
         if self._python is None:
-            said = environment.refusal(environment.look())  # other options than those of a finished run have come here unasked
+            seen = environment.look()  # again: other options than those of a finished run come here unasked
+            said = environment.refusal(seen)
             if said:
                 raise InputError(said)
             self._python = environment.interpreter(self.run.logs)
-            environment.build(self._python, self.run.logs)
+            if not (seen["extension"] or seen["compiled"]):
+                environment.build(self._python, self.run.logs)
         return self._python
 
     @property
