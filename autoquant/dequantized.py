@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoquant import activations, awq_format, bitsandbytes_format, gptq_format, hqq_format
+from autoquant import activations, awq_format, bitsandbytes_format, compressed_format, gptq_format, hqq_format
 from autoquant.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
@@ -106,6 +106,9 @@ FORMATS = {  # by quant_method
     "bitsandbytes": Format(bitsandbytes_format.MARKS,
                            lambda tensors, name, _: bitsandbytes_format.dequantize(lambda part: tensors.get(name + part), lambda part: name + part in tensors),
                            lambda _: True, transformers_model, inputs=_bitsandbytes_inputs),
+    "compressed-tensors": Format((".weight_scale",), lambda tensors, name, _: compressed_format.dequantize(_parts(tensors, name, compressed_format.PARTS)),
+                                 compressed_format.known, transformers_model,
+                                 inputs=lambda tensors, name, block: compressed_format.inputs(lambda part: tensors.get(f"{name}.{part}"), block)),
 }
 
 

@@ -32,7 +32,7 @@ PINS: dict[str, dict[str, str]] = {
     "auto-gptq": {"auto-gptq": "0.7.1", "transformers": "4.49.0", "accelerate": "0.34.2", "peft": "0.12.0", "numpy": "1.26.4", "datasets": "3.5.0", "pyarrow": "20.0.0",
                   "pandas": "2.3.3", "huggingface_hub": "0.36.2", "tokenizers": "0.21.4", "fsspec": "2024.12.0"},
 }
-OVERLAYS = ("gptq", "hqq", "bitsandbytes")  # extras whose packages may live in an overlay
+OVERLAYS = ("gptq", "hqq", "bitsandbytes", "w8a8")  # extras whose packages may live in an overlay
 SHARED = ("torch", "transformers", "tokenizers", "huggingface_hub", "safetensors")  # an overlay takes these from the environment below it, or cannot be made
 
 

@@ -60,9 +60,9 @@ class Method:
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import awq, bitsandbytes, gguf, gptq, hqq
+    from autoquant.methods import awq, bitsandbytes, gguf, gptq, hqq, w8a8
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD, hqq.METHOD, bitsandbytes.METHOD)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, awq.METHOD, hqq.METHOD, bitsandbytes.METHOD, w8a8.METHOD)}
 
 
 METHODS = _methods()
