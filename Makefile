@@ -24,7 +24,10 @@ demo: $(VENV)/.ready
 	  --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K,IQ3_XXS
 	$(BIN)/autoquant quantize gptq demo --out $(DEMO_OUT)/GPTQ --calibration-length 256 --eval-chunks 60
 	$(BIN)/autoquant quantize awq demo --out $(DEMO_OUT)/AWQ --calibration-samples 32 --calibration-length 256 --eval-chunks 60
-	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; model cards: $(DEMO_OUT)/GGUF/README.md, $(DEMO_OUT)/GPTQ/README.md, $(DEMO_OUT)/AWQ/README.md"
+	$(BIN)/autoquant quantize hqq demo --out $(DEMO_OUT)/HQQ --eval-chunks 60
+	$(BIN)/autoquant quantize bitsandbytes demo --out $(DEMO_OUT)/NF4 --eval-chunks 60
+	$(BIN)/autoquant quantize w8a8 demo --out $(DEMO_OUT)/W8A8 --eval-chunks 60
+	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; a model card (README.md) in each folder of $(DEMO_OUT)"
 
 test: $(VENV)/.ready $(COLAB)/.ready chromium
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -58,6 +61,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python bench/folders.py demo
 	$(BIN)/python bench/folders.py bench-work/smollm2
 	$(BIN)/python bench/folder_cost.py bench-work
+	$(BIN)/python bench/methods.py
 
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("AutoQuant needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -71,7 +75,7 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt
 	@ls $(WHEELS)/llama_cpp_python-*.whl >/dev/null 2>&1 || { echo "compiling llama.cpp, once (5 to 10 minutes on two cores)"; \
 	  $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(LLAMA); }
-	$(BIN)/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[gguf,gptq,exl2,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[gguf,gptq,exl2,hqq,bitsandbytes,w8a8,dev]'
 	$(BIN)/autoquant setup gguf
 	touch $@
 

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     awq: Callable[..., Result]
     hqq: Callable[..., Result]
     bitsandbytes: Callable[..., Result]
+    w8a8: Callable[..., Result]
 
 __version__ = "0.1.0"
-_METHOD_NAMES = ("gguf", "gptq", "exl2", "awq", "hqq", "bitsandbytes")  # a test compares it with METHODS; here so that importing this package stays cheap
+_METHOD_NAMES = ("gguf", "gptq", "exl2", "awq", "hqq", "bitsandbytes", "w8a8")  # a test compares it with METHODS; here so that importing this package stays cheap
 __all__ = ["AutoQuantError", "Calibration", "CheckFailed", "Comparison", "HubFailed", "InputError", "OutOfMemory", "ProcessFailed", "Stopped", "compare",
            "load", "plan", *_METHOD_NAMES]
 

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("repo", metavar="REPO", help="where to: owner/name; created if it is not there")
     send.add_argument("--dry-run", action="store_true", help="send nothing; print exactly what would be sent")
     add_arguments(send, UploadOptions, without=("upload",))
-    commands.add_parser("methods", help="list the methods")
+    commands.add_parser("methods", help="all methods in one table: bits, calibration, GPU, runtimes, size, quality")
     commands.add_parser("types", help="list the GGUF types: bits per weight, imatrix, when to take which")
     prepare = commands.add_parser("setup", help="fetch what a method needs beforehand (for work without a network)")
     prepare.add_argument("method", choices=sorted(METHODS), metavar="METHOD")
@@ -95,9 +95,10 @@ def _upload(arguments: argparse.Namespace) -> None:
 
 def _methods(_: argparse.Namespace) -> None:
     from autoquant import report
-    from autoquant.methods import METHODS
 
-    print(report.table(("method", "what it is"), [(m.name, f"{m.title}: {m.summary}") for m in METHODS.values()], left=2))
+    head, body = report.methods()
+    print(report.table(head, body, left=7))
+    print(f"\n{report.METHODS_NOTE}\n`autoquant quantize METHOD --help` says what each is.")
 
 
 def _types(_: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoquant import activations, awq_format, bitsandbytes_format, gptq_format, hqq_format
+from autoquant import activations, awq_format, bitsandbytes_format, compressed_format, gptq_format, hqq_format
 from autoquant.errors import CheckFailed
 from autoquant.exllama import format as exl2_format
 
@@ -126,6 +126,9 @@ FORMATS = {  # by quant_method
                            lambda _: True, transformers_model, inputs=_bitsandbytes_inputs),
     "exl2": Format((".q_weight",), lambda tensors, name, _: exl2_format.layer(tensors, name), lambda _: True, lambda folder: load(folder),
                    "transformers, from the weights as they were read back", state=_exl2_state),
+    "compressed-tensors": Format((".weight_scale",), lambda tensors, name, _: compressed_format.dequantize(_parts(tensors, name, compressed_format.PARTS)),
+                                 compressed_format.known, transformers_model,
+                                 inputs=lambda tensors, name, block: compressed_format.inputs(lambda part: tensors.get(f"{name}.{part}"), block)),
 }
 
 

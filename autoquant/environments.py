@@ -32,7 +32,7 @@ PINS: dict[str, dict[str, str]] = {
     "auto-gptq": {"auto-gptq": "0.7.1", "transformers": "4.49.0", "accelerate": "0.34.2", "peft": "0.12.0", "numpy": "1.26.4", "datasets": "3.5.0", "pyarrow": "20.0.0",
                   "pandas": "2.3.3", "huggingface_hub": "0.36.2", "tokenizers": "0.21.4", "fsspec": "2024.12.0"},
 }
-OVERLAYS = ("gptq", "exl2", "hqq", "bitsandbytes")  # extras whose packages may live in an overlay
+OVERLAYS = ("gptq", "exl2", "hqq", "bitsandbytes", "w8a8")  # extras whose packages may live in an overlay
 SHARED = ("torch", "transformers", "tokenizers", "huggingface_hub", "safetensors")  # an overlay takes these from the environment below it, or cannot be made
 
 
@@ -58,19 +58,25 @@ def _version(package: str) -> str:
         return ""
 
 
-def here(name: str) -> bool:
-    """Whether everything an extra needs is installed in this environment, in the versions it needs, so that no overlay is wanted."""
+def _suits(package: str, wanted: str) -> bool:
+    """Whether a package is installed in this environment in a version that is wanted."""
     from packaging.specifiers import SpecifierSet
 
-    return all(SpecifierSet(wanted).contains(_version(package) or "0", prereleases=True) for package, wanted in extra(name).items())
+    return SpecifierSet(wanted).contains(_version(package) or "0", prereleases=True)
+
+
+def here(name: str) -> bool:
+    """Whether everything an extra needs is installed in this environment, in the versions it needs, so that no overlay is wanted."""
+    return all(_suits(package, wanted) for package, wanted in extra(name).items())
 
 
 def version(package: str) -> str:
     """The version of a package: of one in an overlay, the one that is there or will be (those that matter are pinned exactly). Empty if it is nowhere."""
     for name in OVERLAYS:
-        if package in extra(name) and not here(name):
+        wanted = extra(name).get(package)
+        if wanted is not None and not here(name) and not _suits(package, wanted):  # what suits here is taken from here
             made = [found.version for found in importlib.metadata.distributions(name=package, path=[str(_site(name))])]
-            return made[0] if made else extra(name)[package].removeprefix("==")
+            return made[0] if made else wanted.removeprefix("==")
     return _version(package)
 
 

@@ -82,6 +82,8 @@ def verify(folder: str, source: str, layers: list[str], *, wanted: dict[str, Any
         raise CheckFailed(f"config.json: quantization_config has {wrong}, asked for {({name: wanted[name] for name in wrong})}")
     original, quantized = Tensors(source), Tensors(folder)
     format = dequantized.format_of(block)
+    if not format.known(block):
+        raise CheckFailed(f"config.json: quantization_config is of a kind that was not asked for: {json.dumps(block)[:300]}")
     found = format.layers(quantized)
     lost = [name for name in layers if name not in found]
     if lost:

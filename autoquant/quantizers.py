@@ -157,12 +157,12 @@ def _supported(config: dict[str, Any], who: str) -> None:
 
 
 def _linears(model: Any) -> tuple[dict[str, Any], list[str]]:
-    """The linear layers of the blocks by name, and the last names of the other linear layers, which stay as they are (lm_head)."""
+    """The linear layers of the blocks by name, and the names of the other linear layers, which stay as they are (lm_head)."""
     import torch
 
     found = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     inside = {name: module for name, module in found.items() if BLOCKS.search(name)}
-    return inside, sorted({name.rpartition(".")[2] for name in found if name not in inside})
+    return inside, sorted(name for name in found if name not in inside)
 
 
 def hqq(model: str, target: str, *, bits: int, group_size: int, axis: int, scratch: str, report: Report) -> dict[str, Any]:
@@ -180,7 +180,8 @@ def hqq(model: str, target: str, *, bits: int, group_size: int, axis: int, scrat
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float16)
-    inside, skipped = _linears(loaded)
+    inside, outside = _linears(loaded)
+    skipped = sorted({name.rpartition(".")[2] for name in outside})  # vLLM compares each part of a name
     size = None if group_size == -1 else group_size
     for i, (name, linear) in enumerate(inside.items(), 1):
         made = HQQLinear(linear, BaseQuantizeConfig(nbits=bits, group_size=size, axis=axis), compute_dtype=torch.float16, device=device)
@@ -189,6 +190,65 @@ def hqq(model: str, target: str, *, bits: int, group_size: int, axis: int, scrat
     # with encoded_state_dict left on, which its save_quantized turns off, the library itself gives tensors only
     _write(target, model, {**config, "dtype": "float16"}, loaded.state_dict(), hqq_format.block(bits, size, axis, skipped))
     return {}
+
+
+def _half(model: str) -> Any:
+    """The 16-bit dtype of a model that is quantized without looking at data: its own, bfloat16 for one in float32."""
+    import torch
+
+    return torch.float16 if _dtype(Path(model)) == "float16" else torch.bfloat16
+
+
+def w8a8(model: str, target: str, *, scheme: str, scratch: str, report: Report, packing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Weights and activations of 8 bits (``scheme`` "int8-dynamic", "int8-static" or "fp8-dynamic") with compressed-tensors: plain rounding, a scale for each output.
+
+    "int8-static" looks at the samples of ``packing`` for the largest input of each layer, in the unquantized model; the others look at no data. On a GPU if there is one.
+    """
+    config, _ = _begin(model, scratch)
+    _supported(config, "compressed-tensors")
+
+    import torch
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme, apply_quantization_config
+    from compressed_tensors.quantization.utils import calculate_qparams
+    from transformers import AutoModelForCausalLM
+
+    ids = calibration.pack(model, **packing) if packing else []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=_half(model)).to(device).eval()
+    inside, outside = _linears(loaded)
+    largest = {name: torch.zeros((), device=device) for name in inside}
+
+    def watch(name: str) -> Any:
+        def hook(_: Any, inputs: Any) -> None:
+            largest[name] = torch.maximum(largest[name], inputs[0].abs().amax().float())
+
+        return hook
+
+    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in inside.items()]
+    with torch.inference_mode():
+        for i, sample in enumerate(ids, 1):
+            loaded(input_ids=torch.tensor([sample], device=device), logits_to_keep=1)
+            report(i, len(ids) + 1)
+    for one in hooks:
+        one.remove()
+    common: dict[str, Any] = {"num_bits": 8, "type": "float" if scheme.startswith("fp8") else "int", "symmetric": True}
+    weights, inputs = (QuantizationArgs(strategy="channel", dynamic=False, **common),
+                       QuantizationArgs(strategy="tensor" if ids else "token", dynamic=not ids, **common))
+    group = QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)
+    apply_quantization_config(loaded, QuantizationConfig(config_groups={"group_0": group}, ignore=outside))
+    for name, linear in inside.items():
+        linear.weight_scale.data.copy_(calculate_qparams(linear.weight.data.amin(1, keepdim=True), linear.weight.data.amax(1, keepdim=True), weights)[0])
+        if ids:
+            linear.input_scale.data.copy_(calculate_qparams(-largest[name], largest[name], inputs)[0])
+    compressor = ModelCompressor.from_pretrained_model(loaded)
+    compressor.compress_model(loaded)
+    report(1, 1)
+    loaded.save_pretrained(target, max_shard_size=SHARD)
+    compressor.update_config(target)
+    _keep_config(Path(target), config)
+    _tidy(Path(target), model)
+    return _used(ids) if ids else {}
 
 
 def bitsandbytes(model: str, target: str, *, quant_type: str, double_quant: bool, threshold: float, scratch: str, report: Report) -> dict[str, Any]:
@@ -202,7 +262,7 @@ def bitsandbytes(model: str, target: str, *, quant_type: str, double_quant: bool
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = torch.float16 if _dtype(Path(model)) == "float16" else torch.bfloat16
+    dtype = _half(model)
     with torch.device("meta"):
         inside, skipped = _linears(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)))
     settings: Any = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=skipped) if quant_type == "int8" else \

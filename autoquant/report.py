@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoquant import trace
-from autoquant.methods import METHODS
+from autoquant.methods import METHODS, Method, measured
 from autoquant.plans import Plan
 from autoquant.results import Comparison, Evaluation, Result
 
@@ -58,6 +58,23 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 
     """The same as a Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" if i < left else "---:" for i in range(len(head))) + " |"]
     return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body])
+
+
+METHODS_NOTE = ("Type, bits a weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats a token) and share of same top tokens (of the embedded model) "
+                "are those of a run without options. What loads the files: transformers, llama.cpp and hqq were run in the tests, the others were not.")
+
+
+def methods() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table of all methods: head and rows."""
+    seen = measured()
+    head = ("method", "bits", "calibration", "GPU to quantize", "GPU to run", "loaded by", "type", "bits/weight", "KL mean", "same top token")
+
+    def row(method: Method) -> tuple[str, ...]:
+        facts, found = method.facts, seen.get(method.name)
+        figures = (found["type"], f"{found['bits_per_weight']:.2f}", f"{found['kl_mean']:.4f}", f"{found['agreement']:.1%}") if found else ("–",) * 4
+        return (method.name, facts.bits, facts.calibration, facts.gpu_to_quantize, facts.gpu_to_run, facts.runtimes, *figures)
+
+    return head, [row(method) for method in METHODS.values()]
 
 
 def _protocol(result: Result) -> str:

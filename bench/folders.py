@@ -1,7 +1,7 @@
-"""Quality, size, time and memory of GPTQ, AWQ and AutoRound. usage: python bench/folders.py demo|FOLDER [SET …]
+"""Quality, size, time and memory of the methods that write folders. usage: python bench/folders.py demo|FOLDER [SET …]
 
-Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq", "autoround" (default: all three). "seconds" is a run with all of its
-checks and without evaluation; "memory" the largest process's resident set during it, sampled 20 times a second.
+Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq", "autoround", "hqq", "bitsandbytes", "w8a8" (default: all). "seconds" is a run with
+all of its checks and without evaluation; "memory" the largest process's resident set during it, sampled 20 times a second.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from memory import resident
 
 import autoquant
 from autoquant import report
+from autoquant.methods import METHODS
 
 HEAD = ("format", "algorithm", "type", "bits/weight", "size", "perplexity", "KL mean", "same top token", "seconds", "memory")
 
@@ -29,7 +30,11 @@ def configurations(small: bool, sets: list[str]) -> list[list[str]]:
         "gptq": [*(f"gptq --bits {bits} --group-size {size}" for bits in "8432" for size in sizes),
                  *(f"gptq --bits {bits} --group-size 64 {more}" for bits in ("42" if small else "4") for more in ("--desc-act", "--no-sym"))],
         "awq": [*(f"awq {scaled} --group-size {size}" for size in sizes), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
-        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64"]}
+        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64"],
+        "hqq": [*(f"hqq --bits {bits} --group-size 64" for bits in ("84321" if small else "8432")), *(f"hqq --bits {bits} --group-size 64 --axis 0" for bits in "432"),
+                *(f"hqq --bits {bits} --group-size 16{axis}" for bits in ("321" if small else "32") for axis in ("", " --axis 0"))],
+        "bitsandbytes": ["bitsandbytes", "bitsandbytes --no-double-quant", "bitsandbytes --quant-type fp4", "bitsandbytes --quant-type int8"],
+        "w8a8": [f"w8a8 --scheme {scheme}" for scheme in ("int8-dynamic", "int8-static", "fp8-dynamic")]}
     return [line.split() for name in sets for line in lines[name]]
 
 
@@ -60,7 +65,8 @@ def main(model: str, sets: list[str]) -> None:
     shutil.rmtree(work, ignore_errors=True)
     for i, (method, *more) in enumerate(configurations(small, sets)):
         out = work / str(i)
-        words = [sys.executable, "-m", "autoquant.cli", "quantize", method, model, *more, *common, "--out", str(out)]
+        calibrates = method in ("gptq", "awq") or "int8-static" in more
+        words = [sys.executable, "-m", "autoquant.cli", "quantize", method, model, *more, *(common if calibrates else []), "--out", str(out)]
         seconds, peak = run([*words, "--evaluate", "off"])
         subprocess.run([*words, "--evaluate", "on", "--eval-chunks", "40" if small else "20"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         result = autoquant.load(str(out))
@@ -69,11 +75,11 @@ def main(model: str, sets: list[str]) -> None:
             print(report.markdown(HEAD, [("unquantized", "", "", *report.rows(result)[0][1:4], "0", "100.0%", "", "")], left=3), flush=True)
         quality = report.quality(artifact.evaluation)
         algorithm = str(artifact.facts["algorithm"]).split(" ")[0].rstrip(":") + (f", {more[more.index('--iterations') + 1]} steps" if "--iterations" in more else "")
-        cells = (method.upper(), algorithm, artifact.type.removesuffix("-autoround"), f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes), quality[0], quality[1],
+        cells = (METHODS[method].title, algorithm, artifact.type.removesuffix("-autoround"), f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes), quality[0], quality[1],
                  quality[4], f"{seconds:.0f}", f"{peak / 1e9:.2f} GB")
         print("| " + " | ".join(cells) + " |", flush=True)
         shutil.rmtree(out)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:] or ["gptq", "awq", "autoround"])
+    main(sys.argv[1], sys.argv[2:] or ["gptq", "awq", "autoround", "hqq", "bitsandbytes", "w8a8"])

@@ -16,7 +16,7 @@ from tests.test_gptq import in_worker
 
 @pytest.fixture(scope="module")
 def nf4(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return autoquant.bitsandbytes("demo", eval_chunks=4, out=tmp_path_factory.mktemp("nf4") / "run")
+    return autoquant.bitsandbytes("demo", evaluate="off", out=tmp_path_factory.mktemp("nf4") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,10 @@ def test_llm_int8_is_measured_with_its_activations_quantized(int8: Result, tmp_p
 
 def test_the_folder_is_a_model_and_its_card_says_how_to_run_it(nf4: Result, int8: Result) -> None:
     names = {path.name for path in nf4.folder.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "size-against-quality.png",
-                     ".autoquant"}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", ".autoquant"}
     block = json.loads((nf4.folder / "config.json").read_text())["quantization_config"]
     assert (block["quant_method"], block["bnb_4bit_quant_type"], block["bnb_4bit_use_double_quant"], block["llm_int8_skip_modules"]) == ("bitsandbytes", "nf4", True, ["lm_head"])
     assert nf4.artifacts[0].bits_per_weight < int8.artifacts[0].bits_per_weight
-    assert nf4.artifacts[0].evaluation.kl_mean > int8.artifacts[0].evaluation.kl_mean
     for result, wanted in ((nf4, "| algorithm | NF4 (bitsandbytes 0.50"), (int8, "| algorithm | LLM.int8() (bitsandbytes 0.50")):
         card = result.card()
         assert wanted in card

@@ -32,5 +32,14 @@ def test_the_overlay_keeps_torch_and_transformers(tmp_path: Path, monkeypatch: p
     assert {line.split("==")[0] for line in kept} == set(environments.SHARED)
     assert "gptqmodel==7.6.0" in install
     monkeypatch.setattr(environments, "here", lambda name: False)
+    monkeypatch.setattr(environments, "_suits", lambda package, wanted: package != "auto-round")
     assert environments.version("auto-round") == "0.16.1", "not made yet: what is pinned"
     assert environments.version("torch").startswith("2."), "from the environment below"
+    assert environments.version("accelerate")[0].isdigit(), "what suits is taken from there too"
+
+
+@pytest.mark.parametrize("name", environments.OVERLAYS)
+def test_every_extra_that_may_be_an_overlay_pins_its_library_and_is_here(name: str) -> None:
+    assert environments.here(name), "make installs all of them"
+    assert any(wanted.startswith("==") for wanted in environments.extra(name).values()), "journal and card name the version before the overlay is made"
+    assert not set(environments.extra(name)) & set(environments.SHARED)

@@ -20,7 +20,7 @@ from tests.test_gptq import in_worker
 
 @pytest.fixture(scope="module")
 def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return autoquant.hqq("demo", eval_chunks=4, out=tmp_path_factory.mktemp("hqq") / "run")
+    return autoquant.hqq("demo", evaluate="off", out=tmp_path_factory.mktemp("hqq") / "run")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
@@ -64,8 +64,7 @@ def test_a_reloaded_model_computes_what_it_computed_before_it_was_saved(four_bit
 
 def test_the_folder_is_safe_and_its_card_says_what_loads_it(four_bits: Result) -> None:
     names = {path.name for path in four_bits.folder.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", "size-against-quality.png",
-                     ".autoquant"}
+    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md", ".autoquant"}
     config = json.loads((four_bits.folder / "config.json").read_text())
     assert config["quantization_config"]["quant_config"]["weight_quant_params"]["nbits"] == 4
     assert config["quantization_config"]["skip_modules"] == ["lm_head"]
@@ -78,14 +77,6 @@ def test_the_folder_is_safe_and_its_card_says_what_loads_it(four_bits: Result) -
     assert "with hqq" in str(four_bits.checks())
     seen = four_bits.look(layer="model.layers.1.mlp.up_proj")
     assert 0.05 < seen.relative_error < 0.12
-
-
-def test_axis_and_small_groups_help_at_two_bits(tmp_path: Path) -> None:
-    coarse = autoquant.hqq("demo-small", bits=2, evaluate="off", out=tmp_path / "coarse").artifacts[0]
-    fine = autoquant.hqq("demo-small", bits=2, group_size=16, evaluate="off", out=tmp_path / "fine").artifacts[0]
-    error = [float(artifact.checks[0].seen.split("relative error ")[1].split()[0]) for artifact in (coarse, fine)]
-    assert error[1] < 0.8 * error[0]
-    assert fine.bits_per_weight > coarse.bits_per_weight
 
 
 @pytest.mark.parametrize(("values", "said"), [
@@ -109,7 +100,8 @@ def test_sizes_that_do_not_fit_name_layers_and_sizes_that_do(four_bits: Result, 
     with pytest.raises(InputError, match=r"run is quantized already \(hqq\)"):
         autoquant.hqq(four_bits.folder, out=tmp_path / "out")
     mixture = in_worker("tests.helpers:random_mixture", tmp_path, folder=str(tmp_path / "mixture"))
-    with pytest.raises(InputError, match="is a mixture of experts"):
-        autoquant.hqq(mixture, out=tmp_path / "out")
+    for method in (autoquant.hqq, autoquant.bitsandbytes, autoquant.w8a8):
+        with pytest.raises(InputError, match="is a mixture of experts: transformers 5 keeps the experts of a block in one tensor, .* GGUF takes such models"):
+            method(mixture, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert str(DEMO_FOLDER) not in four_bits.card()

@@ -20,6 +20,7 @@ DOCS, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
 def generated() -> dict[str, str]:
     """The text of each generated part of docs/methods.md by its name."""
     parts = {f"options of {method.name}": markdown_table(method.options) for method in METHODS.values()}
+    parts["methods"] = report.markdown(*report.methods(), left=7) + f"\n\n{report.METHODS_NOTE}"
     parts["gguf types"] = report.markdown(("type", "when", "imatrix", "bits/weight"),
                                           [(f"`{t.name}`", t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()], left=3)
     return parts

@@ -27,6 +27,21 @@ class Made:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What somebody asks who chooses a method: a row of the table of all methods (``autoquant methods``, docs/methods.md).
+
+    ``bits`` a weight that are offered; ``calibration``: whether it looks at text; ``gpu_to_quantize`` and ``gpu_to_run``: whether it needs one; ``runtimes`` that load
+    the files. The table's figures are in measured.json, which ``bench/methods.py`` writes.
+    """
+
+    bits: str
+    calibration: str
+    gpu_to_quantize: str
+    gpu_to_run: str
+    runtimes: str
+
+
+@dataclass(frozen=True)
 class Method:
     """All the rest of the package knows about a method.
 
@@ -36,12 +51,13 @@ class Method:
     ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
     those that make a plan show everything. ``environment`` are the worker processes' variables.
     ``machine`` refuses a machine that cannot do it, unless the run's folder has all that is asked for.
-    ``prepare`` fetches beforehand what the method needs beside its packages, with a log of its own.
+    ``facts`` are for the table of all methods. ``prepare`` fetches beforehand what the method needs beside its packages, with a log of its own.
     """
 
     name: str
     title: str
     summary: str
+    facts: Facts
     options: type[MethodOptions]
     kind: Literal["gguf", "folder"]
     library_name: str
@@ -62,9 +78,17 @@ class Method:
 
 
 def _methods() -> dict[str, Method]:
-    from autoquant.methods import awq, bitsandbytes, exl2, gguf, gptq, hqq
+    from autoquant.methods import awq, bitsandbytes, exl2, gguf, gptq, hqq, w8a8
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, exl2.METHOD, awq.METHOD, hqq.METHOD, bitsandbytes.METHOD)}
+    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, exl2.METHOD, awq.METHOD, hqq.METHOD, bitsandbytes.METHOD, w8a8.METHOD)}
 
 
 METHODS = _methods()
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    """Figures of each method at its defaults, by its name, as bench/methods.py has measured them: ``type``, ``bits_per_weight`` at the shapes of Llama-3.1-8B, and of the embedded
+    model ``kl_mean`` (nats a token) and ``agreement`` (share of same top tokens). A method that has not been measured is not in it."""
+    import json
+
+    return dict(json.loads(Path(__file__).with_name("measured.json").read_text(encoding="utf-8")))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from autoquant import environments
 from autoquant.errors import InputError
 from autoquant.journal import RunFolder
-from autoquant.methods import Made, Method, folders
+from autoquant.methods import Facts, Made, Method, folders
 from autoquant.methods.folders import Recipe
 from autoquant.options import MethodOptions, option
 from autoquant.plans import Plan
@@ -111,6 +111,7 @@ vllm serve MODEL --max-model-len {min(result.source.context, 4096)}
 
 METHOD = Method(
     name="bitsandbytes", title="bitsandbytes", summary="NF4 or FP4 weights of 4 bits, or LLM.int8(), without calibration data, in seconds; for transformers, QLoRA and vLLM",
+    facts=Facts(bits="4 (NF4, FP4), 8 (LLM.int8())", calibration="no", gpu_to_quantize="no", gpu_to_run="no", runtimes="transformers, vLLM"),
     options=BitsandbytesOptions, kind="folder", library_name="transformers", demo={}, survey={}, variants=lambda options: (options.type,),
     settle=lambda source, options: options, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=how_to_run,
     prepare=partial(folders.prepare, "bitsandbytes"), folder_suffix=lambda options: f"BNB-{options.type}",

@@ -35,6 +35,7 @@ LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
 EXPERTS = re.compile(r"\.experts\.")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FOREIGN = "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads them"
+FUSED = "transformers 5 keeps the experts of a block in one tensor, which is no linear layer and would stay as it is, and with it most of the model"
 ITERATIONS = 200  # AutoRound's own default
 
 
@@ -79,15 +80,15 @@ def linears(source: Source) -> dict[str, tuple[int, int]]:
 
 def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
     """Refuse what cannot work, and return the layers: a source that is quantized or pickled, a group size that does not fit, a text that is not there."""
-    layers = check_source(source, title)
+    layers = check_source(source, title, f"transformers 5 does not load experts from {title} files (it fills them with random numbers and says so only in a log), so none are made")
     if options.group_size > 0:
         refuse_group_size(layers, options.group_size, GROUP_SIZES)
     calibration.check(options)
     return layers
 
 
-def check_source(source: Source, title: str) -> dict[str, tuple[int, int]]:
-    """Refuse a source that is quantized, pickled, a mixture of experts or more than a language model, and return the layers that can be quantized."""
+def check_source(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[int, int]]:
+    """Refuse a source that is quantized, pickled, a mixture of experts (why: ``experts``) or more than a language model, and return the layers that can be quantized."""
     if source.quantized:
         raise InputError(f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized model")
     if source.pickle:
@@ -98,8 +99,7 @@ def check_source(source: Source, title: str) -> dict[str, tuple[int, int]]:
         raise InputError(f"{source.id} ({source.architecture}) has more than a language model in it ({', '.join(towers)}); {title} is offered for language models only. "
                          "GGUF takes many such models")
     if any(EXPERTS.search(name) for name in shapes(source)):
-        raise InputError(f"{source.id} ({source.architecture}) is a mixture of experts: transformers 5 does not load experts from {title} files (it fills them with random "
-                         "numbers and says so only in a log), so none are made. GGUF takes such models")
+        raise InputError(f"{source.id} ({source.architecture}) is a mixture of experts: {experts}. GGUF takes such models")
     layers = linears(source)
     if not layers:
         raise InputError(f"{source.id} ({source.architecture}) has no layers that {title} could quantize: none of its tensors is named …layers.N.….weight")

@@ -22,7 +22,7 @@ from autoquant.journal import RunFolder, key_of
 from autoquant.llama import converter as llama
 from autoquant.llama.convert import refuse
 from autoquant.llama.types import TENSOR_TYPES, TYPES, UNQUANTIZED, nearest, parse
-from autoquant.methods import Made, Method
+from autoquant.methods import Facts, Made, Method
 from autoquant.options import option
 from autoquant.plans import Plan, PlanItem
 from autoquant.progress import Bar
@@ -380,6 +380,7 @@ print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
 METHOD = Method(
     name="gguf", variants=lambda options: options.types,
     title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
+    facts=Facts(bits="1.6 to 16, some thirty types", calibration="optional (importance matrix)", gpu_to_quantize="no", gpu_to_run="no", runtimes="llama.cpp, Ollama, LM Studio"),
     options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0")},
     survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, settle=settle, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,

@@ -15,7 +15,8 @@ from tests.notebooks.running import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # no wheels on PyPI: llama.cpp is compiled (or comes as a wheel from its own index); the others are pure Python, or a small C extension (PyPcre)
-SOURCES = {"gguf": {"llama-cpp-python"}, "gptq": {"gptqmodel", "device-smi", "pypcre", "tokenicer", "logbar", "defuser"}}
+SOURCES = {"gguf": {"llama-cpp-python"}, "gptq": {"gptqmodel", "device-smi", "pypcre", "tokenicer", "logbar", "defuser"},
+           "hqq": {"hqq"}, "bitsandbytes": set(), "w8a8": set()}
 
 
 def _name(text: str) -> str:
@@ -29,12 +30,12 @@ def _shipped(version: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
-@pytest.mark.parametrize("part", ["gguf", "gptq"])
+@pytest.mark.parametrize("part", ["gguf", "gptq", "hqq", "bitsandbytes", "w8a8"])
 def test_it_resolves_in_colab(part: str, version: str, tmp_path: Path) -> None:
-    """gguf: into Colab's own environment, all of whose packages are held. gptq: an overlay, which may have other packages, but not these (environments.SHARED)."""
+    """Into Colab's own environment, all of whose packages are held; gptq: an overlay, which may have other packages, but not these (environments.SHARED)."""
     shipped = _shipped(version)
-    extras = {"gguf": ("gguf", "notebook"), "gptq": ("gptq",)}[part]
-    held = shipped if part == "gguf" else {name: shipped[_name(name)] for name in environments.SHARED}
+    extras = ("gptq",) if part == "gptq" else (part, "notebook")
+    held = {name: shipped[_name(name)] for name in environments.SHARED} if part == "gptq" else shipped
     (tmp_path / "held.txt").write_text("".join(f"{name}=={number}\n" for name, number in held.items()))
     wanted = [*PROJECT["dependencies"], *(one for extra in extras for one in PROJECT["optional-dependencies"][extra])]
     (tmp_path / "wanted.txt").write_text("\n".join(wanted) + "\n")
