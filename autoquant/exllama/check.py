@@ -26,6 +26,7 @@ class _Original(Tensors):
     """The unquantized model's tensors; of one that ties its output head to the embeddings, the head is those."""
 
     def get(self, name: str) -> Any:
+        """One tensor."""
         tied = name == f"{HEAD}.weight" and name not in self
         return super().get("model.embed_tokens.weight" if tied else name)
 
