@@ -118,6 +118,7 @@ def read(path: str, original: str, layer: str, scaled: bool) -> dict[str, Any]:
 
     before = Tensors(original).get(f"{layer}.weight").astype(np.float32)
     after, stored = (weight(Tensors(path), layer, quantization(path)), "") if Path(path).is_dir() else _gguf(path, layer)
+    after = after[:len(before)]  # EXL2 pads outputs
     limit = float(max(abs(before).max(), abs(after).max())) or 1.0
     edges = np.linspace(-limit, limit, BINS + 1)
     difference = after - before

@@ -24,7 +24,9 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "01_Introduction_to_Quantization": ("", (), {}),
     "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
     "03_GPTQ": ("gptq", ("gptq",), {}),
+    "04_EXL2": ("exl2", ("exl2",), {}),
     "05_AWQ": ("awq", ("gptq",), {}),
+    "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
 }
 METADATA = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}, "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -86,8 +88,10 @@ def install(parts: tuple[str, ...]) -> str:
     ]
     if "gptq" in parts:
         lines += ["", "# where GPTQModel (for GPTQ and AWQ) is not there, it gets an environment of its own: it would move what is there"]
+    if "exl2" in parts:
+        lines += ["", "# exllamav2 gets an environment of its own where it is not there, and compiles its CUDA extension, once: 5 to 10 minutes. Without a GPU nothing is done"]
     if parts:
-        lines += [*([] if "gptq" in parts else [""]), f"for method in {list(parts)!r}:",
+        lines += [*([] if {"gptq", "exl2"} & {*parts} else [""]), f"for method in {list(parts)!r}:",
                   '    done = subprocess.run([sys.executable, "-m", "autoquant.cli", "setup", method], capture_output=True, text=True)',
                   "    if done.returncode:", "        raise RuntimeError(done.stderr[-3000:])"]
     lines += ["", "import autoquant", 'print("AutoQuant", autoquant.__version__, "is ready")']

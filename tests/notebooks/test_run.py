@@ -14,10 +14,12 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
+from tests.conftest import STAND_IN
 from tests.notebooks.running import FOLDER, environment, run, shown
 
 COLAB = os.environ.get("AUTOQUANT_GUISE") == "colab"
-QUICK: dict[str, dict[str, Any]] = {"03_GPTQ": {"calibration_samples": 16}, "05_AWQ": {"calibration_samples": 16, "iterations": 10}, "07_Compare": {"calibration_samples": 16}}
+QUICK: dict[str, dict[str, Any]] = {"03_GPTQ": {"calibration_samples": 16}, "05_AWQ": {"calibration_samples": 16, "iterations": 10}, "07_Compare": {"calibration_samples": 16},
+                                    "04_EXL2": {"calibration": "builtin", "calibration_samples": 4, "calibration_length": 64, "measurement_samples": 2}}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -34,8 +36,10 @@ def start(name: str, tmp_path: Path, cache: Path, **parameters: Any) -> dict[str
     return cells(run(FOLDER / f"{name}.ipynb", tmp_path / "work", environment(cache, colab=COLAB), {**QUICK.get(name, {}), **parameters}))
 
 
-@pytest.mark.parametrize("name", ["00_AutoQuant", "02_GGUF_llama_cpp", "03_GPTQ", "05_AWQ", "07_Compare"])
-def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize("name", ["00_AutoQuant", "02_GGUF_llama_cpp", "03_GPTQ", "04_EXL2", "05_AWQ", "06_HQQ_and_more", "07_Compare"])
+def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "04_EXL2":  # which needs a GPU: the stand-in
+        monkeypatch.setenv("PYTHONPATH", STAND_IN)
     said = start(name, tmp_path, cache)
     assert "is ready" in said["install"]
     assert "Going on with the embedded model" in said["plan"], "said where it happens"
@@ -53,12 +57,19 @@ def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, ca
         assert said["answer"].count("MB: ") == 4
         assert "tiny-austen-2m" in said["equal"]
         assert "data:image/png;base64," in said["equal"]
-    if name in ("02_GGUF_llama_cpp", "03_GPTQ", "05_AWQ"):
+    if name in ("02_GGUF_llama_cpp", "03_GPTQ", "04_EXL2", "05_AWQ", "06_HQQ_and_more"):
         assert said["size"].count("tiny-austen-4m") >= 1
         assert "data:image/png;base64," in said["size"], "the plot beside the table"
     assert ("VBox" in said["form"]) is not COLAB, "widgets in Jupyter; in Colab the parameters cell is the form"
     if COLAB:
         assert "Change them in the form above" in said["form"]
+
+
+def test_exl2_without_a_gpu_shows_the_sizes_and_says_what_to_do(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(CellExecutionError) as stopped:
+        start("04_EXL2", tmp_path, cache)
+    assert "InputError: exl2: exllamav2 quantizes on an NVIDIA" in str(stopped.value)
+    assert "site-packages" not in str(stopped.value).split("InputError")[-1], "a line, no traceback"
 
 
 @pytest.mark.parametrize("path", ["01_Introduction_to_Quantization.ipynb", "tr/01_Introduction_to_Quantization.ipynb"])
