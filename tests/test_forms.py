@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import forms, options
+from autoquant import forms, notebook, options
 from autoquant.errors import InputError, Stopped
 from autoquant.methods import METHODS
 
@@ -45,7 +45,7 @@ def test_the_form_for_all_methods_gives_each_its_own() -> None:
     assert form.methods == ("gguf", "gptq")
     assert form.values("gguf") == {"types": ("Q8_0", "Q2_K"), "eval_chunks": 7}
     assert form.values("gptq") == {"bits": 3, "eval_chunks": 7}
-    with pytest.raises(InputError, match="methods: no method is called 'gptx'; there are: gguf, gptq, awq"):
+    with pytest.raises(InputError, match="methods: no method is called 'gptx'; there are: gguf, gptq, exl2, awq, hqq"):
         _ = forms.form("all", {**space, "methods": "gptx"}).methods
 
 
@@ -136,7 +136,7 @@ def test_drive_is_colabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="out: drive means Google Drive as Colab mounts it"):
         form.folder("demo")
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-test")
-    monkeypatch.setattr(forms, "DRIVE", tmp_path / "drive")
+    monkeypatch.setattr(notebook, "DRIVE", tmp_path / "drive")
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "fakes"))
     for name in [one for one in sys.modules if one == "google" or one.startswith("google.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -221,3 +221,9 @@ def test_several_results_make_one_table_and_one_plot(demo: Any) -> None:
     assert [line.split()[1] for line in str(both).splitlines() if line.startswith("tiny-austen-4m ")] == ["unquantized"], "once"
     assert both._repr_html_().count("<img") == 1
     assert str(both).splitlines()[2].startswith("run ")
+
+
+def test_each_method_of_the_form_for_all_uploads_in_its_own_layout() -> None:
+    form = forms.form("all", {**_of("all"), "methods": "gguf,exl2"})
+    assert form._chosen("gguf")["layout"] == "one-repo"
+    assert form._chosen("exl2")["layout"] == "branch-per-type", "as EXL2 repositories usually have it"

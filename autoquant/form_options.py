@@ -1,0 +1,102 @@
+"""The options of each form: those of a method with model and folder, of all methods together, and of the comparison of models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import field_validator
+from pydantic.fields import FieldInfo
+
+from autoquant import options
+from autoquant.errors import InputError
+from autoquant.llama.types import parse
+from autoquant.methods import METHODS
+from autoquant.notebook import LARGER, MODEL, SMALLER
+from autoquant.options import MethodOptions, UploadOptions, option
+
+
+class ModelOptions(MethodOptions):
+    """What a form asks for beside a method's options."""
+
+    model: str = option(MODEL, "a model on the Hugging Face Hub as owner/name or owner/name@revision, a folder with a checkpoint, or demo for the embedded one",
+                        metavar="OWNER/NAME|FOLDER|demo")
+    out: str = option("", "folder to write to; empty: named after model and method; drive: the folder AutoQuant in your Google Drive (in Colab), so that a run goes on after Colab "
+                      "has disconnected", metavar="FOLDER|drive")
+
+
+class CompareOptions(UploadOptions):
+    """What the notebook of comparisons asks for."""
+
+    main: ClassVar[tuple[str, ...]] = ("small", "large", "small_types", "large_types", "gptq_bits")
+
+    small: str = option(SMALLER, "the smaller model: on the Hugging Face Hub as owner/name, or a folder", metavar="OWNER/NAME|FOLDER|demo-small")
+    large: str = option(LARGER, "the larger model, of the same family", metavar="OWNER/NAME|FOLDER|demo")
+    small_types: tuple[str, ...] = option(("F16", "Q8_0", "Q6_K", "Q4_K_M"), "GGUF types of the smaller model", metavar="TYPE,…", min_length=1)
+    large_types: tuple[str, ...] = option(("Q3_K_M", "IQ3_XXS", "Q2_K"), "GGUF types of the larger model, to set against those of the smaller", metavar="TYPE,…", min_length=1)
+    gptq_bits: tuple[str, ...] = option(("8", "4", "3"), "bit widths of the larger model by GPTQ: 2, 3, 4, 8; may be empty", metavar="BITS,…")
+    calibration_samples: int = option(32, "samples that GPTQ calibrates on; more are a little better, and take longer", unit="samples", ge=1, le=100_000)
+    eval_chunks: int = MethodOptions.model_fields["eval_chunks"]  # type: ignore[assignment]
+
+    @field_validator("small_types", "large_types")
+    @classmethod
+    def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(parse(name) for name in value))
+
+    @field_validator("gptq_bits")
+    @classmethod
+    def _bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for bits in value:
+            if bits not in ("2", "3", "4", "8"):
+                raise ValueError(f"{bits} is not allowed; allowed: 2, 3, 4, 8")
+        return value
+
+
+def _all() -> type[MethodOptions]:
+    """The options of the notebook for every method: which methods, the main options of each, and those all share."""
+    from pydantic import create_model
+
+    fields: dict[str, Any] = {}
+    rules = dict(MethodOptions.applies)
+    for method in METHODS.values():
+        for name in method.options.main:
+            if name not in MethodOptions.model_fields and name != "calibration":
+                fields[f"{method.name}_{name}"] = (method.options.model_fields[name].annotation, method.options.model_fields[name])
+                rules[f"{method.name}_{name}"] = f"methods~{method.name}"
+    names = tuple(METHODS)
+
+    class Base(ModelOptions):
+        methods: tuple[str, ...] = option(("gguf",), f"methods, one or several with commas between: {', '.join(names)}", metavar="METHOD,…", min_length=1)
+        owner: str = option("", "your name on the Hub: each method's files go to OWNER/<model>-<METHOD>; empty: nothing is uploaded", metavar="OWNER")
+        applies: ClassVar[Mapping[str, str]] = {**rules, "private": "owner"}
+        main: ClassVar[tuple[str, ...]] = ("model", "methods", *fields, "evaluate", "owner")
+
+    made: type[MethodOptions] = create_model("AllOptions", __base__=Base, **fields)
+    return made
+
+
+TITLES = {"all": "Model, methods and options", "compare": "Models to compare"}
+HIDDEN = {"compare": tuple(UploadOptions.model_fields), "all": ("upload", "layout", "overwrite", "base_model", "allow_pickle")}
+
+
+def declared(name: str) -> type[UploadOptions]:
+    """The options of a form, with model and out: of a method, of "all", or of "compare"."""
+    if name in TITLES:
+        return _all() if name == "all" else CompareOptions
+    if name not in METHODS:
+        raise InputError(f"no form is called {name!r}; there are: {', '.join([*TITLES, *METHODS])}")
+    base = METHODS[name].options
+
+    class Declared(base, ModelOptions):  # type: ignore[valid-type, misc]
+        applies: ClassVar[Mapping[str, str]] = base.applies
+        main: ClassVar[tuple[str, ...]] = ("model", *base.main)
+
+    return Declared
+
+
+def entries(name: str) -> tuple[list[tuple[str, FieldInfo]], list[tuple[str, FieldInfo]]]:
+    """The options of a form: those it shows at first, and those that are folded."""
+    cls = declared(name)
+    shown = [(one, cls.model_fields[one]) for one in cls.main]
+    folded = [(one, field) for one, field in options.ordered(cls) if one not in cls.main and one not in HIDDEN.get(name, ())]
+    return shown, sorted(folded, key=lambda item: item[0] != "out")
