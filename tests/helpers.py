@@ -397,7 +397,9 @@ def hqq_reloaded(folder: str, scratch: str) -> dict[str, Any]:
     tied.config.tie_word_embeddings = True
     tied.tie_weights()
     tied.half().save_pretrained(f"{scratch}-tied")
+    quantizers.SHARD = "1MB"
     quantizers.hqq(f"{scratch}-tied", f"{scratch}-quantized", bits=4, group_size=64, axis=1, scratch=scratch, report=lambda *_: None)
+    out["shards"] = len(list(Path(f"{scratch}-quantized").glob("model-0000*.safetensors")))
     out["tied difference"] = difference(_demo_logits(hqq_format.load(f"{scratch}-quantized")), by_library(f"{scratch}-tied"))
     return out
 

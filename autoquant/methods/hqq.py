@@ -22,7 +22,7 @@ from autoquant.source import Snapshot, Source
 BITS, GROUP_SIZES = (1, 2, 3, 4, 8), (-1, 8, 16, 32, 64, 128, 256)
 DEFAULT_GROUP = 64  # hqq's own default
 VALUES = 68  # bytes of a layer's single values, such as its shape
-ADVICE = "smaller groups (--group-size 16) or --axis 0 do better"
+ADVICE = "more bits or smaller groups (--group-size 16) do better"
 
 
 class HqqOptions(MethodOptions):
@@ -30,10 +30,10 @@ class HqqOptions(MethodOptions):
 
     main: ClassVar[tuple[str, ...]] = ("bits", "group_size", "axis", "evaluate", "upload")
 
-    bits: int = option(4, "bits a weight: 8, 4, 3, 2 or 1; below 4 take small groups", metavar="1|2|3|4|8")
+    bits: int = option(4, "bits a weight: 8, 4, 3, 2 or 1; below 4 take groups of 16", metavar="1|2|3|4|8")
     group_size: int = option(AUTO, "weights that share a scale and a zero point, which take 32 bits: 8 to 256, or -1 (a whole row, or column with axis 0). "
                              "0 takes 64, or the largest below that fits every layer", metavar="0|-1|8|16|32|64|128|256")
-    axis: int = option(1, "how weights are grouped: 1 along the inputs of an output, which fast kernels need; 0 across outputs, often a little better at few bits", metavar="0|1")
+    axis: int = option(1, "how weights are grouped: 1 along the inputs of an output, which fast kernels need; 0 across outputs, no better where we measured it", metavar="0|1")
 
     @field_validator("bits")
     @classmethod
