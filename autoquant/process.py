@@ -64,6 +64,8 @@ def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
 def _open(argv: Sequence[str], log: Path, env: Mapping[str, str] | None, stdin: int) -> subprocess.Popen[str]:
     with open(log, "a", encoding="utf-8") as sink:
         inherited = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}  # no child needs a token
+        if Path(argv[0]).is_absolute():  # what compiles extensions looks for ninja on the path, and an environment that nobody has activated is not on it
+            inherited["PATH"] = os.pathsep.join([str(Path(argv[0]).parent), *filter(None, [os.environ.get("PATH")])])
         return subprocess.Popen(list(argv), stdin=stdin, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8",
                                 errors="replace", env={**inherited, **(env or {})}, start_new_session=True)
 

@@ -535,3 +535,7 @@ def w8a8_layer(folder: str) -> dict[str, Any]:
         out[f"{who} against numpy"] = float(np.linalg.norm(seen - wanted) / np.linalg.norm(wanted))
     return {**out, **layers_on_real_inputs(models)}
 
+
+
+def found_on_path(name: str) -> str:
+    return shutil.which(name) or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from pathlib import Path
@@ -99,3 +100,9 @@ def test_a_worker_started_ahead_and_not_called_is_ended(tmp_path: Path) -> None:
     assert child.poll() is not None
     with process.Ahead([], log=tmp_path / "log"):
         pass  # never started: nothing to end
+
+
+def test_programs_of_an_environment_that_was_not_activated_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks for ninja on the path when it compiles an extension; a notebook's kernel is started by its full name."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert process.call("tests.helpers:found_on_path", log=tmp_path / "log", name="ninja") == str(Path(sys.executable).parent / "ninja")

@@ -16,7 +16,7 @@ from tests.notebooks.running import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # no wheels on PyPI: llama.cpp is compiled (or comes as a wheel from its own index); the others are pure Python, or a small C extension (PyPcre)
 SOURCES = {"gguf": {"llama-cpp-python"}, "gptq": {"gptqmodel", "device-smi", "pypcre", "tokenicer", "logbar", "defuser"},
-           "hqq": {"hqq"}, "bitsandbytes": set(), "w8a8": set()}
+           "exl2": set(), "hqq": {"hqq"}, "bitsandbytes": set(), "w8a8": set()}
 
 
 def _name(text: str) -> str:
@@ -30,7 +30,7 @@ def _shipped(version: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
-@pytest.mark.parametrize("part", ["gguf", "gptq", "hqq", "bitsandbytes", "w8a8"])
+@pytest.mark.parametrize("part", ["gguf", "gptq", "exl2", "hqq", "bitsandbytes", "w8a8"])
 def test_it_resolves_in_colab(part: str, version: str, tmp_path: Path) -> None:
     """Into Colab's own environment, all of whose packages are held; gptq: an overlay, which may have other packages, but not these (environments.SHARED)."""
     shipped = _shipped(version)
