@@ -31,9 +31,9 @@ def configurations(small: bool, sets: list[str]) -> list[list[str]]:
                  *(f"gptq --bits {bits} --group-size 64 {more}" for bits in ("42" if small else "4") for more in ("--desc-act", "--no-sym"))],
         "awq": [*(f"awq {scaled} --group-size {size}" for size in sizes), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
         "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64"],
-        "hqq": [*(f"hqq --bits {bits} --group-size 64" for bits in ("84321" if small else "8432")), *(f"hqq --bits {bits} --group-size 64 --axis 0" for bits in "432"),
-                *(f"hqq --bits {bits} --group-size 16{axis}" for bits in ("321" if small else "32") for axis in ("", " --axis 0"))],
-        "bitsandbytes": ["bitsandbytes", "bitsandbytes --no-double-quant", "bitsandbytes --quant-type fp4", "bitsandbytes --quant-type int8"],
+        "hqq": [*(f"hqq --bits {bits} --group-size 64" for bits in ("84321" if small else "8432")), *(f"hqq --bits {bits} --group-size 64 --axis 0" for bits in "432" if small),
+                *(f"hqq --bits {bits} --group-size 16{axis}" for bits in "321" if small for axis in ("", " --axis 0"))],
+        "bitsandbytes": ["bitsandbytes", *(["bitsandbytes --no-double-quant"] if small else []), "bitsandbytes --quant-type fp4", "bitsandbytes --quant-type int8"],
         "w8a8": [f"w8a8 --scheme {scheme}" for scheme in ("int8-dynamic", "int8-static", "fp8-dynamic")]}
     return [line.split() for name in sets for line in lines[name]]
 
