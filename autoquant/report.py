@@ -61,7 +61,8 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 
 
 
 METHODS_NOTE = ("Type, bits a weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats a token) and share of same top tokens (of the embedded model) "
-                "are those of a run without options. What loads the files: transformers, llama.cpp and hqq were run in the tests, the others were not.")
+                "are those of a run without options. What loads the files: transformers, llama.cpp and hqq were run in the tests, the others were not. EXL2 was made on a CPU "
+                "with the tests' stand-in for a GPU.")
 
 
 def methods() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

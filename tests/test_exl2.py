@@ -153,6 +153,22 @@ def test_a_finished_run_starts_nothing_and_another_bitrate_is_not_measured_again
 
 
 @pytest.mark.slow
+def test_the_text_that_comes_with_the_library(model: Path, gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default; the numbers of its samples are the library's."""
+    from safetensors.numpy import load_file
+
+    from autoquant.methods.exl2 import OWN_MEASURED, OWN_ROWS
+
+    real, seen = exl2_check.used, []
+    monkeypatch.setattr(exl2_check, "used", lambda job: seen.append(load_file(job / "cal_data.safetensors")["input_ids"].shape) or real(job))
+    result = autoquant.exl2(model, bpw="4", calibration_length=32, evaluate="off", out=tmp_path / "out")
+    assert result.provenance["calibration"] == f"the text that comes with exllamav2, {OWN_ROWS} samples of 32 tokens"
+    assert json.loads((result.path("4.0bpw") / "config.json").read_text())["quantization_config"]["calibration"]["rows"] == OWN_ROWS
+    assert json.loads((result.folder / "measurement.json").read_text())["autoquant"]["samples"] == OWN_MEASURED
+    assert seen == [(OWN_MEASURED, 32), (OWN_ROWS, 32)], "what it really used"
+
+
+@pytest.mark.slow
 def test_killed_while_measuring_and_while_quantizing_the_result_is_the_same_bytes(made: tuple[Result, list[str]], model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [word for name, value in QUICK.items() for word in (f"--{name.replace('_', '-')}", str(value))]

@@ -92,21 +92,8 @@ def who_for(type: str) -> str:
 
 def how_to_run(result: Result) -> str:
     """The card's section on running the model."""
-    return f"""Give the name of the repository that holds these files, or this folder, for `MODEL`.
-
-```python
-# transformers (pip install bitsandbytes accelerate), on a GPU or a CPU
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("MODEL")
-print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_tensors="pt").to(model.device), max_new_tokens=32)[0]))
-```
-
-```bash
-# vLLM, on a GPU (pip install bitsandbytes)
-vllm serve MODEL --max-model-len {min(result.source.context, 4096)}
-```"""
+    parts = (folders.INTRODUCED, folders.with_transformers("bitsandbytes accelerate", ", on a GPU or a CPU"), folders.with_vllm(result, " (pip install bitsandbytes)"))
+    return "\n\n".join(parts)
 
 
 METHOD = Method(

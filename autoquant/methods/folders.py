@@ -319,28 +319,38 @@ def _what_would_fit(source: Source, options: MethodOptions, estimate: str, failu
     return f"{now}. Fewer or shorter samples would not be enough: take a machine with more memory, or a smaller model"
 
 
-def how_to_run(result: Result) -> str:
-    """The card's section on running the model."""
-    return f"""Give the name of the repository that holds these files, or this folder, for `MODEL`.
+INTRODUCED = "Give the name of the repository that holds these files, or this folder, for `MODEL`."
 
-```python
-# transformers (pip install gptqmodel optimum)
+
+def with_transformers(install: str, more: str = "") -> str:
+    """How to run a folder with transformers, for a card; ``install`` is what that needs from PyPI, ``more`` what else is to be said."""
+    return f"""```python
+# transformers (pip install {install}){more}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained("MODEL")
 print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_tensors="pt").to(model.device), max_new_tokens=32)[0]))
-```
+```"""
 
-```bash
-# vLLM, on a GPU
+
+def with_vllm(result: Result, more: str = "") -> str:
+    """How to serve a folder with vLLM, for a card."""
+    return f"""```bash
+# vLLM, on a GPU{more}
 vllm serve MODEL --max-model-len {min(result.source.context, 4096)}
-```""" + ("" if any(FOREIGN in artifact.notes for artifact in result.artifacts) else """
+```"""
 
-```python
+
+def how_to_run(result: Result) -> str:
+    """The card's section on running a model of GPTQ or AWQ."""
+    parts = [INTRODUCED, with_transformers("gptqmodel optimum"), with_vllm(result)]
+    if not any(FOREIGN in artifact.notes for artifact in result.artifacts):
+        parts.append("""```python
 # GPTQModel
 from gptqmodel import GPTQModel
 
 model = GPTQModel.load("MODEL")
 print(model.tokenizer.decode(model.generate("Once upon a time")[0]))
 ```""")
+    return "\n\n".join(parts)

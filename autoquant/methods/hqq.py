@@ -33,7 +33,7 @@ class HqqOptions(MethodOptions):
     bits: int = option(4, "bits a weight: 8, 4, 3, 2 or 1; below 4 take groups of 16", metavar="1|2|3|4|8")
     group_size: int = option(AUTO, "weights that share a scale and a zero point, which take 32 bits: 8 to 256, or -1 (a whole row, or column with axis 0). "
                              "0 takes 64, or the largest below that fits every layer", metavar="0|-1|8|16|32|64|128|256")
-    axis: int = option(1, "how weights are grouped: 1 along the inputs of an output, which fast kernels need; 0 across outputs, no better where we measured it", metavar="0|1")
+    axis: int = option(1, "how weights are grouped: 1 along the inputs of an output, which fast kernels need; 0 across outputs; their losses hardly differ", metavar="0|1")
 
     @field_validator("bits")
     @classmethod

@@ -79,21 +79,8 @@ def who_for(type: str) -> str:
 
 def how_to_run(result: Result) -> str:
     """The card's section on running the model."""
-    return f"""Give the name of the repository that holds these files, or this folder, for `MODEL`.
-
-```bash
-# vLLM, on a GPU that computes with such numbers
-vllm serve MODEL --max-model-len {min(result.source.context, 4096)}
-```
-
-```python
-# transformers (pip install compressed-tensors accelerate): to look at, not faster; activations are rounded, but computed with in 16 bits
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("MODEL")
-print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_tensors="pt").to(model.device), max_new_tokens=32)[0]))
-```"""
+    simulated = ": to look at, not faster; activations are rounded as they should be, but computed with in 16 bits"
+    return "\n\n".join((folders.INTRODUCED, folders.with_vllm(result, " that computes with such numbers"), folders.with_transformers("compressed-tensors accelerate", simulated)))
 
 
 METHOD = Method(
