@@ -187,7 +187,8 @@ def _planned(result: Plan) -> tuple[str, tuple[str, ...], list[tuple[str, ...]],
                f"all of these together: {size(result.disk_needed)} on the disk (free: {size(result.disk_free)})",
                f"memory while working: about {size(result.memory_needed)} (available: {size(result.memory_available)})",
                ("it does NOT fit" + (": ask for fewer or smaller types" if result.disk_needed > result.disk_free else "")) if not result.fits else
-               f"it cannot be made here: {result.refused}" if result.refused else "it fits"]
+               # what lacks an importance matrix is marked in the table: a list of all types is no request for them
+               f"it cannot be made here: {result.refused}" if result.refused and not any(item.needs_imatrix for item in result.items) else "it fits"]
     title = f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters, {source.dtype}, {size(source.bytes)}"
     return title, tuple(head[i] for i in filled), [tuple(row[i] for i in filled) for row in body], [*below, *(f"note: {note}" for note in result.notes)], verdict
 
