@@ -161,11 +161,11 @@ def test_the_text_that_comes_with_the_library(model: Path, gpu: None, tmp_path: 
 
     real, seen = exl2_check.used, []
     monkeypatch.setattr(exl2_check, "used", lambda job: seen.append(load_file(job / "cal_data.safetensors")["input_ids"].shape) or real(job))
-    result = autoquant.exl2(model, bpw="4", calibration_length=32, evaluate="off", out=tmp_path / "out")
-    assert result.provenance["calibration"] == f"the text that comes with exllamav2, {OWN_ROWS} samples of 32 tokens"
+    result = autoquant.exl2(model, bpw="4", calibration_length=128, evaluate="off", out=tmp_path / "out")
+    assert result.provenance["calibration"] == f"the text that comes with exllamav2, {OWN_ROWS} samples of 128 tokens"
     assert json.loads((result.path("4.0bpw") / "config.json").read_text())["quantization_config"]["calibration"]["rows"] == OWN_ROWS
     assert json.loads((result.folder / "measurement.json").read_text())["autoquant"]["samples"] == OWN_MEASURED
-    assert seen == [(OWN_MEASURED, 32), (OWN_ROWS, 32)], "what it really used"
+    assert seen == [(OWN_MEASURED, 128), (OWN_ROWS, 128)], "what it really used"
 
 
 @pytest.mark.slow
@@ -389,6 +389,7 @@ def test_the_reader_on_a_file_of_our_making() -> None:
     ({"bpw": "9"}, "bpw: 9 is not allowed; allowed: 2 to 8 bits a weight"), ({"bpw": ["four"]}, "bpw: 'four' is no number of bits"), ({"bpw": ""}, "bpw: "),
     ({"head_bits": 7}, "head_bits: 7 is not allowed; allowed: 2, 3, 4, 5, 6, 8"),
     ({"calibration_samples": 10}, "calibration_samples: the text that comes with exllamav2 has samples of its own"),
+    ({"calibration_length": 100}, "calibration_length: 100 tokens; the text that comes with exllamav2 is cut by multiples of 128 only"),
     ({"measurement_samples": 3}, "measurement_samples: the text that comes with exllamav2"),
     ({"measurement": "nothing.json"}, "measurement: no such file: nothing.json; give a measurement.json, or a repository on the Hub"),
     ({"calibration": "gone.txt"}, "calibration: no such file: gone.txt")])

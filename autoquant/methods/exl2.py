@@ -118,6 +118,9 @@ def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
                            "calibration_split": calibration.DEFAULT_SPLIT, "calibration_subset": ""}.items():
             if getattr(options, name) != idle:
                 raise InputError(f"{name}: the text that comes with exllamav2 has samples of its own; leave it out, or choose another calibration")
+        length = min(options.calibration_length, source.context)
+        if length % 128:
+            raise InputError(f"calibration_length: {length} tokens; the text that comes with exllamav2 is cut by multiples of 128 only. Take one, or choose another calibration")
     else:
         calibration.check(options)
     return layers
