@@ -97,7 +97,9 @@ class RunFolder:
             except InputError:
                 self._release()
                 raise
-            if identity != self.identity:
+            if identity != self.identity and not steps and not any(path.name != OURS for path in self.folder.iterdir()):
+                self._write()  # of a run of something else, killed before it had made anything
+            elif identity != self.identity:
                 self._release()
                 raise InputError(f"out: {self.folder} holds {identity.get('method')} files of {identity.get('source')} "
                                  f"({'other contents of the same name' if identity.get('source') == self.identity['source'] else 'another run'}); name another folder")

@@ -43,6 +43,15 @@ class Plan:
         """Whether disk and memory suffice for all items together."""
         return self.disk_needed <= self.disk_free and self.memory_needed <= self.memory_available
 
+    @property
+    def verdict(self) -> tuple[bool, str]:
+        """Whether it can be done here, and that in words. Types that lack an importance matrix are marked in the table: a list of all types is no request for them."""
+        if not self.fits:
+            return False, "it does NOT fit" + (": ask for fewer or smaller types" if self.disk_needed > self.disk_free else "")
+        if self.refused and not any(item.needs_imatrix for item in self.items):
+            return False, f"it cannot be made here: {self.refused}"
+        return True, "it fits"
+
     def __str__(self) -> str:
         from autoquant import report
 

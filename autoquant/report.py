@@ -186,9 +186,7 @@ def _planned(result: Plan) -> tuple[str, tuple[str, ...], list[tuple[str, ...]],
     verdict = [*([f"to download: {size(result.download)}"] if result.download else []),
                f"all of these together: {size(result.disk_needed)} on the disk (free: {size(result.disk_free)})",
                f"memory while working: about {size(result.memory_needed)} (available: {size(result.memory_available)})",
-               ("it does NOT fit" + (": ask for fewer or smaller types" if result.disk_needed > result.disk_free else "")) if not result.fits else
-               # what lacks an importance matrix is marked in the table: a list of all types is no request for them
-               f"it cannot be made here: {result.refused}" if result.refused and not any(item.needs_imatrix for item in result.items) else "it fits"]
+               result.verdict[1]]
     title = f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters, {source.dtype}, {size(source.bytes)}"
     return title, tuple(head[i] for i in filled), [tuple(row[i] for i in filled) for row in body], [*below, *(f"note: {note}" for note in result.notes)], verdict
 
@@ -203,7 +201,7 @@ def plan_html(result: Plan) -> str:
     """A plan for a notebook."""
     title, head, body, notes, verdict = _planned(result)
     lines = "".join(f"<div>{escaping.escape(line)}</div>" for line in (*notes, *verdict[:-1]))
-    good = result.fits and not result.refused
+    good = result.verdict[0]
     color = "--jp-success-color1,#2e7d32" if good else "--jp-error-color1,#b00020"
     return (f"<div><p><b>{METHODS[result.method].title}</b> of {escaping.escape(title)}</p>{_html_table(head, body)}{lines}"
             f"<div style='color:var({color})'><b>{'✓' if good else '✗'} {escaping.escape(verdict[-1])}</b></div></div>")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import autoquant as package
 from autoquant import cli
 
 HEAVY = ("torch", "transformers", "llama_cpp", "gguf")
@@ -57,6 +58,14 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert "needed" in listed
     assert cli.main(["methods"]) == 0
     assert "gguf" in capsys.readouterr().out
+
+
+def test_plan_says_the_same_in_a_notebook() -> None:
+    """All types at once: some lack an importance matrix, which the table says, and which is no verdict."""
+    plan = package.plan("gguf", "demo", types=["Q8_0", "IQ2_XXS"])
+    assert plan.refused
+    assert str(plan).endswith("it fits")
+    assert "✓ it fits" in plan._repr_html_()
 
 
 def test_plan_shows_every_type(capsys: pytest.CaptureFixture[str]) -> None:

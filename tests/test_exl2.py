@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -18,10 +17,11 @@ import numpy as np
 import pytest
 
 import autoquant
-from autoquant import process
+from autoquant import process, source
 from autoquant.errors import CheckFailed, InputError, OutOfMemory, ProcessFailed
 from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, format, measurement
+from autoquant.methods import exl2, folders
 from autoquant.results import Result
 from autoquant.source import sha256_of
 from tests.conftest import STAND_IN
@@ -86,11 +86,10 @@ def test_what_a_machine_lacks_is_named_and_how_to_get_it() -> None:
     assert environment.refusal(seen()) == "", "Colab: it is compiled"
     assert environment.refusal(seen(nvcc=False, compiler=False, extension=True)) == "", "a prebuilt extension needs no compiler"
     said = environment.refusal(seen(nvcc=False))
-    assert "there is no CUDA's compiler nvcc" in said
+    assert "there is no nvcc (of the CUDA toolkit" in said
     assert "Prebuilt ones are for torch 2.7, 2.8, 2.9 with CUDA 12.8, and here are torch 2.11.0 and CUDA 12.8" in said
     said = environment.refusal(seen(nvcc=False, compiler=False, torch="2.9.0", python=[3, 12]))
-    assert "no C++" not in said.split(" and no ")[0]
-    assert "and no a C++ compiler (g++)" in said or "a C++ compiler (g++)" in said
+    assert " and no C++ compiler (g++): install it; or take its prebuilt one: " in said
     assert said.endswith("pip install https://github.com/turboderp-org/exllamav2/releases/download/v0.3.2/exllamav2-0.3.2+cu128.torch2.9.0-cp312-cp312-linux_x86_64.whl")
     assert "2 GB under ~/.cache/torch_extensions" in environment.refusal(seen(disk=1 << 30))
     assert environment.wheel("2.9.0", "12.6", (3, 12)) == environment.wheel("2.9.0", "12.8", (3, 14)) == ""
@@ -122,7 +121,6 @@ def test_measured_once_quantized_twice(made: tuple[Result, list[str]], model: Pa
         names = {path.name for path in result.path(artifact.type).iterdir()}
         assert names == {"config.json", "generation_config.json", "output.safetensors", "tokenizer.json", "tokenizer_config.json"}
         assert abs(artifact.facts["achieved"] - float(artifact.type[:3])) < 0.5, "one block offers few ways"
-        assert "3.5 or" not in str(artifact.checks)
     record = json.loads((result.folder / "measurement.json").read_text())["autoquant"]
     assert record["model"] == "tiny"
     assert record["calibration"] == "the built-in text (English novels)"
@@ -132,8 +130,10 @@ def test_measured_once_quantized_twice(made: tuple[Result, list[str]], model: Pa
                    "--revision 4.0bpw", record["measurement sha256"]):
         assert wanted in card
     assert str(model.parent) not in card + (result.path("4.0bpw") / "config.json").read_text() + (result.folder / "measurement.json").read_text()
-    for item, artifact in zip(autoquant.plan("exl2", str(model), bpw="4.0,3.5").items, result.artifacts, strict=True):
-        assert item.bytes == pytest.approx(artifact.bytes, rel=0.25), "of one block of width 128, with a tokenizer of an eighth of its size"
+    source_, layers = source.resolve(model), autoquant_layers(model)
+    for artifact in result.artifacts:
+        weights = (result.path(artifact.type) / "output.safetensors").stat().st_size
+        assert exl2.size(source_, layers, artifact.facts["achieved"], 6) == pytest.approx(weights, rel=0.02), "the plan's formula, by the bits that were achieved"
 
 
 @pytest.mark.slow
@@ -269,9 +269,6 @@ def test_checks_find_a_spoiled_layer_a_lost_one_and_a_missed_target(made: tuple[
 
 
 def autoquant_layers(model: Path) -> dict[str, tuple[int, int]]:
-    from autoquant import source
-    from autoquant.methods import folders
-
     return folders.linears(source.resolve(model))
 
 
@@ -435,8 +432,6 @@ def test_a_measurement_of_another_model_or_one_that_was_changed_is_refused(made:
 
 
 def test_a_measurement_without_a_record_is_taken_if_its_sizes_fit(made: tuple[Result, list[str]], model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from autoquant import source
-
     data = {name: value for name, value in json.loads((made[0].folder / "measurement.json").read_text()).items() if name != "autoquant"}
     snapshot = source.fetch(source.resolve(model))
     weights = sum(outputs * inputs for outputs, inputs in autoquant_layers(model).values())
@@ -472,8 +467,6 @@ def autoquant_options() -> Any:
 def test_the_stand_in_is_nowhere_in_the_package() -> None:
     for path in (Path(autoquant.__file__).parent).rglob("*.py"):
         assert "fakes" not in path.read_text()
-    with contextlib.suppress(KeyError):
-        assert STAND_IN not in os.environ["PYTHONPATH"]
 
 
 @pytest.mark.slow

@@ -190,3 +190,16 @@ def test_a_disk_that_fills_up_in_mid_run(small_disk: Callable[[int], Path], mega
         if path.name != "header.gguf":
             assert path.name == "tiny-austen-4m-Q4_K_M.gguf" or path.name == "tiny-austen-4m-Q6_K.gguf"
             assert path.stat().st_size > 2_000_000, "whole or not there"
+
+
+def test_a_folder_of_a_run_that_had_made_nothing_is_free_for_another(tmp_path: Path) -> None:
+    from autoquant.journal import RunFolder
+
+    first = RunFolder(tmp_path / "out", method="gguf", source_id="one", source_sha256="1")
+    first.__enter__()
+    first._release()  # killed: nothing is tidied up
+    with RunFolder(tmp_path / "out", method="gptq", source_id="two", source_sha256="2") as second:
+        (second.folder / "file").write_text("x")
+        second.record("step", "", [second.folder / "file"], {})
+    with pytest.raises(InputError, match="holds gptq files of two"), RunFolder(tmp_path / "out", method="gguf", source_id="one", source_sha256="1"):
+        pass

@@ -41,8 +41,8 @@ def refusal(seen: dict[str, Any]) -> str:
     if seen["extension"] or seen["compiled"]:
         return ""
     prebuilt = wheel(seen["torch"], seen["cuda"], (seen["python"][0], seen["python"][1]))
-    missing = [name for name, there in (("CUDA's compiler nvcc (the CUDA toolkit; set CUDA_HOME if it is in an unusual place)", seen["nvcc"]),
-                                        ("a C++ compiler (g++)", seen["compiler"])) if not there]
+    missing = [name for name, there in (("nvcc (of the CUDA toolkit; set CUDA_HOME if it is in an unusual place)", seen["nvcc"]),
+                                        ("C++ compiler (g++)", seen["compiler"])) if not there]
     if missing:
         other = f"; or take its prebuilt one: pip install {prebuilt}" if prebuilt else \
             f". (Prebuilt ones are for torch {', '.join(WHEELS)} with CUDA 12.8, and here are torch {seen['torch']} and CUDA {seen['cuda'] or '(none)'})"

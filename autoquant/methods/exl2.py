@@ -171,8 +171,8 @@ def plan(source: Source, options: Exl2Options, out: Path) -> Plan:
     needed = (download if download and same_disk(out) else 0) + sum(one for _, one in items) + max(one for _, one in items) + 2 * states
     refused = f"not enough room on the disk: {needed / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free" if needed > free else ""
     refused = environment.refusal(environment.look()) or refused
-    notes = ("measuring tries some twenty ways to quantize each layer, takes most of the time, and is done once for all bitrates; by exllamav2's own guide a model of 7 billion "
-             "parameters wants about 8 GB of GPU memory and 16 GB of RAM, one of 70 billion 24 GB and 64 GB (not measured here)",)
+    notes = ("measuring is done once for all bitrates, and by exllamav2's own guide (doc/convert.md) takes about as long as quantizing twelve times; by the same, a model of "
+             "7 billion parameters wants about 8 GB of GPU memory and 16 GB of RAM, one of 70 billion 24 GB and 64 GB (not measured here)",)
     return Plan("exl2", source, tuple(PlanItem(name, one, 8 * one / source.parameters, False, "") for name, one in items), states, disk_needed=needed, disk_free=free,
                 memory_needed=2_500_000_000 + states + 2 * source.largest_tensor, memory_available=memory_available(), download=download, refused=refused, notes=notes)
 
