@@ -283,6 +283,14 @@ def test_it_reads_the_rotary_base_and_scaling_that_transformers_5_keeps_elsewher
     assert in_worker("tests.helpers:exllamav2_config", scratch, folder=str(staged)) == wanted
     assert in_worker("tests.helpers:exllamav2_config", scratch, folder=str(made[0].path("4.0bpw"))) == wanted
     assert in_worker("tests.helpers:exllamav2_config", scratch, folder=str(model))["rope_theta"] == 10000.0, "the trap; if this fails it is gone"
+
+
+def test_nothing_but_the_model_is_given_to_it(model: Path, tmp_path: Path) -> None:
+    """It would copy whatever lies beside the weights into its result, an index of other shards among it."""
+    shutil.copytree(model, tmp_path / "model")
+    for name in ("README.md", "stray.gguf", "model.safetensors.index.json", "modeling.py", "pytorch_model.bin"):
+        (tmp_path / "model" / name).write_text("{}")
+    staged = converter.stage(tmp_path / "model", tmp_path / "staged")
     assert {path.name for path in staged.iterdir()} == {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
