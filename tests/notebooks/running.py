@@ -17,8 +17,9 @@ FOLDER = ROOT / "notebooks"
 
 def environment(cache: Path, *, colab: bool) -> dict[str, str]:
     """A kernel's environment: a cache folder of its own, no network to the Hub, and in Colab's guise Colab's module and variable."""
+    more = filter(None, [os.environ.get("PYTHONPATH")])  # a stand-in for a GPU
     return {"AUTOQUANT_CACHE": str(cache), "AUTOQUANT_LLAMA_CPP": str(converter.locate()), "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache / "hf"), "MPLBACKEND": "",
-            **({"COLAB_RELEASE_TAG": "release-colab-test", "PYTHONPATH": str(ROOT / "tests" / "fakes")} if colab else {})}
+            **({"COLAB_RELEASE_TAG": "release-colab-test", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "fakes"), *more])} if colab else {})}
 
 
 def run(path: Path, work: Path, env: dict[str, str], parameters: dict[str, Any] | None = None, timeout: int = 900) -> Any:
