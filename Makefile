@@ -26,7 +26,10 @@ demo: $(VENV)/.ready
 	$(BIN)/autoquant quantize awq demo --out $(DEMO_OUT)/AWQ --calibration-samples 32 --calibration-length 256 --eval-chunks 60
 	$(BIN)/autoquant quantize hqq demo --out $(DEMO_OUT)/HQQ --eval-chunks 60
 	$(BIN)/autoquant quantize bitsandbytes demo --out $(DEMO_OUT)/NF4 --eval-chunks 60
+	$(BIN)/autoquant quantize bitsandbytes demo --quant-type int8 --out $(DEMO_OUT)/INT8 --eval-chunks 60
 	$(BIN)/autoquant quantize w8a8 demo --out $(DEMO_OUT)/W8A8 --eval-chunks 60
+	$(BIN)/autoquant quantize w8a8 demo --scheme int8-static --calibration-length 256 --out $(DEMO_OUT)/W8A8-static --eval-chunks 60
+	$(BIN)/autoquant quantize w8a8 demo --scheme fp8-dynamic --out $(DEMO_OUT)/FP8 --eval-chunks 60
 	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; a model card (README.md) in each folder of $(DEMO_OUT)"
 
 test: $(VENV)/.ready $(COLAB)/.ready chromium
