@@ -15,6 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # PyTorch's own index has the build without CUDA; where it cannot be reached, the default index is used. TORCH_INDEX= skips it.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_OUT ?= demo-output
+# tests at a time: each spends most of it in one thread, importing libraries. 0 runs them one by one, in this process
+WORKERS ?= 2
 # pip's own cache does not know build flags: a wheel built with others would be taken. So ours lie in a folder named after them.
 LLAMA := $(shell grep '^llama_cpp_python==' constraints.txt)
 WHEELS ?= $(HOME)/.cache/autoquant/wheels/$(shell echo '$(LLAMA) $(CMAKE_ARGS)' "$$($(PYTHON) -VV) $$(uname -sm)" | cksum | cut -d' ' -f1)
@@ -33,8 +35,8 @@ demo: $(VENV)/.ready
 	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; a model card (README.md) in each folder of $(DEMO_OUT)"
 
 test: $(VENV)/.ready $(COLAB)/.ready chromium
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	AUTOQUANT_GUISE=colab $(COLAB)/bin/python -m pytest $(PYTEST_ARGS) tests/hub tests/test_forms.py tests/notebooks/test_run.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	AUTOQUANT_GUISE=colab $(COLAB)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/hub tests/test_forms.py tests/notebooks/test_run.py
 
 browser: $(VENV)/.ready chromium
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/browser

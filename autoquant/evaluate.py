@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 from autoquant import dequantized, process, trace
 from autoquant.errors import InputError, ProcessFailed
+from autoquant.journal import write_atomically
 from autoquant.results import Evaluation
 from autoquant.worker import Report
 
@@ -171,7 +173,8 @@ class Evaluator:
     """Measures artifacts of one source on one text. Cheap to make; tokens and reference are computed when first needed.
 
     ``cache`` is the folder where references are kept: ``<key>.npy`` (float32 log-probabilities, 4 · vocabulary · tokens
-    bytes) and ``<key>.json`` (the unquantized model's own figures); the key covers the source's hash and the tokens.
+    bytes), ``<key>.json`` (the unquantized model's own figures) and ``<key>.tokens.json`` (the text as token ids); the key covers the
+    source's hash, the text, and how it is cut.
     """
 
     def __init__(self, folder: Path, source_sha256: str, *, text: str, chunks: int, context: int, cache: Path, logs: Path, threads: int,
@@ -181,6 +184,7 @@ class Evaluator:
         self.text_sha256 = hashlib.sha256(self.text.encode()).hexdigest()
         self.wanted, self.context = chunks, min(CONTEXT, context)
         self._chunks: list[list[int]] | None = None
+        self._lock = threading.Lock()  # several artifacts are measured at once
         self._repack = True
 
     def key(self) -> str:
@@ -188,14 +192,21 @@ class Evaluator:
         return hashlib.sha256(json.dumps([self.source_sha256, self.text_sha256, self.wanted, self.context]).encode()).hexdigest()[:24]
 
     def chunks(self) -> list[list[int]]:
-        """The token ids, [n][context]."""
-        if self._chunks is None:
-            # 12 characters a token is more than any tokenizer needs: do not tokenize a whole library for 20 chunks
-            text = self.text[:self.wanted * self.context * 12]
-            answer = process.call("autoquant.evaluate:tokenize", log=self.logs, env={**self.env, "HF_HUB_OFFLINE": "1"}, folder=str(self.folder),
-                                  text=text, chunks=self.wanted, context=self.context)
-            self._chunks = [list(chunk) for chunk in answer["chunks"]]
-        return self._chunks
+        """The token ids, [n][context]; kept beside the references, for starting a process to tokenize takes longer than the run of a small model."""
+        with self._lock:
+            if self._chunks is None:
+                kept = self.cache / f"{self.key()}.tokens.json"
+                if kept.is_file():
+                    self._chunks = json.loads(kept.read_text(encoding="utf-8"))
+                else:
+                    # 12 characters a token is more than any tokenizer needs: do not tokenize a whole library for 20 chunks
+                    text = self.text[:self.wanted * self.context * 12]
+                    answer = process.call("autoquant.evaluate:tokenize", log=self.logs, env={**self.env, "HF_HUB_OFFLINE": "1"}, folder=str(self.folder),
+                                          text=text, chunks=self.wanted, context=self.context)
+                    self.cache.mkdir(parents=True, exist_ok=True)
+                    write_atomically(kept, json.dumps(answer["chunks"]))
+                    self._chunks = [list(chunk) for chunk in answer["chunks"]]
+            return self._chunks
 
     def reference(self, progress: process.Progress | None = None, gguf: Path | None = None) -> tuple[Path, Evaluation]:
         """The unquantized model's log-probabilities (computed unless cached) and its own figures.
@@ -214,9 +225,7 @@ class Evaluator:
                 os.replace(part, array)
             finally:
                 part.unlink(missing_ok=True)
-            scratch = facts.with_suffix(".part")
-            scratch.write_text(json.dumps(answer), encoding="utf-8")
-            os.replace(scratch, facts)
+            write_atomically(facts, json.dumps(answer))
         return array, Evaluation(**json.loads(facts.read_text(encoding="utf-8")))
 
     def measure(self, kind: str, path: Path, reference: Path, *, threads: int, children: process.Children | None = None,

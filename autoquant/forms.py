@@ -212,7 +212,7 @@ class Form:
             self._widgets[one] = widget
             unit = str((field.json_schema_extra or {}).get("unit", "")) if isinstance(field.json_schema_extra, dict) else ""
             note = f"{html.escape(about(one, field))}{f' ({unit})' if unit and unit not in str(field.description) else ''}"
-            text = ipywidgets.HTML(f'<span style="line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px">{note}</span>', layout={"flex": "1 1 20em"})
+            text = ipywidgets.HTML(f'<div style="line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px">{note}</div>', layout={"flex": "1 1 20em"})
             rows[one] = ipywidgets.HBox([widget, text], layout={"align_items": "center", "margin": "0 0 4px 0"})
             widget.observe(lambda _: self._changed(), "value")
         more = ipywidgets.Accordion([ipywidgets.VBox([rows[one] for one in self.folded])], selected_index=None)
@@ -281,7 +281,7 @@ def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
 def _widget(name: str, field: FieldInfo, value: Any) -> Any:
     import ipywidgets
 
-    look: dict[str, Any] = {"description": name, "style": {"description_width": "11em"}, "layout": {"width": "28em", "flex": "0 0 28em"}}
+    look: dict[str, Any] = {"description": name, "style": {"description_width": "13em"}, "layout": {"width": "36em", "flex": "0 1 36em"}}
     offered, free = options.choices(field)
     widget: Any
     if field.annotation in (bool, int, float) and type(value) is not field.annotation:

@@ -36,8 +36,8 @@ def key_of(*parts: Any) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it into it."""
-    part = path.with_name(f".{path.name}.part")
+    """Write a text file beside its place, then rename it into it; two processes may do so at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "w", encoding="utf-8") as file:
             file.write(text)

@@ -62,7 +62,11 @@ def reachable(model: str, fallback: str = "demo") -> str:
     except (HubFailed, InputError) as failure:
         if isinstance(failure, InputError) and not offline():
             raise  # the Hub answered: a refused token or a model that is gone is for the user to know
-        log.warning("%s cannot be had (%s). Going on with the embedded model: all that follows is about a tiny model trained on Jane Austen's novels", model, failure)
+        said = ("Going on with the embedded model: all that follows is about a tiny model trained on Jane Austen's novels.", f"{model} cannot be had: {failure}")
+        if in_notebook():
+            importlib.import_module("IPython.display").display(Note(f"⚠ {said[0]}", said[1]))
+        else:
+            log.warning("%s %s", *said)
         return fallback
     return model
 

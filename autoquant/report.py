@@ -9,6 +9,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoquant import trace
 from autoquant.methods import METHODS, Method, measured
@@ -165,7 +166,9 @@ def comparison_html(result: Comparison) -> str:
 
 def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag} style='text-align:{'left' if i < left else 'right'}'>{escaping.escape(cell)}</{tag}>" for i, cell in enumerate(cells)) + "</tr>"
+        first = ";white-space:nowrap"  # a type's name is no text to be broken
+        styles = [f"text-align:{'left' if i < left else 'right'}{'' if i else first}" for i in range(len(cells))]
+        return "<tr>" + "".join(f"<{tag} style='{style}'>{escaping.escape(cell)}</{tag}>" for style, cell in zip(styles, cells, strict=True)) + "</tr>"
 
     return f"<table><thead>{line(head, 'th')}</thead><tbody>{''.join(line(row, 'td') for row in body)}</tbody></table>"
 
@@ -219,7 +222,20 @@ def plot(result: Result, path: Path) -> None:
         scratch.replace(path)
 
 
-COLORS = ("#2a6f97", "#e07a1f", "#5f8f3e", "#8e5aa8", "#b23a48", "#4d4d4d")
+COLORS = ("#2a6f97", "#e07a1f", "#5f8f3e", "#8e5aa8", "#b23a48", "#4d4d4d", "#1fa2a6", "#c2a500", "#d16ba5", "#7a5230")
+
+
+def _thin_out(figure: Any, axes: Sequence[Any]) -> None:
+    """Take labels of points away that would lie on another one: such points are close together here, and the table has them."""
+    figure.canvas.draw()
+    for axis in axes:
+        kept: list[Any] = []
+        for text in axis.texts:
+            box = text.get_window_extent()
+            if any(box.overlaps(other) for other in kept):
+                text.set_visible(False)
+            else:
+                kept.append(box)
 
 
 def _draw(results: Mapping[str, Result], target: Path | io.BytesIO) -> bool:
@@ -261,6 +277,7 @@ def _draw(results: Mapping[str, Result], target: Path | io.BytesIO) -> bool:
             right.set_yscale("log")
         if len(measured) > 1:
             left.legend(fontsize=8)
+        _thin_out(figure, (left, right))
         figure.suptitle(f"{' and '.join(models)}: size against quality", fontsize=11)
         figure.savefig(target, format="png")
     return True

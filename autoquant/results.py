@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +196,7 @@ class Result:
 
     def card(self) -> Card:
         """The model card's text (README.md of the run folder); in a notebook it shows itself rendered."""
-        return Card((self.folder / "README.md").read_text(encoding="utf-8"))
+        return Card((self.folder / "README.md").read_text(encoding="utf-8")).beside(self.folder)
 
     def checks(self) -> Checks:
         """What was looked at on each file, and what was seen; prints as a table."""
@@ -222,8 +224,21 @@ class Result:
 class Card(str):
     """A model card's text."""
 
+    folder: Path | None = None
+
+    def beside(self, folder: Path) -> Card:
+        """The same card, which knows the folder where its picture lies."""
+        self.folder = folder
+        return self
+
     def _repr_markdown_(self) -> str:
-        return str(self).split("\n---\n", 1)[-1] if self.startswith("---\n") else str(self)  # the metadata is for the Hub
+        shown = str(self).split("\n---\n", 1)[-1] if self.startswith("---\n") else str(self)  # the metadata is for the Hub
+
+        def inside(found: re.Match[str]) -> str:  # a notebook looks for pictures beside itself
+            picture = self.folder / found[1] if self.folder is not None else None
+            return f"](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})" if picture is not None and picture.is_file() else found[0]
+
+        return re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown)
 
 
 @dataclass(frozen=True, repr=False)

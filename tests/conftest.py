@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; tests/hub runs its clients in processes of their own
+if "PYTEST_XDIST_WORKER" in os.environ:  # several tests at a time: none takes all processors, nor keeps one busy with waiting
+    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import autoquant
 from autoquant.llama import converter

@@ -75,7 +75,9 @@ def test_calibration_and_held_out_text_share_nothing() -> None:
     assert not [part for part in paragraphs if part in calibration]
 
 
-def test_any_file_or_folder_can_be_measured(demo: Result, tmp_path: Path) -> None:
+def test_any_file_or_folder_can_be_measured(demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, started = process.call, []
+    monkeypatch.setattr("autoquant.process.call", lambda target, /, **kwargs: started.append(target) or real(target, **kwargs))
     rows = run.evaluate_files([demo.path("Q4_K_M"), DEMO_FOLDER], "demo", chunks=30)
     assert [name for name, _ in rows] == ["tiny-austen-4m (unquantized)", "tiny-austen-4m-Q4_K_M.gguf", "tiny-austen-4m"]
     known = next(a.evaluation for a in demo.artifacts if a.type == "Q4_K_M")
@@ -83,6 +85,7 @@ def test_any_file_or_folder_can_be_measured(demo: Result, tmp_path: Path) -> Non
     assert rows[1][1].kl_mean == pytest.approx(known.kl_mean, rel=0.02)
     assert rows[2][1].kl_mean < 1e-9, "the model against itself"
     assert rows[2][1].agreement == 1.0
+    assert started == ["autoquant.evaluate:score"] * 2, "tokens and log-probabilities of the unquantized model are kept from the run before"
     with pytest.raises(InputError, match="no such file"):
         run.evaluate_files([tmp_path / "none.gguf"], "demo")
 

@@ -31,6 +31,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
 }
 METADATA = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}, "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, and in JupyterLab
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"  # the project's own index of prebuilt wheels
 
 
@@ -114,9 +115,9 @@ def render(path: Path, found: Any) -> Any:
             continue
         cell.outputs, cell.execution_count = [], None
         if cell.id == "install":
-            cell.source, cell.metadata = install(parts), nbformat.from_dict({"cellView": "form"})
+            cell.source, cell.metadata = install(parts), nbformat.from_dict({**FOLDED})
         elif cell.id == "parameters":
-            cell.metadata = nbformat.from_dict({"cellView": "form", "tags": ["parameters"]})
+            cell.metadata = nbformat.from_dict({**FOLDED, "tags": ["parameters"]})
             if form:
                 cell.source = forms.cell(form, changed)
         elif translated:

@@ -25,7 +25,7 @@ from autoquant import forms
 from tests.notebooks.running import FOLDER, ROOT, environment
 
 CHROMIUM = shutil.which("chromium")
-PORT = 18917
+PORT = 18917 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 SHOTS = ROOT / "browser-output"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: make browser")]
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]

@@ -43,7 +43,8 @@ def test_schema_ids_metadata_and_no_outputs(path: Path) -> None:
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", one) for one in ids), "names for people, not random"
     for cell in notebook.cells:
-        assert set(cell.metadata) <= {"cellView", "tags"}
+        assert set(cell.metadata) <= {"cellView", "jupyter", "tags"}
+        assert ("cellView" in cell.metadata) == (cell.get("metadata", {}).get("jupyter") == {"source_hidden": True}) == (cell.id in ("install", "parameters")), "folded in both"
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
