@@ -89,7 +89,7 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
     base = base_model(result)
     named = f"[{base}](https://huggingface.co/{base})" if base else f"**{source.id}**"
     parts = [f"# {source.name}: {method.title}", "", f"Quantized versions of {named} ({source.architecture}, {source.parameters / 1e6:,.1f} million parameters), "
-             f"each opened{', checked and measured' if result.reference else ' and checked'} after it was made.", "", report.markdown(head, body, left=2), ""]
+             f"each opened{', checked and measured' if result.reference else ' and checked'} after it was made.", "", report.markdown(head, body, left=2, words=1), ""]
     if result.reference is not None:
         reference, text_name = result.reference, result.provenance.get("measured on", "")
         parts += [f"Perplexity ± one standard error, and KL divergence in nats a token against the unquantized model (perplexity {reference.perplexity:.3f} "

@@ -281,7 +281,7 @@ def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
 def _widget(name: str, field: FieldInfo, value: Any) -> Any:
     import ipywidgets
 
-    look: dict[str, Any] = {"description": name, "style": {"description_width": "13em"}, "layout": {"width": "36em", "flex": "0 1 36em"}}
+    look: dict[str, Any] = {"description": name, "style": {"description_width": "13em"}, "layout": {"width": "38em", "flex": "0 1 38em"}}
     offered, free = options.choices(field)
     widget: Any
     if field.annotation in (bool, int, float) and type(value) is not field.annotation:

@@ -55,9 +55,10 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
     return "\n".join([line(head), "  ".join("─" * width for width in widths), *map(line, body)])
 
 
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """The same as a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" if i < left else "---:" for i in range(len(head))) + " |"]
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1, words: int = 0) -> str:
+    """The same as a Markdown table; the last ``words`` columns are set to the left too."""
+    right = range(left, len(head) - words)
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---:" if i in right else "---" for i in range(len(head))) + " |"]
     return "\n".join(lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body])
 
 
@@ -268,6 +269,8 @@ def _draw(results: Mapping[str, Result], target: Path | io.BytesIO) -> bool:
                 axis.scatter(x, values, color=color, zorder=2, label=name)
                 for artifact, at, value in zip(artifacts, x, values, strict=True):
                     axis.annotate(artifact.type, (at, value), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        low, high = left.get_ylim()
+        left.set_ylim(low - 0.06 * (high - low), high)  # room for the label below the line
         models = {one.source.id: one.reference for one in results.values() if one.reference is not None}
         for model, row in models.items():
             left.axhline(row.perplexity, color="#a4161a", linewidth=1, linestyle="--")

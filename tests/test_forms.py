@@ -203,7 +203,9 @@ def test_what_is_greyed_out_does_not_block_though_the_cell_says_it() -> None:
 def test_a_result_shows_checks_card_and_a_layer(demo: Any) -> None:
     assert "opens" in str(demo.checks())
     assert "<table>" in demo.checks()._repr_html_()
-    assert demo.card()._repr_markdown_().lstrip().startswith("# tiny-austen-4m")
+    shown = demo.card()._repr_markdown_()
+    assert shown.lstrip().startswith("# tiny-austen-4m")
+    assert "](data:image/png;base64,iVBOR" in shown, "the plot is in it: a notebook would look for it beside itself"
     finer, coarser = demo.look("Q8_0"), demo.look("Q2_K", "model.layers.1.mlp.gate_proj")
     assert finer.layer == "model.layers.2.mlp.up_proj"
     assert 0 < finer.relative_error < 0.01 < coarser.relative_error < 0.5
