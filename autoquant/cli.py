@@ -20,7 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="autoquant", description="Quantize a language model, check and measure the result, write its model card.",
                                      epilog="Start with: autoquant quantize gguf demo")
     parser.add_argument("--version", action="version", version=f"autoquant {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more while working; full tracebacks of our own bugs")
+    common = argparse.ArgumentParser(add_help=False)  # before the command and after it
+    common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say more while working; full tracebacks of our own bugs")
+    parser.add_argument("-v", "--verbose", action="store_true", help="the same for every command")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     from autoquant.methods import METHODS
@@ -29,27 +31,28 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (("quantize", "quantize a model with a method"), ("plan", "say what a run would make and need; writes nothing")):
         group = commands.add_parser(name, help=text, description=text).add_subparsers(dest="method", required=True, metavar="METHOD")
         for method in METHODS.values():
-            sub = group.add_parser(method.name, help=method.summary, description=f"{method.title}: {method.summary}.")
+            sub = group.add_parser(method.name, help=method.summary, description=f"{method.title}: {method.summary}.", parents=[common])
             sub.add_argument("model", metavar="MODEL", help="a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL), a folder with a checkpoint, "
                              "or demo for the embedded model")
             sub.add_argument("--out", metavar="FOLDER", help=f"where to write (default: ./<model>-{method.folder_suffix(method.options())})")
             add_arguments(sub, method.options)
     measure = commands.add_parser("evaluate", help="measure files against the unquantized model",
-                                  description="Perplexity, KL divergence and top-token agreement of GGUF files or model folders, on the same tokens.")
+                                  description="Perplexity, KL divergence and top-token agreement of GGUF files or model folders, on the same tokens.", parents=[common])
     measure.add_argument("files", nargs="+", metavar="FILE", help="GGUF files (first shard) or model folders")
     measure.add_argument("--reference", required=True, metavar="MODEL", help="the unquantized model: on the Hub, a folder, or demo")
     measure.add_argument("--text", default="builtin", metavar="builtin|FILE", help="text to measure on (default: builtin)")
     measure.add_argument("--chunks", default="20", metavar="N", help="chunks of 512 tokens (default: 20)")
     send = commands.add_parser("upload", help="upload a finished run to the Hugging Face Hub",
                                description="Upload the checked files of a finished run with card, plot and licence, and compare the server's sizes and hashes with "
-                               "ours. Interrupted and repeated, it sends only what has not arrived. The token is taken from HF_TOKEN or the login of `hf auth login`.")
+                               "ours. Interrupted and repeated, it sends only what has not arrived. The token is taken from HF_TOKEN or the login of `hf auth login`.",
+                               parents=[common])
     send.add_argument("folder", metavar="FOLDER", help="the folder of a finished run")
     send.add_argument("repo", metavar="REPO", help="where to: owner/name; created if it is not there")
     send.add_argument("--dry-run", action="store_true", help="send nothing; print exactly what would be sent")
     add_arguments(send, UploadOptions, without=("upload",))
     commands.add_parser("methods", help="all methods in one table: bits, calibration, GPU, runtimes, size, quality")
     commands.add_parser("types", help="list the GGUF types: bits per weight, imatrix, when to take which")
-    prepare = commands.add_parser("setup", help="fetch what a method needs beforehand (for work without a network)")
+    prepare = commands.add_parser("setup", help="fetch what a method needs beforehand (for work without a network)", parents=[common])
     prepare.add_argument("method", choices=sorted(METHODS), metavar="METHOD")
     return parser
 

@@ -204,7 +204,7 @@ class Evaluator:
                     answer = process.call("autoquant.evaluate:tokenize", log=self.logs, env={**self.env, "HF_HUB_OFFLINE": "1"}, folder=str(self.folder),
                                           text=text, chunks=self.wanted, context=self.context)
                     self.cache.mkdir(parents=True, exist_ok=True)
-                    write_atomically(kept, json.dumps(answer["chunks"]))
+                    write_atomically(kept, json.dumps(answer["chunks"]), shared=True)
                     self._chunks = [list(chunk) for chunk in answer["chunks"]]
             return self._chunks
 
@@ -225,7 +225,7 @@ class Evaluator:
                 os.replace(part, array)
             finally:
                 part.unlink(missing_ok=True)
-            write_atomically(facts, json.dumps(answer))
+            write_atomically(facts, json.dumps(answer), shared=True)
         return array, Evaluation(**json.loads(facts.read_text(encoding="utf-8")))
 
     def measure(self, kind: str, path: Path, reference: Path, *, threads: int, children: process.Children | None = None,

@@ -35,9 +35,9 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it into it; two processes may do so at once."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+def write_atomically(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write a text file beside its place, then rename it into it. ``shared``: several processes may do so at once."""
+    part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if shared else ''}part")
     try:
         with open(part, "w", encoding="utf-8") as file:
             file.write(text)
@@ -60,6 +60,23 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         raise InputError(f"{path} is damaged ({error}); name another folder, or delete this one to start again") from None
 
 
+def check_place(folder: Path, method: str, source_id: str) -> None:
+    """Refuse a folder that a run cannot write into, before anything is downloaded for it. Raises InputError; writes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out: {folder} is a file; name a folder")
+    standing = next(one for one in (folder, *folder.parents) if one.exists())
+    if not standing.is_dir():
+        raise InputError(f"out: {standing} is a file, so there can be no folder {folder}; name another")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise InputError(f"out: nothing may be written into {standing}; name another folder")
+    identity, steps = read(folder)
+    others = sorted(path.name for path in folder.iterdir() if path.name != OURS) if folder.is_dir() else []
+    if others and not identity:
+        raise InputError(f"out: {folder} holds something else ({others[0]} …); name an empty or new folder")
+    if (others or steps) and (identity.get("method"), identity.get("source")) != (method, source_id):
+        raise InputError(f"out: {folder} holds {identity.get('method')} files of {identity.get('source')} (another run); name another folder")
+
+
 class RunFolder:
     """A context manager around one run. Raises InputError if the folder holds something else or another run holds it.
 
@@ -73,7 +90,7 @@ class RunFolder:
         self.folder, self.ours = folder, folder / OURS
         self.work, self.logs, self._journal = self.ours / "work", self.ours / "log.txt", self.ours / "journal.json"
         self.jobs = self.ours / "jobs"
-        self.identity = {"format": FORMAT, "method": method, "source": source_id, "source_sha256": source_sha256}
+        self.identity: dict[str, Any] = {"format": FORMAT, "method": method, "source": source_id, "source_sha256": source_sha256}
         self.steps: dict[str, dict[str, Any]] = {}
         self._mutex = threading.Lock()
         self.on_artifact: Callable[[Artifact], None] | None = None
@@ -81,15 +98,13 @@ class RunFolder:
         self._made: Path | None = None
 
     def __enter__(self) -> RunFolder:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"out: {self.folder} is a file; name a folder")
-        if self.folder.is_dir() and not self._journal.is_file():
-            others = sorted(path.name for path in self.folder.iterdir() if path.name != OURS)
-            if others:
-                raise InputError(f"out: {self.folder} holds something else ({others[0]} …); name an empty or new folder")
+        check_place(self.folder, self.identity["method"], self.identity["source"])
         if not self.folder.exists():
             self._made = next(p for p in reversed([self.folder, *self.folder.parents]) if not p.exists())
-        self.ours.mkdir(parents=True, exist_ok=True)
+        try:
+            self.ours.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out: the folder {self.folder} cannot be made ({error.strerror}); name another") from None
         self._take_lock()
         if self._journal.is_file():
             try:
@@ -101,8 +116,7 @@ class RunFolder:
                 self._write()  # of a run of something else, killed before it had made anything
             elif identity != self.identity:
                 self._release()
-                raise InputError(f"out: {self.folder} holds {identity.get('method')} files of {identity.get('source')} "
-                                 f"({'other contents of the same name' if identity.get('source') == self.identity['source'] else 'another run'}); name another folder")
+                raise InputError(f"out: {self.folder} holds {identity.get('method')} files of {identity.get('source')} (other contents of the same name); name another folder")
             self.steps = steps
         else:  # from now on what lies here is known to be ours, even if this process is killed before its first step is done
             self._write()

@@ -52,6 +52,7 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     if chosen.evaluate != "off":
         evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
     folder = output_folder(method, found, out, chosen)
+    journal.check_place(folder, method.name, found.id)
     method.machine(chosen, folder)
     client = None
     if chosen.upload:

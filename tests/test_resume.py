@@ -121,13 +121,17 @@ def test_two_runs_into_one_folder(tmp_path: Path) -> None:
     assert not out.exists(), "an interrupted run that finished nothing leaves nothing"
 
 
-def test_a_folder_with_something_else_is_refused_and_untouched(tmp_path: Path, demo: Result, model: Callable[..., Path]) -> None:
+def test_a_folder_with_something_else_is_refused_and_untouched(tmp_path: Path, demo: Result, model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoquant.source.fetch", lambda _: pytest.fail("nothing is downloaded first"))
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"holds something else \(thesis.txt"):
         autoquant.gguf("demo", pre_tokenizer="gpt-2", out=out)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+    for wrong, said in ((out / "thesis.txt", "is a file; name a folder"), (out / "thesis.txt" / "chapter", "thesis.txt is a file, so there can be no folder")):
+        with pytest.raises(InputError, match=f"out: .*{said}"):
+            autoquant.gguf("demo", pre_tokenizer="gpt-2", out=wrong)
     with pytest.raises(InputError, match="holds gguf files of tiny-austen-4m"):
         autoquant.gguf(model("other"), pre_tokenizer="gpt-2", out=demo.folder)
     folder = model("inside")

@@ -309,7 +309,7 @@ def test_a_token_appears_nowhere(origin: str, user: User, hub: Hub) -> None:
     said = ""
     hub.fail("POST .*/commit/", 400, message=f"bad request from {TOKEN}", times=1)
     for status, words in ((1, ()), (0, ("--upload", "tester/t"))):
-        ran = user.run("-v", "quantize", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q2_K", "--evaluate", "off", "--upload", "tester/t", *words, status=status,
+        ran = user.run("quantize", "gguf", MODEL, "-v", "--pre-tokenizer", "gpt-2", "--types", "Q2_K", "--evaluate", "off", "--upload", "tester/t", *words, status=status,
                        HF_DEBUG="1", HF_HUB_VERBOSITY="debug", **more)
         said += ran.stdout + ran.stderr
     assert "committing to tester/t" in said
