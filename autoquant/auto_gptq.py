@@ -14,6 +14,16 @@ BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "
 FOREIGN = ("is_marlin_format", "model_file_base_name", "model_name_or_path", "awq_gemm_checkpoint")  # what transformers 5 and vLLM take for another format, or is a path
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a folder's weights: those that the index names, or model.safetensors; of a folder with neither (exllamav2's) all. What else lies
+    beside them, such as a checkpoint in another layout, is no part of the model."""
+    index = folder / "model.safetensors.index.json"
+    names = set((json.loads(index.read_text(encoding="utf-8")).get("weight_map") or {}).values()) if index.is_file() else set()
+    if not names and (folder / "model.safetensors").is_file():
+        names = {"model.safetensors"}
+    return [folder / name for name in sorted(names)] or sorted(folder.glob("*.safetensors"))
+
+
 def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, Any]:
     """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype.
 
@@ -48,7 +58,7 @@ def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size
     old.mkdir(parents=True, exist_ok=True)
     config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
-    for path in Path(model).glob("*.safetensors*"):  # with the index; no code, no pickle
+    for path in (*weight_files(Path(model)), *Path(model).glob("*.safetensors.index.json")):  # no code, no pickle
         (old / path.name).unlink(missing_ok=True)
         (old / path.name).symlink_to(path.resolve())
     for path in old.glob("*.safetensors"):
@@ -84,7 +94,7 @@ def _without_biases(made: Path, target: Path, model: Path) -> None:
     from safetensors.torch import save_file
 
     known: set[str] = set()
-    for path in model.glob("*.safetensors"):
+    for path in weight_files(model):
         with safe_open(str(path), framework="pt") as file:
             known |= set(file.keys())
     with safe_open(str(made), framework="pt") as file:

@@ -38,10 +38,10 @@ class CalibrationOptions(MethodOptions):
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibration set to give to any method: ``autoquant.gptq(…, calibration=it)``, ``autoquant.awq(…, calibration=it)``, ``autoquant.gguf(…, imatrix=it)``.
+    """A calibration set to give to any method: ``autoquant.gptq(…, calibration=it)``, the same for ``awq``, ``exl2`` and ``w8a8``, and ``autoquant.gguf(…, imatrix=it)``.
 
     The fields are the options of the same names (``calibration_column`` is ``column`` and so on), with the same defaults. With one
-    tokenizer the same set gives every method the very same tokens.
+    tokenizer the same set gives every method the very same tokens; EXL2 nearly the same, for exllamav2 takes them as text and tokenizes it again.
     """
 
     text: str | Path = "builtin"
@@ -128,7 +128,7 @@ def _read(path: Path, column: str) -> list[str]:
             return _parquet(path, column)
         if path.suffix in (".jsonl", ".json"):
             text = path.read_text(encoding="utf-8")
-            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines would also cut at U+2028
             return [cell for row in rows if (cell := _cell(row, column, path))]
         return [path.read_text(encoding="utf-8")]
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
@@ -136,9 +136,11 @@ def _read(path: Path, column: str) -> list[str]:
 
 
 def _parquet(path: Path, column: str) -> list[str]:
-    import pyarrow
-    import pyarrow.parquet
-
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"calibration: {path} is read with the pyarrow library: pip install pyarrow") from None
     try:
         table = pyarrow.parquet.ParquetFile(path)
         if column not in table.schema_arrow.names:
@@ -186,6 +188,11 @@ def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int)
         raise InputError(f"calibration: the text has {len(stream)} tokens; one sample needs {length}. Give a longer text or a smaller calibration_length")
     chosen = sorted(random.Random(seed).sample(range(n), min(samples, n)))
     return [stream[i * length:(i + 1) * length] for i in chosen]
+
+
+def fewer(samples: int, asked: int, length: int) -> str:
+    """What to say if a text gave fewer samples than were asked for."""
+    return f"calibrated on {samples} samples of {length} tokens, for the text gives no more ({asked} were asked for): a longer text may give a better model"
 
 
 def digest(ids: list[list[int]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def command(result: Result) -> str:
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
             words += [flag, ",".join(value) if isinstance(value, (list, tuple)) else str(value)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def metadata(text: str) -> dict[str, Any]:

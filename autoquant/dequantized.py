@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoquant import activations, awq_format, bitsandbytes_format, compressed_format, gptq_format, hqq_format
+from autoquant.auto_gptq import weight_files
 from autoquant.errors import CheckFailed
 from autoquant.exllama import format as exl2_format
 
@@ -28,7 +29,7 @@ class Tensors:
         from safetensors import safe_open
 
         opened: Any = safe_open  # untyped
-        self._files = [opened(path, framework="pt") for path in sorted(Path(folder).glob("*.safetensors"))]
+        self._files = [opened(path, framework="pt") for path in weight_files(Path(folder))]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def __contains__(self, name: str) -> bool:
@@ -49,11 +50,12 @@ class Tensors:
 
     def bytes(self) -> int:
         """Bytes of all tensors."""
-        total = 0
-        for name, file in self._where.items():
-            part = file.get_slice(name)
-            total += int(np.prod(part.get_shape(), dtype=np.int64)) * WIDTHS.get(part.get_dtype(), 2)
-        return total
+        return sum(map(self.size, self._where))
+
+    def size(self, name: str) -> int:
+        """Bytes of one tensor, as it is stored."""
+        part = self._where[name].get_slice(name)
+        return int(np.prod(part.get_shape(), dtype=np.int64)) * WIDTHS.get(part.get_dtype(), 2)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,12 @@ def here(name: str) -> bool:
     return all(_suits(package, wanted) for package, wanted in extra(name).items())
 
 
+def repository() -> str:
+    """Where this package's source is, from its own metadata."""
+    named = (one.partition(", ") for one in importlib.metadata.metadata(PACKAGE).get_all("Project-URL") or ())
+    return next((url for label, _, url in named if label == "Repository"), "")
+
+
 def version(package: str) -> str:
     """The version of a package: of one in an overlay, the one that is there or will be (those that matter are pinned exactly). Empty if it is nowhere."""
     for name in OVERLAYS:

@@ -48,7 +48,7 @@ def layer_errors(layers: list[str], original: Tensors, read: Callable[[str], Flo
         if not np.isfinite(after).all():
             raise CheckFailed(f"{name} has NaN or Inf values after dequantizing")
         error = relative_error(before, after, scaled=scaled)
-        if error >= limit:
+        if not error < limit:  # NaN too: of weights that were not finite before
             raise CheckFailed(f"{name} is off by {error:.0%} of its own size after dequantizing")
         return error
 

@@ -62,8 +62,11 @@ class MethodOptions(UploadOptions):
                             "or a UTF-8 text file", metavar="builtin|FILE")
     eval_chunks: int = option(20, "how many chunks of 512 tokens (or the model's context) to measure on; the second half of each is scored, "
                               "so 20 chunks are 5,100 predictions", unit="chunks", ge=1, le=100_000)
-    allow_pickle: bool = option(False, "accept a checkpoint that has only pickle weights (.bin); "
-                                "they are read with torch's weights_only loader, which runs no code")
+
+    @property
+    def pickled(self) -> bool:
+        """Whether a checkpoint of pickles is accepted; only GGUF's converter takes one."""
+        return bool(getattr(self, "allow_pickle", False))
 
 
 def _allowed(cls: type[UploadOptions], name: str) -> str:

@@ -18,9 +18,12 @@ from typing import Any, TypeVar
 
 from autoquant import errors
 from autoquant.redact import TOKEN_VARIABLES
+from autoquant.worker import WITHOUT
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
+# transformers imports hqq wherever it is installed, and with it torch's compiler, which is half of what starting a worker takes: only those that use it find it
+HEAVY = ("hqq",)
 
 
 class Children:
@@ -126,8 +129,13 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
             raise errors.ProcessFailed(f"{name or Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
 
 
+def finding(modules: Sequence[str]) -> dict[str, str]:
+    """The variable that tells a worker which of HEAVY not to find: all that are not among the ``modules`` it uses."""
+    return {WITHOUT: ",".join(name for name in HEAVY if name not in {module.partition(".")[0] for module in modules})}
+
+
 def _worker(log: Path, env: Mapping[str, str] | None, python: str, imports: Sequence[str] = ()) -> subprocess.Popen[str]:
-    return _open([python or sys.executable, "-m", "autoquant.worker", str(os.getpid()), *imports], log, env, subprocess.PIPE)
+    return _open([python or sys.executable, "-m", "autoquant.worker", str(os.getpid()), *imports], log, {**finding(()), **(env or {})}, subprocess.PIPE)
 
 
 class Ahead:

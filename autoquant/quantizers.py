@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import calibration, hqq_format
-from autoquant.auto_gptq import BESIDE
+from autoquant.auto_gptq import BESIDE, weight_files
 from autoquant.errors import InputError
 from autoquant.worker import Report
 
@@ -33,18 +33,10 @@ def _begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
     choice there: float16 took 1.2 times as long (embedded model, the quantizing alone, two rounds).
     """
     import torch
-    from safetensors import safe_open
 
     os.makedirs(scratch, exist_ok=True)
     os.chdir(scratch)
-    sizes = Counter[Any]()
-    for path in sorted(Path(model).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                tensor = file.get_tensor(name)
-                if not torch.isfinite(tensor).all():
-                    raise InputError(f"{path.name}: {name} has NaN or Inf values; the model is damaged")
-                sizes[tensor.dtype] += tensor.numel()
+    sizes = refuse_damaged(model)
     config: dict[str, Any] = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     own = sizes.most_common(1)[0][0]
     if not torch.cuda.is_available():
@@ -52,6 +44,27 @@ def _begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
     if own != torch.float16:
         own = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return config, own
+
+
+def refuse_damaged(model: str) -> Counter[Any]:
+    """Refuse weights that are not finite; how many weights there are of each torch dtype."""
+    import torch
+    from safetensors import safe_open
+
+    sizes = Counter[Any]()
+    for path in weight_files(Path(model)):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = file.get_tensor(name)
+                if not torch.isfinite(tensor).all():
+                    raise InputError(f"{path.name}: {name} has NaN or Inf values; the model is damaged")
+                sizes[tensor.dtype] += tensor.numel()
+    return sizes
+
+
+def finite(model: str) -> bool:
+    """True, or InputError for weights that are not finite. Runs in a worker."""
+    return bool(refuse_damaged(model))
 
 
 def _blocks(config: dict[str, Any]) -> int:
@@ -94,6 +107,7 @@ def gptqmodel(model: str, target: str, packing: dict[str, Any], *, algorithm: st
     loaded.layer_callback = lambda *, layer_idx, submodule_finalized: report(layer_idx + 1, layers)
     loaded.quantize([{"input_ids": sample, "attention_mask": [1] * len(sample)} for sample in ids], batch_size=batch_size, backend=backend)
     loaded.save(target)
+    _keep_config(Path(target), config)
     _tidy(Path(target), model)
     return _used(ids)
 
@@ -141,16 +155,22 @@ def autoround(model: str, target: str, packing: dict[str, Any], *, format: str, 
         for path in folder.iterdir():
             os.replace(path, Path(target) / path.name)
         folder.rmdir()
+    _keep_config(Path(target), config)
     _tidy(Path(target), model)
     return _used(ids)
 
 
 def _supported(config: dict[str, Any], who: str) -> None:
     """Refuse an architecture that transformers does not load."""
+    known(str(config.get("model_type")), who)
+
+
+def known(model_type: str, who: str) -> None:
+    """The same, by the name alone. Runs in a worker too."""
     from transformers import CONFIG_MAPPING
     from transformers import __version__ as version
 
-    kind = str(config.get("model_type"))
+    kind = model_type
     if kind not in CONFIG_MAPPING:
         near = ", ".join(difflib.get_close_matches(kind, list(CONFIG_MAPPING), n=5, cutoff=0.4)) or "none"
         raise InputError(f"transformers {version}, with which {who} loads models, does not know the architecture {kind!r}; nearest of {len(CONFIG_MAPPING)} it knows: {near}")
@@ -276,10 +296,12 @@ def bitsandbytes(model: str, target: str, *, quant_type: str, double_quant: bool
 
 
 def _keep_config(folder: Path, config: dict[str, Any]) -> None:
-    """Put the source's own config in place of what transformers made of it, which other releases read otherwise, with the quantization block that it wrote."""
+    """Put the source's own config in place of what transformers 5 made of it, with the quantization block that was written: release 4 finds no ``rope_theta`` in the
+    newer form and silently takes 10000. Whether the output head is tied is as it was written, for a library may have untied it."""
     path = folder / "config.json"
-    block = json.loads(path.read_text(encoding="utf-8"))["quantization_config"]
-    path.write_text(json.dumps({**config, "quantization_config": block}, indent=2) + "\n", encoding="utf-8")
+    written = json.loads(path.read_text(encoding="utf-8"))
+    kept = {name: written[name] for name in ("quantization_config", "tie_word_embeddings") if name in written}
+    path.write_text(json.dumps({**config, **kept}, indent=2) + "\n", encoding="utf-8")
 
 
 def _write(target: str, model: str, config: dict[str, Any], state: dict[str, Any], block: dict[str, Any]) -> None:
@@ -306,7 +328,7 @@ def _dtype(folder: Path) -> str:
     from safetensors import safe_open
 
     sizes = Counter[str]()
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)

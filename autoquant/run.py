@@ -46,7 +46,7 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     """
     started = time.monotonic()
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
-    found = source.resolve(model, allow_pickle=chosen.allow_pickle)
+    found = source.resolve(model, allow_pickle=chosen.pickled)
     chosen = method.settle(found, chosen)
     method.check(found, chosen)
     if chosen.evaluate != "off":
@@ -59,6 +59,12 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
         from autoquant.hub import send, upload
 
         client = upload.check(chosen, found, method.variants(chosen), list(journal.read(folder)[1]))
+    measuring = chosen.evaluate == "on" or (chosen.evaluate == "auto" and found.parameters <= SMALL)
+    if measuring and method.kind != "gguf" and "evaluate unquantized" not in journal.read(folder)[1] and _needed_to_measure(found) > memory_available():
+        if chosen.evaluate == "on":
+            raise InputError(_no_room_to_measure(found))
+        log.warning("it will not be measured: %s", _no_room_to_measure(found))
+        measuring = False
     if source.bytes_to_fetch(found) > PLAN_FIRST:
         planned = method.plan(found, chosen, folder)
         if planned.refused:
@@ -71,9 +77,9 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
             run.on_artifact = ahead.artifact if ahead is not None else None
             made = method.quantize(snapshot, chosen, run)
             artifacts, reference = made.artifacts, None
-            if chosen.evaluate == "on" or (chosen.evaluate == "auto" and found.parameters <= SMALL):
+            if measuring:
                 artifacts, reference = _evaluate(method, snapshot, chosen, run, artifacts, made.unquantized)
-            elif chosen.evaluate == "auto":
+            elif chosen.evaluate == "auto" and found.parameters > SMALL:
                 log.warning("not measured: the model has more than %d billion parameters; evaluate='on' (--evaluate on) measures all the same", SMALL // 10**9)
             extras = ("README.md", *_carry_licence(snapshot, folder), *made.extras)
             result = Result(folder=folder, method=method.name, source=found, artifacts=artifacts, reference=reference, extras=extras, base_model=chosen.base_model,
@@ -105,7 +111,7 @@ def compare(method: Method, model: str | Path, calibrations: Mapping[str, Any], 
         if not isinstance(one, Calibration):
             raise InputError(f"calibrations: {name} is no Calibration but {type(one).__name__}; write autoquant.Calibration({str(one)!r})")
         chosen = options.build(method.options, {**values, method.options.calibrated_by: one})  # all are looked at before the first is run
-        found = source.resolve(model, allow_pickle=chosen.allow_pickle)
+        found = source.resolve(model, allow_pickle=chosen.pickled)
         method.check(found, method.settle(found, chosen))
     return Comparison({name: quantize(method, model, out=Path(out) / name, values={**values, method.options.calibrated_by: one}) for name, one in calibrations.items()},
                       label="calibration")
@@ -198,7 +204,7 @@ def output_folder(method: Method, found: Source, out: str | Path | None, chosen:
 def plan(method: Method, model: str | Path, *, out: str | Path | None = None, values: Mapping[str, Any] | MethodOptions) -> Plan:
     """What a run would make and need; nothing is written."""
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
-    found = source.resolve(model, allow_pickle=chosen.allow_pickle)
+    found = source.resolve(model, allow_pickle=chosen.pickled)
     chosen = method.settle(found, chosen)
     return method.plan(found, chosen, output_folder(method, found, out, chosen))
 
@@ -212,6 +218,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _needed_to_measure(found: Source) -> int:
+    """Bytes that running the unquantized model by transformers takes, roughly: 4 a parameter, and the libraries."""
+    return 4 * found.parameters + (1 << 30)
+
+
+def _no_room_to_measure(found: Source) -> str:
+    return (f"measuring needs the unquantized model in memory ({_needed_to_measure(found) / 1e9:.1f} GB, {memory_available() / 1e9:.1f} GB are free). "
+            "Use evaluate='off', or for GGUF keep_intermediate=True")
+
+
 def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: RunFolder, artifacts: tuple[Artifact, ...],
               unquantized: Path | None) -> tuple[tuple[Artifact, ...], Evaluation | None]:
     env = method.environment(chosen)
@@ -221,12 +237,10 @@ def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: Ru
     earlier = run.done("evaluate unquantized", evaluator.key())
     if len(known) == len(artifacts) and earlier is not None:
         return tuple(dataclasses.replace(a, evaluation=Evaluation(**known[a.type])) for a in artifacts), Evaluation(**earlier)
-    needed = 4 * snapshot.source.parameters + (1 << 30)
     through_gguf = None
-    if needed > memory_available():
+    if _needed_to_measure(snapshot.source) > memory_available():
         if method.kind != "gguf" or unquantized is None:
-            raise InputError(f"measuring needs the unquantized model in memory ({needed / 1e9:.1f} GB, {memory_available() / 1e9:.1f} GB are free). "
-                             "Use evaluate='off', or for GGUF keep_intermediate=True")
+            raise InputError(_no_room_to_measure(snapshot.source))
         through_gguf = unquantized
     room = evaluator.reference_bytes(snapshot.source.vocab_size)
     standing = next(parent for parent in (evaluator.cache, *evaluator.cache.parents) if parent.exists())
@@ -310,8 +324,7 @@ def _provenance(method: Method, snapshot: Snapshot, chosen: MethodOptions, facts
     changed = {name: value for name, value in chosen.model_dump().items()
                if value != type(chosen).model_fields[name].default and name not in options.UploadOptions.model_fields}
     named = ["eval_text", "imatrix", "converter"]
-    if Path(str(changed.get("calibration", ""))).expanduser().is_file():
-        named.append("calibration")  # else it is a dataset on the Hub
+    named += [name for name in ("calibration", "measurement") if Path(str(changed.get(name, ""))).expanduser().exists()]  # else it is something on the Hub
     shown = {name: Path(str(value)).name if name in named else value for name, value in changed.items()}
     return {"source": snapshot.source.id, "source sha256": snapshot.sha256, **({"source commit": snapshot.source.revision} if snapshot.source.revision else {}),
             **facts, "options": shown, "versions": ", ".join([f"autoquant {__version__}", *versions, f"Python {platform.python_version()} on {sys.platform}"])}

@@ -92,7 +92,7 @@ def _weight_files(folder: Path, allow_pickle: bool) -> tuple[list[str], bool, di
             continue
         if pickled and not allow_pickle:
             raise InputError(f"{folder} has only pickle weights (.bin), and loading a pickle can run code hidden in it. Convert it to safetensors, "
-                             "or, if you trust where it comes from, pass allow_pickle=True (--allow-pickle)")
+                             "or, if you trust where it comes from, take method gguf with allow_pickle=True (--allow-pickle)")
         if index.is_file():
             weight_map = _read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not weight_map:
@@ -102,6 +102,8 @@ def _weight_files(folder: Path, allow_pickle: bool) -> tuple[list[str], bool, di
             if missing:
                 raise InputError(f"{folder} lacks {len(missing)} of its {len(names)} shards: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; "
                                  "download the missing files")
+            if not pickled and single not in names and (folder / single).is_file():
+                raise InputError(f"{folder} has two checkpoints: {single}, and {len(names)} shards that {index.name} names; loaders differ in which they take. Take one away")
             return names, pickled, weight_map
         if (folder / single).is_file():
             return [single], pickled, {}

@@ -26,6 +26,7 @@ from autoquant import errors, trace
 
 Report = Callable[[int, int], None]
 Emit = Callable[[Any], None]
+WITHOUT = "AUTOQUANT_WITHOUT"  # modules that are not to be found, with commas between (see process.finding)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -57,6 +58,8 @@ def main() -> int:
     die_with_parent(int(sys.argv[1]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
+    for name in filter(None, os.environ.get(WITHOUT, "").split(",")):
+        sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
     for name in sys.argv[2:]:
         with contextlib.suppress(ImportError):  # whoever needs it will say so
             importlib.import_module(name)

@@ -324,7 +324,8 @@ def exl2_weights(folder: str, layers: list[str]) -> dict[str, Any]:
         weight = torch.empty(len(parts["q_invperm"]), parts["q_weight"].shape[1], dtype=torch.half)
         exllamav2_ext.reconstruct(make_q_matrix({**parts, "q_perm": torch.argsort(parts["q_invperm"]).int()}, none_tensor), weight)
         weight = weight.T.contiguous()
-        made[name] = {"shape": list(weight.shape), "sha256": hashlib.sha256(weight.numpy().tobytes()).hexdigest(), "bits": format.stored_bits(arrays) / weight.numel(),
+        made[name] = {"shape": list(weight.shape), "sha256": hashlib.sha256(weight.numpy().tobytes()).hexdigest(),
+                      "bits": 8 * sum(one.nbytes for one in arrays.values()) / weight.numel(),
                       "groups": format.groups(arrays)}
     return made
 

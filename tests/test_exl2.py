@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 import autoquant
 from autoquant import process, source
+from autoquant.dequantized import Tensors
 from autoquant.errors import CheckFailed, InputError, OutOfMemory, ProcessFailed
 from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, format, measurement
@@ -175,16 +177,35 @@ def test_killed_while_measuring_and_while_quantizing_the_result_is_the_same_byte
     command = [sys.executable, "-m", "autoquant.cli", "quantize", "exl2", str(model), "--bpw", "4.0", *words, "--evaluate", "off", "--out", str(out)]
     environ = {**os.environ, "PYTHONPATH": STAND_IN, "AUTOQUANT_CACHE": str(tmp_path / "cache")}
     jobs = out / ".autoquant" / "jobs"
+    seen: list[set[str]] = []
+
+    def looked(run: subprocess.Popen[bytes], met: Any) -> Any:
+        """Note the converter's command lines until something is met."""
+        seen.append(set())
+
+        def look() -> bool:
+            for child in workers_of(run.pid):
+                with contextlib.suppress(OSError):
+                    line = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
+                    seen[-1] |= {line} if "autoquant.exllama.run" in line and alive(child) else set()
+            return bool(met())
+
+        return look
+
     for reached in (lambda: any(jobs.glob("measure-*/hidden_states.safetensors")), lambda: any(jobs.glob("4.0bpw-*/hidden_states.safetensors"))):
         run = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(reached, run)
+        wait_for(looked(run, reached), run)
         children = workers_of(run.pid)
         run.send_signal(signal.SIGKILL)
         run.wait()
         assert children
         wait_for(lambda children=children: not any(map(alive, children)), subprocess.Popen(["sleep", "60"]), 30)  # type: ignore[misc]
         assert jobs.is_dir(), "the converter's own work is kept"
-    subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, check=True)
+    run = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(looked(run, lambda: (out / "4.0bpw").exists()), run, 300)
+    assert run.wait(120) == 0
+    (measured,), (resumed, fresh), (quantized,) = (sorted(lines, key=lambda line: " -om " not in line) for lines in seen)
+    assert ["-nr" in line.split() for line in (measured, resumed, fresh, quantized)] == [True, False, True, False], "what was begun is gone on with"
     assert sha256_of(out / "4.0bpw" / "output.safetensors") == sha256_of(made[0].path("4.0bpw") / "output.safetensors")
     assert not jobs.exists()
 
@@ -236,6 +257,11 @@ def test_a_file_that_is_cut_short_does_not_count(made: tuple[Result, list[str]],
     with pytest.raises(CheckFailed, match="a file of weights is damaged or cut short"):
         autoquant.exl2(model, bpw="4", **QUICK, measurement=str(made[0].folder), evaluate="off", out=tmp_path / "out")
     assert not (tmp_path / "out" / "4.0bpw").exists()
+    monkeypatch.setattr(converter, "convert", real)
+    again = autoquant.exl2(model, bpw="4", **QUICK, measurement=str(made[0].folder), evaluate="off", out=tmp_path / "out")
+    assert again.artifacts[0].files == made[0].artifacts[0].files, "the damaged one is not gone on with"
+    assert str(tmp_path) not in again.card(), "nor does the card say where the measurement lay"
+    assert "--measurement" in again.card()
 
 
 def test_checks_find_a_spoiled_layer_a_lost_one_and_a_missed_target(made: tuple[Result, list[str]], model: Path, tmp_path: Path) -> None:
@@ -290,6 +316,7 @@ def test_nothing_but_the_model_is_given_to_it(model: Path, tmp_path: Path) -> No
     shutil.copytree(model, tmp_path / "model")
     for name in ("README.md", "stray.gguf", "model.safetensors.index.json", "modeling.py", "pytorch_model.bin"):
         (tmp_path / "model" / name).write_text("{}")
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model" / "consolidated.safetensors")
     staged = converter.stage(tmp_path / "model", tmp_path / "staged")
     assert {path.name for path in staged.iterdir()} == {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 
@@ -383,7 +410,7 @@ def test_the_reader_on_a_file_of_our_making() -> None:
         weight = format.dequantize(parts)
         assert list(weight.shape) == facts["shape"]
         assert hashlib.sha256(weight.astype(np.float16).tobytes()).hexdigest() == facts["sha256"], "bit for bit what exllamav2's make_q_matrix gives"
-        assert format.stored_bits(parts) / weight.size == pytest.approx(facts["bits"])
+        assert exl2_check.layer_bits(Tensors(str(folder)), name, weight.size) == pytest.approx(facts["bits"], rel=1e-9)
         assert [list(one) for one in format.groups(parts)] == facts["groups"]
 
 
@@ -431,6 +458,8 @@ def test_a_measurement_of_another_model_or_one_that_was_changed_is_refused(made:
     attempt(plain, "measurement: measurement.json is of a model with 1 blocks, and two has 2")
     attempt({**data, "last_module_idx": 1}, "measurement.json has been changed since it was made")
     attempt("{}", "measurement.json is no measurement of exllamav2")
+    attempt({**plain, "measurement": {name: ways for name, ways in plain["measurement"].items() if not name.endswith("mlp")}},
+            "measurement: it is incomplete, model.layers.0 has no MLP", folder=model)
     wide = json.loads(json.dumps(plain))
     for ways in wide["measurement"].values():
         for way in ways or ():

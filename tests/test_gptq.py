@@ -15,16 +15,17 @@ import pytest
 import autoquant
 from autoquant import calibration, gptq_format, options, process
 from autoquant.errors import CheckFailed, InputError
-from autoquant.methods.folders import environment
+from autoquant.folder_checks import layer_errors
+from autoquant.methods.folders import environment, how_to_run
 from autoquant.methods.gptq import GptqOptions
 from autoquant.results import Result
-from autoquant.source import DEMO_FOLDER
+from autoquant.source import DEMO_FOLDER, sha256_of
 
 QUICK: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128, "evaluate": "off"}
 
 
 def in_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
-    return process.call(target, log=tmp_path / "log", env=environment(None), **kwargs)
+    return process.call(target, log=tmp_path / "log", env={**environment(None), **process.finding(kwargs.pop("finding", ()))}, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,31 @@ def test_the_folder_is_a_model_and_names_no_path_of_this_machine(four_bits: Resu
         assert wanted in card
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "settings"), [("gptq", {}), ("awq", {"algorithm": "autoround", "iterations": 1})], ids=["GPTQModel", "AutoRound"])
+def test_the_sources_own_config_arrives(method: str, settings: dict[str, Any], model: Callable[..., Path], tmp_path: Path) -> None:
+    """transformers 5 would write rope_theta into rope_parameters, where release 4 (and a vLLM with it) does not look: it would take 10000."""
+    folder = model("older")
+    config = json.loads((folder / "config.json").read_text())
+    del config["rope_parameters"]
+    config |= {"rope_theta": 500000.0, "torch_dtype": config.pop("dtype", "float16")}
+    (folder / "config.json").write_text(json.dumps(config))
+    made = getattr(autoquant, method)(folder, **{**QUICK, **settings}, out=tmp_path / "out")
+    written = json.loads((made.folder / "config.json").read_text())
+    assert written["rope_theta"] == 500000.0
+    assert "rope_parameters" not in written
+    assert {name: value for name, value in config.items() if name != "torch_dtype"}.items() <= written.items()
+
+
+def test_the_card_of_codes_that_only_plain_kernels_run_says_so(four_bits: Result) -> None:
+    from dataclasses import replace
+
+    assert "--dtype float16" not in four_bits.card()
+    for type in ("3bit-64g", "4bit-64g-asym"):
+        other = replace(four_bits, artifacts=(replace(four_bits.artifacts[0], type=type),))
+        assert "vllm serve MODEL --max-model-len 256 --dtype float16" in how_to_run(other)
+
+
 def test_the_plan_is_the_size(four_bits: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (item,) = autoquant.plan("gptq", "demo", group_size=64).items
@@ -108,6 +134,49 @@ def test_a_group_size_that_does_not_fit_names_layers_and_sizes_that_would(tmp_pa
         autoquant.gptq(folder, group_size=128, out=tmp_path / "out")
     (item,) = autoquant.plan("gptq", folder).items
     assert item.type == "4bit-64g", "unless asked, the largest that fits"
+
+
+def test_a_weight_that_was_never_finite_is_no_small_error() -> None:
+    spoiled = np.ones((4, 4), dtype=np.float32)
+    spoiled[0, 0] = np.nan
+
+    class Original:
+        def get(self, _: str) -> Any:
+            return spoiled
+
+    with pytest.raises(CheckFailed, match="layer is off by nan%"):
+        layer_errors(["layer"], Original(), lambda _: np.ones((4, 4), dtype=np.float32), lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_a_text_that_gives_fewer_samples_is_named_on_the_card(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("She sells sea shells by the sea shore, and the shells she sells are sea shells. " * 40)
+    made = autoquant.gptq("demo", **{**QUICK, "calibration_samples": 64}, calibration=str(tmp_path / "short.txt"), out=tmp_path / "out")
+    samples = made.artifacts[0].facts["samples"]
+    assert samples < 20
+    assert f"calibrated on {samples} samples of 128 tokens, for the text gives no more (64 were asked for)" in made.card()
+
+
+def test_a_model_too_large_to_be_measured_is_known_before_it_is_quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("autoquant.run.memory_available", lambda: 900_000_000)
+    with pytest.raises(InputError, match="measuring needs the unquantized model in memory"):
+        autoquant.gptq("demo", **{**QUICK, "evaluate": "on"}, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("autoquant.source.fetch", lambda _: pytest.fail("far enough"))
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        autoquant.gptq("demo", **{**QUICK, "evaluate": "auto"}, out=tmp_path / "out")
+    assert "it will not be measured: measuring needs" in caplog.text
+
+
+def test_an_unknown_architecture_is_refused_before_much_is_downloaded(model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoquant.methods.folders.bytes_to_fetch", lambda _: 1 << 30)
+    monkeypatch.setattr("autoquant.source.fetch", lambda _: pytest.fail("it was downloaded first"))
+    with pytest.raises(InputError, match="does not know the architecture 'nonesuch'; nearest of"):
+        autoquant.gptq(model("odd", model_type="nonesuch"), **QUICK, out=tmp_path / "out")
+
+
+def test_only_gguf_takes_pickles(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="allow_pickle"):
+        autoquant.gptq("demo", allow_pickle=True, out=tmp_path / "out")
 
 
 def test_an_already_quantized_source_is_refused(four_bits: Result, tmp_path: Path) -> None:
@@ -149,12 +218,12 @@ def test_another_type_goes_to_another_folder(four_bits: Result) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_then_again(tmp_path: Path) -> None:
+def test_sigkill_then_again(four_bits: Result, tmp_path: Path) -> None:
     import time
 
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "autoquant.cli", "quantize", "gptq", "demo", "--calibration-samples", "16", "--calibration-length", "128", "--evaluate", "off",
-             "--out", str(out)]
+    words = [sys.executable, "-m", "autoquant.cli", "quantize", "gptq", "demo", "--calibration-samples", "32", "--calibration-length", "256", "--group-size", "64",
+             "--evaluate", "off", "--out", str(out)]
     first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (out / ".autoquant" / "work" / "scratch").exists():
@@ -164,7 +233,7 @@ def test_sigkill_then_again(tmp_path: Path) -> None:
     first.kill()
     first.wait()
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-    assert (out / "model.safetensors").is_file()
+    assert sha256_of(out / "model.safetensors") == sha256_of(four_bits.folder / "model.safetensors"), "the bytes of an undisturbed run"
     assert not (out / ".autoquant" / "work").exists()
 
 
@@ -201,6 +270,9 @@ def test_text_from_files(tmp_path: Path) -> None:
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"text": "one", "other": "1"}\n\n{"text": null}\n{"text": "two", "other": "2"}\n')
     assert calibration.documents(built(calibration=str(lines))).texts == ["one", "two"]
+    lines.write_text('{"text": "one\u2028line"}\n', encoding="utf-8")
+    assert calibration.documents(built(calibration=str(lines))).texts == ["one\u2028line"], "a separator that JSON lets stand, as web texts have"
+    lines.write_text('{"text": "one", "other": "1"}\n')
     array = tmp_path / "a.json"
     array.write_text('[{"text": "one", "other": "1"}, {"text": "two", "other": "2"}]')
     assert calibration.documents(built(calibration=str(array), calibration_column="other")).texts == ["1", "2"]

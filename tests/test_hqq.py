@@ -37,7 +37,7 @@ def test_packing_by_hand(bits: int) -> None:
 
 
 def test_every_width_axis_and_group_size_is_read_as_the_library_reads_it_and_has_the_planned_size(tmp_path: Path) -> None:
-    seen = in_worker("tests.helpers:hqq_grid", tmp_path, scratch=str(tmp_path / "grid"))
+    seen = in_worker("tests.helpers:hqq_grid", tmp_path, finding=["hqq"], scratch=str(tmp_path / "grid"))
     assert len(seen) == 5 * 2 * 4
     found = source.resolve("demo-small")
     for one in seen:
@@ -52,7 +52,7 @@ def test_every_width_axis_and_group_size_is_read_as_the_library_reads_it_and_has
 
 def test_a_reloaded_model_computes_what_it_computed_before_it_was_saved(four_bits: Result, tmp_path: Path) -> None:
     """Against the library's own way to quantize a model, in memory: the same numbers to the last bit. Its own loader would run a text of the file; ours does not."""
-    seen = in_worker("tests.helpers:hqq_reloaded", tmp_path, folder=str(four_bits.folder), scratch=str(tmp_path / "spoiled"))
+    seen = in_worker("tests.helpers:hqq_reloaded", tmp_path, finding=["hqq"], folder=str(four_bits.folder), scratch=str(tmp_path / "spoiled"))
     assert seen["layers"] == 28
     assert seen["difference"] == 0.0
     assert seen["tokens"] == 12
@@ -60,7 +60,7 @@ def test_a_reloaded_model_computes_what_it_computed_before_it_was_saved(four_bit
     assert seen["tied difference"] == 0.0
     assert seen["shards"] > 1
     with pytest.raises(CheckFailed, match=r"tensors missing or left over: model.norm.weight, nobody"):
-        in_worker("tests.helpers:hqq_incomplete", tmp_path, folder=str(four_bits.folder), scratch=str(tmp_path / "incomplete"))
+        in_worker("tests.helpers:hqq_incomplete", tmp_path, finding=["hqq"], folder=str(four_bits.folder), scratch=str(tmp_path / "incomplete"))
 
 
 def test_the_folder_is_safe_and_its_card_says_what_loads_it(four_bits: Result) -> None:
@@ -71,6 +71,7 @@ def test_the_folder_is_safe_and_its_card_says_what_loads_it(four_bits: Result) -
     assert config["quantization_config"]["skip_modules"] == ["lm_head"]
     assert "dtype" in config
     card = four_bits.card()
+    assert 'pip install "autoquant-notebooks[hqq] @ git+https://github.com/' in card
     for wanted in ("library_name: hqq", "| algorithm | HQQ (hqq 0.2.8", "hqq_format.load(", "Not with transformers 5", "hqq_marlin"):
         assert wanted in card
     assert "calibration" not in four_bits.provenance

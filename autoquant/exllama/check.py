@@ -109,4 +109,4 @@ def verify(folder: str, source: str, layers: dict[str, list[int]], *, target: fl
 
 def layer_bits(tensors: Tensors, name: str, weights: int) -> float:
     """Bits a weight of one layer, with scales, group table and permutation."""
-    return sum(format.stored_bits({part: tensors.get(f"{one}.{part}") for part in format.PARTS}) for one in format.parts_of(name)) / weights
+    return sum(8 * tensors.size(f"{one}.{part}") for one in format.parts_of(name) for part in format.PARTS) / weights

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import process
-from autoquant.auto_gptq import BESIDE, legacy_config
+from autoquant.auto_gptq import BESIDE, legacy_config, weight_files
 from autoquant.errors import OutOfMemory, ProcessFailed
 from autoquant.exllama.environment import VARIABLES
 
@@ -29,7 +29,7 @@ def stage(model: Path, folder: Path) -> Path:
     """A folder that the converter can be given: links to the weights, the tokenizer's files, and the config as transformers 4 had it. Made anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for path in model.glob("*.safetensors"):
+    for path in weight_files(model):
         (folder / path.name).symlink_to(path.resolve())
     for name in BESIDE:
         if (model / name).is_file():

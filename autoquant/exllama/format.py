@@ -58,11 +58,6 @@ def dequantize(parts: dict[str, Any], outputs: int = 0) -> Floats:
     return np.ascontiguousarray(weight[:outputs or None], dtype=np.float32)
 
 
-def stored_bits(parts: dict[str, Any]) -> int:
-    """How many bits a layer takes, with scales, group table and permutation."""
-    return sum(8 * int(np.asarray(parts[name]).nbytes) for name in PARTS)
-
-
 def layer(tensors: Any, name: str, outputs: int = 0) -> Floats:
     """The weight [out, in] of a layer by its name in the unquantized model; ``tensors`` is a :class:`~autoquant.dequantized.Tensors`."""
     if f"{name}.q_weight" in tensors:

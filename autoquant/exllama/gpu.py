@@ -17,7 +17,8 @@ def look() -> dict[str, Any]:
     gpu = bool(torch.cuda.is_available())
     home = cpp_extension.CUDA_HOME or cpp_extension.ROCM_HOME
     nvcc = bool(home and any(os.access(os.path.join(str(home), "bin", name), os.X_OK) for name in ("nvcc", "hipcc")))
-    cache = os.path.join(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root(), _build_folder(), "exllamav2_ext")
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    cache = os.path.join(given or os.path.join(cpp_extension.get_default_build_root(), _build_folder()), "exllamav2_ext")
     return {"gpu": gpu, "name": torch.cuda.get_device_name(0) if gpu else "", "memory": torch.cuda.get_device_properties(0).total_memory if gpu else 0,
             "torch": torch.__version__.split("+")[0], "cuda": torch.version.cuda or "", "python": list(sys.version_info[:2]),
             "extension": importlib.util.find_spec("exllamav2_ext") is not None, "compiled": os.path.isfile(os.path.join(cache, "exllamav2_ext.so")),
@@ -28,7 +29,8 @@ def _build_folder() -> str:
     """The folder that torch's cpp_extension puts its builds in, by Python and CUDA (torch.utils.cpp_extension._get_build_directory)."""
     import torch
 
-    kind = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    hip, cuda = getattr(torch.version, "hip", None), torch.version.cuda
+    kind = f"rocm{hip.replace('.', '')}" if hip else f"cu{cuda.replace('.', '')}" if cuda else "cpu"
     return f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}_{kind}"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import licenses
+from autoquant.auto_gptq import BESIDE
 from autoquant.cache import cache_folder
 from autoquant.errors import InputError
 from autoquant.journal import key_of, write_atomically
@@ -33,7 +34,8 @@ def content_sha256(data: Mapping[str, Any]) -> str:
 
 def kept(snapshot: Snapshot, version: str, *calibration: Any) -> Path:
     """Where the measurement of a model with a calibration is kept, in the cache folder."""
-    return cache_folder() / "measurements" / f"{key_of(weights_sha256(snapshot), version, *calibration)}.json"
+    beside = {name: snapshot.files[name] for name in sorted(snapshot.files) if name in ("config.json", *BESIDE)}  # a repaired config or tokenizer asks for a new one
+    return cache_folder() / "measurements" / f"{key_of(weights_sha256(snapshot), beside, version, *calibration)}.json"
 
 
 def write(path: Path, data: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -66,11 +68,15 @@ def _ways(entry: Any) -> list[Any]:
 
 
 def modules(data: Mapping[str, Any], blocks: int) -> list[list[Any]]:
-    """The ways to quantize each block's attention and MLP, in order. Raises KeyError if one is missing."""
-    entries, made = data["measurement"], []
+    """The ways to quantize each block's attention and MLP, in order. Raises InputError if there are none of one."""
+    entries = data["measurement"]
+    made: list[list[Any]] = []
     for i in range(blocks):
         both = entries.get(f"model.layers.{i}.parallel_decoder")
-        made += [both["attn"], both["mlp"]] if both else [entries[f"model.layers.{i}.self_attn"], entries[f"model.layers.{i}.mlp"]]
+        found = (both["attn"], both["mlp"]) if both else (entries.get(f"model.layers.{i}.self_attn"), entries.get(f"model.layers.{i}.mlp"))
+        if not all(found):
+            raise InputError(f"measurement: it is incomplete, model.layers.{i} has no {'MLP' if found[0] else 'attention'}; measure again (leave out measurement)")
+        made += found
     return made
 
 

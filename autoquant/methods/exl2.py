@@ -16,7 +16,7 @@ from pydantic import field_validator
 from autoquant import calibration, environments, journal, process
 from autoquant.auto_gptq import BESIDE
 from autoquant.calibration import CalibrationOptions
-from autoquant.errors import InputError
+from autoquant.errors import CheckFailed, InputError
 from autoquant.evaluate import memory_available
 from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, measurement
@@ -256,16 +256,27 @@ class _Work:
             result = job.with_suffix(".json")
             if not (converter.finished(job) and result.is_file()):
                 log.info("measuring %s: once for all bitrates, and kept", self.source.id)
+                process.call("autoquant.quantizers:finite", log=self.run.logs, model=str(self.snapshot.folder))  # hours of measuring damaged weights would be in vain
                 with Bar("measure layers") as progress:
                     converter.convert(words, model=self.model, job=job, result=result, python=self.python, logs=self.run.logs, stages=("Measuring",), progress=progress)
             record = {"model": self.source.id, "commit": self.source.revision, "weights sha256": measurement.weights_sha256(self.snapshot), "calibration": self.text_name(),
                       "calibration sha256": exl2_check.used(job), "samples": rows, "length": self.length, "made with": self.version}
-            measurement.write(kept, measurement.read(result, str(result)), record)
+            try:
+                made = measurement.read(result, str(result))
+            except InputError as damaged:
+                self.discard(job, result)
+                raise CheckFailed(f"{damaged}. It was thrown away: run again to measure anew") from None
+            measurement.write(kept, made, record)
         shutil.copyfile(kept, self.run.work / measurement.NAME)
         (self.run.work / measurement.NAME).replace(place)
         data = self._measured(place)
         self.refuse_unattainable(data)
         return data
+
+    def discard(self, *paths: Path) -> None:
+        """Take away what the converter made, and the job it would go on with."""
+        for path in paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _measured(self, place: Path) -> dict[str, Any]:
         sha256 = sha256_of(place)
@@ -290,12 +301,18 @@ class _Work:
                 converter.convert(["-b", bpw, "-hb", str(self.options.head_bits), "-m", str(path), "-ss", str(converter.SHARD), *words], model=self.model, job=job, result=target,
                                   python=self.python, logs=self.run.logs, stages=("Quantizing", "Compiling"), progress=progress)
         _tidy(target, self.snapshot.folder, self.text_name(), rows)
-        with Bar(f"check {type}") as progress:
-            seen = process.call("autoquant.exllama.check:verify", log=self.run.logs, env=environment.VARIABLES, progress=progress, folder=str(target),
-                                source=str(self.snapshot.folder), layers=self.layers, target=float(bpw), near=near, head_bits=self.options.head_bits,
-                                parameters=self.source.parameters)
+        try:
+            with Bar(f"check {type}") as progress:
+                seen = process.call("autoquant.exllama.check:verify", log=self.run.logs, env=environment.VARIABLES, progress=progress, folder=str(target),
+                                    source=str(self.snapshot.folder), layers=self.layers, target=float(bpw), near=near, head_bits=self.options.head_bits,
+                                    parameters=self.source.parameters)
+        except CheckFailed as failure:
+            self.discard(job, target)  # or the next run would find it finished, and damaged again
+            raise CheckFailed(f"{failure}. It was thrown away: run again to make {type} anew") from None
         artifact = Artifact(type=type, files=tuple(Stored(f"{type}/{name}", size, sha256) for name, size, sha256 in seen["files"]), bits_per_weight=seen["bits_per_weight"],
                             checks=tuple(Check(*one) for one in seen["checks"]),
+                            notes=() if self.text is None or rows == self.options.calibration_samples else
+                            (calibration.fewer(rows, self.options.calibration_samples, self.length),),
                             facts={"achieved": seen["achieved"], "samples": rows, "calibration sha256": exl2_check.used(job), "algorithm": self.version})
         place = self.run.folder / type
         shutil.rmtree(place, ignore_errors=True)
@@ -341,6 +358,8 @@ def quantize(snapshot: Snapshot, options: Exl2Options, run: RunFolder) -> Made:
             run.record(f"quantize {type}", keys[type], [run.folder / stored.name for stored in artifact.files], artifact.to_json(),
                        {stored.name: stored.sha256 for stored in artifact.files})
         run.passed(artifact)
+        for note in artifact.notes:
+            log.warning("%s: %s", type, note)
         artifacts.append(artifact)
     shutil.rmtree(run.jobs, ignore_errors=True)
     record = measured[measurement.RECORD]
@@ -381,7 +400,7 @@ hf download MODEL --revision {types[0]} --local-dir model
 # exllamav2, on an NVIDIA GPU (pip install exllamav2 tokenizers)
 import os
 
-os.environ["EXLLAMA_NO_SDPA"] = "1"  # with exllamav2 0.3.2, unless flash-attn or xformers is installed: its other path looks at tokens to come
+os.environ["EXLLAMA_NO_SDPA"] = "1"  # with exllamav2 0.3.2: without flash-attn its other path looks at tokens to come
 from exllamav2 import ExLlamaV2, ExLlamaV2Cache, ExLlamaV2Config, ExLlamaV2Tokenizer
 from exllamav2.generator import ExLlamaV2DynamicGenerator
 
@@ -389,7 +408,8 @@ config = ExLlamaV2Config("model")
 model = ExLlamaV2(config)
 cache = ExLlamaV2Cache(model, max_seq_len={min(result.source.context, 8192)}, lazy=True)
 model.load_autosplit(cache)
-generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=ExLlamaV2Tokenizer(config))
+# paged=False: one prompt at a time, and no need of flash-attn (2.5.7 or newer), with which it may be left out
+generator = ExLlamaV2DynamicGenerator(model=model, cache=cache, tokenizer=ExLlamaV2Tokenizer(config), paged=False)
 print(generator.generate(prompt="Once upon a time", max_new_tokens=32))
 ```
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import re
 import shutil
 import signal
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 AUTO, GROUP_SIZES = 0, (-1, 32, 64, 128)
 LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
 EXPERTS = re.compile(r"\.experts\.")
+MUCH = 100 << 20  # bytes to download, above which a process is started to look first
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FOREIGN = "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads them"
 FUSED = "transformers 5 keeps the experts of a block in one tensor, which is no linear layer and would stay as it is, and with it most of the model"
@@ -79,7 +82,7 @@ def linears(source: Source) -> dict[str, tuple[int, int]]:
 
 
 def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple[int, int]]:
-    """Refuse what cannot work, and return the layers: a source that is quantized or pickled, a group size that does not fit, a text that is not there."""
+    """Refuse what cannot work, and return the layers: a source that is quantized, a group size that does not fit, a text that is not there."""
     layers = check_source(source, title, f"transformers 5 does not load experts from {title} files (it fills them with random numbers and says so only in a log), so none are made")
     if options.group_size > 0:
         refuse_group_size(layers, options.group_size, GROUP_SIZES)
@@ -88,11 +91,9 @@ def check(source: Source, options: FolderOptions, title: str) -> dict[str, tuple
 
 
 def check_source(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[int, int]]:
-    """Refuse a source that is quantized, pickled, a mixture of experts (why: ``experts``) or more than a language model, and return the layers that can be quantized."""
+    """Refuse a source that is quantized, a mixture of experts (why: ``experts``) or more than a language model, and return the layers that can be quantized."""
     if source.quantized:
         raise InputError(f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized model")
-    if source.pickle:
-        raise InputError(f"{source.id} has pickle weights, which {title} is not given; convert it to safetensors first")
     config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
     if towers:
@@ -103,7 +104,16 @@ def check_source(source: Source, title: str, experts: str = FUSED) -> dict[str, 
     layers = linears(source)
     if not layers:
         raise InputError(f"{source.id} ({source.architecture}) has no layers that {title} could quantize: none of its tensors is named …layers.N.….weight")
+    if bytes_to_fetch(source) > MUCH:
+        _refuse_unknown(str(config.get("model_type")), title)
     return layers
+
+
+@functools.cache
+def _refuse_unknown(model_type: str, title: str) -> None:
+    """Refuse an architecture that transformers does not load, before much is downloaded for it (the worker that quantizes would say so only then)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        process.call("autoquant.quantizers:known", log=Path(scratch) / "log", model_type=model_type, who=title)
 
 
 def refuse_group_size(layers: Mapping[str, tuple[int, int]], size: int, sizes: Sequence[int]) -> None:
@@ -121,7 +131,7 @@ def refuse_uneven(layers: Mapping[str, tuple[int, int]], multiple: int, why: str
     odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % multiple]
     if odd:
         raise InputError(f"algorithm: {why} {multiple}; {len(odd)} of {len(layers)} layers do not divide so, e.g. {odd[0][0]} ({odd[0][1]} outputs). "
-                         "Take method gptq with algorithm gptq")
+                         "Take method gptq with algorithm gptq, or the other algorithm of this one")
 
 
 def settle(source: Source, options: F) -> F:
@@ -231,10 +241,11 @@ def prepare(name: str, logs: Path) -> None:
 
 def quantize(snapshot: Snapshot, options: MethodOptions, run: RunFolder, recipe: Recipe) -> Made:
     """Quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder."""
-    source, env, type = snapshot.source, environment(options), recipe.type
+    source, env, type = snapshot.source, {**environment(options), **process.finding(recipe.imports)}, recipe.type
     made_of: list[Any] = [snapshot.sha256, recipe.algorithm, dict(recipe.settings)]
     sampled = options if recipe.calibrates and isinstance(options, CalibrationOptions) else None
     calling: dict[str, Any] = {}
+    used: dict[str, Any]
     if sampled is not None:
         text, length = calibration.documents(sampled), min(sampled.calibration_length, source.context)
         batch = {"batch_size": sampled.batch_size} if isinstance(sampled, FolderOptions) else {}
@@ -278,8 +289,11 @@ def quantize(snapshot: Snapshot, options: MethodOptions, run: RunFolder, recipe:
                 seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, python=ours, ahead=checker, folder=str(target),
                                     source=str(snapshot.folder), layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, bits=recipe.bits, advice=recipe.advice,
                                     parameters=source.parameters)
+        few: tuple[str, ...] = ()
+        if sampled is not None and used["samples"] < sampled.calibration_samples:
+            few = (calibration.fewer(used["samples"], sampled.calibration_samples, length),)
         artifact = Artifact(type=type, files=tuple(Stored(*stored) for stored in seen["files"]), bits_per_weight=seen["bits_per_weight"],
-                            checks=tuple(Check(*one) for one in seen["checks"]), notes=(*recipe.notes, *seen["notes"]),
+                            checks=tuple(Check(*one) for one in seen["checks"]), notes=(*recipe.notes, *few, *seen["notes"]),
                             facts={**used, "algorithm": recipe.algorithm})
         names = {stored.name for stored in artifact.files}
         for output in run.steps.get(step, {}).get("outputs", ()):  # of an earlier run with other settings: no shard of it may stay beside the new files
@@ -334,17 +348,23 @@ print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_ten
 ```"""
 
 
-def with_vllm(result: Result, more: str = "") -> str:
-    """How to serve a folder with vLLM, for a card."""
+def with_vllm(result: Result, more: str = "", options: str = "") -> str:
+    """How to serve a folder with vLLM, for a card; ``options`` are further ones of its command."""
     return f"""```bash
 # vLLM, on a GPU{more}
-vllm serve MODEL --max-model-len {min(result.source.context, 4096)}
+vllm serve MODEL --max-model-len {min(result.source.context, 4096)}{options}
 ```"""
+
+
+def marlin(result: Result) -> bool:
+    """Whether vLLM's Marlin kernels take a GPTQ or AWQ result; of GPTQ those run symmetric codes of 4 and 8 bits (its TYPE_MAP), all others need float16."""
+    return result.method != "gptq" or all(artifact.type[0] in "48" and "-asym" not in artifact.type for artifact in result.artifacts)
 
 
 def how_to_run(result: Result) -> str:
     """The card's section on running a model of GPTQ or AWQ."""
-    parts = [INTRODUCED, with_transformers("gptqmodel optimum"), with_vllm(result)]
+    other = "" if marlin(result) else "; such codes run in its plain GPTQ kernels, which take float16 only"
+    parts = [INTRODUCED, with_transformers("gptqmodel optimum"), with_vllm(result, other, " --dtype float16" if other else "")]
     if not any(FOREIGN in artifact.notes for artifact in result.artifacts):
         parts.append("""```python
 # GPTQModel

@@ -61,6 +61,7 @@ class GgufOptions(CalibrationOptions):
     pre_tokenizer: str = option("", "pre-tokenizer to assume where llama.cpp does not know the model's, e.g. gpt-2; token ids are then compared", metavar="NAME")
     modelfile: bool = option(False, "write an Ollama Modelfile beside each file")
     threads: int = option(0, "processor threads in all; 0 takes every core", unit="threads", ge=0, le=1024)
+    allow_pickle: bool = option(False, "accept a checkpoint that has only pickle weights (.bin); they are read with torch's weights_only loader, which runs no code")
     converter: str = option("", "a llama.cpp folder or llama_cpp_python-*.tar.gz to take the converter from, instead of fetching it", metavar="PATH")
 
     @field_validator("types")

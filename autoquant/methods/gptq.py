@@ -33,7 +33,7 @@ class GptqOptions(FolderOptions):
     bits: int = option(4, "bits a weight: 2, 3, 4 or 8; 4 is the usual choice; 4 and 8 have the fast kernels", metavar="2|3|4|8")
     desc_act: bool = option(False, "quantize inputs in the order of their activations (act-order): a little better, slower to run in some runtimes")
     sym: bool = option(True, "symmetric: all zero points alike; off chooses one for each group: better at few bits, no larger, but known to fewer runtimes")
-    damp_percent: float = option(DAMP, "how much the Hessian's diagonal is raised, as a share of its mean; more is steadier, less is closer", ge=0.001, le=0.5)
+    damp_percent: float = option(DAMP, "how much the Hessian's diagonal is raised, as a share of its mean; more is steadier; AutoGPTQ's own default was 0.01", ge=0.001, le=0.5)
     algorithm: Literal["gptq", "autoround"] = option(
         "gptq", "how codes are chosen: gptq, or autoround, which learns the rounding: better, above all at 2 and 3 bits, and several times slower; the file format is the same")
     backend: Literal["gptqmodel", "auto-gptq"] = option(

@@ -135,8 +135,11 @@ def how_to_run(result: Result) -> str:
 `autoquant.hqq_format`, which makes an ordinary transformers model with the layers of [hqq](https://github.com/mobiusml/hqq) in it; nothing in the files is pickled, and nothing
 in them is run. Give the name of the repository that holds these files for `MODEL`.
 
+```bash
+pip install "autoquant-notebooks[hqq] @ git+{environments.repository()}"
+```
+
 ```python
-# AutoQuant with its extra hqq
 from autoquant import hqq_format
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer

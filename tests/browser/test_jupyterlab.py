@@ -121,8 +121,7 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     page = opened(browser, "00_AutoQuant.ipynb")
     menu(page, "Run", "Run All Cells")
     page.wait_for_selector("text=the values are valid", timeout=90_000)
-    end = "Nothing is uploaded"
-    page.locator(".jp-OutputArea-output", has_text=end).last.wait_for(timeout=180_000)
+    page.locator(".jp-OutputArea-output", has_text=re.compile(r"Nothing is uploaded\. To upload")).last.wait_for(timeout=240_000)
     results = page.locator(".jp-OutputArea-output table").filter(has_text="KL mean").first
     assert "Q4_K_M" in results.inner_text()
     assert page.locator(".jp-OutputArea-output img[alt='size against quality']").first.is_visible()

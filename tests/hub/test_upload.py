@@ -319,14 +319,19 @@ print(json.dumps([again.reference.tokens, [a.evaluation.kl_mean < 0.02 for a in 
 def test_two_runs_into_one_folder(user: User, hub: Hub) -> None:
     """The second is refused with who holds it, and changes nothing on the Hub."""
     reached = threading.Event()
-    hub.on("PUT /_lfs/", reached.set)
-    hub.bandwidth = 2e6
+
+    def begun() -> None:
+        hub.bandwidth = 2e5  # from here on it takes longer than the others take to start
+        reached.set()
+
+    hub.on("PUT /_lfs/", begun)
     first = user.start("quantize", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q8_0", "--evaluate", "off", "--upload", "tester/t")
     assert reached.wait(60)
     err = user.run("upload", "tiny-GGUF", "tester/other", status=2).stderr
     assert "holds no finished run" in err or f"another run is writing into {user.cwd / 'tiny-GGUF'}: process {first.pid} on " in err
     err = user.quantize("--upload", "tester/t", status=2).stderr
     assert f"another run is writing into {user.cwd / 'tiny-GGUF'}: process {first.pid} on " in err
+    hub.bandwidth = 0
     assert first.wait(60) == 0
     first.communicate()
     assert "tester/other" not in hub.repos
