@@ -132,10 +132,19 @@ def meant(name: str, one: str, values: Mapping[str, Any]) -> bool:
         if owner:
             return owner in asked and options.meant(METHODS[owner].options, one.removeprefix(f"{owner}_"), of_method(owner, values))
     text = str(values.get("calibration", ""))
-    file = text == "builtin" or Path(text).expanduser().is_file()
+    file = text == "builtin" or existing(text) is not None
     if (file and one in ("calibration_split", "calibration_subset")) or (file and one == "calibration_column" and not text.endswith((".parquet", ".jsonl", ".json"))):
         return False
     return options.meant(declared(name), one, values)
+
+
+def existing(text: str) -> Path | None:
+    """The file that a text names, if there is one: whatever somebody has typed so far."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long a name, an unknown user's home, a null byte
+        return None
 
 
 def of_method(method: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from autoquant import evaluate, options, source
 from autoquant.errors import AutoQuantError, InputError
-from autoquant.form_options import HIDDEN, LIGHTER, TITLES, calibrates, declared, entries, meant
+from autoquant.form_options import HIDDEN, LIGHTER, TITLES, calibrates, declared, entries, existing, meant
 from autoquant.methods import METHODS
 from autoquant.notebook import LARGER, MODEL, SMALLER, Note, can_stop, drive, in_colab, login, reachable, reachable_pair, stoppable, tooltip
 from autoquant.options import MethodOptions, UploadOptions
@@ -292,8 +292,8 @@ def _refused(method: str, chosen: MethodOptions) -> str:
     sent = {one: field.default for one, field in UploadOptions.model_fields.items()}
     stamps, skipped = [], {}
     for one in ("calibration", "imatrix", "eval_text"):
-        path = Path(str(getattr(chosen, one, ""))).expanduser()
-        if path.is_file():
+        path = existing(str(getattr(chosen, one, "")))
+        if path:
             seen = path.stat()
             stamps.append((one, seen.st_mtime_ns, seen.st_size))
             if seen.st_size > LARGEST:
@@ -317,6 +317,8 @@ def _refusal(method: str, chosen: MethodOptions, stamps: tuple[tuple[str, int, i
             evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
     except InputError as error:
         return str(error)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is no file's: too long, or of an unknown user's home
+        return f"a file cannot be looked for ({error})"
     return ""
 
 

@@ -65,6 +65,8 @@ def test_every_face_says_the_same(tmp_path: Path) -> None:
     ("gptq", {"calibration_split": "test"}, "calibration_split: has a meaning for datasets on the Hub only"),
     ("gptq", {"calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
     ("hqq", {"eval_text": "nope.txt"}, "eval_text: no such file: nope.txt"),
+    ("hqq", {"eval_text": "~nobody-of-that-name/x"}, "a file cannot be looked for"),
+    ("hqq", {"eval_text": "x" * 5000}, "a file cannot be looked for"),
     ("exl2", {"calibration_samples": 5}, "calibration_samples: the text that comes with exllamav2 has samples of its own"),
     ("all", {"methods": "bitsandbytes", "bitsandbytes_quant_type": "int8", "bitsandbytes_double_quant": False}, "bitsandbytes_double_quant: has a meaning for quant_type nf4"),
     ("all", {"gguf_types": "IQ3_XXS"}, "gguf_types: IQ3_XXS needs an importance matrix"),
