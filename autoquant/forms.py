@@ -7,6 +7,7 @@ cell runs.
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 from collections.abc import Mapping, MutableMapping
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
 
-from autoquant import options, source
+from autoquant import evaluate, options, source
 from autoquant.errors import AutoQuantError, InputError
-from autoquant.form_options import HIDDEN, TITLES, declared, entries
+from autoquant.form_options import HIDDEN, LIGHTER, TITLES, calibrates, declared, entries, existing, meant
 from autoquant.methods import METHODS
-from autoquant.notebook import LARGER, MODEL, SMALLER, Note, can_stop, drive, in_colab, login, reachable, stoppable, tooltip
+from autoquant.notebook import LARGER, MODEL, SMALLER, Note, can_stop, drive, in_colab, login, reachable, reachable_pair, stoppable, tooltip
 from autoquant.options import MethodOptions, UploadOptions
 from autoquant.progress import in_notebook
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from autoquant.results import Result
 
 # what notebooks use; the rest of autoquant.notebook goes by the same name here so that one import is enough for them
-__all__ = ["KEPT", "LARGER", "MODEL", "SMALLER", "Form", "Note", "about", "can_stop", "cell", "declared", "entries", "form", "in_colab", "login", "plain", "reachable", "stoppable"]
+__all__ = ["KEPT", "LARGER", "LIGHTER", "MODEL", "SMALLER", "Form", "Note", "about", "can_stop", "cell", "declared", "entries", "form", "in_colab", "login", "plain", "reachable",
+           "reachable_pair", "stoppable"]
 KEPT = "_autoquant_forms"  # the forms of a notebook, in its own namespace
+LARGEST = 8 << 20  # bytes of a text that is read while somebody types; a larger one is looked at when the run begins
 
 
 # --- the cell -----------------------------------------------------------------------------------------------------------
@@ -112,9 +115,12 @@ class Form:
 
     def _raw(self) -> dict[str, Any]:
         now = {**self.initial, **self.typed()}
-        if not self._widgets:
-            return now  # what has no meaning there is refused, in a line
-        return {one: value if options.meant(self.cls, one, _compared(now)) else plain(self.fields[one].default) for one, value in now.items()}  # it is seen to be greyed out
+        own, beside = LIGHTER.get(self.name, {}), _compared(now)
+        # what has no meaning counts as not given, where widgets show it greyed out; in a plain cell it is refused, unless it is the notebook's own default
+        for one, value in now.items():
+            if (self._widgets or (one in own and value == own[one])) and not meant(self.name, one, beside):
+                now[one] = plain(self.fields[one].default)
+        return now
 
     @property
     def options(self) -> Any:
@@ -153,19 +159,23 @@ class Form:
         given = {one: value for one, value in built if one in own}
         if self.name == "all":
             given.update({one.removeprefix(f"{method}_"): getattr(built, one) for one in self.fields if one.startswith(f"{method}_")})
+            if built.calibration != "builtin" and calibrates(method, self._raw()):  # builtin leaves each method its own default text: EXL2 has another
+                given["calibration"] = built.calibration
         try:
             return options.build(cls, given).model_dump()  # by the rules of the method too
         except InputError as error:
-            if self.name == "all" and f"{method}_{str(error).partition(':')[0]}" in self.fields:
-                raise InputError(f"{method}_{error}") from None  # as it is called in this form
-            raise
+            raise self._renamed(method, error) from None
+
+    def _renamed(self, method: str, error: InputError) -> InputError:
+        """A method's error, with its option as it is called in this form."""
+        return InputError(f"{method}_{error}") if self.name == "all" and f"{method}_{str(error).partition(':')[0]}" in self.fields else error
 
     def upload(self, result: Result) -> Any:
         """Upload a run if the form names a repository; otherwise say how. Returns the receipts, which show themselves; nothing is sent twice."""
         given = {one: value for one, value in self._chosen(result.method).items() if one in UploadOptions.model_fields}
         repo = given.pop("upload")
         if self.name == "all":
-            owner = str(self._raw()["owner"]).strip()
+            owner = self.options.owner
             repo = f"{owner}/{result.source.name}-{result.method.upper()}" if owner else ""
         if repo and result.source.folder in source.DEMOS.values() and self.model not in source.DEMOS:
             raise InputError(f"upload: these files are of the embedded model, which stood in for {self.model}; nothing is sent under another model's name. Run the cells from "
@@ -180,25 +190,27 @@ class Form:
         return Note("Uploaded, and compared with the server file by file:", *(f"{one.url} (commit {one.commit[:10]}, {len(one.files)} files)" for one in receipts))
 
     def check(self) -> None:
-        """Raise InputError if a value cannot be as it is."""
+        """Raise InputError if a value cannot be as it is, by all that a run looks at beside the model: options that exclude each other, texts that are not there."""
         if self.name == "compare":
             self.options  # noqa: B018 (looked at by being made)
             return
         for method in self.methods:
-            self.values(method)
+            refused = _refused(method, options.build(METHODS[method].options, self._chosen(method)))
+            if refused:
+                raise self._renamed(method, InputError(refused))
 
-    def folder(self, model: str, method: str = "") -> Path | None:
-        """Where a run on ``model`` (what :func:`reachable` gave) writes: None for the method's own default.
+    def folder(self, model: str, method: str = "", **values: Any) -> Path | None:
+        """Where a run on ``model`` (what :func:`reachable` gave) writes: None for the method's own default. ``values``: options that the form of comparisons does not know.
 
         Mounts Google Drive if that was asked for. On Drive, and with several methods, each run has a folder of its own, named after model and method.
         """
         out = str(self._raw()["out"]).strip()
-        if out != "drive" and (self.name != "all" or not out):
+        if out != "drive" and (self.name in METHODS or not out):
             return Path(out) if out else None
         chosen = METHODS[method or self.methods[0]]
         base = drive() / "AutoQuant" if out == "drive" else Path(out)
         found = source.resolve(model, allow_pickle=bool(self._raw().get("allow_pickle", False)))
-        settled = chosen.settle(found, options.build(chosen.options, self.values(chosen.name)))
+        settled = chosen.settle(found, options.build(chosen.options, values if self.name == "compare" else self.values(chosen.name)))
         return base / f"{found.name}-{chosen.folder_suffix(settled)}"
 
     # --- widgets
@@ -231,7 +243,7 @@ class Form:
         """Look at the values as they are typed: say what is wrong, grey out what has no meaning beside the others."""
         now = _compared({one: widget.value for one, widget in self._widgets.items()})
         for one, widget in self._widgets.items():
-            widget.disabled = not options.meant(self.cls, one, now)
+            widget.disabled = not meant(self.name, one, now)
         try:
             self.check()
             said = '<span role="status" style="color:var(--jp-success-color1,#2e7d32)">✓ the values are valid; run the next cells to use them</span>'
@@ -245,13 +257,18 @@ class Form:
 
         self._planned.value = '<span role="status">looking at the model …</span>'
         try:
-            wanted = ([(method, self.model, self.values(method)) for method in self.methods] if self.name != "compare" else
-                      [("gguf", model, {"types": types, "imatrix": "builtin"}) for model, types in ((self.options.small, self.options.small_types),
-                                                                                                   (self.options.large, self.options.large_types))])
+            wanted = self._compared_plans() if self.name == "compare" else [(method, self.model, self.values(method)) for method in self.methods]
             plans = [run.plan(METHODS[method], model, out=Path.cwd() / "run", values=values) for method, model, values in wanted]
             self._planned.value = "".join(report.plan_html(plan) for plan in plans)
         except (AutoQuantError, OSError) as error:
             self._planned.value = f'<span role="alert" style="color:var(--jp-error-color1,#b00020)">✗ {html.escape(str(error))}</span>'
+
+    def _compared_plans(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """What the notebook of comparisons makes: of the larger model the smaller one's types too, and GPTQ."""
+        asked = self.options
+        return [("gguf", asked.small, {"types": asked.small_types, "imatrix": "builtin"}),
+                ("gguf", asked.large, {"types": tuple(sorted({*asked.small_types, *asked.large_types})), "imatrix": "builtin"}),
+                *(("gptq", asked.large, {"bits": int(width), "calibration_samples": asked.calibration_samples}) for width in asked.gptq_bits)]
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
@@ -267,6 +284,42 @@ class Form:
         what = f"{', '.join(METHODS[one].title for one in self.methods)} of {self.model}" if self.name != "compare" else f"{self.options.small} and {self.options.large}"
         show(text(f"<p><b>{html.escape(what)}</b>, options: {html.escape(rest)}."
                   f"{' Change them in the form above and run on from there.' if in_colab() else ''}</p>"))
+
+
+def _refused(method: str, chosen: MethodOptions) -> str:
+    """Why a run would refuse these options on any model; empty if it would not. Where they are sent does not matter here, and texts that are too large to be read at each key
+    are left to the run."""
+    sent = {one: field.default for one, field in UploadOptions.model_fields.items()}
+    stamps, skipped = [], {}
+    for one in ("calibration", "imatrix", "eval_text"):
+        path = existing(str(getattr(chosen, one, "")))
+        if path:
+            seen = path.stat()
+            stamps.append((one, seen.st_mtime_ns, seen.st_size))
+            if seen.st_size > LARGEST:
+                skipped[one] = "builtin"
+    return _refusal(method, chosen.model_copy(update={**sent, **skipped}), tuple(stamps))
+
+
+@functools.lru_cache(maxsize=256)
+def _refusal(method: str, chosen: MethodOptions, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """The method's own check, on the embedded model, whose widths every group size and bit width fits: so what it refuses, it refuses of any model. ``stamps``: of the files
+    that are read, so that a changed one is read again."""
+    own = METHODS[method]
+    if getattr(chosen, "backend", "") == "auto-gptq" and getattr(chosen, "algorithm", "") == "gptq":
+        chosen = chosen.model_copy(update={"backend": "gptqmodel"})  # it would look for CUDA in a process of its own, which takes seconds
+    if getattr(chosen, "measurement", ""):
+        chosen = chosen.model_copy(update={"measurement": ""})  # it is another model's, and may lie on the Hub
+    try:
+        found = source.resolve(source.DEMO)
+        own.check(found, own.settle(found, chosen))
+        if chosen.evaluate != "off":
+            evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
+    except InputError as error:
+        return str(error)
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is no file's: too long, or of an unknown user's home
+        return f"a file cannot be looked for ({error})"
+    return ""
 
 
 def _shown(value: Any, widget: Any) -> Any:

@@ -55,8 +55,23 @@ def reachable(model: str, fallback: str = "demo") -> str:
 
     A model that somebody chose is never replaced.
     """
-    if model not in (SMALLER, LARGER):
+    if model not in (SMALLER, LARGER) or not _missing(model):
         return model
+    return fallback
+
+
+def reachable_pair(small: str, large: str) -> tuple[str, str]:
+    """Two models of one family to be compared, or both embedded ones, where a default of the notebook cannot be had: one of each family would not compare.
+
+    Nothing is replaced if one of them was chosen by somebody.
+    """
+    if not {small, large} <= {SMALLER, LARGER} or not (_missing(small) or _missing(large)):
+        return small, large
+    return "demo-small", "demo"
+
+
+def _missing(model: str) -> bool:
+    """Whether a model cannot be had because the Hub cannot be reached, which is then said. Raises InputError if the Hub answered and refused."""
     try:
         source.resolve(model)
     except (HubFailed, InputError) as failure:
@@ -67,8 +82,8 @@ def reachable(model: str, fallback: str = "demo") -> str:
             importlib.import_module("IPython.display").display(Note(f"⚠ {said[0]}", said[1]))
         else:
             log.warning("%s %s", *said)
-        return fallback
-    return model
+        return True
+    return False
 
 
 def drive() -> Path:
@@ -137,9 +152,10 @@ def login() -> Any:
     from autoquant.hub.client import connect
 
     client = connect()
-    field = ipywidgets.Password(description="HF token", placeholder="hf_…", tooltip=f"a token with write access, from {client.endpoint}/settings/tokens",
-                                layout={"width": "30em"})
-    button = ipywidgets.Button(description="Log in", tooltip="store the token for this machine")
+    field = ipywidgets.Password(description="HF token", placeholder="hf_…", layout={"width": "30em"})
+    tooltip(field, f"a token with write access, from {client.endpoint}/settings/tokens")
+    button = ipywidgets.Button(description="Log in")
+    tooltip(button, "store the token for this machine")
     said = ipywidgets.HTML(value=f'No token yet? Make one at <a href="{client.endpoint}/settings/tokens" target="_blank">{client.endpoint}/settings/tokens</a> (write access).')
 
     def click(_: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import forms, notebook, options
+from autoquant import forms, lesson, notebook, options
 from autoquant.errors import InputError, Stopped
 from autoquant.methods import METHODS
 
@@ -59,6 +59,67 @@ def test_every_face_says_the_same(tmp_path: Path) -> None:
         forms.form("all", {**_of("all"), "methods": "gptq", "gptq_bits": 5}).values("gptq")
 
 
+@pytest.mark.parametrize(("name", "values", "said"), [
+    ("gguf", {"types": "IQ3_XXS"}, "types: IQ3_XXS needs an importance matrix"),
+    ("gguf", {"imatrix": "nofile.txt"}, "imatrix: no such file: nofile.txt"),
+    ("gptq", {"calibration_split": "test"}, "calibration_split: has a meaning for datasets on the Hub only"),
+    ("gptq", {"calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
+    ("hqq", {"eval_text": "nope.txt"}, "eval_text: no such file: nope.txt"),
+    ("hqq", {"eval_text": "~nobody-of-that-name/x"}, "a file cannot be looked for"),
+    ("hqq", {"eval_text": "x" * 5000}, "a file cannot be looked for"),
+    ("exl2", {"calibration_samples": 5}, "calibration_samples: the text that comes with exllamav2 has samples of its own"),
+    ("all", {"methods": "bitsandbytes", "bitsandbytes_quant_type": "int8", "bitsandbytes_double_quant": False}, "bitsandbytes_double_quant: has a meaning for quant_type nf4"),
+    ("all", {"gguf_types": "IQ3_XXS"}, "gguf_types: IQ3_XXS needs an importance matrix"),
+    ("all", {"methods": "awq", "calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
+    ("all", {"owner": "me/x"}, "owner: 'me/x' is no name on the Hub; write your user or organization name only"),
+    ("all", {"owner": "me you"}, "owner: 'me you' is no name"),
+    ("all", {"owner": "https://huggingface.co/me"}, "owner: 'https://huggingface.co/me' is no name"),
+])
+def test_what_no_model_is_needed_for_is_refused_by_the_form(name: str, values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        forms.form(name, {**_of(name), **values}).check()
+
+
+@pytest.mark.parametrize(("name", "values"), [
+    ("gguf", {"types": "IQ3_XXS", "imatrix": "builtin"}), ("hqq", {"eval_text": "nope.txt", "evaluate": "off"}), ("awq", {"algorithm": "awq", "group_size": -1}),
+    ("hqq", {"bits": 3, "group_size": 256, "axis": 0}), ("gptq", {"bits": 3, "group_size": 32}), ("gptq", {"backend": "auto-gptq"}), ("exl2", {"measurement": "me/measured"}),
+    ("all", {"methods": "w8a8,gguf", "calibration": "nofile.txt", "owner": "me.you-2"}),
+])
+def test_what_a_model_may_allow_is_left_to_the_run(name: str, values: dict[str, Any]) -> None:
+    forms.form(name, {**_of(name), **values}).check()
+
+
+def test_a_text_that_has_changed_is_read_again(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    form = forms.form("gptq", {**_of("gptq"), "calibration": str(text)})
+    form.check()
+    text.write_bytes(b"\xff\xfe no utf-8")
+    with pytest.raises(InputError, match="cannot be read"):
+        form.check()
+
+
+def test_one_calibration_text_serves_the_methods_that_look_at_one(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("words")
+    form = forms.form("all", {**_of("all"), "methods": "gguf,gptq,exl2,awq,hqq,w8a8", "calibration": str(text)})
+    assert [method for method in form.methods if form.values(method).get("calibration") == str(text)] == ["gptq", "exl2", "awq"]
+    assert [form.values(method) for method in ("gguf", "hqq", "w8a8")] == [{}] * 3, "they look at none"
+    form = forms.form("all", {**_of("all"), "methods": "gguf,w8a8", "gguf_imatrix": "calibration", "w8a8_scheme": "int8-static", "calibration": str(text)})
+    assert form.values("gguf") == {"imatrix": "calibration", "calibration": str(text)}
+    assert form.values("w8a8") == {"scheme": "int8-static", "calibration": str(text)}
+    assert forms.form("all", {**_of("all"), "methods": "exl2"}).values("exl2") == {}, "its own mixture stays"
+
+
+def test_a_notebooks_own_default_is_not_held_against_the_user() -> None:
+    """05's cell says iterations = 50, which algorithm awq has no use for: chosen in Colab, it must not be refused for a value that nobody typed."""
+    space = {**_of("awq"), **forms.LIGHTER["awq"]}
+    assert forms.form("awq", space).values() == forms.LIGHTER["awq"]
+    assert forms.form("awq", {**space, "algorithm": "awq"}).values() == {"algorithm": "awq", "calibration_samples": 32}
+    with pytest.raises(InputError, match="iterations: 60 has a meaning for algorithm autoround only"):
+        forms.form("awq", {**space, "algorithm": "awq", "iterations": 60}).check()
+
+
 @pytest.mark.usefixtures("widgets")
 class TestWidgets:
     def test_they_begin_with_the_cells_values_and_have_names_and_help(self) -> None:
@@ -94,6 +155,34 @@ class TestWidgets:
         form._widgets["upload"].value = "me/it"
         assert not form._widgets["layout"].disabled
 
+    def test_in_the_form_for_all_methods_each_ones_own_rules_hold(self) -> None:
+        form = forms.form("all", _of("all"))
+        active = {name for name, widget in form._widgets.items() if not widget.disabled}
+        assert {"gguf_types", "model"} <= active
+        assert not {"gptq_bits", "bitsandbytes_double_quant", "calibration", "private"} & active
+        form._widgets["methods"].value = "gptq, bitsandbytes"
+        assert not form._widgets["calibration"].disabled
+        assert not form._widgets["bitsandbytes_double_quant"].disabled
+        form._widgets["bitsandbytes_quant_type"].value = "int8"
+        assert form._widgets["bitsandbytes_double_quant"].disabled
+        for methods, name, value, idle in (("gguf", "gguf_imatrix", "calibration", False), ("gguf", "gguf_imatrix", "builtin", True),
+                                           ("w8a8", "w8a8_scheme", "int8-static", False), ("w8a8", "w8a8_scheme", "int8-dynamic", True)):
+            form._widgets["methods"].value, form._widgets[name].value = methods, value
+            assert form._widgets["calibration"].disabled is idle
+
+    def test_how_a_text_is_read_is_asked_where_it_has_a_meaning(self, tmp_path: Path) -> None:
+        form = forms.form("gptq", _of("gptq"))
+        names = ("calibration_split", "calibration_subset", "calibration_column")
+        for value, idle in (("builtin", [True, True, True]), ("owner/name", [False, False, False]), (str(tmp_path / "a.txt"), [True, True, True]),
+                            (str(tmp_path / "a.jsonl"), [True, True, False])):
+            if value.startswith("/"):
+                Path(value).write_text('{"text": "words"}')
+            form._widgets["calibration"].value = value
+            assert [form._widgets[name].disabled for name in names] == idle
+        form._widgets["calibration_column"].value = "other"
+        form._widgets["calibration"].value = "builtin"
+        assert form.values() == {}
+
     def test_values_stay_when_cells_run_again_and_the_cell_wins_when_it_changes(self) -> None:
         space = _of("gptq")
         forms.form("gptq", space)._widgets["bits"].value = 8
@@ -120,6 +209,10 @@ class TestWidgets:
         assert form.options.gptq_bits == ()
         form._plan()
         assert form._planned.value.count("it fits") == 2
+        form._widgets["gptq_bits"].value = "8,4"
+        form._plan()
+        assert form._planned.value.count("it fits") == 4
+        assert [type in form._planned.value.split("it fits")[1] for type in ("F16", "Q2_K")] == [True, True], "of the larger model the types of both, as they are made"
 
 
 def test_in_colab_the_cell_is_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +242,9 @@ def test_drive_is_colabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_folders(tmp_path: Path) -> None:
     assert forms.form("gguf", _of("gguf")).folder("demo") is None, "the method's own default"
     assert forms.form("gguf", {**_of("gguf"), "out": str(tmp_path)}).folder("demo") == tmp_path
+    compared = forms.form("compare", {**_of("compare"), "out": str(tmp_path)})
+    assert compared.folder("demo", "gguf") == tmp_path / "tiny-austen-4m-GGUF"
+    assert compared.folder("demo", "gptq", bits=3) == tmp_path / "tiny-austen-4m-GPTQ-3bit-128g"
     several = forms.form("all", {**_of("all"), "methods": "gguf,awq", "out": str(tmp_path)})
     assert several.folder("demo", "awq") == tmp_path / "tiny-austen-4m-AWQ-4bit-128g-autoround"
 
@@ -157,6 +253,26 @@ def test_only_a_notebooks_own_model_is_replaced(caplog: pytest.LogCaptureFixture
     assert forms.reachable(forms.MODEL) == "demo"
     assert "Going on with the embedded model" in caplog.text
     assert forms.reachable("somebody/something") == "somebody/something"
+
+
+def test_models_to_compare_are_replaced_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert forms.reachable_pair(forms.SMALLER, forms.LARGER) == ("demo-small", "demo")
+    assert forms.reachable_pair("somebody/something", forms.LARGER) == ("somebody/something", forms.LARGER), "one of each family would not compare"
+    real = notebook.source.resolve
+    monkeypatch.setattr(notebook.source, "resolve", lambda model: real("demo") if model == forms.SMALLER else real(model))  # one is in the cache
+    assert forms.reachable_pair(forms.SMALLER, forms.LARGER) == ("demo-small", "demo")
+
+
+@pytest.mark.parametrize(("number", "right", "wrong"), [
+    (1, (39.375, 39.4, "39.375", [39.38]), (35, 39, 36.67, "39,375", "x", {}, [1, 2])),
+    (2, ([-76, 13, 51, 127], (-76.0, 13, 51, 127)), ([-76, 12, 51, 127], [-76, 13, 51], [None, 13, 51, 127], "?", [[1], [2, 3]])),
+    (3, (64, 64.0), (63, 63.75, 65, object())),
+    (4, (4.3125, 4.31, 4.3), (4.25, 4.5, 4, 4.35)),
+])
+def test_answers_may_be_rounded_and_anything_may_be_typed(number: int, right: tuple[Any, ...], wrong: tuple[Any, ...]) -> None:
+    assert [lesson.check(number, one).right for one in right] == [True] * len(right)
+    assert [lesson.check(number, one).right for one in wrong] == [False] * len(wrong)
+    assert lesson.check(number, None).right is None
 
 
 def test_stopping_is_one_line() -> None:

@@ -25,13 +25,15 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
     "03_GPTQ": ("gptq", ("gptq",), {}),
     "04_EXL2": ("exl2", ("exl2",), {}),
-    "05_AWQ": ("awq", ("gptq",), {}),
+    "05_AWQ": ("awq", ("gptq",), forms.LIGHTER["awq"]),
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
 }
 METADATA = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}, "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}}
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, and in JupyterLab
+# versions by https://packaging.python.org/en/latest/specifications/version-specifiers/, but for the rare epoch and v in front
+VALID = r"\d+(\.\d+)*([._-]?(a|b|c|rc|alpha|beta|pre|preview)[._-]?\d*)?(-\d+|[._-]?(post|rev|r)[._-]?\d*)?([._-]?dev[._-]?\d*)?(\+[a-z\d]+([._-][a-z\d]+)*)?"
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"  # the project's own index of prebuilt wheels
 
 
@@ -53,20 +55,20 @@ def install(parts: tuple[str, ...]) -> str:
     lines = [
         '# @title Install { display-mode: "form" }',
         "# AutoQuant, and what this notebook needs of it. Does nothing if it is there; no package that is there already is changed (in Colab: none that Colab ships).",
-        "import importlib.metadata, importlib.util, os, pathlib, subprocess, sys, tempfile",
+        "import importlib.metadata, importlib.util, os, pathlib, re, subprocess, sys, tempfile",
         "",
         "there = {}  # the first of each name is the one that Python imports",
         "for one in importlib.metadata.distributions():",
         '    there.setdefault((one.name or "").lower().replace("_", "-").replace(".", "-"), one.version)',
         f"if not set({packages!r}) <= set(there):",
         '    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]',
+        f'    valid = re.compile(r"{VALID}", re.I)  # as pip wants them; Ubuntu has others',
         '    kept = pathlib.Path(tempfile.mkdtemp()) / "kept.txt"',
-        '    kept.write_text("\\n".join(f"{name}=={version}" for name, version in there.items() if name and version))',
-        "    here = pathlib.Path.cwd().resolve()",
-        '    clone = next((str(one) for one in (here, *here.parents) if (one / "autoquant" / "forms.py").is_file()), None)',
-        f'    what = f"{{clone}}[{extras}]" if clone else "autoquant-notebooks[{extras}] @ git+{REPOSITORY}"',
+        '    kept.write_text("\\n".join(f"{name}=={version}" for name, version in there.items() if name and valid.fullmatch(version or "")))',
+        '    clone = next((str(one) for one in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents) if (one / "autoquant" / "forms.py").is_file()), "")',
+        f'    what = ["--editable", f"{{clone}}[{extras}]"] if clone else ["autoquant-notebooks[{extras}] @ git+{REPOSITORY}"]  # a clone is followed: git pull is enough',
     ]
-    run = 'done = subprocess.run([*pip, "--constraint", str(kept), what], capture_output=True, text=True'
+    run = 'done = subprocess.run([*pip, "--constraint", str(kept), *what], capture_output=True, text=True'
     if gguf:
         pinned = next(line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line.startswith("llama-cpp-python=="))
         flags = next(line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if line.startswith("export CMAKE_ARGS")).partition("?= ")[2]
@@ -82,15 +84,18 @@ def install(parts: tuple[str, ...]) -> str:
         lines += [f"    {run})"]
     lines += [
         "    if done.returncode:",
-        '        raise RuntimeError("AutoQuant could not be installed: " + done.stderr[-3000:])',
+        '        raise RuntimeError(f"AutoQuant could not be installed: {done.stderr[-3000:]}\\nIf packages that are here are too old for AutoQuant, use a fresh environment: '
+        '`make notebook`, or python -m venv.")',
         '    if "ipywidgets" not in there:',
         '        print("ipywidgets is new here: reload this page once, so that the form below is drawn")',
+        "    sys.path += [clone] if clone else []  # this kernel began before pip linked it",
         "    importlib.invalidate_caches()",
     ]
     if "gptq" in parts:
         lines += ["", "# where GPTQModel (for GPTQ and AWQ) is not there, it gets an environment of its own: it would move what is there"]
     if "exl2" in parts:
-        lines += ["", "# exllamav2 gets an environment of its own where it is not there, and compiles its CUDA extension, once: 5 to 10 minutes. Without a GPU nothing is done"]
+        lines += ["", "# exllamav2 gets an environment of its own where it is not there, and compiles its CUDA extension, once: minutes (an estimate: 5 to 10 in Colab).",
+                  "# Without a GPU nothing is done"]
     if parts:
         lines += [*([] if {"gptq", "exl2"} & {*parts} else [""]), f"for method in {list(parts)!r}:",
                   '    done = subprocess.run([sys.executable, "-m", "autoquant.cli", "setup", method], capture_output=True, text=True)',

@@ -18,8 +18,11 @@ from tests.conftest import STAND_IN
 from tests.notebooks.running import FOLDER, environment, run, shown
 
 COLAB = os.environ.get("AUTOQUANT_GUISE") == "colab"
-QUICK: dict[str, dict[str, Any]] = {"03_GPTQ": {"calibration_samples": 16}, "05_AWQ": {"calibration_samples": 16, "iterations": 10}, "07_Compare": {"calibration_samples": 16},
-                                    "04_EXL2": {"calibration": "builtin", "calibration_samples": 4, "calibration_length": 64, "measurement_samples": 2}}
+# 02's defaults are run by test_papermill_runs_and_validates
+QUICK: dict[str, dict[str, Any]] = {
+    "02_GGUF_llama_cpp": {"imatrix": "calibration", "calibration_samples": 16}, "03_GPTQ": {"calibration_samples": 16},
+    "04_EXL2": {"calibration": "builtin", "calibration_samples": 4, "calibration_length": 64, "measurement_samples": 2},
+    "05_AWQ": {"calibration_samples": 16, "iterations": 10}, "07_Compare": {"calibration_samples": 16, "out": "compared"}}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -51,10 +54,14 @@ def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, ca
     assert "relative error 0." in said["look"]
     assert "data:image/png;base64," in said["look"]
     assert "# tiny-austen-4m: " in said["card"]
-    if name != "07_Compare":
-        assert "Nothing is uploaded" in said["upload"]
+    assert "Nothing is uploaded" in said["upload"]
     if name == "07_Compare":
+        assert said["plan"].count("it fits") >= 5, "both models as GGUF, the larger one by GPTQ at three bit widths"
         assert said["answer"].count("MB: ") == 4
+        assert all(" ± " in line and line.split(" -> ")[1] in ("within the error", "tiny-austen-4m is better", "tiny-austen-2m is better")
+                   for line in said["answer"].splitlines() if " -> " in line)
+        assert sorted(one.name for one in (tmp_path / "work" / "compared").iterdir()) == [
+            "tiny-austen-2m-GGUF", "tiny-austen-4m-GGUF", *(f"tiny-austen-4m-GPTQ-{bits}bit-128g" for bits in (3, 4, 8))]
         assert "tiny-austen-2m" in said["equal"]
         assert "data:image/png;base64," in said["equal"]
     if name in ("02_GGUF_llama_cpp", "03_GPTQ", "04_EXL2", "05_AWQ", "06_HQQ_and_more"):
@@ -85,8 +92,12 @@ def test_the_lesson(path: str, tmp_path: Path, cache: Path) -> None:
     assert calibrated < 0.9 * rounded, "on text that was not calibrated on"
     rows = {line[:16].strip(): [float(value) for value in line[16:].split()] for line in said["perplexity"].splitlines() if "," in line[:16]}
     assert list(rows) == ["absmax, tensor", "absmax, row", "absmax, 128", "zero-point, 128"]
+    formats = {name: float(value) for name, value in re.findall(r"^(BF16|FP8 E4M3|FP8 E5M2) +([\d.]+)$", said["perplexity"], re.MULTILINE)}
     by_bits = rows["absmax, 128"]
     unquantized = float(re.search(r"unquantized +([\d.]+)", said["perplexity"])[1])  # type: ignore[index]
+    assert formats["BF16"] == pytest.approx(unquantized, rel=0.002)
+    assert formats["FP8 E4M3"] == pytest.approx(unquantized, rel=0.02)
+    assert formats["FP8 E5M2"] == pytest.approx(unquantized, rel=0.05)
     assert len(by_bits) == 6
     assert by_bits[0] == pytest.approx(unquantized, rel=0.01)
     assert by_bits[-1] > 2 * unquantized
