@@ -127,7 +127,7 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     assert page.locator(".jp-OutputArea-output img[alt='size against quality']").first.is_visible()
     assert not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").filter(has_text="Traceback").count()
     form = page.locator(".jp-OutputArea-output").filter(has_text="the values are valid").first
-    form.scroll_into_view_if_needed()
+    form.evaluate("element => element.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(800)
     page.screenshot(path=str(SHOTS / "00-form.png"))
 
