@@ -155,7 +155,7 @@ import sys, autoquant
 common = {"calibration_samples": 4, "calibration_length": 64, "evaluate": "off"}
 for name in sys.argv[2:]:
     values = {"types": ["Q4_K_M"], "pre_tokenizer": "gpt-2", "evaluate": "off"} if name == "gguf" else {**common, **({"algorithm": "awq"} if name == "awq" else {})}
-    result = getattr(autoquant, name)("demo", out=f"{sys.argv[1]}/{name}", **values)
+    result = getattr(autoquant, name)("demo-small", out=f"{sys.argv[1]}/{name}", **values)
     print(name, *(f"{stored.name}={stored.sha256}" for stored in result.artifacts[0].files if stored.name.endswith(("gguf", "safetensors"))))
 print("quiet", sorted({name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "gptqmodel", "auto_round", "llama_cpp"}))
 """

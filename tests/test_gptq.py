@@ -50,9 +50,9 @@ def test_packing_by_hand(bits: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"bits": 2, "group_size": 32, "sym": False}, {"bits": 3, "group_size": 64}, {"bits": 8, "group_size": -1}, {"desc_act": True}])
 def test_our_reader_agrees_with_the_librarys(settings: dict[str, Any], tmp_path: Path) -> None:
-    result = autoquant.gptq("demo", **{**QUICK, **settings}, out=tmp_path / "out")
+    result = autoquant.gptq("demo-small", **{**QUICK, **settings}, out=tmp_path / "out")
     worst = in_worker("tests.helpers:format_against_library", tmp_path, folder=str(result.folder), reader="gptq", bits=settings.get("bits", 4))
-    assert worst["layers"] == 28
+    assert worst["layers"] == 7
     assert worst["difference"] < 2e-3, "the library computes in float16"
     assert in_worker("tests.helpers:dequantized_against_transformers", tmp_path, folder=str(result.folder)) < 2e-3, "KL in nats"
 

@@ -21,9 +21,9 @@ MODEL = "maker/tiny"
 QUICK = ("--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M", "--evaluate", "off")
 
 
-def checkpoint() -> dict[str, bytes | Path]:
+def checkpoint(folder: Path = DEMO_FOLDER) -> dict[str, bytes | Path]:
     """The embedded model laid out as real repositories are: with duplicates of the weights that nobody needs."""
-    files: dict[str, bytes | Path] = {path.name: path for path in DEMO_FOLDER.iterdir()}
+    files: dict[str, bytes | Path] = {path.name: path for path in folder.iterdir()}
     return {**files, "LICENSE": b"the text of the licence", "pytorch_model.bin": b"b" * 4_000_000, "original/consolidated.00.pth": b"c" * 4_000_000,
             "flax_model.msgpack": b"f" * 999, "onnx/model.onnx": b"o" * 1_000_000}
 

@@ -7,9 +7,10 @@ import os
 
 import pytest
 
+from autoquant.source import DEMOS
 from tests.conftest import STAND_IN
 from tests.fakes.hub import Hub
-from tests.hub.conftest import MODEL, User
+from tests.hub.conftest import MODEL, User, checkpoint
 
 QUICK = ("--calibration", "builtin", "--calibration-samples", "3", "--calibration-length", "64", "--measurement-samples", "2", "--evaluate", "off")
 IN_BRANCH = {"config.json", "generation_config.json", "output.safetensors", "tokenizer.json", "tokenizer_config.json", "measurement.json", "README.md", "LICENSE"}
@@ -18,6 +19,7 @@ IN_BRANCH = {"config.json", "generation_config.json", "output.safetensors", "tok
 @pytest.mark.slow
 @pytest.mark.skipif(os.environ.get("AUTOQUANT_GUISE") == "colab", reason="branches are tested with that client elsewhere; this is about what lies in them")
 def test_branches_with_the_measurement_on_main_from_where_it_serves_again(user: User, hub: Hub) -> None:
+    hub.seed(MODEL, checkpoint(DEMOS["demo-small"]))  # one block: four would take four times as long
     user.run("quantize", "exl2", MODEL, "--bpw", "4.5,6", *QUICK, "--upload", "tester/tiny-exl2", PYTHONPATH=STAND_IN)
     repo = hub.repos["tester/tiny-exl2"]
     assert set(repo.branches) == {"main", "4.5bpw", "6.0bpw"}
