@@ -16,8 +16,8 @@ import autoquant
 from autoquant import calibration, gptq_format, options, process
 from autoquant.errors import CheckFailed, InputError
 from autoquant.folder_checks import layer_errors
-from autoquant.methods.folders import environment, how_to_run
-from autoquant.methods.gptq import GptqOptions
+from autoquant.methods.folders import environment
+from autoquant.methods.gptq import GptqOptions, how_to_run
 from autoquant.results import Result
 from autoquant.source import DEMO_FOLDER, sha256_of
 

@@ -356,15 +356,9 @@ vllm serve MODEL --max-model-len {min(result.source.context, 4096)}{options}
 ```"""
 
 
-def marlin(result: Result) -> bool:
-    """Whether vLLM's Marlin kernels take a GPTQ or AWQ result; of GPTQ those run symmetric codes of 4 and 8 bits (its TYPE_MAP), all others need float16."""
-    return result.method != "gptq" or all(artifact.type[0] in "48" and "-asym" not in artifact.type for artifact in result.artifacts)
-
-
-def how_to_run(result: Result) -> str:
-    """The card's section on running a model of GPTQ or AWQ."""
-    other = "" if marlin(result) else "; such codes run in its plain GPTQ kernels, which take float16 only"
-    parts = [INTRODUCED, with_transformers("gptqmodel optimum"), with_vllm(result, other, " --dtype float16" if other else "")]
+def how_to_run(result: Result, more: str = "", options: str = "") -> str:
+    """The card's section on running a model of GPTQ or AWQ; ``more`` and ``options`` are those of :func:`with_vllm`."""
+    parts = [INTRODUCED, with_transformers("gptqmodel optimum"), with_vllm(result, more, options)]
     if not any(FOREIGN in artifact.notes for artifact in result.artifacts):
         parts.append("""```python
 # GPTQModel

@@ -16,6 +16,7 @@ from autoquant.methods import Facts, Made, Method, folders
 from autoquant.methods.folders import FolderOptions, Recipe
 from autoquant.options import option
 from autoquant.plans import Plan
+from autoquant.results import Result
 from autoquant.source import Snapshot, Source
 
 BITS = (2, 3, 4, 8)
@@ -136,10 +137,17 @@ def who_for(type: str) -> str:
             "3": "when 4 bits do not fit; clear loss on small models", "2": "experiments; large models only"}[type[0]]
 
 
+def how_to_run(result: Result) -> str:
+    """The card's section on running the model. vLLM's Marlin kernels run symmetric codes of 4 and 8 bits (its TYPE_MAP); all others need float16."""
+    if all(artifact.type[0] in "48" and "-asym" not in artifact.type for artifact in result.artifacts):
+        return folders.how_to_run(result)
+    return folders.how_to_run(result, "; such codes run in its plain GPTQ kernels, which take float16 only", " --dtype float16")
+
+
 METHOD = Method(
     name="gptq", title="GPTQ", summary="weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     facts=Facts(bits="8, 4, 3, 2", calibration="yes", gpu_to_quantize="no, but quicker", gpu_to_run="yes, for speed", runtimes="vLLM, SGLang, transformers"),
     options=GptqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256}, survey={},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
-    how_to_run=folders.how_to_run, prepare=partial(folders.prepare, "gptq"),
+    how_to_run=how_to_run, prepare=partial(folders.prepare, "gptq"),
     folder_suffix=lambda options: f"GPTQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))
