@@ -170,7 +170,7 @@ def score(kind: str, path: str, chunks: list[list[int]], *, threads: int, text_s
 
 
 class Evaluator:
-    """Measures artifacts of one source on one text. Cheap to make; tokens and reference are computed when first needed.
+    """Measures artifacts of one source on one text. Cheap to make; tokens and reference are computed when first needed. A context manager: workers are kept until its end.
 
     ``cache`` is the folder where references are kept: ``<key>.npy`` (float32 log-probabilities, 4 · vocabulary · tokens
     bytes), ``<key>.json`` (the unquantized model's own figures) and ``<key>.tokens.json`` (the text as token ids); the key covers the
@@ -186,6 +186,13 @@ class Evaluator:
         self._chunks: list[list[int]] | None = None
         self._lock = threading.Lock()  # several artifacts are measured at once
         self._repack = True
+        self._pool = process.Pool(log=logs, env={**self.env, "HF_HUB_OFFLINE": "1"})  # of what transformers runs; llama.cpp may crash, and each file has a process of its own
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.__exit__()
 
     def key(self) -> str:
         """What a measurement depends on beside the artifact itself."""
@@ -201,8 +208,8 @@ class Evaluator:
                 else:
                     # 12 characters a token is more than any tokenizer needs: do not tokenize a whole library for 20 chunks
                     text = self.text[:self.wanted * self.context * 12]
-                    answer = process.call("autoquant.evaluate:tokenize", log=self.logs, env={**self.env, "HF_HUB_OFFLINE": "1"}, folder=str(self.folder),
-                                          text=text, chunks=self.wanted, context=self.context)
+                    answer = process.call("autoquant.evaluate:tokenize", log=self.logs, pool=self._pool, folder=str(self.folder), text=text, chunks=self.wanted,
+                                          context=self.context)
                     self.cache.mkdir(parents=True, exist_ok=True)
                     write_atomically(kept, json.dumps(answer["chunks"]), shared=True)
                     self._chunks = [list(chunk) for chunk in answer["chunks"]]
@@ -238,8 +245,8 @@ class Evaluator:
         without offering it): a worker that dies of that is started again without them."""
 
         def attempt() -> dict[str, Any]:
-            return dict(process.call("autoquant.evaluate:score", log=self.logs, env=self.env, kind=kind, path=str(path), chunks=chunks,
-                                     text_sha256=self.text_sha256, repack=self._repack, **more))
+            return dict(process.call("autoquant.evaluate:score", log=self.logs, env=self.env, pool=self._pool if kind == "folder" else None, kind=kind, path=str(path),
+                                     chunks=chunks, text_sha256=self.text_sha256, repack=self._repack, **more))
 
         tried = self._repack
         try:

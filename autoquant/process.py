@@ -22,8 +22,9 @@ from autoquant.worker import WITHOUT
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-# transformers imports hqq wherever it is installed, and with it torch's compiler, which is half of what starting a worker takes: only those that use it find it
-HEAVY = ("hqq",)
+# transformers imports hqq, and GPTQModel bitsandbytes, wherever they are installed, and with them torch's compiler, which is half of what starting a worker takes: only
+# those that use them find them
+HEAVY = ("hqq", "bitsandbytes")
 
 
 class Children:
@@ -74,20 +75,21 @@ def _open(argv: Sequence[str], log: Path, env: Mapping[str, str] | None, stdin: 
 
 
 @contextlib.contextmanager
-def _watched(child: subprocess.Popen[str], children: Children | None) -> Iterator[subprocess.Popen[str]]:
-    """A child that is ended, whatever happens."""
+def _watched(child: subprocess.Popen[str], children: Children | None, kept: Callable[[], bool] = lambda: False) -> Iterator[subprocess.Popen[str]]:
+    """A child that is ended, whatever happens, unless it is to be ``kept``."""
     try:
         if children is not None:
             children.add(child)
         yield child
     finally:
-        end(child) if child.poll() is None else None
         if children is not None:
             children.remove(child)
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        if not kept():
+            end(child) if child.poll() is None else None
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
 
 
 def tail(log: Path, lines: int = 5) -> str:
@@ -169,23 +171,72 @@ class Ahead:
                 pass
 
 
+class Pool:
+    """Workers that are kept from one call to the next, so that they import their libraries once: ``call(…, pool=it)``. For calls that leave nothing behind but imports.
+
+    Used as a context manager, at whose end they are ended. Calls may come from several threads; each worker serves one at a time, and is kept only
+    if the thread that made the pool has started it: for Linux, a thread is the parent that a worker dies with.
+    """
+
+    def __init__(self, *, log: Path, env: Mapping[str, str] | None = None, python: str = "") -> None:
+        self._how = (log, env, python)
+        self._lock = threading.Lock()
+        self._thread = threading.get_ident()
+        self._kept: set[int] = set()  # process ids
+        self.idle: list[subprocess.Popen[str]] = []
+
+    def take(self) -> subprocess.Popen[str]:
+        """A worker that is alive and idle, or a new one."""
+        with self._lock:
+            while self.idle:
+                child = self.idle.pop()
+                if child.poll() is None:
+                    return child
+                with _watched(child, None):
+                    pass
+        child = _worker(*self._how)
+        if threading.get_ident() == self._thread:
+            self._kept.add(child.pid)
+        return child
+
+    def give(self, child: subprocess.Popen[str]) -> None:
+        """Take back a worker that has served a call."""
+        if child.pid in self._kept:
+            with self._lock:
+                self.idle.append(child)
+        else:
+            with _watched(child, None):
+                pass
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.idle:
+            with _watched(self.idle.pop(), None):
+                pass
+
+
 def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part: Callable[[Any], None] | None = None,
-         env: Mapping[str, str] | None = None, children: Children | None = None, python: str = "", ahead: Ahead | None = None, **kwargs: Any) -> Any:
+         env: Mapping[str, str] | None = None, children: Children | None = None, python: str = "", ahead: Ahead | None = None, pool: Pool | None = None,
+         **kwargs: Any) -> Any:
     """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return its JSON-able result.
 
     Native code may abort there without taking the notebook's kernel along, memory is given back at the end, and the libraries
     that patch others on import touch nobody else. An :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised
     there is raised here. ``on_part`` gets the pieces of the result that the function emits before its end. If this process dies, the child is killed (Linux).
     ``python`` is the interpreter of another environment to run it in, which must have this package on its path.
-    ``ahead`` is a process that may have been started before.
+    ``ahead`` is a process that may have been started before; ``pool`` has processes that are kept for further calls, with a log, variables and an interpreter of its own.
     """
     outcome: dict[str, Any] = {}
-    with _watched((ahead.take() if ahead is not None else None) or _worker(log, env, python), children) as child:
+    kept = False
+    first = (ahead.take() if ahead is not None else None) or (pool.take() if pool is not None else _worker(log, env, python))
+    with _watched(first, children, lambda: kept) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the status below tells
             child.stdin.write(json.dumps({"target": target, "kwargs": kwargs}) + "\n")
-            child.stdin.close()
+            child.stdin.close() if pool is None else child.stdin.flush()
         for line in child.stdout:
             event = json.loads(line)
             if "progress" in event and progress is not None:
@@ -193,7 +244,12 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part
             elif "part" in event and on_part is not None:
                 on_part(event["part"])
             outcome.update(event)
-        status = child.wait()
+            kept = pool is not None and "result" in outcome
+            if kept:
+                break
+        status = 0 if kept else child.wait()
+    if pool is not None and kept:
+        pool.give(child)
     if status == 0 and "result" in outcome:
         return outcome["result"]
     if "error" in outcome:

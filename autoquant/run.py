@@ -247,7 +247,8 @@ def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: Ru
     if room > shutil.disk_usage(standing).free:
         raise InputError(f"measuring needs {room / 1e9:.2f} GB in {evaluator.cache} for the unquantized model's log-probabilities; "
                          "take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or evaluate='off'")
-    with tqdm(total=100 * (len(artifacts) + 1), desc="measure", disable=hidden(), leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}") as bar:
+    shown = tqdm(total=100 * (len(artifacts) + 1), desc="measure", disable=hidden(), leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
+    with shown as bar, evaluator:
         def part(done: int, total: int, seen: dict[str, float], name: str) -> None:
             before, seen[name] = seen.get(name, 0.0), 100 * done / max(1, total)
             bar.update(seen[name] - before)
@@ -307,8 +308,7 @@ def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", 
         if path.is_file() and path.suffix != ".gguf":
             raise InputError(f"{path} is neither a .gguf file nor a model folder")
     env = llama.environment(llama.locate(converter)) if any(path.is_file() for path in paths) else {}
-    with tempfile.TemporaryDirectory() as scratch:
-        evaluator = _evaluator(snapshot, Path(scratch) / "log", text, chunks, env)
+    with tempfile.TemporaryDirectory() as scratch, _evaluator(snapshot, Path(scratch) / "log", text, chunks, env) as evaluator:
         array, row = evaluator.reference()
         rows = [(f"{found.id} (unquantized)", row)]
         for path in paths:

@@ -3,6 +3,7 @@
 ``python -m autoquant.worker PARENT [MODULE…]`` imports the modules, if it is given any, then
 reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
 to standard output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece of the result, early), then ``{"result": …}`` or ``{"error": …}``.
+After a result it reads the next request, until its standard input ends; an error ends it.
 Whatever libraries print goes to standard error, which the parent keeps as the log.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import importlib
 import inspect
 import json
@@ -54,7 +56,7 @@ def out_of_memory(error: BaseException | None) -> tuple[str, int] | None:
 
 
 def main() -> int:
-    """Run one request; return the exit status (0 for a result, 3 for an error that was reported as an event)."""
+    """Serve requests until there are no more; return the exit status (0, or 3 for an error that was reported as an event)."""
     die_with_parent(int(sys.argv[1]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
@@ -63,10 +65,6 @@ def main() -> int:
     for name in sys.argv[2:]:
         with contextlib.suppress(ImportError):  # whoever needs it will say so
             importlib.import_module(name)
-    request = json.loads(sys.stdin.readline() or "null")
-    if request is None:  # started ahead, and then not needed
-        return 0
-
     mutex = threading.Lock()
 
     def send(event: dict[str, Any]) -> None:
@@ -74,6 +72,18 @@ def main() -> int:
             events.write(json.dumps(event) + "\n")
             events.flush()
 
+    while line := sys.stdin.readline():
+        request = json.loads(line)
+        outcome = serve(request["target"], request["kwargs"], send)
+        gc.collect()  # a model that the request has loaded, before the parent sends the next one
+        send(outcome)
+        if "error" in outcome:
+            return 3
+    return 0
+
+
+def serve(target: str, kwargs: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Call a function; the last event about it. Whatever else it raises than what the parent can be told ends the process with a traceback in the log."""
     last = 0.0
 
     def report(done: int, total: int) -> None:
@@ -83,32 +93,26 @@ def main() -> int:
             last = now
             send({"progress": [done, total]})
 
-    module, name = request["target"].split(":")
+    module, name = target.split(":")
     start = time.monotonic()
     function = getattr(importlib.import_module(module), name)
     trace.record(f"import {module}", start, time.monotonic())
-    kwargs = dict(request["kwargs"])
     wanted = inspect.signature(function).parameters
-    kwargs |= {name: value for name, value in (("report", report), ("emit", lambda part: send({"part": part}))) if name in wanted}
+    kwargs = {**kwargs, **{name: value for name, value in (("report", report), ("emit", lambda part: send({"part": part}))) if name in wanted}}
     try:
-        result = function(**kwargs)
+        return {"result": function(**kwargs)}
     except errors.AutoQuantError as error:
-        send({"error": {"type": type(error).__name__, "message": str(error)}})
-        return 3
+        return {"error": {"type": type(error).__name__, "message": str(error)}}
     except (MemoryError, RuntimeError, OSError) as error:
         where = out_of_memory(error)
         if where is None and isinstance(error, OSError):
             # NumPy's tofile tells a full disk only as "N requested and M written", without an errno
             number = errno.ENOSPC if error.errno is None and "written" in str(error) else error.errno
             if number is not None:
-                send({"error": {"type": "OSError", "errno": number, "message": str(error)}})
-                return 3
+                return {"error": {"type": "OSError", "errno": number, "message": str(error)}}
         if where is None:
             raise
-        send({"error": {"type": "OutOfMemory", "message": where[0], "available": where[1]}})
-        return 3
-    send({"result": result})
-    return 0
+        return {"error": {"type": "OutOfMemory", "message": where[0], "available": where[1]}}
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_the_config_as_transformers_4_reads_it() -> None:
 def test_its_real_quantize_path_and_a_folder_that_todays_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "CUDA_WORKER", "tests.fakes.auto_gptq_cpu:cuda")
     monkeypatch.setattr(environments, "AUTO_GPTQ_WORKER", "tests.fakes.auto_gptq_cpu:work")
-    values: dict[str, Any] = {"backend": "auto-gptq", "group_size": 64, "sym": False, "calibration_samples": 16, "calibration_length": 128, "eval_chunks": 8}
+    values: dict[str, Any] = {"backend": "auto-gptq", "group_size": 64, "sym": False, "calibration_samples": 8, "calibration_length": 128, "eval_chunks": 8}
     result = autoquant.gptq("demo", **values, out=tmp_path / "out")
     artifact = result.artifacts[0]
     assert artifact.evaluation is not None

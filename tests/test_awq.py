@@ -25,7 +25,7 @@ from tests.test_gptq import QUICK, in_worker
 
 @pytest.fixture(scope="module")
 def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return autoquant.awq("demo", algorithm="awq", calibration_samples=16, calibration_length=256, group_size=64, eval_chunks=10, out=tmp_path_factory.mktemp("awq") / "run")
+    return autoquant.awq("demo", algorithm="awq", calibration_samples=8, calibration_length=128, group_size=64, eval_chunks=10, out=tmp_path_factory.mktemp("awq") / "run")
 
 
 def test_packing_by_hand() -> None:
@@ -90,8 +90,8 @@ def test_autoround_writes_the_same_format_and_says_so(method: str, tmp_path: Pat
 @pytest.mark.slow
 def test_learned_rounding_is_better_than_gptq_at_two_bits(tmp_path: Path) -> None:
     values: dict[str, Any] = {"bits": 2, "group_size": 64, "calibration_samples": 16, "calibration_length": 128, "eval_chunks": 10}
-    plain = autoquant.gptq("demo", **values, out=tmp_path / "g").artifacts[0].evaluation
-    learned = autoquant.gptq("demo", **values, algorithm="autoround", iterations=50, out=tmp_path / "a").artifacts[0].evaluation
+    plain = autoquant.gptq("demo-small", **values, out=tmp_path / "g").artifacts[0].evaluation
+    learned = autoquant.gptq("demo-small", **values, algorithm="autoround", iterations=50, out=tmp_path / "a").artifacts[0].evaluation
     assert learned.kl_mean < 0.8 * plain.kl_mean
 
 

@@ -25,7 +25,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 def test_every_type_is_read_as_the_library_reads_it_and_reloads_as_it_was(tmp_path: Path) -> None:
-    seen = in_worker("tests.helpers:bitsandbytes_grid", tmp_path, scratch=str(tmp_path / "grid"))
+    seen = in_worker("tests.helpers:bitsandbytes_grid", tmp_path, finding=["bitsandbytes"], scratch=str(tmp_path / "grid"))
     assert [one["type"] for one in seen] == ["nf4", "nf4-single", "fp4", "int8"]
     for one in seen:
         assert one["layers"] == 28
@@ -38,7 +38,7 @@ def test_every_type_is_read_as_the_library_reads_it_and_reloads_as_it_was(tmp_pa
 
 def test_llm_int8_is_measured_with_its_activations_quantized(int8: Result, tmp_path: Path) -> None:
     """A layer, with values above the threshold in two inputs: by NumPy on the codes in the file, by the library's own layer, and as it is measured."""
-    seen = in_worker("tests.helpers:llm_int8_layer", tmp_path, folder=str(int8.folder))
+    seen = in_worker("tests.helpers:llm_int8_layer", tmp_path, finding=["bitsandbytes"], folder=str(int8.folder))
     assert seen["outliers"] == 2
     assert seen["measured against numpy"] < 1e-5
     assert seen["library against numpy"] < 2e-3, "the library computes in float16"

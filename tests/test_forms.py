@@ -35,8 +35,22 @@ def test_the_cell_is_the_defaults(name: str) -> None:
     form = forms.form(name, space)
     assert form.values() == {}
     cls = METHODS[name].options
-    assert set(cls.model_fields) | {"model", "out"} == set(space) - {forms.KEPT}, "every option is in the cell"
+    assert set(cls.model_fields) | {"model", "out"} == set(space) - {forms.KEPT, "compare"}, "every option is in the cell"
     assert options.build(cls, {one: value for one, value in space.items() if one in cls.model_fields}) == cls()
+
+
+@pytest.mark.parametrize("name", ["gguf", "gptq", "exl2", "awq", "hqq"])
+def test_what_is_made_beside_the_run_can_be_chosen(name: str) -> None:
+    """With a large model a cell that makes three more of it is not wanted."""
+    space = _of(name)
+    assert len(forms.form(name, space).options.compare) >= 2
+    assert forms.form(name, {**space, "compare": ""}).options.compare == ()
+    one = space["compare"].split(",")[-1]
+    form = forms.form(name, {**space, "compare": f"{one}, {one}"})
+    assert form.options.compare == (one,)
+    assert form.values() == {}, "no option of the method"
+    with pytest.raises(InputError, match=r"compare: '?9'? is n(ot allowed; allowed|o GGUF type; nearest): "):
+        _ = forms.form(name, {**space, "compare": "9"}).options
 
 
 def test_the_form_for_all_methods_gives_each_its_own() -> None:

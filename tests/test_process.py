@@ -106,3 +106,41 @@ def test_programs_of_an_environment_that_was_not_activated_are_found(tmp_path: P
     """torch looks for ninja on the path when it compiles an extension; a notebook's kernel is started by its full name."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert process.call("tests.helpers:found_on_path", log=tmp_path / "log", name="ninja") == str(Path(sys.executable).parent / "ninja")
+
+
+def test_a_pool_keeps_its_workers_until_its_end(tmp_path: Path) -> None:
+    with process.Pool(log=tmp_path / "log", env={"GIVEN": "to all"}) as pool:
+        first = process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN")
+        assert process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN") == first, "the same process"
+        assert first[1] == "to all"
+        both = process.side_by_side([lambda children: process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, children=children, name="GIVEN")] * 2, at_once=2)
+        assert first in both, "the one that is kept serves other threads"
+        assert [child.pid for child in pool.idle] == [first[0]], "what another thread has started ends with it"
+        with pytest.raises(InputError, match="no space left"):
+            process.call("tests.helpers:raise_enospc", log=tmp_path / "log", pool=pool)
+        with pytest.raises(ProcessFailed, match="tests.helpers:abort was ended by signal SIGABRT"):
+            process.call("tests.helpers:abort", log=tmp_path / "log", pool=pool)
+        pid, _ = process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN")
+        (child,) = [one for one in pool.idle if one.pid == pid]
+        child.kill()
+        child.wait()
+        assert process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN")[0] != pid, "one that died while nobody looked is replaced"
+        alive = list(pool.idle)
+        assert alive
+    assert all(child.poll() is not None for child in alive)
+    assert pool.idle == []
+
+
+def test_a_pools_worker_is_ended_with_the_work_it_does(tmp_path: Path) -> None:
+    with process.Pool(log=tmp_path / "log") as pool:
+        process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="HOME")
+        (child,) = pool.idle
+
+        def fails(_: process.Children) -> None:
+            time.sleep(1)
+            raise ProcessFailed("this one failed")
+
+        with pytest.raises(ProcessFailed, match="this one failed"):
+            process.side_by_side([lambda children: process.call("tests.helpers:sleep_forever", log=tmp_path / "log", pool=pool, children=children), fails], at_once=2)
+        assert child.poll() is not None
+        assert pool.idle == []

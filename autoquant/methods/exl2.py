@@ -72,7 +72,7 @@ class Exl2Options(CalibrationOptions):
         given = [value] if isinstance(value, (int, float)) else value
         if not isinstance(given, (list, tuple)):
             return value
-        return tuple(dict.fromkeys(_bpw(one) for one in given))
+        return tuple(dict.fromkeys(bitrate(one) for one in given))
 
     @field_validator("head_bits")
     @classmethod
@@ -85,7 +85,7 @@ class Exl2Options(CalibrationOptions):
         return tuple(f"{one}bpw{'' if self.head_bits == 6 else f'-h{self.head_bits}'}" for one in self.bpw)
 
 
-def _bpw(value: Any) -> str:
+def bitrate(value: Any) -> str:
     """A bitrate as it is written in names: 4.0, 4.25. A ValueError for pydantic if it is none."""
     try:
         number = float(value)

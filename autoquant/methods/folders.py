@@ -267,7 +267,8 @@ def quantize(snapshot: Snapshot, options: MethodOptions, run: RunFolder, recipe:
         shutil.rmtree(target, ignore_errors=True)
         work: dict[str, Any] = {"log": run.logs, "env": env, "model": str(snapshot.folder), "target": str(target), "scratch": str(run.work / "scratch"), **calling,
                                 **recipe.settings}
-        with process.Ahead(("transformers", *recipe.imports, "autoquant.folder_checks"), log=run.logs, env=env, python=ours) as checker:
+        checking = {**env, "TORCHDYNAMO_DISABLE": "1"}  # compiling GPTQModel's kernels takes up to half a minute and a C++ compiler, a dozen tokens do without
+        with process.Ahead(("transformers", *recipe.imports, "autoquant.folder_checks"), log=run.logs, env=checking, python=ours) as checker:
             with Bar(f"quantize {type}") as progress:
                 def report(done: int, total: int) -> None:
                     progress(done, total)
@@ -286,7 +287,7 @@ def quantize(snapshot: Snapshot, options: MethodOptions, run: RunFolder, recipe:
                         raise
                     raise InputError(_what_would_fit(source, options, recipe.estimate, failure)) from None
             with Bar("check") as progress:
-                seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=env, progress=progress, python=ours, ahead=checker, folder=str(target),
+                seen = process.call("autoquant.folder_checks:verify", log=run.logs, env=checking, progress=progress, python=ours, ahead=checker, folder=str(target),
                                     source=str(snapshot.folder), layers=sorted(layers), wanted=dict(recipe.wanted), scaled=recipe.scaled, bits=recipe.bits, advice=recipe.advice,
                                     parameters=source.parameters)
         few: tuple[str, ...] = ()
