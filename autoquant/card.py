@@ -19,6 +19,7 @@ from autoquant.results import Result
 from autoquant.source import DEMOS
 
 PROJECT = "AutoQuant"
+RUNNING = "\n## How to run\n"
 
 
 def base_model(result: Result) -> str | None:
@@ -74,6 +75,14 @@ def with_base_model(text: str, name: str) -> str:
     return str(card)
 
 
+def at(text: str, repo: str) -> str:
+    """A card with the name of the repository it goes to where its section on running says MODEL. The rest stays, so also what somebody has edited."""
+    before, heading, after = text.partition(RUNNING)
+    section, following, rest = after.partition("\n## ")
+    section = re.sub(r"\bMODEL\b", repo, re.sub(r" ?Give the name of the repository[^\n]*`MODEL`\.", "", section))
+    return before + heading + re.sub(r"\n{3,}", "\n\n", section) + following + rest
+
+
 def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
     """The whole card as Markdown with its YAML front matter. ``links`` are where each type's files lie, if not beside the card."""
     method, source = METHODS[result.method], result.source
@@ -100,7 +109,7 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
     notes = [f"- {artifact.type}: {note}." for artifact in ordered for note in artifact.notes]
     if notes:
         parts += ["Worth knowing:", "", *notes, ""]
-    parts += ["## How to run", "", method.how_to_run(result), "", "## How these files were made", ""]
+    parts += [RUNNING.strip(), "", method.how_to_run(result), "", "## How these files were made", ""]
     provenance = [(name, _in_words(value)) for name, value in result.provenance.items()]
     parts += [report.markdown(("", ""), [(name, f"`{value}`" if name in ("source sha256",) else value or "defaults") for name, value in provenance], left=2), "",
               "```bash", command(result), "```", "", "sha256 of the files:", "", "```",

@@ -70,7 +70,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
-    for name, value in method.survey.items():  # without a choice, a plan shows everything there is
+    for name, value in method.survey(vars(arguments)).items():  # without a choice, a plan shows everything there is
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     print(run.plan(method, arguments.model, out=arguments.out, values=options.from_arguments(arguments, method.options)))

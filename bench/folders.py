@@ -23,14 +23,15 @@ HEAD = ("format", "algorithm", "type", "bits/weight", "size", "perplexity", "KL 
 
 
 def configurations(small: bool, sets: list[str]) -> list[list[str]]:
-    """Command lines. The embedded model gets the whole grid; a larger one groups of 64, and AutoRound with 50 steps."""
-    sizes = ("128", "64", "32") if small else ("64",)
+    """Command lines. The embedded model gets the whole grid; a larger one groups of 64 and 32 (GPTQ) or 64, and AutoRound with 50 steps, and once with its default."""
+    sizes = ("128", "64", "32") if small else ("64", "32")
     scaled, learned = "--algorithm awq", "--algorithm autoround" + ("" if small else " --iterations 50")
     lines = {
         "gptq": [*(f"gptq --bits {bits} --group-size {size}" for bits in "8432" for size in sizes),
                  *(f"gptq --bits {bits} --group-size 64 {more}" for bits in ("42" if small else "4") for more in ("--desc-act", "--no-sym"))],
-        "awq": [*(f"awq {scaled} --group-size {size}" for size in sizes), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
-        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64"],
+        "awq": [*(f"awq {scaled} --group-size {size}" for size in (sizes if small else ("64",))), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
+        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64",
+                      *([] if small else ["gptq --algorithm autoround --bits 4 --group-size 64"])],
         "hqq": [*(f"hqq --bits {bits} --group-size 64" for bits in ("84321" if small else "8432")), *(f"hqq --bits {bits} --group-size 64 --axis 0" for bits in "432" if small),
                 *(f"hqq --bits {bits} --group-size 16{axis}" for bits in "321" if small for axis in ("", " --axis 0"))],
         "bitsandbytes": ["bitsandbytes", *(["bitsandbytes --no-double-quant"] if small else []), "bitsandbytes --quant-type fp4", "bitsandbytes --quant-type int8"],

@@ -188,6 +188,8 @@ def test_split_files_load_and_are_checked(tmp_path: Path) -> None:
         assert artifact.evaluation.kl_mean < 0.01
         assert all((result.folder / stored.name).stat().st_size < 2_400_000 for stored in artifact.files)
     assert sorted(p.name for p in result.folder.glob("*.gguf")) == sorted(s.name for a in result.artifacts for s in a.files)
+    assert "llama-gguf-split --merge" in result.card()
+    assert "ollama run" not in result.card(), "which takes one file"
 
 
 def test_keep_intermediate_and_add_a_type_later_without_converting_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import autoquant
 from autoquant import calibration, gptq_format, options, process
@@ -77,8 +78,9 @@ def test_the_folder_is_a_model_and_names_no_path_of_this_machine(four_bits: Resu
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "settings"), [("gptq", {}), ("awq", {"algorithm": "autoround", "iterations": 1})], ids=["GPTQModel", "AutoRound"])
-def test_the_sources_own_config_arrives(method: str, settings: dict[str, Any], model: Callable[..., Path], tmp_path: Path) -> None:
-    """transformers 5 would write rope_theta into rope_parameters, where release 4 (and a vLLM with it) does not look: it would take 10000."""
+def test_the_sources_own_config_and_what_is_not_quantized_arrive(method: str, settings: dict[str, Any], model: Callable[..., Path], tmp_path: Path) -> None:
+    """transformers 5 would write rope_theta into rope_parameters, where release 4 (and a vLLM with it) does not look: it would take 10000. And on a CPU the libraries
+    work in bfloat16 or float32, and write all in it."""
     folder = model("older")
     config = json.loads((folder / "config.json").read_text())
     del config["rope_parameters"]
@@ -89,6 +91,13 @@ def test_the_sources_own_config_arrives(method: str, settings: dict[str, Any], m
     assert written["rope_theta"] == 500000.0
     assert "rope_parameters" not in written
     assert {name: value for name, value in config.items() if name != "torch_dtype"}.items() <= written.items()
+    assert written["dtype"] == "float16"
+    with safe_open(folder / "model.safetensors", "np") as before, safe_open(made.folder / "model.safetensors", "np") as after:
+        rest = [name for name in after.keys() if name in before.keys()]  # noqa: SIM118 (not dicts)
+        assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.3.input_layernorm.weight"} <= set(rest)
+        for name in rest:
+            assert after.get_tensor(name).dtype == np.float16
+            assert np.array_equal(after.get_tensor(name), before.get_tensor(name)), name
 
 
 def test_the_card_of_codes_that_only_plain_kernels_run_says_so(four_bits: Result) -> None:

@@ -227,7 +227,9 @@ def _wanted(result: Result, options: UploadOptions, endpoint: str, card_text: st
             links = {a.type: f"{endpoint}/{options.upload}/blob/{a.type}/" for a in result.artifacts}
             cards[options.upload, "main"] = card.text(dataclasses.replace(result, artifacts=tuple(placed)), links=links)
             wanted.setdefault((options.upload, "main"), [])
-    for key, text in cards.items():
+    for key, said in cards.items():
+        # a branch is not what a bare name leads to, unless the card says how to fetch one
+        text = card.at(said, key[0]) if options.layout != "branch-per-type" or "--revision" in said.partition(card.RUNNING)[2] else said
         problems = licenses.card_problems(card.metadata(text))
         if problems:
             raise InputError(f"{CARD}: the Hub would not take this card: {'; '.join(problems)}. Edit its first lines and upload again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +49,7 @@ class Method:
     what options leave to the source; ``check`` looks at
     the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
     ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
-    those that make a plan show everything. ``environment`` are the worker processes' variables.
+    gives those that make a plan show everything, beside the ones that are given. ``environment`` are the worker processes' variables.
     ``machine`` refuses a machine that cannot do it, unless the run's folder has all that is asked for.
     ``facts`` are for the table of all methods. ``prepare`` fetches beforehand what the method needs beside its packages, with a log of its own.
     """
@@ -62,7 +62,7 @@ class Method:
     kind: Literal["gguf", "folder"]
     library_name: str
     demo: dict[str, Any]
-    survey: dict[str, Any]
+    survey: Callable[[Mapping[str, Any]], dict[str, Any]]
     variants: Callable[[Any], Sequence[str]]
     settle: Callable[[Source, Any], Any]
     check: Callable[[Source, Any], None]

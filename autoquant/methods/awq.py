@@ -94,7 +94,7 @@ def who_for(type: str) -> str:
 METHOD = Method(
     name="awq", title="AWQ", summary="weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     facts=Facts(bits="4", calibration="yes", gpu_to_quantize="no, but quicker", gpu_to_run="yes, for speed", runtimes="vLLM, SGLang, transformers"),
-    options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20}, survey={},
+    options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20}, survey=lambda given: {},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
     how_to_run=folders.how_to_run, prepare=partial(folders.prepare, "gptq"),
     folder_suffix=lambda options: f"AWQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

@@ -422,6 +422,7 @@ METHOD = Method(
     facts=Facts(bits="2 to 8, any average", calibration="yes", gpu_to_quantize="yes", gpu_to_run="yes", runtimes="exllamav2, TabbyAPI, text-generation-webui"),
     options=Exl2Options, kind="folder", library_name="exllamav2",
     demo={"calibration": "builtin", "calibration_samples": 6, "calibration_length": 128, "measurement_samples": 3, "bpw": ("4.0",)},
-    survey={"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}, variants=lambda options: options.types, settle=lambda source, options: options, check=check, machine=machine,
+    survey=lambda given: {"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}, variants=lambda options: options.types,
+    settle=lambda source, options: options, check=check, machine=machine,
     plan=plan, quantize=quantize, environment=lambda options: dict(environment.VARIABLES), who_for=who_for, how_to_run=how_to_run, prepare=environment.prepare,
     folder_suffix=lambda options: "EXL2", packages=("exllamav2", "torch", "transformers", "tokenizers", "numpy"))

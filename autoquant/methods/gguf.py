@@ -147,6 +147,12 @@ def check(source: Source, options: GgufOptions) -> None:
         raise InputError(f"{source.folder} has no tokenizer (tokenizer.json or tokenizer.model); download it too")
 
 
+def survey(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every type that goes with the options that are given, for a plan."""
+    mixed = any(given.get(name) for name in ("output_type", "embedding_type", "tensor_types", "pure"))
+    return {"types": tuple(name for name, row in TYPES.items() if not row.special and not (mixed and name in UNQUANTIZED))}
+
+
 def _precision(source: Source, options: GgufOptions) -> str:
     if options.precision != "auto":
         return options.precision
@@ -361,12 +367,20 @@ def who_for(type: str) -> str:
 def how_to_run(result: Result) -> str:
     """The card's section on running the files."""
     pick = next((a for a in result.artifacts if a.type == "Q4_K_M"), result.artifacts[0])
-    return f"""```bash
+    name = result.source.name.lower()
+    ollama = f"""printf 'FROM ./{pick.name}\\n' > Modelfile && ollama create {name} -f Modelfile && ollama run {name}
+ollama run hf.co/MODEL:{pick.type}    # the same, from the Hub"""
+    if len(pick.files) > 1:
+        ollama = "# takes one file: llama-gguf-split --merge (of llama.cpp) makes one of the shards"
+    return f"""Give the name of the repository that holds these files for `MODEL`.
+
+```bash
 # llama.cpp
 llama-cli -m {pick.name} -p "Once upon a time"
+llama-cli -hf MODEL:{pick.type} -p "Once upon a time"    # the same, fetched from the Hub
 
 # Ollama
-printf 'FROM ./{pick.name}\\n' > Modelfile && ollama create {result.source.name.lower()} -f Modelfile && ollama run {result.source.name.lower()}
+{ollama}
 ```
 
 ```python
@@ -383,7 +397,7 @@ METHOD = Method(
     title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
     facts=Facts(bits="1.6 to 16, some thirty types", calibration="optional (importance matrix)", gpu_to_quantize="no", gpu_to_run="no", runtimes="llama.cpp, Ollama, LM Studio"),
     options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0")},
-    survey={"types": tuple(name for name, row in TYPES.items() if not row.special)}, settle=settle, check=check, plan=plan, quantize=quantize,
+    survey=survey, settle=settle, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,
     folder_suffix=lambda options: "GGUF", prepare=prepare,
     packages=("llama-cpp-python", "torch", "transformers", "tokenizers", "numpy"))

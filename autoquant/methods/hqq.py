@@ -157,6 +157,6 @@ such folders with the same outputs (tried on a CPU, with its refusal of CPUs tak
 METHOD = Method(
     name="hqq", title="HQQ", summary="weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run by the library hqq",
     facts=Facts(bits="8, 4, 3, 2, 1", calibration="no", gpu_to_quantize="no", gpu_to_run="no", runtimes="autoquant.hqq_format (transformers 5 and hqq); transformers 4"),
-    options=HqqOptions, kind="folder", library_name="hqq", demo={}, survey={}, variants=lambda options: (options.type,), settle=settle, check=check, plan=plan,
+    options=HqqOptions, kind="folder", library_name="hqq", demo={}, survey=lambda given: {}, variants=lambda options: (options.type,), settle=settle, check=check, plan=plan,
     quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=how_to_run, prepare=partial(folders.prepare, "hqq"),
     folder_suffix=lambda options: f"HQQ-{options.type}", packages=("hqq", "torch", "transformers", "tokenizers", "numpy"))

@@ -26,7 +26,7 @@ def test_branches_with_the_measurement_on_main_from_where_it_serves_again(user: 
     assert hub.files("tester/tiny-exl2") == {"measurement.json", "README.md", "LICENSE"}
     card = hub.content("tester/tiny-exl2", "README.md").decode()
     assert f"({hub.url}/tester/tiny-exl2/blob/4.5bpw/config.json)" in card
-    assert "--revision 4.5bpw" in card
+    assert "hf download tester/tiny-exl2 --revision 4.5bpw" in card
     assert {name for name in user.journal("tiny-EXL2") if name.startswith("upload ")} == {f"upload tester/tiny-exl2@{branch}" for branch in repo.branches}
     again = user.run("upload", "tiny-EXL2", "tester/tiny-exl2", "--dry-run").stdout
     assert "to send: 0 files" in again, "the method's own layout is the default here too"

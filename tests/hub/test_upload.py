@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import shutil
 import threading
@@ -10,8 +11,7 @@ import threading
 import pytest
 
 from autoquant import licenses
-from autoquant.card import metadata
-from autoquant.source import sha256_of
+from autoquant.card import at, metadata
 from tests.fakes.hub import TOKEN, Hub
 from tests.hub.conftest import MODEL, User, checkpoint
 
@@ -32,15 +32,21 @@ def test_one_command_from_a_model_to_a_verified_repository(user: User, hub: Hub)
     commit = hub.repos["tester/tiny-GGUF"].branches["main"]
     assert re.sub(r"\s+", " ", out).strip().endswith(f"uploaded and compared with the server: {hub.url}/tester/tiny-GGUF (commit {commit[:10]}, 5 files)")
     assert hub.files("tester/tiny-GGUF") == FILES
-    for name in FILES:
+    for name in FILES - {"README.md"}:
         assert hub.content("tester/tiny-GGUF", name) == (user.cwd / "tiny-GGUF" / name).read_bytes()
+    here, there = (user.cwd / "tiny-GGUF" / "README.md").read_text(), hub.content("tester/tiny-GGUF", "README.md").decode()
+    assert "for `MODEL`" in here
+    assert "llama-cli -hf MODEL:Q4_K_M" in here
+    assert "llama-cli -hf tester/tiny-GGUF:Q4_K_M" in there, "to be copied as it stands"
+    assert "MODEL" not in there.partition("## How to run")[2]
+    assert set(there.splitlines()) - set(here.splitlines()) == {line for line in there.splitlines() if "tester/tiny-GGUF:Q4_K_M" in line}, "nothing else is changed"
     assert not hub.repos["tester/tiny-GGUF"].private
     card = metadata(hub.content("tester/tiny-GGUF", "README.md").decode())
     assert card | {"tags": 0} == {"base_model": MODEL, "base_model_relation": "quantized", "license": "apache-2.0", "language": ["en"], "library_name": "gguf",
                                   "pipeline_tag": "text-generation", "quantized_by": "AutoQuant", "tags": 0}
     receipt = user.journal()["upload tester/tiny-GGUF@main"]["facts"]["receipt"]
     assert receipt["commit"] == hub.repos["tester/tiny-GGUF"].branches["main"]
-    assert {f["name"]: f["sha256"] for f in receipt["files"]} == {name: sha256_of(user.cwd / "tiny-GGUF" / name) for name in FILES}
+    assert {f["name"]: f["sha256"] for f in receipt["files"]} == {name: hashlib.sha256(hub.content("tester/tiny-GGUF", name)).hexdigest() for name in FILES}
     sent, commits = hub.sent(), len(hub.requests("POST .*/commit/"))
     assert sent == sum((user.cwd / "tiny-GGUF" / name).stat().st_size for name in FILES if name.endswith(".gguf"))
     user.quantize(*words)
@@ -54,6 +60,7 @@ def test_a_folder_is_uploaded_as_the_model_it_is(user: User, hub: Hub) -> None:
     user.run("quantize", "gptq", MODEL, "--calibration-samples", "8", "--calibration-length", "128", "--evaluate", "off", "--upload", "tester/tiny-GPTQ")
     assert hub.files("tester/tiny-GPTQ") == {"config.json", "generation_config.json", "model.safetensors", "quantize_config.json", "tokenizer.json", "tokenizer_config.json",
                                              "README.md", "LICENSE"}
+    assert "vllm serve tester/tiny-GPTQ " in hub.content("tester/tiny-GPTQ", "README.md").decode()
     card = metadata(hub.content("tester/tiny-GPTQ", "README.md").decode())
     assert (card["base_model"], card["library_name"]) == (MODEL, "transformers")
     loaded = user.python("""
@@ -88,6 +95,7 @@ def test_layouts(layout: str, done: User, hub: Hub) -> None:
     for repo, branch in each:
         card = hub.content(repo, "README.md", branch).decode()
         assert licenses.card_problems(metadata(card)) == []
+        assert ("-hf MODEL:" if layout == "branch-per-type" else f"-hf {repo}:") in card, "a branch is not what a repository's name leads to"
         shown = {name for name in ("tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf") if f"[{name}](" in card}
         assert shown == ({name for name in each[repo, branch] if name.startswith("tiny-")} or {"tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf"})
     if layout == "branch-per-type":
@@ -102,10 +110,11 @@ def test_a_dry_run_says_exactly_what_would_be_sent_and_sends_nothing(done: User,
     before = (done.cwd / "tiny-GGUF" / ".autoquant" / "journal.json").read_bytes()
     out = done.run("upload", "tiny-GGUF", "tester/x", "--dry-run").stdout
     assert "tester/x (would be created, public)" in out
-    size = sum((done.cwd / "tiny-GGUF" / name).stat().st_size for name in FILES)
-    assert f"to send: 5 files, {size / 1e6:.2f} MB" in out
-    for name in FILES:
-        assert re.search(rf"{re.escape(name)} +added .* {sha256_of(done.cwd / 'tiny-GGUF' / name)[:12]}", out)
+    content = {name: (done.cwd / "tiny-GGUF" / name).read_bytes() for name in FILES}
+    content["README.md"] = at(content["README.md"].decode(), "tester/x").encode()
+    assert f"to send: 5 files, {sum(map(len, content.values())) / 1e6:.2f} MB" in out
+    for name, data in content.items():
+        assert re.search(rf"{re.escape(name)} +added .* {hashlib.sha256(data).hexdigest()[:12]}", out)
     assert changing(hub) == []
     assert (done.cwd / "tiny-GGUF" / ".autoquant" / "journal.json").read_bytes() == before
 
@@ -284,7 +293,7 @@ def test_a_dry_run_with_a_base_model_shows_the_card_that_is_sent(user: User, hub
     user.quantize(model="demo")
     shown = user.run("upload", "tiny-austen-4m-GGUF", "tester/b", "--base-model", "maker/tiny", "--dry-run").stdout
     user.run("upload", "tiny-austen-4m-GGUF", "tester/b", "--base-model", "maker/tiny")
-    assert sha256_of(user.cwd / "tiny-austen-4m-GGUF" / "README.md")[:12] in shown
+    assert hashlib.sha256(hub.content("tester/b", "README.md")).hexdigest()[:12] in shown
     (user.cwd / "tiny-austen-4m-GGUF" / "README.md").unlink()
     assert "has no README.md any more" in user.run("upload", "tiny-austen-4m-GGUF", "tester/b", status=2).stderr
 
