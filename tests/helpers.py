@@ -225,6 +225,23 @@ def spoil(path: str, name: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def products(supported: bool) -> dict[str, Any]:
+    """Linear layers of 16 bits where oneDNN has bfloat16 kernels, or has none."""
+    import torch
+
+    from autoquant import quantizers
+
+    torch.manual_seed(0)
+    plain = torch.nn.functional.linear
+    torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: supported
+    quantizers._multiply_in_float32()
+    layer, inputs = torch.nn.Linear(64, 48), torch.randn(5, 64)
+    exact = plain(inputs.bfloat16().float(), layer.weight.bfloat16().float(), layer.bias.bfloat16().float())
+    same = bool(torch.equal(torch.nn.functional.linear(inputs, layer.weight, layer.bias), plain(inputs, layer.weight, layer.bias)))
+    made = layer.bfloat16()(inputs.bfloat16())
+    return {"replaced": torch.nn.functional.linear is not plain, "float32 as before": same, "dtype": str(made.dtype), "rounded once": bool(torch.equal(made, exact.bfloat16()))}
+
+
 def who(name: str) -> list[Any]:
     """This process, and what it has for a variable."""
     import os
