@@ -167,6 +167,17 @@ print("quiet", sorted({name.split(".")[0] for name in sys.modules} & {"torch", "
     assert "quiet []" in seen[0]
 
 
+def test_the_plan_knows_that_autoround_works_in_float32_without_bfloat16_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = {}
+    for algorithm in ("autoround", "awq"):
+        for wide in (True, False):
+            monkeypatch.setattr(folders, "widened", lambda wide=wide: wide)
+            plan = autoquant.plan("awq", "demo", algorithm=algorithm, out=str(tmp_path / "out"))
+            needed[algorithm, wide] = plan.memory_needed
+    assert needed["autoround", True] - needed["autoround", False] == 2 * plan.source.parameters
+    assert needed["awq", True] == needed["awq", False]
+
+
 @pytest.mark.slow
 def test_too_little_memory_says_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker may have 3 GB of addresses, torch's libraries among them; its allocator then really fails."""
