@@ -135,8 +135,8 @@ def declared(name: str) -> type[UploadOptions]:
 
     class WithOthers(Declared):
         main: ClassVar[tuple[str, ...]] = (*Declared.main, "compare")
-        compare: tuple[str, ...] = option(default, f"{kind} that the cell Quality against size makes beside this run, one or several with commas between; empty: none, which "
-                                          "spares a large model's time and disk", metavar="NAME,…")
+        compare: tuple[str, ...] = option(default, f"{kind} to make beside this run and compare with it, one or several with commas between; empty: none, which spares a large "
+                                          "model's time and disk", metavar="NAME,…")
 
         @field_validator("compare")
         @classmethod

@@ -78,6 +78,7 @@ class Look:
         middle.legend(fontsize=8)
         right.stairs(self.errors, self.error_edges, fill=True, color="#e0a458")
         right.set(title=f"errors (relative: {self.relative_error:.3f})", xlabel="after − before", ylabel="how many")
+        right.locator_params(axis="x", nbins=5)
         figure.suptitle(f"{self.layer}, {self.type}{f' (stored as {self.stored})' if self.stored else ''}", fontsize=11)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")
