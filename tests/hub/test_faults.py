@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from autoquant.card import at
 from autoquant.errors import InputError
 from autoquant.source import sha256_of
 from tests.fakes.hub import TOKEN, Hub
@@ -28,9 +29,11 @@ def size(user: User, *names: str) -> int:
 
 
 def whole(user: User, hub: Hub, repo: str = "tester/t") -> None:
-    """The repository holds just what the folder holds, and the journal has the receipt."""
+    """The repository holds just what the folder holds, with its own name in the card, and the journal has the receipt."""
     assert hub.files(repo) == FILES
-    assert all(hub.content(repo, name) == (user.cwd / "tiny-GGUF" / name).read_bytes() for name in FILES)
+    here = {name: (user.cwd / "tiny-GGUF" / name).read_bytes() for name in FILES}
+    here["README.md"] = at(here["README.md"].decode(), repo).encode()
+    assert all(hub.content(repo, name) == data for name, data in here.items())
     assert user.journal()[f"upload {repo}@main"]["facts"]["receipt"]["commit"] == hub.repos[repo].branches["main"]
 
 
