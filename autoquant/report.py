@@ -269,6 +269,10 @@ def _draw(results: Mapping[str, Result], target: Path | io.BytesIO) -> bool:
                 axis.scatter(x, values, color=color, zorder=2, label=name)
                 for artifact, at, value in zip(artifacts, x, values, strict=True):
                     axis.annotate(artifact.type, (at, value), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        sizes = [a.bytes / scale for artifacts in measured.values() for a in artifacts]
+        if max(sizes) < 1.1 * min(sizes):  # nearly the same: some bytes more are not to look like a difference
+            for axis in (left, right):
+                axis.set_xlim(0.9 * min(sizes), 1.1 * max(sizes))
         low, high = left.get_ylim()
         left.set_ylim(low - 0.06 * (high - low), high)  # room for the label below the line
         models = {one.source.id: one.reference for one in results.values() if one.reference is not None}
