@@ -237,7 +237,7 @@ def test_sigkill_then_again(four_bits: Result, tmp_path: Path) -> None:
     import time
 
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "autoquant.cli", "quantize", "gptq", "demo", "--calibration-samples", "32", "--calibration-length", "256", "--group-size", "64",
+    words = [sys.executable, "-m", "autoquant.cli", "quantize", "gptq", "demo", "--calibration-samples", "16", "--calibration-length", "128", "--group-size", "64",
              "--evaluate", "off", "--out", str(out)]
     first = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
