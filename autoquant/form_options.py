@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +15,6 @@ from autoquant import options
 from autoquant.errors import InputError
 from autoquant.llama.types import parse
 from autoquant.methods import METHODS
-from autoquant.methods.exl2 import bitrate
 from autoquant.notebook import LARGER, MODEL, SMALLER
 from autoquant.options import MethodOptions, UploadOptions, option
 
@@ -23,28 +22,6 @@ OUT = option("", "folder to write to; empty: named after model and method; drive
              "disconnected", metavar="FOLDER|drive")
 CALIBRATION = option("builtin", "text for the methods that calibrate (gptq, exl2, awq; w8a8 with int8-static; gguf with imatrix calibration): builtin (English novels; for exl2 "
                      "its own mixture), a .txt, .jsonl or .parquet file, or a dataset on the Hugging Face Hub as owner/name", metavar="builtin|FILE|OWNER/NAME")
-LIGHTER: dict[str, dict[str, Any]] = {"awq": {"calibration_samples": 32, "iterations": 50}}
-"""Defaults of a notebook's own, where the method's would keep a CPU busy for long: Run All is a try."""
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def known(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"{value!r} is not allowed; allowed: {', '.join(allowed)}")
-        return value
-
-    return known
-
-
-BITS = ("8", "4", "3", "2")
-TECHNIQUES = (*BITS, "nf4", "int8", "int8-dynamic", "fp8-dynamic")
-BESIDE: dict[str, tuple[tuple[str, ...], Callable[[str], str], str]] = {
-    "gguf": (("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), parse, "GGUF types"),
-    "gptq": (BITS, _one_of(*BITS), "bit widths (8, 4, 3, 2)"),
-    "exl2": (("3.0", "6.0"), bitrate, "bitrates (2 to 8)"),
-    "awq": (("autoround", "awq"), _one_of("autoround", "awq"), "algorithms (autoround, awq)"),
-    "hqq": (TECHNIQUES, _one_of(*TECHNIQUES, "1", "fp4", "int8-static"), "techniques (HQQ by its bits: 8, 4, 3, 2, 1; nf4, fp4, int8; int8-dynamic, int8-static, fp8-dynamic)")}
-"""What a method's notebook makes beside the run, to set quality against size: by default; how one is read, with a ValueError or InputError if it is none; what these are."""
 
 
 class ModelOptions(MethodOptions):
@@ -129,9 +106,10 @@ def declared(name: str) -> type[UploadOptions]:
         applies: ClassVar[Mapping[str, str]] = base.applies
         main: ClassVar[tuple[str, ...]] = ("model", *base.main)
 
-    if name not in BESIDE:
+    others = METHODS[name].beside
+    if others is None:
         return Declared
-    default, known, kind = BESIDE[name]
+    default, read, kind = others.default, others.read, others.kind
 
     class WithOthers(Declared):
         main: ClassVar[tuple[str, ...]] = (*Declared.main, "compare")
@@ -142,7 +120,7 @@ def declared(name: str) -> type[UploadOptions]:
         @classmethod
         def _compare(cls, value: tuple[str, ...]) -> tuple[str, ...]:
             try:
-                return tuple(dict.fromkeys(known(one) for one in value))
+                return tuple(dict.fromkeys(read(one) for one in value))
             except InputError as error:
                 raise ValueError(str(error).partition(": ")[2]) from None
 

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from autoquant import evaluate, options, source
 from autoquant.errors import AutoQuantError, InputError
-from autoquant.form_options import HIDDEN, LIGHTER, TITLES, calibrates, declared, entries, existing, meant
+from autoquant.form_options import HIDDEN, TITLES, calibrates, declared, entries, existing, meant
 from autoquant.methods import METHODS
 from autoquant.notebook import LARGER, MODEL, SMALLER, Note, can_stop, drive, in_colab, login, reachable, reachable_pair, stoppable, tooltip
 from autoquant.options import MethodOptions, UploadOptions
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from autoquant.results import Result
 
 # what notebooks use; the rest of autoquant.notebook goes by the same name here so that one import is enough for them
-__all__ = ["KEPT", "LARGER", "LIGHTER", "MODEL", "SMALLER", "Form", "Note", "about", "can_stop", "cell", "declared", "entries", "form", "in_colab", "login", "plain", "reachable",
+__all__ = ["KEPT", "LARGER", "MODEL", "SMALLER", "Form", "Note", "about", "can_stop", "cell", "declared", "entries", "form", "in_colab", "login", "plain", "reachable",
            "reachable_pair", "stoppable"]
 KEPT = "_autoquant_forms"  # the forms of a notebook, in its own namespace
 LARGEST = 8 << 20  # bytes of a text that is read while somebody types; a larger one is looked at when the run begins
@@ -115,7 +115,7 @@ class Form:
 
     def _raw(self) -> dict[str, Any]:
         now = {**self.initial, **self.typed()}
-        own, beside = LIGHTER.get(self.name, {}), _compared(now)
+        own, beside = METHODS[self.name].lighter if self.name in METHODS else {}, _compared(now)
         # what has no meaning counts as not given, where widgets show it greyed out; in a plain cell it is refused, unless it is the notebook's own default
         for one, value in now.items():
             if (self._widgets or (one in own and value == own[one])) and not meant(self.name, one, beside):

@@ -345,8 +345,9 @@ def _keep_rest(folder: Path, model: str) -> None:
             metadata = file.metadata()
         kept = {}
         for name, tensor in held.items():
-            if name in source and tensor.is_floating_point() and tensor.dtype != wanted:
-                own = source[name].get_tensor(name)
+            # a tied head that a library writes out is a weight without a source of its name
+            if (name in source or name.endswith(".weight")) and tensor.is_floating_point() and tensor.dtype != wanted:
+                own = source[name].get_tensor(name) if name in source else tensor
                 same = own.shape == tensor.shape and torch.equal(own.to(torch.bfloat16).to(tensor.dtype), tensor)
                 kept[name] = (own if same else tensor).to(wanted)
         if kept:

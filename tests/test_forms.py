@@ -127,8 +127,8 @@ def test_one_calibration_text_serves_the_methods_that_look_at_one(tmp_path: Path
 
 def test_a_notebooks_own_default_is_not_held_against_the_user() -> None:
     """05's cell says iterations = 50, which algorithm awq has no use for: chosen in Colab, it must not be refused for a value that nobody typed."""
-    space = {**_of("awq"), **forms.LIGHTER["awq"]}
-    assert forms.form("awq", space).values() == forms.LIGHTER["awq"]
+    space = {**_of("awq"), **METHODS["awq"].lighter}
+    assert forms.form("awq", space).values() == METHODS["awq"].lighter
     assert forms.form("awq", {**space, "algorithm": "awq"}).values() == {"algorithm": "awq", "calibration_samples": 32}
     with pytest.raises(InputError, match="iterations: 60 has a meaning for algorithm autoround only"):
         forms.form("awq", {**space, "algorithm": "awq", "iterations": 60}).check()

@@ -8,24 +8,26 @@ from __future__ import annotations
 import copy
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from autoquant import forms
+from autoquant.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 # notebook -> its form, what it installs (an extra of the package, or a method to be set up), and defaults of its own
-NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "00_AutoQuant": ("all", ("gguf",), {}),
     "01_Introduction_to_Quantization": ("", (), {}),
     "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
     "03_GPTQ": ("gptq", ("gptq",), {}),
     "04_EXL2": ("exl2", ("exl2",), {}),
-    "05_AWQ": ("awq", ("gptq",), forms.LIGHTER["awq"]),
+    "05_AWQ": ("awq", ("gptq",), METHODS["awq"].lighter),
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +42,26 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What a method's notebook makes beside a run, to set quality against size: names by ``default``; ``read`` gives a name as it is written, or raises ValueError or
+    InputError; ``kind`` is what they are."""
+
+    default: tuple[str, ...]
+    read: Callable[[str], str]
+    kind: str
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    """For :class:`Beside`: a name that is one of a few."""
+    def read(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not allowed; allowed: {', '.join(allowed)}")
+        return value
+
+    return read
+
+
+@dataclass(frozen=True)
 class Method:
     """All the rest of the package knows about a method.
 
@@ -51,6 +71,7 @@ class Method:
     ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
     gives those that make a plan show everything, beside the ones that are given. ``environment`` are the worker processes' variables.
     ``machine`` refuses a machine that cannot do it, unless the run's folder has all that is asked for.
+    ``lighter`` are defaults of its notebook, where its own would keep a CPU busy for long: Run All is a try. ``beside`` is what the notebook makes beside a run.
     ``facts`` are for the table of all methods. ``prepare`` fetches beforehand what the method needs beside its packages, with a log of its own.
     """
 
@@ -62,7 +83,6 @@ class Method:
     kind: Literal["gguf", "folder"]
     library_name: str
     demo: dict[str, Any]
-    survey: Callable[[Mapping[str, Any]], dict[str, Any]]
     variants: Callable[[Any], Sequence[str]]
     settle: Callable[[Source, Any], Any]
     check: Callable[[Source, Any], None]
@@ -75,6 +95,9 @@ class Method:
     packages: Sequence[str]
     prepare: Callable[[Path], None]
     machine: Callable[[Any, Path], None] = lambda options, folder: None
+    survey: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda given: {}
+    lighter: Mapping[str, Any] = field(default_factory=dict)
+    beside: Beside | None = None
 
 
 def _methods() -> dict[str, Method]:

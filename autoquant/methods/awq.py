@@ -10,7 +10,7 @@ from pydantic import field_validator
 
 from autoquant import environments
 from autoquant.journal import RunFolder
-from autoquant.methods import Facts, Made, Method, folders
+from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import FolderOptions, Recipe
 from autoquant.options import option
 from autoquant.plans import Plan
@@ -94,7 +94,8 @@ def who_for(type: str) -> str:
 METHOD = Method(
     name="awq", title="AWQ", summary="weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     facts=Facts(bits="4", calibration="yes", gpu_to_quantize="no, but quicker", gpu_to_run="yes, for speed", runtimes="vLLM, SGLang, transformers"),
-    options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20}, survey=lambda given: {},
+    lighter={"calibration_samples": 32, "iterations": 50}, beside=Beside(("autoround", "awq"), one_of("autoround", "awq"), "algorithms (autoround, awq)"),
+    options=AwqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
     how_to_run=folders.how_to_run, prepare=partial(folders.prepare, "gptq"),
     folder_suffix=lambda options: f"AWQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

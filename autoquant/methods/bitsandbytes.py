@@ -99,7 +99,7 @@ def how_to_run(result: Result) -> str:
 METHOD = Method(
     name="bitsandbytes", title="bitsandbytes", summary="NF4 or FP4 weights of 4 bits, or LLM.int8(), without calibration data, in seconds; for transformers, QLoRA and vLLM",
     facts=Facts(bits="4 (NF4, FP4), 8 (LLM.int8())", calibration="no", gpu_to_quantize="no", gpu_to_run="no", runtimes="transformers, vLLM"),
-    options=BitsandbytesOptions, kind="folder", library_name="transformers", demo={}, survey=lambda given: {}, variants=lambda options: (options.type,),
+    options=BitsandbytesOptions, kind="folder", library_name="transformers", demo={}, variants=lambda options: (options.type,),
     settle=lambda source, options: options, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=how_to_run,
     prepare=partial(folders.prepare, "bitsandbytes"), folder_suffix=lambda options: f"BNB-{options.type}",
     packages=("bitsandbytes", "accelerate", "torch", "transformers", "tokenizers", "numpy"))

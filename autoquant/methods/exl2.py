@@ -22,7 +22,7 @@ from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, measurement
 from autoquant.hub.fetch import same_disk
 from autoquant.journal import RunFolder, key_of
-from autoquant.methods import Facts, Made, Method, folders
+from autoquant.methods import Beside, Facts, Made, Method, folders
 from autoquant.options import option
 from autoquant.plans import Plan, PlanItem
 from autoquant.progress import Bar
@@ -420,7 +420,7 @@ print(generator.generate(prompt="Once upon a time", max_new_tokens=32))
 METHOD = Method(
     name="exl2", title="EXL2", summary="2 to 8 bits a weight on average, mixed by measured error; for NVIDIA GPUs with exllamav2, TabbyAPI, text-generation-webui",
     facts=Facts(bits="2 to 8, any average", calibration="yes", gpu_to_quantize="yes", gpu_to_run="yes", runtimes="exllamav2, TabbyAPI, text-generation-webui"),
-    options=Exl2Options, kind="folder", library_name="exllamav2",
+    options=Exl2Options, kind="folder", library_name="exllamav2", beside=Beside(("3.0", "6.0"), bitrate, "bitrates (2 to 8)"),
     demo={"calibration": "builtin", "calibration_samples": 6, "calibration_length": 128, "measurement_samples": 3, "bpw": ("4.0",)},
     survey=lambda given: {"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}, variants=lambda options: options.types,
     settle=lambda source, options: options, check=check, machine=machine,

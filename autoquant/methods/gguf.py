@@ -22,7 +22,7 @@ from autoquant.journal import RunFolder, key_of
 from autoquant.llama import converter as llama
 from autoquant.llama.convert import refuse
 from autoquant.llama.types import TENSOR_TYPES, TYPES, UNQUANTIZED, nearest, parse
-from autoquant.methods import Facts, Made, Method
+from autoquant.methods import Beside, Facts, Made, Method
 from autoquant.options import option
 from autoquant.plans import Plan, PlanItem
 from autoquant.progress import Bar
@@ -397,6 +397,7 @@ METHOD = Method(
     title="GGUF (llama.cpp)", summary="one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits",
     facts=Facts(bits="1.6 to 16, some thirty types", calibration="optional (importance matrix)", gpu_to_quantize="no", gpu_to_run="no", runtimes="llama.cpp, Ollama, LM Studio"),
     options=GgufOptions, kind="gguf", library_name="gguf", demo={"types": ("Q4_K_M", "Q8_0")},
+    beside=Beside(("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), parse, "GGUF types"),
     survey=survey, settle=settle, check=check, plan=plan, quantize=quantize,
     environment=lambda options: llama.environment(llama.locate(options.converter)), who_for=who_for, how_to_run=how_to_run,
     folder_suffix=lambda options: "GGUF", prepare=prepare,

@@ -12,7 +12,7 @@ from pydantic import field_validator
 from autoquant import environments, process
 from autoquant.errors import InputError
 from autoquant.journal import RunFolder
-from autoquant.methods import Facts, Made, Method, folders
+from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import FolderOptions, Recipe
 from autoquant.options import option
 from autoquant.plans import Plan
@@ -147,7 +147,8 @@ def how_to_run(result: Result) -> str:
 METHOD = Method(
     name="gptq", title="GPTQ", summary="weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers",
     facts=Facts(bits="8, 4, 3, 2", calibration="yes", gpu_to_quantize="no, but quicker", gpu_to_run="yes, for speed", runtimes="vLLM, SGLang, transformers"),
-    options=GptqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256}, survey=lambda given: {},
+    beside=Beside(("8", "4", "3", "2"), one_of("8", "4", "3", "2"), "bit widths (8, 4, 3, 2)"),
+    options=GptqOptions, kind="folder", library_name="transformers", demo={"calibration_samples": 16, "calibration_length": 256},
     variants=lambda options: (options.type,), settle=folders.settle, check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for,
     how_to_run=how_to_run, prepare=partial(folders.prepare, "gptq"),
     folder_suffix=lambda options: f"GPTQ-{options.type}", packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"))

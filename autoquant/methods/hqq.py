@@ -12,7 +12,7 @@ from pydantic import field_validator
 from autoquant import environments, hqq_format
 from autoquant.errors import InputError
 from autoquant.journal import RunFolder
-from autoquant.methods import Facts, Made, Method, folders
+from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import AUTO, Recipe
 from autoquant.options import MethodOptions, option
 from autoquant.plans import Plan
@@ -154,9 +154,13 @@ The tensors and the block in config.json are laid out as transformers 4 wrote th
 such folders with the same outputs (tried on a CPU, with its refusal of CPUs taken out).{more}"""
 
 
+TECHNIQUES = ("8", "4", "3", "2", "nf4", "int8", "int8-dynamic", "fp8-dynamic")  # its notebook is also that of the other methods without calibration
+
 METHOD = Method(
     name="hqq", title="HQQ", summary="weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run by the library hqq",
     facts=Facts(bits="8, 4, 3, 2, 1", calibration="no", gpu_to_quantize="no", gpu_to_run="no", runtimes="autoquant.hqq_format (transformers 5 and hqq); transformers 4"),
-    options=HqqOptions, kind="folder", library_name="hqq", demo={}, survey=lambda given: {}, variants=lambda options: (options.type,), settle=settle, check=check, plan=plan,
+    beside=Beside(TECHNIQUES, one_of(*TECHNIQUES, "1", "fp4", "int8-static"),
+                  "techniques (HQQ by its bits: 8, 4, 3, 2, 1; nf4, fp4, int8; int8-dynamic, int8-static, fp8-dynamic)"),
+    options=HqqOptions, kind="folder", library_name="hqq", demo={}, variants=lambda options: (options.type,), settle=settle, check=check, plan=plan,
     quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=how_to_run, prepare=partial(folders.prepare, "hqq"),
     folder_suffix=lambda options: f"HQQ-{options.type}", packages=("hqq", "torch", "transformers", "tokenizers", "numpy"))

@@ -87,7 +87,7 @@ METHOD = Method(
     name="w8a8", title="W8A8 / FP8", summary="weights and activations of 8 bits, integers or floating point, in the compressed-tensors format; for GPUs with vLLM",
     facts=Facts(bits="8, activations too", calibration="for int8-static only", gpu_to_quantize="no",
                 gpu_to_run="yes: Turing (INT8), Ada (FP8)", runtimes="vLLM, SGLang; transformers to look at"),
-    options=W8a8Options, kind="folder", library_name="transformers", demo={}, survey=lambda given: {}, variants=lambda options: (options.type,),
+    options=W8a8Options, kind="folder", library_name="transformers", demo={}, variants=lambda options: (options.type,),
     settle=lambda source, options: options,
     check=check, plan=plan, quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=how_to_run, prepare=partial(folders.prepare, "w8a8"),
     folder_suffix=lambda options: f"W8A8-{options.type}", packages=("compressed-tensors", "accelerate", "torch", "transformers", "tokenizers", "numpy"))
