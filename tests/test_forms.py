@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import forms, lesson, notebook, options
+from autoquant import forms, lesson, notebook, options, report
 from autoquant.errors import InputError, Stopped
 from autoquant.methods import METHODS
 
@@ -353,6 +354,19 @@ def test_several_results_make_one_table_and_one_plot(demo: Any) -> None:
     assert [line.split()[1] for line in str(both).splitlines() if line.startswith("tiny-austen-4m ")] == ["unquantized"], "once"
     assert both._repr_html_().count("<img") == 1
     assert str(both).splitlines()[2].startswith("run ")
+
+
+def test_a_plot_of_nearly_equal_files_far_from_the_unquantized_model_can_be_read(demo: Any) -> None:
+    two = tuple(dataclasses.replace(one, files=(dataclasses.replace(one.files[0], bytes=4_000_000 + i),), evaluation=dataclasses.replace(one.evaluation, perplexity=900 + i / 10))
+                for i, one in enumerate(demo.artifacts[:2]))
+    figure = report._figure({"a": dataclasses.replace(demo, artifacts=two)})
+    figure.canvas.draw()
+    left, right = figure.axes
+    assert left.get_ylim()[0] < demo.reference.perplexity < 900 < left.get_ylim()[1], "the line of the unquantized model is seen"
+    assert left.get_position().width > 0.3
+    for axis in (left, right):
+        low, high = axis.get_xlim()
+        assert (low, high) == pytest.approx((3.6, 4.4), rel=0.01), "a byte more is not drawn as a difference"
 
 
 def test_each_method_of_the_form_for_all_uploads_in_its_own_layout() -> None:
