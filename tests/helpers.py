@@ -225,21 +225,52 @@ def spoil(path: str, name: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def products(supported: bool) -> dict[str, Any]:
-    """Linear layers of 16 bits where oneDNN has bfloat16 kernels, or has none."""
+def products(instructions: bool) -> dict[str, Any]:
+    """Linear layers and attention of 16 bits on a processor with bfloat16 instructions, or without."""
     import torch
 
     from autoquant import quantizers
 
     torch.manual_seed(0)
-    plain = torch.nn.functional.linear
-    torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: supported
+    functional = torch.nn.functional
+    plain, attention = functional.linear, functional.scaled_dot_product_attention
+    quantizers._bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
     quantizers._multiply_in_float32()
-    layer, inputs = torch.nn.Linear(64, 48), torch.randn(5, 64)
-    exact = plain(inputs.bfloat16().float(), layer.weight.bfloat16().float(), layer.bias.bfloat16().float())
-    same = bool(torch.equal(torch.nn.functional.linear(inputs, layer.weight, layer.bias), plain(inputs, layer.weight, layer.bias)))
-    made = layer.bfloat16()(inputs.bfloat16())
-    return {"replaced": torch.nn.functional.linear is not plain, "float32 as before": same, "dtype": str(made.dtype), "rounded once": bool(torch.equal(made, exact.bfloat16()))}
+    layer, inputs, heads = torch.nn.Linear(64, 48), torch.randn(5, 64), torch.randn(1, 2, 5, 16).bfloat16()
+    rounded = [value.bfloat16().float() for value in (inputs, layer.weight, layer.bias)]
+    exact = plain(*rounded).bfloat16()
+    same = bool(torch.equal(functional.linear(inputs, layer.weight, layer.bias), plain(inputs, layer.weight, layer.bias)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = functional.linear(inputs.bfloat16(), rounded[1], rounded[2])
+    attended = functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    return {"replaced": functional.linear is not plain, "float32 as before": same, "rounded once": bool(torch.equal(layer.bfloat16()(inputs.bfloat16()), exact)),
+            "and mixed": bool(torch.equal(mixed, exact)),
+            "attention too": bool(torch.equal(attended, attention(heads.float(), heads.float(), heads.float(), is_causal=True).bfloat16()))}
+
+
+def widths_in_autoround(instructions: bool, model: str, folder: str) -> dict[str, Any]:
+    """The dtypes a model has when AutoRound has done its first block, and whether products are replaced."""
+    import auto_round
+    import torch
+
+    from autoquant import quantizers
+
+    plain, real, held, seen = torch.nn.functional.linear, auto_round.AutoRound, [], {}
+    quantizers._bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
+
+    def given(model: Any, *args: Any, **more: Any) -> Any:
+        held.append(model)
+        return real(model, *args, **more)
+
+    def report(done: int, total: int) -> None:
+        if not seen:
+            seen.update({str(weight.dtype): len(weight) for weight in held[0].parameters()})
+
+    auto_round.AutoRound = given
+    text = " ".join(str(i) for i in range(2000))
+    quantizers.autoround(model, f"{folder}/out", {"texts": [text], "samples": 2, "length": 32, "seed": 0}, format="auto_gptq", bits=4, group_size=32, sym=True, iterations=1,
+                         batch_size=2, scratch=f"{folder}/scratch", report=report)
+    return {"dtypes": sorted(seen), "products in float32": torch.nn.functional.linear is not plain}
 
 
 def who(name: str) -> list[Any]:

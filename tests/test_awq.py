@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import autoquant
-from autoquant import awq_format, folder_checks
+from autoquant import awq_format, folder_checks, source
 from autoquant.dequantized import Tensors
 from autoquant.errors import CheckFailed, InputError
 from autoquant.methods import folders
@@ -167,15 +167,11 @@ print("quiet", sorted({name.split(".")[0] for name in sys.modules} & {"torch", "
     assert "quiet []" in seen[0]
 
 
-def test_the_plan_knows_that_autoround_works_in_float32_without_bfloat16_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needed = {}
-    for algorithm in ("autoround", "awq"):
-        for wide in (True, False):
-            monkeypatch.setattr(folders, "widened", lambda wide=wide: wide)
-            plan = autoquant.plan("awq", "demo", algorithm=algorithm, out=str(tmp_path / "out"))
-            needed[algorithm, wide] = plan.memory_needed
-    assert needed["autoround", True] - needed["autoround", False] == 2 * plan.source.parameters
-    assert needed["awq", True] == needed["awq", False]
+@pytest.mark.slow
+@pytest.mark.parametrize("instructions", [True, False])
+def test_autoround_holds_the_model_at_16_bits_with_bfloat16_instructions_and_without(tmp_path: Path, instructions: bool) -> None:
+    seen = in_worker("tests.helpers:widths_in_autoround", tmp_path, instructions=instructions, model=str(source.resolve("demo-small").folder), folder=str(tmp_path))
+    assert seen == {"dtypes": ["torch.bfloat16"], "products in float32": not instructions}
 
 
 @pytest.mark.slow

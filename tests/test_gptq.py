@@ -101,9 +101,9 @@ def test_the_sources_own_config_and_what_is_not_quantized_arrive(method: str, se
 
 
 def test_where_16_bit_products_are_slow_they_are_made_in_float32(tmp_path: Path) -> None:
-    made = in_worker("tests.helpers:products", tmp_path, supported=False)
-    assert made == {"replaced": True, "float32 as before": True, "dtype": "torch.bfloat16", "rounded once": True}
-    assert in_worker("tests.helpers:products", tmp_path, supported=True)["replaced"] is False
+    made = in_worker("tests.helpers:products", tmp_path, instructions=False)
+    assert made == {"replaced": True, "float32 as before": True, "rounded once": True, "and mixed": True, "attention too": True}
+    assert in_worker("tests.helpers:products", tmp_path, instructions=True)["replaced"] is False
 
 
 def test_the_card_of_codes_that_only_plain_kernels_run_says_so(four_bits: Result) -> None:

@@ -159,17 +159,10 @@ def memory_whole(source: Source) -> int:
     return 700_000_000 + 2 * source.parameters + 4 * 5 * max(outputs * inputs for outputs, inputs in linears(source).values())
 
 
-@functools.cache
-def widened() -> bool:
-    """Whether AutoRound works in float32 here: on a processor without AVX-512's bfloat16 instructions, which it looks for itself, if there is no NVIDIA GPU."""
-    processor = Path("/proc/cpuinfo")
-    return processor.is_file() and not Path("/dev/nvidiactl").exists() and "avx512_bf16" not in processor.read_text(encoding="utf-8", errors="replace")
-
-
 def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int:
     """Bytes the quantizing process needs, roughly; GPTQ and AutoRound were measured on a checkpoint of 1.9 GB, AWQ on one of 1.1 GB (bench/RESULTS.md).
 
-    The whole model at 16 bits (AutoRound's at 32, where it works in float32), once (a process of the run had about that much; which one was not looked at), the block at
+    The whole model at 16 bits once (a process of the run had about that much; which one was not looked at), the block at
     work in float32, its samples' activations; for GPTQ a float32 matrix [inputs, inputs] for each matrix of the block, for AWQ every matrix's inputs, for AutoRound the
     block's gradients.
     """
@@ -178,7 +171,7 @@ def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int
     for name, (outputs, inputs) in layers.items():
         found = BLOCK.search(name)
         blocks[found[1] if found else ""] += outputs * inputs
-    block, model = max(blocks.values()), (4 if algorithm == "autoround" and (source.dtype == "F32" or widened()) else 2) * source.parameters
+    block, model = max(blocks.values()), 2 * source.parameters
     wide, hidden = max(inputs for _, inputs in layers.values()), min(inputs for _, inputs in layers.values())
     states = 2 * 2 * options.calibration_samples * min(options.calibration_length, source.context) * hidden  # what enters and leaves a block, 16 bits
     batch = 4 * 6 * options.batch_size * min(options.calibration_length, source.context) * wide
