@@ -1,7 +1,8 @@
 """Quality, size, time and memory of the methods that write folders. usage: python bench/folders.py demo|FOLDER [SET …]
 
-Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq", "autoround", "hqq", "bitsandbytes", "w8a8" (default: all). "seconds" is a run with
-all of its checks and without evaluation; "memory" the largest process's resident set during it, sampled 20 times a second.
+Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq", "autoround", "hqq", "bitsandbytes", "w8a8" (default: all); "steps" is GPTQ and
+AutoRound with 50 and 200 steps, one after the other, for what the steps cost. "seconds" is a run with all of its checks and without evaluation; "memory" the largest process's
+resident set during it, sampled 20 times a second.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def configurations(small: bool, sets: list[str]) -> list[list[str]]:
         "awq": [*(f"awq {scaled} --group-size {size}" for size in (sizes if small else ("64",))), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
         "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64",
                       *([] if small else ["gptq --algorithm autoround --bits 4 --group-size 64"])],
+        "steps": ["gptq --bits 4 --group-size 64", *(f"gptq --algorithm autoround --bits 4 --group-size 64 --iterations {steps}" for steps in ("50", "200"))],
         "hqq": [*(f"hqq --bits {bits} --group-size 64" for bits in ("84321" if small else "8432")), *(f"hqq --bits {bits} --group-size 64 --axis 0" for bits in "432" if small),
                 *(f"hqq --bits {bits} --group-size 16{axis}" for bits in "321" if small for axis in ("", " --axis 0"))],
         "bitsandbytes": ["bitsandbytes", *(["bitsandbytes --no-double-quant"] if small else []), "bitsandbytes --quant-type fp4", "bitsandbytes --quant-type int8"],

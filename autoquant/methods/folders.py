@@ -177,7 +177,7 @@ def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int
     batch = 4 * 6 * options.batch_size * min(options.calibration_length, source.context) * wide
     base = 700_000_000  # torch, transformers and the library (measured on the embedded model: 0.63 GB)
     if algorithm == "autoround":
-        return base + model + 4 * 5 * block + states + 3 * batch
+        return base + 300_000_000 + model + 4 * 5 * block + states + 3 * batch  # 300 MB: without them the plan was 3.81 GB where 3.90 and 4.01 were measured
     if algorithm == "awq":
         return base + model + 4 * 3 * block + 4 * states + batch
     return base + model + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
