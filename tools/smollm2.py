@@ -32,7 +32,7 @@ def make(package: str, folder: str, layers: int) -> None:
     values = loaded.config.to_dict()
     values.pop("quantization_config")  # with it, transformers refuses to save
     values["_name_or_path"] = ""
-    config = LlamaConfig(**{**values, "dtype": "float16", "rms_norm_eps": 1e-5, "num_hidden_layers": layers, "layer_types": None})
+    config = LlamaConfig(**{**values, "dtype": "float16", "rms_norm_eps": 1e-5, "num_hidden_layers": layers})
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     wanted = model.state_dict().keys()
