@@ -225,6 +225,23 @@ def spoil(path: str, name: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def instructions() -> list[Any]:
+    """Whether quantizers finds bfloat16 instructions on some processors, by who says that it has them."""
+    import platform
+
+    import torch
+
+    from autoquant import quantizers
+
+    found = []
+    for machine, who in (("x86_64", "oneDNN and AVX-512"), ("x86_64", "oneDNN"), ("x86_64", "neither"), ("aarch64", "oneDNN")):
+        platform.machine = lambda machine=machine: machine  # type: ignore[misc]
+        torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda who=who: "oneDNN" in who  # type: ignore[misc]
+        torch.cpu._is_avx512_bf16_supported = lambda who=who: "AVX" in who  # type: ignore[misc]
+        found.append([machine, who, quantizers._bfloat16_instructions()])
+    return found
+
+
 def products(instructions: bool) -> dict[str, Any]:
     """Linear layers and attention of 16 bits on a processor with bfloat16 instructions, or without."""
     import torch
@@ -233,19 +250,22 @@ def products(instructions: bool) -> dict[str, Any]:
 
     torch.manual_seed(0)
     functional = torch.nn.functional
-    plain, attention = functional.linear, functional.scaled_dot_product_attention
+    plain, attention, multiply = functional.linear, functional.scaled_dot_product_attention, torch.matmul
     quantizers._bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
     quantizers._multiply_in_float32()
     layer, inputs, heads = torch.nn.Linear(64, 48), torch.randn(5, 64), torch.randn(1, 2, 5, 16).bfloat16()
-    rounded = [value.bfloat16().float() for value in (inputs, layer.weight, layer.bias)]
-    exact = plain(*rounded).bfloat16()
-    same = bool(torch.equal(functional.linear(inputs, layer.weight, layer.bias), plain(inputs, layer.weight, layer.bias)))
+    exact = plain(inputs, layer.weight, layer.bias)
+    rounded = plain(*(value.bfloat16().float() for value in (inputs, layer.weight, layer.bias)))
+    found = {"replaced": functional.linear is not plain, "float32 as before": bool(torch.equal(functional.linear(inputs, layer.weight, layer.bias), exact))}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = functional.linear(inputs.bfloat16(), rounded[1], rounded[2])
-    attended = functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-    return {"replaced": functional.linear is not plain, "float32 as before": same, "rounded once": bool(torch.equal(layer.bfloat16()(inputs.bfloat16()), exact)),
-            "and mixed": bool(torch.equal(mixed, exact)),
-            "attention too": bool(torch.equal(attended, attention(heads.float(), heads.float(), heads.float(), is_causal=True).bfloat16()))}
+        mixed = functional.linear(inputs, layer.weight, bias=layer.bias)
+    wide = heads.float()
+    mask = torch.zeros(5, 5).bfloat16()
+    return {**found, "mixed: rounded after the product only": bool(torch.equal(mixed, exact.bfloat16())) and not torch.equal(mixed, rounded.bfloat16()),
+            "16 bits": bool(torch.equal(layer.bfloat16()(inputs.bfloat16()), rounded.bfloat16())),
+            "attention": bool(torch.equal(functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask),
+                                          attention(wide, wide, wide, attn_mask=mask.float()).bfloat16())),
+            "products": bool(torch.equal(torch.matmul(heads, heads.mT), multiply(wide, wide.mT).bfloat16()))}
 
 
 def widths_in_autoround(instructions: bool, model: str, folder: str) -> dict[str, Any]:
@@ -256,6 +276,8 @@ def widths_in_autoround(instructions: bool, model: str, folder: str) -> dict[str
     from autoquant import quantizers
 
     plain, real, held, seen = torch.nn.functional.linear, auto_round.AutoRound, [], {}
+    auto_round.utils.device.CpuInfo.bf16 = property(lambda _: instructions)  # what it finds out by itself
+    torch.cuda.is_available = lambda: False
     quantizers._bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
 
     def given(model: Any, *args: Any, **more: Any) -> Any:

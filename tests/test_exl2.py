@@ -193,9 +193,10 @@ def test_killed_while_measuring_and_while_quantizing_the_result_is_the_same_byte
         return look
 
     def at_work(folder: str, progress: str) -> bool:
-        """Whether the converter has written that it begins with a stage: it writes its state again only at the stage's end, so what is killed now can be gone on with."""
+        """Whether the converter has written that it begins with a stage. It writes its state again after minutes or at the stage's end: what is killed now can be gone on with."""
         with contextlib.suppress(ValueError):  # while it writes
-            return any(json.loads(path.read_text())["progress"] == progress for path in jobs.glob(f"{folder}-*/{converter.JOB}"))
+            states = [json.loads(path.read_text()) for path in jobs.glob(f"{folder}-*/{converter.JOB}")]
+            return any(state["progress"] == progress and "invalid" not in state for state in states)
         return False
 
     for reached in (("measure", "measure_quant"), ("4.0bpw", "quant")):

