@@ -231,15 +231,15 @@ def test_one_calibration_object_gives_every_method_the_same_tokens(tmp_path: Pat
 def test_calibration_sets_are_compared_in_one_table(tmp_path: Path) -> None:
     other = tmp_path / "numbers.txt"
     other.write_text(" ".join(str(i * i) for i in range(4000)))
-    sets = {"novels": autoquant.Calibration(samples=4, length=64), "numbers": autoquant.Calibration(other, samples=4, length=64)}
+    sets = {"novels": autoquant.Calibration(samples=16, length=64), "numbers": autoquant.Calibration(other, samples=16, length=64)}
     seen = autoquant.compare("gptq", "demo", sets, out=tmp_path / "out", bits=2, group_size=32, eval_chunks=4)
     kl = {name: seen[name].artifacts[0].evaluation.kl_mean for name in sets}
-    assert kl["novels"] < kl["numbers"], "calibrated on text like the one it is measured on"
+    assert kl["novels"] < 0.8 * kl["numbers"], "calibrated on text like the one it is measured on"
     lines = [line.split()[0] for line in str(seen).splitlines() if "2bit-32g" in line or "unquantized  " in line]
     assert lines == ["tiny-austen-4m", "novels", "numbers"]
     assert ">numbers</td>" in seen._repr_html_()
     card = (tmp_path / "out" / "numbers" / "README.md").read_text()
-    assert "numbers.txt, 4 samples of 64 tokens" in card
+    assert "numbers.txt, 16 samples of 64 tokens" in card
     assert str(tmp_path) not in card, "a card must not name a path of this machine"
     with pytest.raises(InputError, match="upload: several results would go into one repository"):
         autoquant.compare("gptq", "demo", sets, out=tmp_path / "no", upload="me/model")
