@@ -228,6 +228,7 @@ def test_one_calibration_object_gives_every_method_the_same_tokens(tmp_path: Pat
         autoquant.gptq("demo", eval_text=one, out=tmp_path / "no")
 
 
+@pytest.mark.slow
 def test_calibration_sets_are_compared_in_one_table(tmp_path: Path) -> None:
     other = tmp_path / "numbers.txt"
     other.write_text(" ".join(str(i * i) for i in range(4000)))

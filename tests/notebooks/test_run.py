@@ -22,9 +22,9 @@ COLAB = os.environ.get("AUTOQUANT_GUISE") == "colab"
 QUICK: dict[str, dict[str, Any]] = {
     "02_GGUF_llama_cpp": {"imatrix": "calibration", "calibration_samples": 16, "compare": "Q6_K,Q2_K"},
     "03_GPTQ": {"calibration_samples": 8, "calibration_length": 64, "compare": "2"},
-    "04_EXL2": {"calibration": "builtin", "calibration_samples": 4, "calibration_length": 64, "measurement_samples": 2, "compare": "3.0"},
-    "05_AWQ": {"calibration_samples": 8, "calibration_length": 64, "iterations": 4}, "06_HQQ_and_more": {"compare": "3,nf4,fp8-dynamic"},
-    "07_Compare": {"calibration_samples": 8, "gptq_bits": "4", "out": "compared"}}
+    "04_EXL2": {"calibration": "builtin", "calibration_samples": 4, "calibration_length": 64, "measurement_samples": 2, "compare": "3.0", "eval_chunks": 4},
+    "05_AWQ": {"calibration_samples": 8, "calibration_length": 64, "iterations": 4, "eval_chunks": 4}, "06_HQQ_and_more": {"compare": "3,nf4,fp8-dynamic", "eval_chunks": 4},
+    "07_Compare": {"calibration_samples": 8, "gptq_bits": "4", "eval_chunks": 4, "out": "compared"}}
 BESIDE = {"02_GGUF_llama_cpp": ["Q6_K", "Q2_K"], "03_GPTQ": ["2bit-128g"], "04_EXL2": ["3.0bpw"], "05_AWQ": [">autoround<", ">awq<"],
           "06_HQQ_and_more": ["HQQ, 3bit-64g", "bitsandbytes, nf4", "W8A8, fp8-dynamic"]}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
