@@ -33,3 +33,11 @@ def work(*args: Any, **kwargs: Any) -> None:
     _base.CUDA_0 = _utils.CUDA_0 = torch.device("cpu")
     torch.cuda.synchronize = lambda *_: None
     auto_gptq.work(*args, **kwargs)
+
+
+def install() -> None:
+    """Let this process's runs take these workers for AutoGPTQ's."""
+    from autoquant import environments
+
+    environments.CUDA_WORKER = f"{__name__}:cuda"
+    environments.AUTO_GPTQ_WORKER = f"{__name__}:work"
