@@ -5,15 +5,23 @@
     print(result)
     result.upload("you/model-GGUF")
 
-Each method is one function (``help(autoquant.gguf)`` lists its options). Importing this package loads no torch,
-transformers or quantization library: those run in processes of their own.
+Each method is one function (``help(autoquant.gguf)`` lists its options). Importing this package
+loads no torch, transformers or quantization library: those run in processes of their own.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import AutoQuantError, CheckFailed, HubFailed, InputError, OutOfMemory, ProcessFailed, Stopped
+from autoquant.errors import (
+    AutoQuantError,
+    CheckFailed,
+    HubFailed,
+    InputError,
+    OutOfMemory,
+    ProcessFailed,
+    Stopped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,9 +39,23 @@ if TYPE_CHECKING:
     w8a8: Callable[..., Result]
 
 __version__ = "0.1.0"
-_METHOD_NAMES = ("gguf", "gptq", "exl2", "awq", "hqq", "bitsandbytes", "w8a8")  # a test compares it with METHODS; here so that importing this package stays cheap
-__all__ = ["AutoQuantError", "Calibration", "CheckFailed", "Comparison", "HubFailed", "InputError", "OutOfMemory", "ProcessFailed", "Stopped", "compare",
-           "load", "plan", *_METHOD_NAMES]
+# a test compares it with METHODS; here so that importing this package stays cheap
+_METHOD_NAMES = ("gguf", "gptq", "exl2", "awq", "hqq", "bitsandbytes", "w8a8")
+__all__ = [
+    "AutoQuantError",
+    "Calibration",
+    "CheckFailed",
+    "Comparison",
+    "HubFailed",
+    "InputError",
+    "OutOfMemory",
+    "ProcessFailed",
+    "Stopped",
+    "compare",
+    "load",
+    "plan",
+    *_METHOD_NAMES,
+]
 
 
 def _function(name: str) -> Callable[..., Result]:
@@ -48,26 +70,37 @@ def _function(name: str) -> Callable[..., Result]:
     def function(model: str | Path, *, out: str | Path | None = None, **values: Any) -> Any:
         return run.quantize(method, model, out=out, values=values)
 
-    leading = [inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str | Path"),
-               inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | Path | None")]
+    leading = [
+        inspect.Parameter(
+            "model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="str | Path"
+        ),
+        inspect.Parameter(
+            "out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="str | Path | None"
+        ),
+    ]
     function.__name__ = function.__qualname__ = name
     function.__signature__ = options.signature(method.options, leading)  # type: ignore[attr-defined]
     function.__doc__ = f"""{method.title}: {method.summary}.
 
-    model: a model on the Hugging Face Hub ("owner/name", "owner/name@revision" or its URL), a folder with a checkpoint, or "demo" for the embedded one.
-    out: the folder to write to; default ./<model>-{method.folder_suffix(method.options())}. Calling again continues after the last finished step.
+    model: a model on the Hugging Face Hub ("owner/name", "owner/name@revision" or its URL), a
+        folder with a checkpoint, or "demo" for the bundled one.
+    out: the folder to write to; default ./<model>-{method.folder_suffix(method.options())}.
+        Calling again continues after the last finished step.
 
 {options.help_lines(method.options)}
 
-    Returns a Result. Writes the files, README.md (model card), size-against-quality.png and the source's licence; a model from the Hub is
-    downloaded into huggingface_hub's cache (HF_HOME).
-    Raises InputError for anything that cannot be done as asked, CheckFailed if a finished file fails its checks, HubFailed if the Hub cannot be reached.
+    Returns a Result. Writes the files, README.md (model card), size-against-quality.png and the
+    source's licence; a model from the Hub is downloaded into huggingface_hub's cache (HF_HOME).
+    Raises InputError for anything that cannot be done as asked, CheckFailed if a finished file
+    fails its checks, HubFailed if the Hub cannot be reached.
     """
     return function
 
 
 def plan(method: str, model: str, *, out: str | None = None, **values: Any) -> Any:
-    """What ``autoquant.<method>(model, …)`` would make and need; takes the same options and writes nothing. Returns a Plan."""
+    """What ``autoquant.<method>(model, …)`` would make and need; takes the same options and writes
+    nothing. Returns a Plan.
+    """
     from autoquant import run
     from autoquant.methods import METHODS
 
@@ -76,13 +109,18 @@ def plan(method: str, model: str, *, out: str | None = None, **values: Any) -> A
     return run.plan(METHODS[method], model, out=out, values=values)
 
 
-def compare(method: str, model: str | Path, calibrations: dict[str, Any], *, out: str | Path, **values: Any) -> Any:
-    """The same method with several calibration sets (languages, domains), measured on the same tokens, in one table.
+def compare(
+    method: str, model: str | Path, calibrations: dict[str, Any], *, out: str | Path, **values: Any
+) -> Any:
+    """The same method with several calibration sets (languages, domains), measured on the same
+    tokens, in one table.
 
-        autoquant.compare("gptq", "owner/model", {"novels": Calibration(), "code": Calibration("owner/dataset", column="content")}, out="compared", bits=3)
+        autoquant.compare("gptq", "owner/model", {"novels": Calibration(), "code":
+        Calibration("owner/dataset", column="content")}, out="compared", bits=3)
 
-    calibrations: names and :class:`Calibration` objects. out: each run goes into a folder of its own in there. The other options are the method's.
-    Returns a Comparison: it prints as a table, and ``comparison["code"]`` is a Result. Raises what the method raises.
+    calibrations: names and :class:`Calibration` objects. out: each run goes into a folder of its
+    own in there. The other options are the method's. Returns a Comparison: it prints as a table,
+    and ``comparison["code"]`` is a Result. Raises what the method raises.
     """
     from autoquant import run
     from autoquant.methods import METHODS
@@ -93,7 +131,9 @@ def compare(method: str, model: str | Path, calibrations: dict[str, Any], *, out
 
 
 def load(folder: str) -> Any:
-    """The Result of an earlier run, from its folder: to look at, to measure again, to upload. Raises InputError if it holds no finished run."""
+    """The Result of an earlier run, from its folder: to look at, to measure again, to upload.
+    Raises InputError if it holds no finished run.
+    """
     from autoquant import run
 
     return run.load(folder)

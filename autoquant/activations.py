@@ -1,20 +1,28 @@
-"""Rounding of a layer's inputs, for the formats that quantize activations too: what a layer's weights then meet is what they meet where such files run.
+"""Rounding of a layer's inputs, for the formats that quantize activations too: what a layer's
+weights then meet is what they meet where such files run.
 
-Each function takes inputs [..., in] and gives them back rounded to the codes and scales of a format, as numbers of the same type. A product of these with dequantized weights is
-the product of the codes times the scales, so nothing else is needed to measure such a model without its kernels. Runs in workers.
-Sources: https://github.com/vllm-project/compressed-tensors (quantization/utils/helpers.py), https://github.com/bitsandbytes-foundation/bitsandbytes (backends/default/ops.py).
+Each function takes inputs [..., in] and gives them back rounded to the codes and scales of a
+format, as numbers of the same type. A product of these with dequantized weights is the product of
+the codes times the scales, so nothing else is needed to measure such a model without its kernels.
+Runs in workers.
+Sources: https://github.com/vllm-project/compressed-tensors (quantization/utils/helpers.py),
+    https://github.com/bitsandbytes-foundation/bitsandbytes (backends/default/ops.py).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-INT8, FP8 = 127.5, 448.0  # what the largest input of a token becomes in compressed-tensors (vLLM's own kernel takes 127 of int8); 448 is the largest number of E4M3
+# what the largest input of a token becomes in compressed-tensors (vLLM's own kernel takes 127 of
+# int8); 448 is the largest number of E4M3
+INT8, FP8 = 127.5, 448.0
 TINY = 1e-12
 
 
 def int8_static(inputs: Any, scale: Any) -> Any:
-    """Codes of 8 bits with one scale for all inputs, found by calibration; larger inputs are cut off."""
+    """Codes of 8 bits with one scale for all inputs, found by calibration; larger inputs are cut
+    off.
+    """
     return (inputs / scale).round().clamp(-128, 127) * scale
 
 
@@ -24,7 +32,9 @@ def int8_dynamic(inputs: Any) -> Any:
 
 
 def fp8_dynamic(inputs: Any) -> Any:
-    """Floating-point numbers of 8 bits (E4M3: 4 of exponent, 3 of fraction) with a scale for each token, from its largest input."""
+    """Floating-point numbers of 8 bits (E4M3: 4 of exponent, 3 of fraction) with a scale for each
+    token, from its largest input.
+    """
     import torch
 
     scale = inputs.abs().amax(-1, keepdim=True).clamp(min=TINY) / FP8
@@ -32,8 +42,10 @@ def fp8_dynamic(inputs: Any) -> Any:
 
 
 def llm_int8(inputs: Any, threshold: float) -> Any:
-    """LLM.int8() (Dettmers et al. 2022): inputs of which a token has a value of ``threshold`` or more keep 16 bits for all tokens, the others get codes of 8 bits with a
-    scale for each token, from its largest value below the threshold. 0 keeps none."""
+    """LLM.int8() (Dettmers et al. 2022): inputs of which a token has a value of ``threshold`` or
+    more keep 16 bits for all tokens, the others get codes of 8 bits with a scale for each token,
+    from its largest value below the threshold. 0 keeps none.
+    """
     import torch
 
     rows = inputs.reshape(-1, inputs.shape[-1])

@@ -1,4 +1,6 @@
-"""AutoGPTQ 0.7.1, the archived library, in an environment of its own: this module is imported there, beside none of the package's other dependencies."""
+"""AutoGPTQ 0.7.1, the archived library, in an environment of its own: this module is imported
+there, beside none of the package's other dependencies.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +11,60 @@ from typing import Any
 from autoquant.errors import CheckFailed, InputError
 from autoquant.worker import Report
 
-BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-          "chat_template.jinja")
-FOREIGN = ("is_marlin_format", "model_file_base_name", "model_name_or_path", "awq_gemm_checkpoint")  # what transformers 5 and vLLM take for another format, or is a path
+BESIDE = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# what transformers 5 and vLLM take for another format, or is a path
+FOREIGN = ("is_marlin_format", "model_file_base_name", "model_name_or_path", "awq_gemm_checkpoint")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold a folder's weights: those that the index names, or model.safetensors; of a folder with neither (exllamav2's) all. What else lies
-    beside them, such as a checkpoint in another layout, is no part of the model."""
+    """The safetensors files that hold a folder's weights: those that the index names, or
+    model.safetensors; of a folder with neither (exllamav2's) all. What else lies beside them, such
+    as a checkpoint in another layout, is no part of the model.
+    """
     index = folder / "model.safetensors.index.json"
-    names = set((json.loads(index.read_text(encoding="utf-8")).get("weight_map") or {}).values()) if index.is_file() else set()
+    names = (
+        set((json.loads(index.read_text(encoding="utf-8")).get("weight_map") or {}).values())
+        if index.is_file()
+        else set()
+    )
     if not names and (folder / "model.safetensors").is_file():
         names = {"model.safetensors"}
     return [folder / name for name in sorted(names)] or sorted(folder.glob("*.safetensors"))
 
 
 def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, Any]:
-    """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype.
+    """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under
+    ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype.
 
-    Raises InputError, that begins with ``option``, for rotary embeddings that differ from layer to layer.
+    Raises InputError, that begins with ``option``, for rotary embeddings that differ from layer to
+    layer.
     """
-    old = {name: value for name, value in config.items() if name != "auto_map"}  # names code of the model, and AutoGPTQ trusts remote code without asking
+    # names code of the model, and AutoGPTQ trusts remote code without asking
+    old = {name: value for name, value in config.items() if name != "auto_map"}
     rope = old.pop("rope_parameters", None)
     if isinstance(rope, dict):
         if any(isinstance(value, dict) for value in rope.values()):
-            raise InputError(f"{option}: this model's rotary embeddings differ from layer to layer, which a config of transformers 4 cannot say"
-                             f"{'; leave out backend' if option == 'backend' else ''}")
+            raise InputError(
+                f"{option}: this model's rotary embeddings differ from layer to layer, which a"
+                " config of transformers 4 cannot"
+                f" say{'; leave out backend' if option == 'backend' else ''}"
+            )
         old["rope_theta"] = rope.get("rope_theta", 10000.0)
-        scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+        scaling = {
+            name: value
+            for name, value in rope.items()
+            if name not in ("rope_theta", "partial_rotary_factor")
+        }
         if "partial_rotary_factor" in rope:
             old["partial_rotary_factor"] = rope["partial_rotary_factor"]
         old["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
@@ -45,9 +73,23 @@ def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, 
     return old
 
 
-def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size: int, desc_act: bool, sym: bool, damp_percent: float, batch_size: int, scratch: str,
-         report: Report) -> None:
-    """Quantize a folder into another with AutoGPTQ, and make of its folder one that transformers 5, vLLM and GPTQModel load. Needs CUDA."""
+def work(
+    model: str,
+    target: str,
+    ids: list[list[int]],
+    *,
+    bits: int,
+    group_size: int,
+    desc_act: bool,
+    sym: bool,
+    damp_percent: float,
+    batch_size: int,
+    scratch: str,
+    report: Report,
+) -> None:
+    """Quantize a folder into another with AutoGPTQ, and make of its folder one that transformers 5,
+    vLLM and GPTQModel load. Needs CUDA.
+    """
     import logging
 
     import torch
@@ -58,14 +100,17 @@ def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size
     old.mkdir(parents=True, exist_ok=True)
     config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
     layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
-    for path in (*weight_files(Path(model)), *Path(model).glob("*.safetensors.index.json")):  # no code, no pickle
+    # no code, no pickle
+    for path in (*weight_files(Path(model)), *Path(model).glob("*.safetensors.index.json")):
         (old / path.name).unlink(missing_ok=True)
         (old / path.name).symlink_to(path.resolve())
     for path in old.glob("*.safetensors"):
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 if not torch.isfinite(file.get_tensor(name)).all():
-                    raise InputError(f"{path.name}: {name} has NaN or Inf values; the model is damaged")
+                    raise InputError(
+                        f"{path.name}: {name} has NaN or Inf values; the model is damaged"
+                    )
     (old / "config.json").write_text(json.dumps(legacy_config(config)), encoding="utf-8")
 
     class Watch(logging.Handler):
@@ -79,16 +124,26 @@ def work(model: str, target: str, ids: list[list[int]], *, bits: int, group_size
                 self.done += 1
 
     logging.getLogger("auto_gptq.modeling._base").addHandler(Watch())
-    settings: Any = BaseQuantizeConfig(bits=bits, group_size=group_size, desc_act=desc_act, sym=sym, damp_percent=damp_percent)
+    settings: Any = BaseQuantizeConfig(
+        bits=bits, group_size=group_size, desc_act=desc_act, sym=sym, damp_percent=damp_percent
+    )
     loaded: Any = AutoGPTQForCausalLM.from_pretrained(str(old), settings, torch_dtype=torch.float16)
-    samples = [{"input_ids": torch.tensor([sample]), "attention_mask": torch.ones(1, len(sample), dtype=torch.long)} for sample in ids]
+    samples = [
+        {
+            "input_ids": torch.tensor([sample]),
+            "attention_mask": torch.ones(1, len(sample), dtype=torch.long),
+        }
+        for sample in ids
+    ]
     loaded.quantize(samples, batch_size=batch_size)
     loaded.save_quantized(target, use_safetensors=True)
     normalize(Path(target), config, Path(model))
 
 
 def _without_biases(made: Path, target: Path, model: Path) -> None:
-    """Leave out the zero biases that AutoGPTQ adds to layers which have none: transformers finds them left over."""
+    """Leave out the zero biases that AutoGPTQ adds to layers which have none: transformers finds
+    them left over.
+    """
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -99,26 +154,40 @@ def _without_biases(made: Path, target: Path, model: Path) -> None:
             known |= set(file.keys())
     with safe_open(str(made), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    kept = {name: tensor for name, tensor in tensors.items() if name in known or not name.endswith(".bias") or bool(torch.count_nonzero(tensor))}
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name in known or not name.endswith(".bias") or bool(torch.count_nonzero(tensor))
+    }
     save_file(kept, str(target), metadata={"format": "pt"})
     made.unlink()
-    target.chmod((target.parent / "quantize_config.json").stat().st_mode)  # the safetensors library writes for the owner only
+    # the safetensors library writes for the owner only
+    target.chmod((target.parent / "quantize_config.json").stat().st_mode)
 
 
 def normalize(folder: Path, config: dict[str, Any], model: Path) -> None:
-    """One model folder as GPTQModel would write it: model.safetensors, the source's own config with AutoGPTQ's settings, the source's tokenizer."""
+    """One model folder as GPTQModel would write it: model.safetensors, the source's own config with
+    AutoGPTQ's settings, the source's tokenizer.
+    """
     weights = list(folder.glob("gptq_model-*.safetensors"))
     if len(weights) != 1:
-        raise CheckFailed(f"AutoGPTQ wrote {', '.join(path.name for path in weights) or 'no weights'}, where one file was expected")
+        raise CheckFailed(
+            f"AutoGPTQ wrote {', '.join(path.name for path in weights) or 'no weights'}, where one"
+            " file was expected"
+        )
     _without_biases(weights[0], folder / "model.safetensors", model)
     block = json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))
     block = {name: value for name, value in block.items() if name not in FOREIGN}
-    block.update(quant_method="gptq", checkpoint_format="gptq", meta={"quantizer": ["autogptq:0.7.1"]})
+    block.update(
+        quant_method="gptq", checkpoint_format="gptq", meta={"quantizer": ["autogptq:0.7.1"]}
+    )
     new = {**config, "dtype": "float16", "quantization_config": block}
     for name in ("torch_dtype", "auto_map", "_name_or_path"):
         new.pop(name, None)
     (folder / "config.json").write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
-    (folder / "quantize_config.json").write_text(json.dumps(block, indent=2) + "\n", encoding="utf-8")
+    (folder / "quantize_config.json").write_text(
+        json.dumps(block, indent=2) + "\n", encoding="utf-8"
+    )
     for name in BESIDE:
         if (model / name).is_file():
             (folder / name).write_bytes((model / name).read_bytes())

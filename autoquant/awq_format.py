@@ -1,10 +1,13 @@
-"""Reading AWQ files with NumPy alone: the layout "gemm" that AutoAWQ defined and transformers, vLLM and GPTQModel load.
+"""Reading AWQ files with NumPy alone: the layout "gemm" that AutoAWQ defined and transformers, vLLM
+and GPTQModel load.
 
-For each linear layer with ``in`` inputs and ``out`` outputs and G groups of inputs:
-``qweight`` int32 [in, out/8]: each word holds the 4-bit codes of eight outputs, in the order :data:`ORDER` from its least significant bits;
-``qzeros`` int32 [G, out/8]: the zero points in the same order; ``scales`` float16 or bfloat16 [G, out].
-The weight is ``W[in, out] = scales[g] · (code − zero)`` with g = in // (in / G).
-Source: https://github.com/casper-hansen/AutoAWQ (awq/utils/packing_utils.py, awq/modules/linear/gemm.py).
+For each linear layer with ``in`` inputs and ``out`` outputs and G groups of inputs: ``qweight``
+int32 [in, out/8]: each word holds the 4-bit codes of eight outputs, in the order :data:`ORDER` from
+its least significant bits; ``qzeros`` int32 [G, out/8]: the zero points in the same order;
+``scales`` float16 or bfloat16 [G, out]. The weight is ``W[in, out] = scales[g] · (code − zero)``
+with g = in // (in / G).
+Source: https://github.com/casper-hansen/AutoAWQ (awq/utils/packing_utils.py,
+    awq/modules/linear/gemm.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Where things are kept that can be made or fetched again: the converter, references, headers of models on the Hub."""
+"""Where things are kept that can be made or fetched again: the converter, references, headers of
+models on the Hub.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Calibration sets: a text from a file or the Hub, joined, tokenized, cut into samples of one length, chosen by seed, hashed.
+"""Calibration sets: a text from a file or the Hub, joined, tokenized, cut into samples of one
+length, chosen by seed, hashed.
 
-Samples are packed: the documents are joined with the tokenizer's end token and cut every ``length`` tokens, so that no token is padding and
-no document's end is thrown away. The same samples serve every method that calibrates.
+Samples are packed: the documents are joined with the tokenizer's end token and cut every ``length``
+tokens, so that no token is padding and no document's end is thrown away. The same samples serve
+every method that calibrates.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from autoquant.errors import InputError
 from autoquant.options import MethodOptions, option
 
 BUILTIN = Path(__file__).parent / "demo" / "austen_calibration.txt"
-CHARACTERS = 6  # a token, generously; a dataset on the Hub is read until it has four times what the samples need
+# a token, generously; a dataset on the Hub is read until it has four times what the samples need
+CHARACTERS = 6
 DEFAULT_SPLIT = "train"
 
 
@@ -26,22 +29,49 @@ class CalibrationOptions(MethodOptions):
 
     calibrated_by: ClassVar[str] = "calibration"
 
-    calibration: str = option("builtin", "text to calibrate on: builtin (English novels), a .txt, .jsonl or .parquet file, or a dataset on the Hugging Face Hub "
-                              "as owner/name or owner/name@revision; a text like what the model will be used for is better", metavar="builtin|FILE|OWNER/NAME")
-    calibration_column: str = option("text", "column of a .jsonl or .parquet file or a dataset that holds the text", metavar="NAME")
+    calibration: str = option(
+        "builtin",
+        "text to calibrate on: builtin (English novels), a .txt, .jsonl or .parquet file, or a"
+        " dataset on the Hugging Face Hub as owner/name or owner/name@revision; a text like what"
+        " the model will be used for is better",
+        metavar="builtin|FILE|OWNER/NAME",
+    )
+    calibration_column: str = option(
+        "text",
+        "column of a .jsonl or .parquet file or a dataset that holds the text",
+        metavar="NAME",
+    )
     calibration_split: str = option(DEFAULT_SPLIT, "split of a dataset on the Hub", metavar="NAME")
-    calibration_subset: str = option("", "subset (configuration) of a dataset on the Hub, if it has several", metavar="NAME")
-    calibration_samples: int = option(128, "how many samples to calibrate on; GPTQ's paper takes 128", unit="samples", ge=1, le=100_000)
-    calibration_length: int = option(512, "tokens a sample, at most the model's context; longer ones take more memory", unit="tokens", ge=16, le=131_072)
-    calibration_seed: int = option(0, "which samples are taken, if the text has more than enough", ge=0, le=2**31 - 1)
+    calibration_subset: str = option(
+        "", "subset (configuration) of a dataset on the Hub, if it has several", metavar="NAME"
+    )
+    calibration_samples: int = option(
+        128,
+        "how many samples to calibrate on; GPTQ's paper takes 128",
+        unit="samples",
+        ge=1,
+        le=100_000,
+    )
+    calibration_length: int = option(
+        512,
+        "tokens a sample, at most the model's context; longer ones take more memory",
+        unit="tokens",
+        ge=16,
+        le=131_072,
+    )
+    calibration_seed: int = option(
+        0, "which samples are taken, if the text has more than enough", ge=0, le=2**31 - 1
+    )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibration set to give to any method: ``autoquant.gptq(…, calibration=it)``, the same for ``awq``, ``exl2`` and ``w8a8``, and ``autoquant.gguf(…, imatrix=it)``.
+    """A calibration set to give to any method: ``autoquant.gptq(…, calibration=it)``, the same for
+    ``awq``, ``exl2`` and ``w8a8``, and ``autoquant.gguf(…, imatrix=it)``.
 
-    The fields are the options of the same names (``calibration_column`` is ``column`` and so on), with the same defaults. With one
-    tokenizer the same set gives every method the very same tokens; EXL2 nearly the same, for exllamav2 takes them as text and tokenizes it again.
+    The fields are the options of the same names (``calibration_column`` is ``column`` and so on),
+    with the same defaults. With one tokenizer the same set gives every method the very same tokens;
+    EXL2 nearly the same, for exllamav2 takes them as text and tokenizes it again.
     """
 
     text: str | Path = "builtin"
@@ -53,21 +83,34 @@ class Calibration:
     seed: int = 0
 
     def as_options(self, name: str) -> dict[str, Any]:
-        """The options it stands for, when it is given for the option ``name`` ("calibration", or GGUF's "imatrix")."""
-        values = {f"calibration_{part}": getattr(self, part) for part in ("column", "split", "subset", "samples", "length", "seed")}
-        return {**values, "calibration": str(self.text), **({name: "calibration"} if name != "calibration" else {})}
+        """The options it stands for, when it is given for the option ``name`` ("calibration", or
+        GGUF's "imatrix").
+        """
+        values = {
+            f"calibration_{part}": getattr(self, part)
+            for part in ("column", "split", "subset", "samples", "length", "seed")
+        }
+        return {
+            **values,
+            "calibration": str(self.text),
+            **({name: "calibration"} if name != "calibration" else {}),
+        }
 
 
 @dataclass(frozen=True)
 class Documents:
-    """A calibration text: its documents, and what it is in words (with the commit, if it came from the Hub)."""
+    """A calibration text: its documents, and what it is in words (with the commit, if it came from
+    the Hub).
+    """
 
     texts: list[str]
     name: str
 
 
 def check(options: CalibrationOptions) -> None:
-    """Refuse a calibration text that is not there or cannot be read. Of a dataset on the Hub only the name is looked at: nothing is sent."""
+    """Refuse a calibration text that is not there or cannot be read. Of a dataset on the Hub only
+    the name is looked at: nothing is sent.
+    """
     path = _file(options)
     if path is None:
         _dataset(options)
@@ -77,25 +120,51 @@ def check(options: CalibrationOptions) -> None:
         idle["calibration_column"] = "datasets and .jsonl and .parquet files"
     for name, kinds in idle.items():
         if getattr(options, name) != CalibrationOptions.model_fields[name].default:
-            raise InputError(f"{name}: has a meaning for {kinds} only, and calibration is {options.calibration}; leave it out")
+            raise InputError(
+                f"{name}: has a meaning for {kinds} only, and calibration is {options.calibration};"
+                " leave it out"
+            )
     documents(options)
 
 
 def documents(options: CalibrationOptions) -> Documents:
-    """The documents of the calibration text; those of a dataset on the Hub are fetched, and kept in the cache folder.
+    """The documents of the calibration text; those of a dataset on the Hub are fetched, and kept in
+    the cache folder.
 
-    Raises InputError for a text that is missing, empty, unreadable, of another kind, or without the column; HubFailed if the Hub cannot be reached.
+    Raises InputError for a text that is missing, empty, unreadable, of another kind, or without the
+    column; HubFailed if the Hub cannot be reached.
     """
     path = _file(options)
     if path is None:
         from autoquant.hub import datasets
 
         id, revision = _dataset(options)
-        found, commit = datasets.documents(id, revision, subset=options.calibration_subset, split=options.calibration_split, column=options.calibration_column,
-                                           characters=4 * CHARACTERS * options.calibration_samples * options.calibration_length)
-        name = " ".join(part for part in (f"{id}@{commit[:10]}", options.calibration_subset, options.calibration_split) if part)
+        found, commit = datasets.documents(
+            id,
+            revision,
+            subset=options.calibration_subset,
+            split=options.calibration_split,
+            column=options.calibration_column,
+            characters=4 * CHARACTERS * options.calibration_samples * options.calibration_length,
+        )
+        name = " ".join(
+            part
+            for part in (
+                f"{id}@{commit[:10]}",
+                options.calibration_subset,
+                options.calibration_split,
+            )
+            if part
+        )
     else:
-        found, name = _read(path, options.calibration_column), "the built-in text (English novels)" if options.calibration == "builtin" else path.name
+        found, name = (
+            _read(path, options.calibration_column),
+            (
+                "the built-in text (English novels)"
+                if options.calibration == "builtin"
+                else path.name
+            ),
+        )
     if not any(text.strip() for text in found):
         raise InputError(f"calibration: {name} is empty")
     return Documents(found, name)
@@ -111,14 +180,25 @@ def _file(options: CalibrationOptions) -> Path | None:
 
 def _dataset(options: CalibrationOptions) -> tuple[str, str | None]:
     """Dataset and revision. Raises InputError if the option can be neither a dataset nor a file."""
-    id, _, revision = options.calibration.removeprefix("https://huggingface.co/datasets/").partition("@")
+    id, _, revision = options.calibration.removeprefix(
+        "https://huggingface.co/datasets/"
+    ).partition("@")
     looks_like_a_file = id.endswith((".txt", ".jsonl", ".json", ".parquet", ".csv", ".md"))
-    if looks_like_a_file or not licenses.is_repo_id(id) or Path(options.calibration).expanduser().exists():
-        raise InputError(f"calibration: no such file: {options.calibration}; give a .txt, .jsonl or .parquet file, a dataset on the Hub as owner/name, or builtin")
+    if (
+        looks_like_a_file
+        or not licenses.is_repo_id(id)
+        or Path(options.calibration).expanduser().exists()
+    ):
+        raise InputError(
+            f"calibration: no such file: {options.calibration}; give a .txt, .jsonl or .parquet"
+            " file, a dataset on the Hub as owner/name, or builtin"
+        )
     import importlib.util
 
     if importlib.util.find_spec("datasets") is None:
-        raise InputError(f"calibration: {id} is read with the datasets library: pip install 'datasets>=4'")
+        raise InputError(
+            f"calibration: {id} is read with the datasets library: pip install 'datasets>=4'"
+        )
     return id, revision or None
 
 
@@ -128,11 +208,18 @@ def _read(path: Path, column: str) -> list[str]:
             return _parquet(path, column)
         if path.suffix in (".jsonl", ".json"):
             text = path.read_text(encoding="utf-8")
-            rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]  # splitlines would also cut at U+2028
+            # splitlines would also cut at U+2028
+            rows = (
+                json.loads(text)
+                if text.lstrip().startswith("[")
+                else [json.loads(line) for line in text.split("\n") if line.strip()]
+            )
             return [cell for row in rows if (cell := _cell(row, column, path))]
         return [path.read_text(encoding="utf-8")]
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
-        raise InputError(f"calibration: {path} cannot be read ({type(error).__name__}: {error})") from None
+        raise InputError(
+            f"calibration: {path} cannot be read ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _parquet(path: Path, column: str) -> list[str]:
@@ -140,14 +227,22 @@ def _parquet(path: Path, column: str) -> list[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"calibration: {path} is read with the pyarrow library: pip install pyarrow") from None
+        raise InputError(
+            f"calibration: {path} is read with the pyarrow library: pip install pyarrow"
+        ) from None
     try:
         table = pyarrow.parquet.ParquetFile(path)
         if column not in table.schema_arrow.names:
-            raise InputError(f"calibration: {path} has no column {column!r}; it has: {', '.join(table.schema_arrow.names)}. Name one with calibration_column")
+            raise InputError(
+                f"calibration: {path} has no column {column!r}; it has:"
+                f" {', '.join(table.schema_arrow.names)}. Name one with calibration_column"
+            )
         values = table.read([column]).column(column).to_pylist()
         if any(value is not None and not isinstance(value, str) for value in values):
-            raise InputError(f"calibration: column {column!r} of {path} holds no text. Name one with calibration_column; it has: {', '.join(table.schema_arrow.names)}")
+            raise InputError(
+                f"calibration: column {column!r} of {path} holds no text. Name one with"
+                f" calibration_column; it has: {', '.join(table.schema_arrow.names)}"
+            )
         return [text for text in values if text]
     except pyarrow.ArrowInvalid as error:
         raise InputError(f"calibration: {path} is no parquet file ({error})") from None
@@ -158,12 +253,16 @@ def _cell(row: Any, column: str, path: Path) -> str:
         return ""
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         names = ", ".join(map(str, row)) if isinstance(row, dict) else "no columns"
-        raise InputError(f"calibration: a line of {path} has no text in column {column!r}; it has: {names}. Name one with calibration_column")
+        raise InputError(
+            f"calibration: a line of {path} has no text in column {column!r}; it has: {names}. Name"
+            " one with calibration_column"
+        )
     return str(row[column])
 
 
 def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int) -> list[list[int]]:
-    """At most ``samples`` lists of ``length`` token ids by the model's own tokenizer, drawn without repetition by ``seed``. Runs in a worker.
+    """At most ``samples`` lists of ``length`` token ids by the model's own tokenizer, drawn without
+    repetition by ``seed``. Runs in a worker.
 
     Raises InputError if the text is shorter than one sample.
     """
@@ -178,21 +277,30 @@ def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int)
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
     for i in order:
-        for start in range(0, len(texts[i]), 1 << 20):  # tokenizers take time and memory that grow with one text's length
-            stream += tokenizer.encode(texts[i][start:start + (1 << 20)], add_special_tokens=False)
+        # tokenizers take time and memory that grow with one text's length
+        for start in range(0, len(texts[i]), 1 << 20):
+            stream += tokenizer.encode(
+                texts[i][start : start + (1 << 20)], add_special_tokens=False
+            )
         stream += end
         if len(stream) > enough:
             break
     n = len(stream) // length
     if n < 1:
-        raise InputError(f"calibration: the text has {len(stream)} tokens; one sample needs {length}. Give a longer text or a smaller calibration_length")
+        raise InputError(
+            f"calibration: the text has {len(stream)} tokens; one sample needs {length}. Give a"
+            " longer text or a smaller calibration_length"
+        )
     chosen = sorted(random.Random(seed).sample(range(n), min(samples, n)))
-    return [stream[i * length:(i + 1) * length] for i in chosen]
+    return [stream[i * length : (i + 1) * length] for i in chosen]
 
 
 def fewer(samples: int, asked: int, length: int) -> str:
     """What to say if a text gave fewer samples than were asked for."""
-    return f"calibrated on {samples} samples of {length} tokens, for the text gives no more ({asked} were asked for): a longer text may give a better model"
+    return (
+        f"calibrated on {samples} samples of {length} tokens, for the text gives no more ({asked}"
+        " were asked for): a longer text may give a better model"
+    )
 
 
 def digest(ids: list[list[int]]) -> str:

@@ -17,42 +17,114 @@ from autoquant.redact import RedactingFilter, redact
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="autoquant", description="Quantize a language model, check and measure the result, write its model card.",
-                                     epilog="Start with: autoquant quantize gguf demo")
+    parser = argparse.ArgumentParser(
+        prog="autoquant",
+        description=(
+            "Quantize a language model, check and measure the result, write its model card."
+        ),
+        epilog="Start with: autoquant quantize gguf demo",
+    )
     parser.add_argument("--version", action="version", version=f"autoquant {__version__}")
     common = argparse.ArgumentParser(add_help=False)  # before the command and after it
-    common.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say more while working; full tracebacks of our own bugs")
+    common.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="say more while working; full tracebacks of our own bugs",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="the same for every command")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     from autoquant.methods import METHODS
     from autoquant.options import UploadOptions, add_arguments
 
-    for name, text in (("quantize", "quantize a model with a method"), ("plan", "say what a run would make and need; writes nothing")):
-        group = commands.add_parser(name, help=text, description=text).add_subparsers(dest="method", required=True, metavar="METHOD")
+    for name, text in (
+        ("quantize", "quantize a model with a method"),
+        ("plan", "say what a run would make and need; writes nothing"),
+    ):
+        group = commands.add_parser(name, help=text, description=text).add_subparsers(
+            dest="method", required=True, metavar="METHOD"
+        )
         for method in METHODS.values():
-            sub = group.add_parser(method.name, help=method.summary, description=f"{method.title}: {method.summary}.", parents=[common])
-            sub.add_argument("model", metavar="MODEL", help="a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL), a folder with a checkpoint, "
-                             "or demo for the embedded model")
-            sub.add_argument("--out", metavar="FOLDER", help=f"where to write (default: ./<model>-{method.folder_suffix(method.options())})")
+            sub = group.add_parser(
+                method.name,
+                help=method.summary,
+                description=f"{method.title}: {method.summary}.",
+                parents=[common],
+            )
+            sub.add_argument(
+                "model",
+                metavar="MODEL",
+                help=(
+                    "a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL),"
+                    " a folder with a checkpoint, or demo for the embedded model"
+                ),
+            )
+            sub.add_argument(
+                "--out",
+                metavar="FOLDER",
+                help=(
+                    f"where to write (default: ./<model>-{method.folder_suffix(method.options())})"
+                ),
+            )
             add_arguments(sub, method.options)
-    measure = commands.add_parser("evaluate", help="measure files against the unquantized model",
-                                  description="Perplexity, KL divergence and top-token agreement of GGUF files or model folders, on the same tokens.", parents=[common])
-    measure.add_argument("files", nargs="+", metavar="FILE", help="GGUF files (first shard) or model folders")
-    measure.add_argument("--reference", required=True, metavar="MODEL", help="the unquantized model: on the Hub, a folder, or demo")
-    measure.add_argument("--text", default="builtin", metavar="builtin|FILE", help="text to measure on (default: builtin)")
-    measure.add_argument("--chunks", default="20", metavar="N", help="chunks of 512 tokens (default: 20)")
-    send = commands.add_parser("upload", help="upload a finished run to the Hugging Face Hub",
-                               description="Upload the checked files of a finished run with card, plot and licence, and compare the server's sizes and hashes with "
-                               "ours. Interrupted and repeated, it sends only what has not arrived. The token is taken from HF_TOKEN or the login of `hf auth login`.",
-                               parents=[common])
+    measure = commands.add_parser(
+        "evaluate",
+        help="measure files against the unquantized model",
+        description=(
+            "Perplexity, KL divergence and top-token agreement of GGUF files or model folders, on"
+            " the same tokens."
+        ),
+        parents=[common],
+    )
+    measure.add_argument(
+        "files", nargs="+", metavar="FILE", help="GGUF files (first shard) or model folders"
+    )
+    measure.add_argument(
+        "--reference",
+        required=True,
+        metavar="MODEL",
+        help="the unquantized model: on the Hub, a folder, or demo",
+    )
+    measure.add_argument(
+        "--text",
+        default="builtin",
+        metavar="builtin|FILE",
+        help="text to measure on (default: builtin)",
+    )
+    measure.add_argument(
+        "--chunks", default="20", metavar="N", help="chunks of 512 tokens (default: 20)"
+    )
+    send = commands.add_parser(
+        "upload",
+        help="upload a finished run to the Hugging Face Hub",
+        description=(
+            "Upload the checked files of a finished run with card, plot and licence, and compare"
+            " the server's sizes and hashes with ours. Interrupted and repeated, it sends only what"
+            " has not arrived. The token is taken from HF_TOKEN or the login of `hf auth login`."
+        ),
+        parents=[common],
+    )
     send.add_argument("folder", metavar="FOLDER", help="the folder of a finished run")
-    send.add_argument("repo", metavar="REPO", help="where to: owner/name; created if it is not there")
-    send.add_argument("--dry-run", action="store_true", help="send nothing; print exactly what would be sent")
+    send.add_argument(
+        "repo", metavar="REPO", help="where to: owner/name; created if it is not there"
+    )
+    send.add_argument(
+        "--dry-run", action="store_true", help="send nothing; print exactly what would be sent"
+    )
     add_arguments(send, UploadOptions, without=("upload",))
-    commands.add_parser("methods", help="all methods in one table: bits, calibration, GPU, runtimes, size, quality")
-    commands.add_parser("types", help="list the GGUF types: bits per weight, imatrix, when to take which")
-    prepare = commands.add_parser("setup", help="fetch what a method needs beforehand (for work without a network)", parents=[common])
+    commands.add_parser(
+        "methods", help="all methods in one table: bits, calibration, GPU, runtimes, size, quality"
+    )
+    commands.add_parser(
+        "types", help="list the GGUF types: bits per weight, imatrix, when to take which"
+    )
+    prepare = commands.add_parser(
+        "setup",
+        help="fetch what a method needs beforehand (for work without a network)",
+        parents=[common],
+    )
     prepare.add_argument("method", choices=sorted(METHODS), metavar="METHOD")
     return parser
 
@@ -62,7 +134,14 @@ def _quantize(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
-    print(run.quantize(method, arguments.model, out=arguments.out, values=options.from_arguments(arguments, method.options)))
+    print(
+        run.quantize(
+            method,
+            arguments.model,
+            out=arguments.out,
+            values=options.from_arguments(arguments, method.options),
+        )
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -70,30 +149,52 @@ def _plan(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
-    for name, value in method.survey(vars(arguments)).items():  # without a choice, a plan shows everything there is
+    # without a choice, a plan shows everything there is
+    for name, value in method.survey(vars(arguments)).items():
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
-    print(run.plan(method, arguments.model, out=arguments.out, values=options.from_arguments(arguments, method.options)))
+    print(
+        run.plan(
+            method,
+            arguments.model,
+            out=arguments.out,
+            values=options.from_arguments(arguments, method.options),
+        )
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from autoquant import options, report, run
 
     checked = options.build(options.MethodOptions, {"eval_chunks": arguments.chunks})
-    rows = run.evaluate_files([Path(name) for name in arguments.files], arguments.reference, text=arguments.text, chunks=checked.eval_chunks)
+    rows = run.evaluate_files(
+        [Path(name) for name in arguments.files],
+        arguments.reference,
+        text=arguments.text,
+        chunks=checked.eval_chunks,
+    )
     print(report.evaluations(rows))
 
 
 def _upload(arguments: argparse.Namespace) -> None:
     from autoquant import options, run
 
-    given = {name: getattr(arguments, name) for name in options.UploadOptions.model_fields if hasattr(arguments, name)}
-    done = run.upload_folder(arguments.folder, {**given, "upload": arguments.repo}, dry_run=arguments.dry_run)
+    given = {
+        name: getattr(arguments, name)
+        for name in options.UploadOptions.model_fields
+        if hasattr(arguments, name)
+    }
+    done = run.upload_folder(
+        arguments.folder, {**given, "upload": arguments.repo}, dry_run=arguments.dry_run
+    )
     if arguments.dry_run:
         print(done)
         return
     for receipt in done:
-        print(f"{receipt.url}\ncommit {receipt.commit}: {len(receipt.files)} files, sizes and hashes compared with the server's")
+        print(
+            f"{receipt.url}\ncommit {receipt.commit}: {len(receipt.files)} files, sizes and hashes"
+            " compared with the server's"
+        )
 
 
 def _methods(_: argparse.Namespace) -> None:
@@ -108,8 +209,17 @@ def _types(_: argparse.Namespace) -> None:
     from autoquant import report
     from autoquant.llama.types import TYPES
 
-    print(report.table(("type", "when", "imatrix", "bits/weight"), [(t.name, t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()], left=3))
-    print("\nBits per weight at the shapes of Llama-3.1-8B; `autoquant plan gguf MODEL` gives the exact sizes for a model.")
+    print(
+        report.table(
+            ("type", "when", "imatrix", "bits/weight"),
+            [(t.name, t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()],
+            left=3,
+        )
+    )
+    print(
+        "\nBits per weight at the shapes of Llama-3.1-8B; `autoquant plan gguf MODEL` gives the"
+        " exact sizes for a model."
+    )
 
 
 def _setup(arguments: argparse.Namespace) -> None:
@@ -123,19 +233,38 @@ def _setup(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Exit status: 0 done; 1 something failed; 2 cannot be done as asked; 130 interrupted."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # end children and clean up, as on Ctrl-C
+    """Run a command. Exit status: 0 done; 1 something failed; 2 cannot be done as asked; 130
+    interrupted.
+    """
+    # end children and clean up, as on Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     words = sys.argv[1:] if argv is None else argv
     if words[:1] and words[0] in ("login", "logout", "whoami"):
-        print(f"autoquant: error: AutoQuant has no {words[0]!r} of its own; use huggingface_hub's: hf auth {words[0]}", file=sys.stderr)
+        print(
+            f"autoquant: error: AutoQuant has no {words[0]!r} of its own; use huggingface_hub's: hf"
+            f" auth {words[0]}",
+            file=sys.stderr,
+        )
         return 2
     arguments = _parser().parse_args(words)
-    logging.basicConfig(level=logging.INFO if arguments.verbose or sys.stderr.isatty() else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose or sys.stderr.isatty() else logging.WARNING,
+        format="%(message)s",
+        stream=sys.stderr,
+    )
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter())
     for noisy in ("httpx", "httpx2", "httpcore", "httpcore2"):  # they log every request
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    commands: dict[str, Any] = {"quantize": _quantize, "plan": _plan, "evaluate": _evaluate, "upload": _upload, "methods": _methods, "types": _types, "setup": _setup}
+    commands: dict[str, Any] = {
+        "quantize": _quantize,
+        "plan": _plan,
+        "evaluate": _evaluate,
+        "upload": _upload,
+        "methods": _methods,
+        "types": _types,
+        "setup": _setup,
+    }
     try:
         commands[arguments.command](arguments)
     except AutoQuantError as error:
@@ -147,7 +276,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"autoquant: error: {redact(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("autoquant: interrupted; finished files are kept, the same command continues", file=sys.stderr)
+        print(
+            "autoquant: interrupted; finished files are kept, the same command continues",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,8 @@ from autoquant.redact import redact
 
 
 class AutoQuantError(Exception):
-    """Base of every error this package raises on purpose; its text is one line made for the user, without any token.
+    """Base of every error this package raises on purpose; its text is one line made for the user,
+    without any token.
 
     ``exit_status`` is what the command line exits with.
     """
@@ -24,16 +25,19 @@ class AutoQuantError(Exception):
 class InputError(AutoQuantError):
     """What was asked for cannot be done as asked: a bad option, folder, file, or too little room.
 
-    Raised before anything is converted wherever that is possible; the text names the value, what is allowed and what to do.
+    Raised before anything is converted wherever that is possible; the text names the value, what is
+    allowed and what to do.
     """
 
     exit_status = 2
 
 
 class OutOfMemory(AutoQuantError):
-    """Memory ran out in a worker process, on the processor or the GPU; a caller that knows how says what would fit.
+    """Memory ran out in a worker process, on the processor or the GPU; a caller that knows how says
+    what would fit.
 
-    ``where`` is where, in words; ``available`` are the bytes there are in all, or 0 if that is not known.
+    ``where`` is where, in words; ``available`` are the bytes there are in all, or 0 if that is not
+    known.
     """
 
     where = ""
@@ -60,4 +64,6 @@ class ProcessFailed(AutoQuantError):
 
 
 class HubFailed(AutoQuantError):
-    """The Hugging Face Hub could not be reached or did not answer as it should, after several tries. Running again continues."""
+    """The Hugging Face Hub could not be reached or did not answer as it should, after several
+    tries. Running again continues.
+    """

@@ -1,11 +1,16 @@
 """HQQ files: read with NumPy alone, and loaded as a transformers model with hqq's own layers.
 
-The layout is what ``HQQLinear.state_dict()`` of the library gives for safetensors (transformers 4 wrote it too). For each linear layer with ``out`` outputs and ``in`` inputs:
-``W_q`` [rows', columns]: the codes of the weight matrix reshaped to [rows, columns], packed along the rows: a byte (of 3 bits: an int32) holds rows that lie rows' apart, the
-first in its highest bits; ``scale`` and ``zero`` float16, one a group; and single values: ``nbits``, ``group_size``, ``axis``, ``shape`` [out, in] and others that only hqq reads.
-``axis`` 1: a group is a row of the reshaped matrix [groups, group_size], that is neighbouring inputs of one output; 0: a column of [group_size, groups].
-The weight is ``W = scale · (code − zero)``; zero points are not whole numbers (at 4 bits they are).
-Source: https://github.com/mobiusml/hqq (hqq/core/quantize.py, bitpack.py); method: https://mobiusml.github.io/hqq_blog/ (Badri and Shaji 2023).
+The layout is what ``HQQLinear.state_dict()`` of the library gives for safetensors (transformers 4
+wrote it too). For each linear layer with ``out`` outputs and ``in`` inputs: ``W_q`` [rows',
+columns]: the codes of the weight matrix reshaped to [rows, columns], packed along the rows: a byte
+(of 3 bits: an int32) holds rows that lie rows' apart, the first in its highest bits; ``scale`` and
+``zero`` float16, one a group; and single values: ``nbits``, ``group_size``, ``axis``, ``shape``
+[out, in] and others that only hqq reads. ``axis`` 1: a group is a row of the reshaped matrix
+[groups, group_size], that is neighbouring inputs of one output; 0: a column of [group_size,
+groups]. The weight is ``W = scale · (code − zero)``; zero points are not whole numbers (at 4 bits
+they are).
+Source: https://github.com/mobiusml/hqq (hqq/core/quantize.py, bitpack.py); method:
+    https://mobiusml.github.io/hqq_blog/ (Badri and Shaji 2023).
 """
 
 from __future__ import annotations
@@ -20,14 +25,25 @@ from autoquant.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
 PARTS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")
-SHIFTS = {8: (0,), 4: (4, 0), 3: (27, 24, 21, 18, 15, 12, 9, 6, 3, 0), 2: (6, 4, 2, 0), 1: (7, 6, 5, 4, 3, 2, 1, 0)}
-PACKING = {8: "8bit_u8", 4: "4bit_u8", 3: "3bit_32", 2: "2bit_u8", 1: "1bit_u8"}  # as the library calls them
+SHIFTS = {
+    8: (0,),
+    4: (4, 0),
+    3: (27, 24, 21, 18, 15, 12, 9, 6, 3, 0),
+    2: (6, 4, 2, 0),
+    1: (7, 6, 5, 4, 3, 2, 1, 0),
+}
+# as the library calls them
+PACKING = {8: "8bit_u8", 4: "4bit_u8", 3: "3bit_32", 2: "2bit_u8", 1: "1bit_u8"}
 
 
 def codes(words: npt.NDArray[Any], bits: int, rows: int) -> npt.NDArray[np.int64]:
-    """Unpack the first ``rows`` rows of codes (of 3 bits there may be some rows of filling after them)."""
+    """Unpack the first ``rows`` rows of codes (of 3 bits there may be some rows of filling after
+    them).
+    """
     wide = words.astype(np.int64)
-    unpacked: npt.NDArray[np.int64] = np.concatenate([(wide >> shift) & ((1 << bits) - 1) for shift in SHIFTS[bits]])
+    unpacked: npt.NDArray[np.int64] = np.concatenate(
+        [(wide >> shift) & ((1 << bits) - 1) for shift in SHIFTS[bits]]
+    )
     return unpacked[:rows]
 
 
@@ -36,16 +52,21 @@ def dequantize(parts: dict[str, Any]) -> Floats:
     shape, size = tuple(int(n) for n in parts["shape"]), int(parts["group_size"])
     rows = shape[0] * shape[1] // size if int(parts["axis"]) == 1 else size
     code = codes(np.asarray(parts["W_q"]), int(parts["nbits"]), rows).astype(np.float32)
-    weight: Floats = (code - np.asarray(parts["zero"], dtype=np.float32)) * np.asarray(parts["scale"], dtype=np.float32)
+    weight: Floats = (code - np.asarray(parts["zero"], dtype=np.float32)) * np.asarray(
+        parts["scale"], dtype=np.float32
+    )
     return weight.reshape(shape)
 
 
 def load(folder: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
-    """A transformers model with hqq's layers (``HQQLinear``) from a folder that AutoQuant has written; its outputs are those of the model before it was saved.
+    """A transformers model with hqq's layers (``HQQLinear``) from a folder that AutoQuant has
+    written; its outputs are those of the model before it was saved.
 
-    dtype: what it computes in, and what scales and zero points become: a torch dtype; default the folder's own (float16). device: "cpu" or "cuda".
-    Needs torch, transformers, accelerate and hqq. Nothing in the files is run: hqq's own way to read them calls ``eval`` on a text from the file.
-    Raises CheckFailed for a folder that is no HQQ model, and for tensors that are missing or left over.
+    dtype: what it computes in, and what scales and zero points become: a torch dtype; default the
+    folder's own (float16). device: "cpu" or "cuda". Needs torch, transformers, accelerate and hqq.
+    Nothing in the files is run: hqq's own way to read them calls ``eval`` on a text from the file.
+    Raises CheckFailed for a folder that is no HQQ model, and for tensors that are missing or left
+    over.
     """
     import torch
     from accelerate import init_empty_weights
@@ -56,35 +77,64 @@ def load(folder: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
     config: Any = AutoConfig.from_pretrained(folder)
     block = getattr(config, "quantization_config", None) or {}
     if block.get("quant_method") != "hqq":
-        raise CheckFailed(f"{folder}: config.json names the method {block.get('quant_method')!r}, not 'hqq'")
+        raise CheckFailed(
+            f"{folder}: config.json names the method {block.get('quant_method')!r}, not 'hqq'"
+        )
     del config.quantization_config
     dtype = dtype or config.dtype
     tensors: dict[str, Any] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         tensors |= load_file(path)
     layers = [name.removesuffix(".W_q") for name in tensors if name.endswith(".W_q")]
-    parts = {layer: {name: tensors.pop(f"{layer}.{name}") for name in _own(tensors, layer)} for layer in layers}
-    with init_empty_weights():  # weights without memory; buffers, such as the rotary embedding's, are real
+    parts = {
+        layer: {name: tensors.pop(f"{layer}.{name}") for name in _own(tensors, layer)}
+        for layer in layers
+    }
+    # weights without memory; buffers, such as the rotary embedding's, are real
+    with init_empty_weights():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     for layer, state in parts.items():
         made = HQQLinear(None, None, compute_dtype=dtype, device=device)
         bits = int(state["nbits"])
-        values: dict[str, Any] = {name: state[name] for name in ("W_q", "scale", "zero", "bias") if name in state}
+        values: dict[str, Any] = {
+            name: state[name] for name in ("W_q", "scale", "zero", "bias") if name in state
+        }
         values |= {name: int(state[name]) for name in ("nbits", "group_size", "axis")}
-        values |= {name: bool(state[name]) for name in ("view_as_float", "quant_scale", "quant_zero", "channel_wise", "optimize", "round_zero")}
-        values |= {"shape": torch.Size(state["shape"].tolist()), "packing": PACKING[bits], "unpack_view_dtype": Quantizer.unpack_view_dtype[PACKING[bits]],
-                   "offload_meta": False, "stores_quant_config": True}
+        values |= {
+            name: bool(state[name])
+            for name in (
+                "view_as_float",
+                "quant_scale",
+                "quant_zero",
+                "channel_wise",
+                "optimize",
+                "round_zero",
+            )
+        }
+        values |= {
+            "shape": torch.Size(state["shape"].tolist()),
+            "packing": PACKING[bits],
+            "unpack_view_dtype": Quantizer.unpack_view_dtype[PACKING[bits]],
+            "offload_meta": False,
+            "stores_quant_config": True,
+        }
         made.load_state_dict(values)
         model.set_submodule(layer, made)
     unknown = sorted(set(tensors) - set(model.state_dict()))
     for name, tensor in tensors.items():
         if name not in unknown:
             owner, _, last = name.rpartition(".")
-            setattr(model.get_submodule(owner), last, torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False))
+            setattr(
+                model.get_submodule(owner),
+                last,
+                torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False),
+            )
     model.tie_weights()
     missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if unknown or missing:
-        raise CheckFailed(f"{folder}: tensors missing or left over: {', '.join([*missing, *unknown][:3])}")
+        raise CheckFailed(
+            f"{folder}: tensors missing or left over: {', '.join([*missing, *unknown][:3])}"
+        )
     if (Path(folder) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.to(device).eval()
@@ -97,8 +147,25 @@ def _own(tensors: dict[str, Any], layer: str) -> list[str]:
 def block(bits: int, group_size: int | None, axis: int, skipped: list[str]) -> dict[str, Any]:
     """config.json's quantization block, as transformers 4 wrote it and vLLM reads it.
 
-    ``group_size`` None: a whole row (axis 1) or column; ``skipped``: the linear layers that stay as they are.
+    ``group_size`` None: a whole row (axis 1) or column; ``skipped``: the linear layers that stay as
+    they are.
     """
-    weights = {"nbits": bits, "channel_wise": True, "group_size": group_size, "optimize": True, "round_zero": bits == 4, "axis": axis, "view_as_float": False}
-    return {"quant_method": "hqq", "skip_modules": skipped,
-            "quant_config": {"weight_quant_params": weights, "scale_quant_params": None, "zero_quant_params": None, "offload_meta": False}}
+    weights = {
+        "nbits": bits,
+        "channel_wise": True,
+        "group_size": group_size,
+        "optimize": True,
+        "round_zero": bits == 4,
+        "axis": axis,
+        "view_as_float": False,
+    }
+    return {
+        "quant_method": "hqq",
+        "skip_modules": skipped,
+        "quant_config": {
+            "weight_quant_params": weights,
+            "scale_quant_params": None,
+            "zero_quant_params": None,
+            "offload_meta": False,
+        },
+    }

@@ -1,7 +1,8 @@
 """A run's folder: its lock, its journal of finished steps, and its scratch folder.
 
-``<folder>/.autoquant/journal.json`` holds what the run was made from and, for each finished step, a key (a hash of all it
-depends on), its output files with sizes and times, and facts. A step whose key and files are unchanged is not done again.
+``<folder>/.autoquant/journal.json`` holds what the run was made from and, for each finished step, a
+key (a hash of all it depends on), its output files with sizes and times, and facts. A step whose
+key and files are unchanged is not done again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def key_of(*parts: Any) -> str:
 
 
 def write_atomically(path: Path, text: str, *, shared: bool = False) -> None:
-    """Write a text file beside its place, then rename it into it. ``shared``: several processes may do so at once."""
+    """Write a text file beside its place, then rename it into it. ``shared``: several processes may
+    do so at once.
+    """
     part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if shared else ''}part")
     try:
         with open(part, "w", encoding="utf-8") as file:
@@ -49,7 +52,9 @@ def write_atomically(path: Path, text: str, *, shared: bool = False) -> None:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """A folder's journal: what it was made from, and its finished steps. Both empty if it has none. Raises InputError if it is damaged."""
+    """A folder's journal: what it was made from, and its finished steps. Both empty if it has none.
+    Raises InputError if it is damaged.
+    """
     path = folder / OURS / "journal.json"
     if not path.is_file():
         return {}, {}
@@ -57,40 +62,69 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         data = json.loads(path.read_text(encoding="utf-8"))
         return dict(data["identity"]), dict(data["steps"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); name another folder, or delete this one to start again") from None
+        raise InputError(
+            f"{path} is damaged ({error}); name another folder, or delete this one to start again"
+        ) from None
 
 
 def check_place(folder: Path, method: str, source_id: str) -> None:
-    """Refuse a folder that a run cannot write into, before anything is downloaded for it. Raises InputError; writes nothing."""
+    """Refuse a folder that a run cannot write into, before anything is downloaded for it. Raises
+    InputError; writes nothing.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; name a folder")
     standing = next(one for one in (folder, *folder.parents) if one.exists())
     if not standing.is_dir():
-        raise InputError(f"out: {standing} is a file, so there can be no folder {folder}; name another")
+        raise InputError(
+            f"out: {standing} is a file, so there can be no folder {folder}; name another"
+        )
     if not os.access(standing, os.W_OK | os.X_OK):
         raise InputError(f"out: nothing may be written into {standing}; name another folder")
     identity, steps = read(folder)
-    others = sorted(path.name for path in folder.iterdir() if path.name != OURS) if folder.is_dir() else []
+    others = (
+        sorted(path.name for path in folder.iterdir() if path.name != OURS)
+        if folder.is_dir()
+        else []
+    )
     if others and not identity:
-        raise InputError(f"out: {folder} holds something else ({others[0]} …); name an empty or new folder")
-    if (others or steps) and (identity.get("method"), identity.get("source")) != (method, source_id):
-        raise InputError(f"out: {folder} holds {identity.get('method')} files of {identity.get('source')} (another run); name another folder")
+        raise InputError(
+            f"out: {folder} holds something else ({others[0]} …); name an empty or new folder"
+        )
+    if (others or steps) and (identity.get("method"), identity.get("source")) != (
+        method,
+        source_id,
+    ):
+        raise InputError(
+            f"out: {folder} holds {identity.get('method')} files of {identity.get('source')}"
+            " (another run); name another folder"
+        )
 
 
 class RunFolder:
-    """A context manager around one run. Raises InputError if the folder holds something else or another run holds it.
+    """A context manager around one run. Raises InputError if the folder holds something else or
+    another run holds it.
 
-    On an error or interrupt the scratch folder (with the large intermediate file) is removed. After bad input or an interrupt the
-    whole folder goes too, if this run made it and finished nothing; after a failure the journal and the log stay to be read.
-    A killed process leaves its scratch for the next run to go on with. ``jobs`` is for libraries that go on with their own work: what lies there
-    stays after an interrupt or a failure, until a run takes it away.
+    On an error or interrupt the scratch folder (with the large intermediate file) is removed. After
+    bad input or an interrupt the whole folder goes too, if this run made it and finished nothing;
+    after a failure the journal and the log stay to be read. A killed process leaves its scratch for
+    the next run to go on with. ``jobs`` is for libraries that go on with their own work: what lies
+    there stays after an interrupt or a failure, until a run takes it away.
     """
 
     def __init__(self, folder: Path, *, method: str, source_id: str, source_sha256: str) -> None:
         self.folder, self.ours = folder, folder / OURS
-        self.work, self.logs, self._journal = self.ours / "work", self.ours / "log.txt", self.ours / "journal.json"
+        self.work, self.logs, self._journal = (
+            self.ours / "work",
+            self.ours / "log.txt",
+            self.ours / "journal.json",
+        )
         self.jobs = self.ours / "jobs"
-        self.identity: dict[str, Any] = {"format": FORMAT, "method": method, "source": source_id, "source_sha256": source_sha256}
+        self.identity: dict[str, Any] = {
+            "format": FORMAT,
+            "method": method,
+            "source": source_id,
+            "source_sha256": source_sha256,
+        }
         self.steps: dict[str, dict[str, Any]] = {}
         self._mutex = threading.Lock()
         self.on_artifact: Callable[[Artifact], None] | None = None
@@ -100,11 +134,15 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         check_place(self.folder, self.identity["method"], self.identity["source"])
         if not self.folder.exists():
-            self._made = next(p for p in reversed([self.folder, *self.folder.parents]) if not p.exists())
+            self._made = next(
+                p for p in reversed([self.folder, *self.folder.parents]) if not p.exists()
+            )
         try:
             self.ours.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"out: the folder {self.folder} cannot be made ({error.strerror}); name another") from None
+            raise InputError(
+                f"out: the folder {self.folder} cannot be made ({error.strerror}); name another"
+            ) from None
         self._take_lock()
         if self._journal.is_file():
             try:
@@ -112,13 +150,23 @@ class RunFolder:
             except InputError:
                 self._release()
                 raise
-            if identity != self.identity and not steps and not any(path.name != OURS for path in self.folder.iterdir()):
+            if (
+                identity != self.identity
+                and not steps
+                and not any(path.name != OURS for path in self.folder.iterdir())
+            ):
                 self._write()  # of a run of something else, killed before it had made anything
             elif identity != self.identity:
                 self._release()
-                raise InputError(f"out: {self.folder} holds {identity.get('method')} files of {identity.get('source')} (other contents of the same name); name another folder")
+                raise InputError(
+                    f"out: {self.folder} holds {identity.get('method')} files of"
+                    f" {identity.get('source')} (other contents of the same name); name another"
+                    " folder"
+                )
             self.steps = steps
-        else:  # from now on what lies here is known to be ours, even if this process is killed before its first step is done
+        else:
+            # from now on what lies here is known to be ours, even if this process is killed before
+            # its first step is done
             self._write()
         self.work.mkdir(exist_ok=True)
         keep = {output["name"] for step in self.steps.values() for output in step["outputs"]}
@@ -127,12 +175,21 @@ class RunFolder:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
         if kind is None:
             self.logs.unlink(missing_ok=True)
         going_on = self.jobs.is_dir() and any(self.jobs.iterdir())
-        kept = going_on or any((self.folder / output["name"]).is_file() for step in self.steps.values() for output in step["outputs"])
+        kept = going_on or any(
+            (self.folder / output["name"]).is_file()
+            for step in self.steps.values()
+            for output in step["outputs"]
+        )
         if not self.steps and not going_on:
             self._journal.unlink(missing_ok=True)
         self._release()
@@ -148,7 +205,10 @@ class RunFolder:
             self._lock_file.seek(0)
             holder = self._lock_file.read().strip() or "unknown"
             self._lock_file.close()
-            raise InputError(f"out: another run is writing into {self.folder}: {holder}. Wait for it or name another folder") from None
+            raise InputError(
+                f"out: another run is writing into {self.folder}: {holder}. Wait for it or name"
+                " another folder"
+            ) from None
         self._lock_file.truncate(0)
         self._lock_file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock_file.flush()
@@ -156,17 +216,22 @@ class RunFolder:
     def _release(self) -> None:
         with self._mutex:
             if self._lock_file is not None:
-                self._lock_file.truncate(0)  # the file stays: who has opened it must not hold another one's lock than a newcomer
+                # the file stays: who has opened it must not hold another one's lock than a newcomer
+                self._lock_file.truncate(0)
                 self._lock_file.close()
                 self._lock_file = None
 
     def passed(self, artifact: Artifact) -> None:
-        """Tell whoever listens (an upload) that an artifact is in its place and has passed its checks."""
+        """Tell whoever listens (an upload) that an artifact is in its place and has passed its
+        checks.
+        """
         if self.on_artifact is not None:
             self.on_artifact(artifact)
 
     def done(self, step: str, key: str) -> dict[str, Any] | None:
-        """The facts of a finished step if its key is the same and its files are as it left them, else None."""
+        """The facts of a finished step if its key is the same and its files are as it left them,
+        else None.
+        """
         record = self.steps.get(step)
         if record is None or record["key"] != key:
             return None
@@ -181,18 +246,38 @@ class RunFolder:
                     return None
         return dict(record["facts"])
 
-    def record(self, step: str, key: str, outputs: Sequence[Path], facts: dict[str, Any], sha256: dict[str, str] | None = None) -> None:
-        """Note a finished step; its files must be in their final places. Written to disk before this returns."""
-        listed = [{"name": path.relative_to(self.folder).as_posix(), "bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns,
-                   "sha256": (sha256 or {}).get(path.relative_to(self.folder).as_posix(), "")} for path in outputs]
+    def record(
+        self,
+        step: str,
+        key: str,
+        outputs: Sequence[Path],
+        facts: dict[str, Any],
+        sha256: dict[str, str] | None = None,
+    ) -> None:
+        """Note a finished step; its files must be in their final places. Written to disk before
+        this returns.
+        """
+        listed = [
+            {
+                "name": path.relative_to(self.folder).as_posix(),
+                "bytes": path.stat().st_size,
+                "mtime_ns": path.stat().st_mtime_ns,
+                "sha256": (sha256 or {}).get(path.relative_to(self.folder).as_posix(), ""),
+            }
+            for path in outputs
+        ]
         with self._mutex:
             if self._lock_file is None:
-                return  # an upload's thread that outlives an interrupted run: the folder may be another run's by now
+                # an upload's thread that outlives an interrupted run: the folder may be another
+                # run's by now
+                return
             self.steps[step] = {"key": key, "outputs": listed, "facts": facts}
             self._write()
 
     def _write(self) -> None:
-        write_atomically(self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1))
+        write_atomically(
+            self._journal, json.dumps({"identity": self.identity, "steps": self.steps}, indent=1)
+        )
 
     def forget(self, step: str) -> None:
         """Drop a step whose files are gone on purpose."""

@@ -14,19 +14,24 @@ from autoquant.errors import InputError
 if TYPE_CHECKING:
     from autoquant.results import Result
 
-SHOWN = 32  # weights of one row that are drawn one by one: a block of llama.cpp's simple types, or a quarter of the usual group
+# weights of one row that are drawn one by one: a block of llama.cpp's simple types, or a quarter of
+# the usual group
+SHOWN = 32
 BINS = 160
-PERMUTED = ("q_proj", "k_proj")  # llama.cpp stores their rows in another order, for its rotary embeddings
+# llama.cpp stores their rows in another order, for its rotary embeddings
+PERMUTED = ("q_proj", "k_proj")
 
 
 @dataclass(frozen=True, repr=False)
 class Look:
     """One layer before and after.
 
-    ``shape`` is [outputs, inputs]; ``relative_error`` is ‖W − W'‖ / ‖W‖ (of AWQ's algorithm with its scales fitted, see folder_checks.relative_error);
-    ``edges`` are the bounds of the histogram's bins, ``before`` and ``after`` the weights in each, ``errors`` those of W' − W (over the same width of bins);
-    ``row_before`` and ``row_after`` are the first weights of one row; ``levels`` is how many different values that row has
-    afterwards; ``stored`` is the layer's own type, where a file mixes several.
+    ``shape`` is [outputs, inputs]; ``relative_error`` is ‖W − W'‖ / ‖W‖ (of AWQ's algorithm with
+    its scales fitted, see folder_checks.relative_error); ``edges`` are the bounds of the
+    histogram's bins, ``before`` and ``after`` the weights in each, ``errors`` those of W' − W (over
+    the same width of bins); ``row_before`` and ``row_after`` are the first weights of one row;
+    ``levels`` is how many different values that row has afterwards; ``stored`` is the layer's own
+    type, where a file mixes several.
     """
 
     model: str
@@ -46,9 +51,12 @@ class Look:
     stored: str
 
     def __str__(self) -> str:
-        return (f"{self.model}, {self.layer} {list(self.shape)} as {self.type}{f' (stored as {self.stored})' if self.stored else ''}: "
-                f"relative error {self.relative_error:.4f}, largest error of a weight {self.largest_error:.4g}; "
-                f"its first row of {self.shape[1]} weights has {self.levels} different values")
+        return (
+            f"{self.model}, {self.layer} {list(self.shape)} as"
+            f" {self.type}{f' (stored as {self.stored})' if self.stored else ''}: relative error"
+            f" {self.relative_error:.4f}, largest error of a weight {self.largest_error:.4g}; its"
+            f" first row of {self.shape[1]} weights has {self.levels} different values"
+        )
 
     __repr__ = __str__
 
@@ -60,7 +68,7 @@ class Look:
         return f"<div>{picture_html(self.png(), str(self))}<p>{html.escape(str(self))}</p></div>"
 
     def png(self) -> bytes:
-        """The pictures: histogram before and after, one stretch of a row, histogram of the errors."""
+        """The pictures: histogram before and after, a stretch of a row, histogram of the errors."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -73,13 +81,31 @@ class Look:
         left.set(title="all weights of the layer", xlabel="weight", ylabel="how many")
         left.legend(fontsize=8)
         middle.plot(self.row_before, "o", color="#8fb1c7", markersize=4, label="before")
-        middle.step(range(len(self.row_after)), self.row_after, where="mid", color="#2a6f97", linewidth=1, label="after")
-        middle.set(title=f"the first {len(self.row_before)} weights of a row", xlabel="input", ylabel="weight")
+        middle.step(
+            range(len(self.row_after)),
+            self.row_after,
+            where="mid",
+            color="#2a6f97",
+            linewidth=1,
+            label="after",
+        )
+        middle.set(
+            title=f"the first {len(self.row_before)} weights of a row",
+            xlabel="input",
+            ylabel="weight",
+        )
         middle.legend(fontsize=8)
         right.stairs(self.errors, self.error_edges, fill=True, color="#e0a458")
-        right.set(title=f"errors (relative: {self.relative_error:.3f})", xlabel="after − before", ylabel="how many")
+        right.set(
+            title=f"errors (relative: {self.relative_error:.3f})",
+            xlabel="after − before",
+            ylabel="how many",
+        )
         right.locator_params(axis="x", nbins=5)
-        figure.suptitle(f"{self.layer}, {self.type}{f' (stored as {self.stored})' if self.stored else ''}", fontsize=11)
+        figure.suptitle(
+            f"{self.layer}, {self.type}{f' (stored as {self.stored})' if self.stored else ''}",
+            fontsize=11,
+        )
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")
         return drawn.getvalue()
@@ -94,19 +120,38 @@ def look(result: Result, type: str = "", layer: str = "") -> Look:
     chosen = type or result.artifacts[0].type
     path = result.path(chosen)
     if not result.source.folder.is_dir() or result.source.remote:
-        raise InputError(f"the unquantized model is not at hand ({result.source.folder}); run the method again, which fetches it")
+        raise InputError(
+            f"the unquantized model is not at hand ({result.source.folder}); run the method again,"
+            " which fetches it"
+        )
     layers = folders.linears(result.source)
     if not layers:
         raise InputError(f"{result.source.id} has no layers that are known by name")
     names = [name for name in layers if not (method.kind == "gguf" and name.endswith(PERMUTED))]
-    wanted = layer.removesuffix(".weight") or next((name for name in names[len(names) // 2:] if name.endswith("up_proj")), names[len(names) // 2])
+    wanted = layer.removesuffix(".weight") or next(
+        (name for name in names[len(names) // 2 :] if name.endswith("up_proj")),
+        names[len(names) // 2],
+    )
     if wanted not in names:
-        reason = "llama.cpp stores its rows in another order" if wanted in layers else "there is no such layer"
+        reason = (
+            "llama.cpp stores its rows in another order"
+            if wanted in layers
+            else "there is no such layer"
+        )
         raise InputError(f"layer: {layer}: {reason}. Layers: {', '.join(names[:8])} …")
     with tempfile.TemporaryDirectory() as scratch:
-        seen = process.call("autoquant.look:read", log=Path(scratch) / "log", env=method.environment(options.build(method.options, {})), path=str(path),
-                            original=str(result.source.folder), layer=wanted, scaled=str(result.provenance.get("algorithm", "")).startswith("AWQ"))
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in seen.items()}
+        seen = process.call(
+            "autoquant.look:read",
+            log=Path(scratch) / "log",
+            env=method.environment(options.build(method.options, {})),
+            path=str(path),
+            original=str(result.source.folder),
+            layer=wanted,
+            scaled=str(result.provenance.get("algorithm", "")).startswith("AWQ"),
+        )
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in seen.items()
+    }
     return Look(model=result.source.id, type=chosen, layer=wanted, **values)
 
 
@@ -118,17 +163,31 @@ def read(path: str, original: str, layer: str, scaled: bool) -> dict[str, Any]:
     from autoquant.folder_checks import relative_error
 
     before = Tensors(original).get(f"{layer}.weight").astype(np.float32)
-    after, stored = (weight(Tensors(path), layer, quantization(path)), "") if Path(path).is_dir() else _gguf(path, layer)
-    after = after[:len(before)]  # EXL2 pads outputs
+    after, stored = (
+        (weight(Tensors(path), layer, quantization(path)), "")
+        if Path(path).is_dir()
+        else _gguf(path, layer)
+    )
+    after = after[: len(before)]  # EXL2 pads outputs
     limit = float(max(abs(before).max(), abs(after).max())) or 1.0
     edges = np.linspace(-limit, limit, BINS + 1)
     difference = after - before
     far = float(abs(difference).max()) or 1e-9
     error_edges = np.linspace(-far, far, BINS + 1)
-    return {"shape": list(before.shape), "relative_error": relative_error(before, after, scaled=scaled), "largest_error": float(abs(difference).max()), "edges": edges.tolist(),
-            "before": np.histogram(before, edges)[0].tolist(), "after": np.histogram(after, edges)[0].tolist(), "error_edges": error_edges.tolist(),
-            "errors": np.histogram(difference, error_edges)[0].tolist(), "row_before": before[0, :SHOWN].tolist(), "row_after": after[0, :SHOWN].tolist(),
-            "levels": len(np.unique(after[0])), "stored": stored}
+    return {
+        "shape": list(before.shape),
+        "relative_error": relative_error(before, after, scaled=scaled),
+        "largest_error": float(abs(difference).max()),
+        "edges": edges.tolist(),
+        "before": np.histogram(before, edges)[0].tolist(),
+        "after": np.histogram(after, edges)[0].tolist(),
+        "error_edges": error_edges.tolist(),
+        "errors": np.histogram(difference, error_edges)[0].tolist(),
+        "row_before": before[0, :SHOWN].tolist(),
+        "row_after": after[0, :SHOWN].tolist(),
+        "levels": len(np.unique(after[0])),
+        "stored": stored,
+    }
 
 
 def _gguf(path: str, layer: str) -> tuple[Any, str]:
@@ -144,12 +203,22 @@ def _gguf(path: str, layer: str) -> tuple[Any, str]:
     headers = [Header(one) for one in files]
     kind = headers[0].get("general.architecture")
     architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
-    name = gguf.get_tensor_name_map(architecture, int(headers[0].get(f"{kind}.block_count", "u32"))).get_name(f"{layer}.weight", try_suffixes=(".weight",))
+    name = gguf.get_tensor_name_map(
+        architecture, int(headers[0].get(f"{kind}.block_count", "u32"))
+    ).get_name(f"{layer}.weight", try_suffixes=(".weight",))
     for header in headers:
         tensor = header.tensors.get(str(name))
         if tensor is not None:
             try:
-                return header.values(tensor, np.arange(tensor.elements // tensor.shape[0])), tensor.type
+                return (
+                    header.values(tensor, np.arange(tensor.elements // tensor.shape[0])),
+                    tensor.type,
+                )
             except NotImplementedError:
-                raise InputError(f"type: {tensor.type}, which {layer} has in {Path(path).name}, cannot be read back here; take another type") from None
-    raise InputError(f"layer: {layer} is not in {Path(path).name} under a name that llama.cpp's converter knows")
+                raise InputError(
+                    f"type: {tensor.type}, which {layer} has in {Path(path).name}, cannot be read"
+                    " back here; take another type"
+                ) from None
+    raise InputError(
+        f"layer: {layer} is not in {Path(path).name} under a name that llama.cpp's converter knows"
+    )

@@ -1,4 +1,6 @@
-"""What a notebook needs beside its form: whether this is Colab, its Drive, a model in place of one that cannot be reached, a run that can be stopped, a login."""
+"""What a notebook needs beside its form: whether this is Colab, its Drive, a model in place of one
+that cannot be reached, a run that can be stopped, a login.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ from autoquant.hub.client import offline
 from autoquant.progress import in_notebook
 
 log = logging.getLogger(__name__)
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # small, open (Apache-2.0), and of a size that a free machine quantizes in minutes
-SMALLER, LARGER = MODEL, "HuggingFaceTB/SmolLM2-360M-Instruct"  # one family, one tokenizer: their perplexities compare
+# small, open (Apache-2.0), and of a size that a free machine quantizes in minutes
+MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# one family, one tokenizer: their perplexities compare
+SMALLER, LARGER = MODEL, "HuggingFaceTB/SmolLM2-360M-Instruct"
 DRIVE = Path("/content/drive")
 
 
@@ -40,7 +44,10 @@ class Note:
         return "\n".join(self.lines)
 
     def _repr_html_(self) -> str:
-        return "".join("<p>" + re.sub(r"(https?://[^ ]+)", r'<a href="\1">\1</a>', html.escape(line)) + "</p>" for line in self.lines)
+        return "".join(
+            "<p>" + re.sub(r"(https?://[^ ]+)", r'<a href="\1">\1</a>', html.escape(line)) + "</p>"
+            for line in self.lines
+        )
 
 
 def tooltip(widget: Any, text: str) -> None:
@@ -51,7 +58,8 @@ def tooltip(widget: Any, text: str) -> None:
 
 
 def reachable(model: str, fallback: str = "demo") -> str:
-    """The model itself, or the embedded one if it is a notebook's default and the Hub cannot be reached: so that every notebook runs without a network, and says so.
+    """The model itself, or the embedded one if it is a notebook's default and the Hub cannot be
+    reached: so that every notebook runs without a network, and says so.
 
     A model that somebody chose is never replaced.
     """
@@ -61,7 +69,8 @@ def reachable(model: str, fallback: str = "demo") -> str:
 
 
 def reachable_pair(small: str, large: str) -> tuple[str, str]:
-    """Two models of one family to be compared, or both embedded ones, where a default of the notebook cannot be had: one of each family would not compare.
+    """Two models of one family to be compared, or both embedded ones, where a default of the
+    notebook cannot be had: one of each family would not compare.
 
     Nothing is replaced if one of them was chosen by somebody.
     """
@@ -71,13 +80,22 @@ def reachable_pair(small: str, large: str) -> tuple[str, str]:
 
 
 def _missing(model: str) -> bool:
-    """Whether a model cannot be had because the Hub cannot be reached, which is then said. Raises InputError if the Hub answered and refused."""
+    """Whether a model cannot be had because the Hub cannot be reached, which is then said. Raises
+    InputError if the Hub answered and refused.
+    """
     try:
         source.resolve(model)
     except (HubFailed, InputError) as failure:
         if isinstance(failure, InputError) and not offline():
-            raise  # the Hub answered: a refused token or a model that is gone is for the user to know
-        said = ("Going on with the embedded model: all that follows is about a tiny model trained on Jane Austen's novels.", f"{model} cannot be had: {failure}")
+            # the Hub answered: a refused token or a model that is gone is for the user to know
+            raise
+        said = (
+            (
+                "Going on with the embedded model: all that follows is about a tiny model trained"
+                " on Jane Austen's novels."
+            ),
+            f"{model} cannot be had: {failure}",
+        )
         if in_notebook():
             importlib.import_module("IPython.display").display(Note(f"⚠ {said[0]}", said[1]))
         else:
@@ -89,17 +107,25 @@ def _missing(model: str) -> bool:
 def drive() -> Path:
     """The user's Google Drive, mounted. Raises InputError outside Colab, or if it may not be."""
     if not in_colab():
-        raise InputError("out: drive means Google Drive as Colab mounts it, and this is not Colab; name a folder, or leave it empty")
+        raise InputError(
+            "out: drive means Google Drive as Colab mounts it, and this is not Colab; name a"
+            " folder, or leave it empty"
+        )
     drive: Any = importlib.import_module("google.colab.drive")
     try:
         drive.mount(str(DRIVE))
     except Exception as error:  # noqa: BLE001 (Colab raises ValueError and kinds of its own: all mean that there is no Drive)
-        raise InputError(f"out: Google Drive could not be mounted ({type(error).__name__}: {error}); allow it when Colab asks, or leave out empty") from None
+        raise InputError(
+            f"out: Google Drive could not be mounted ({type(error).__name__}: {error}); allow it"
+            " when Colab asks, or leave out empty"
+        ) from None
     return DRIVE / "MyDrive"
 
 
 def can_stop() -> bool:
-    """Whether a button reaches this kernel while a cell runs: since ipykernel 7 with JupyterLab 4.4, which handle widgets beside the running cell."""
+    """Whether a button reaches this kernel while a cell runs: since ipykernel 7 with JupyterLab
+    4.4, which handle widgets beside the running cell.
+    """
     if not in_notebook() or in_colab():
         return False
     ipykernel = importlib.import_module("ipykernel")
@@ -108,7 +134,8 @@ def can_stop() -> bool:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Work that may be stopped: by Jupyter's ■ and, where it can work, by a button. Finished files are kept; running the cell again continues.
+    """Work that may be stopped: by Jupyter's ■ and, where it can work, by a button. Finished files
+    are kept; running the cell again continues.
 
     Raises Stopped (one line, no traceback) instead of KeyboardInterrupt.
     """
@@ -119,16 +146,20 @@ def stoppable() -> Iterator[None]:
 
         show: Any = display
         button = ipywidgets.Button(description="Stop (or ■)", icon="stop", button_style="warning")
-        tooltip(button, "stop this run; finished files are kept, and running the cell again continues")
+        tooltip(
+            button, "stop this run; finished files are kept, and running the cell again continues"
+        )
         main = threading.get_ident()
 
         def stop(_: Any) -> None:
             button.description, button.disabled = "Stopping …", True
-            signal.pthread_kill(main, signal.SIGINT)  # what ■ does; a flag set from another thread would not end a wait
+            # what ■ does; a flag set from another thread would not end a wait
+            signal.pthread_kill(main, signal.SIGINT)
 
         button.on_click(stop)
         show(button)
-        # ipykernel 7.4 hears a widget in the shell that spoke last, which is about to be busy; without this note the page's own choice counts: a subshell
+        # ipykernel 7.4 hears a widget in the shell that spoke last, which is about to be busy;
+        # without this note the page's own choice counts: a subshell
         vars(button.comm).pop("_reply_subshell_id", None)
     try:
         yield
@@ -140,11 +171,13 @@ def stoppable() -> Iterator[None]:
 
 
 def login() -> Any:
-    """A password field and a button that store a Hugging Face token, for notebooks where neither a secret nor a login is there.
+    """A password field and a button that store a Hugging Face token, for notebooks where neither a
+    secret nor a login is there.
 
-    Returns an ipywidgets box to display. The token goes to ``huggingface_hub.login``, which asks the Hub whose it is and keeps it
-    under HF_HOME; the field is emptied at once, so that it is not saved with the notebook. (``huggingface_hub.notebook_login`` starts
-    a device code instead, since release 1.)
+    Returns an ipywidgets box to display. The token goes to ``huggingface_hub.login``, which asks
+    the Hub whose it is and keeps it under HF_HOME; the field is emptied at once, so that it is not
+    saved with the notebook. (``huggingface_hub.notebook_login`` starts a device code instead, since
+    release 1.)
     """
     import ipywidgets
     from huggingface_hub import login as store
@@ -152,11 +185,18 @@ def login() -> Any:
     from autoquant.hub.client import connect
 
     client = connect()
-    field = ipywidgets.Password(description="HF token", placeholder="hf_…", layout={"width": "30em"})
+    field = ipywidgets.Password(
+        description="HF token", placeholder="hf_…", layout={"width": "30em"}
+    )
     tooltip(field, f"a token with write access, from {client.endpoint}/settings/tokens")
     button = ipywidgets.Button(description="Log in")
     tooltip(button, "store the token for this machine")
-    said = ipywidgets.HTML(value=f'No token yet? Make one at <a href="{client.endpoint}/settings/tokens" target="_blank">{client.endpoint}/settings/tokens</a> (write access).')
+    said = ipywidgets.HTML(
+        value=(
+            f'No token yet? Make one at <a href="{client.endpoint}/settings/tokens"'
+            f' target="_blank">{client.endpoint}/settings/tokens</a> (write access).'
+        )
+    )
 
     def click(_: Any) -> None:
         token, field.value = field.value.strip(), ""
@@ -165,8 +205,11 @@ def login() -> Any:
             return
         try:
             store(token=token)
-        except (ValueError, OSError) as error:  # refused by the Hub; huggingface_hub's HTTP errors are OSErrors
-            said.value = f"Not accepted ({type(error).__name__}). Copy the token again, or make a new one."
+        except (ValueError, OSError) as error:
+            # refused by the Hub; huggingface_hub's HTTP errors are OSErrors
+            said.value = (
+                f"Not accepted ({type(error).__name__}). Copy the token again, or make a new one."
+            )
             return
         said.value = f"Logged in as <b>{connect().api.whoami()['name']}</b>."
 

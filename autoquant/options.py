@@ -1,7 +1,8 @@
 """The base of every method's options, and everything derived from their one declaration.
 
-A method's parameters are declared once, as a frozen pydantic model. The Python keyword arguments, the command line, the docs
-table and the card's settings table are rendered from it here, so that they cannot drift apart.
+A method's parameters are declared once, as a frozen pydantic model. The Python keyword arguments,
+the command line, the docs table and the card's settings table are rendered from it here, so that
+they cannot drift apart.
 """
 
 from __future__ import annotations
@@ -21,47 +22,99 @@ from autoquant.errors import InputError
 O = TypeVar("O", bound="UploadOptions")
 
 
-def option(default: Any, help: str, *, unit: str = "", metavar: str = "", **constraints: Any) -> Any:
-    """Declare one option: its default, one line of help, the unit of its value, and pydantic's constraints (``ge``, ``le`` …)."""
-    return Field(default, description=help, json_schema_extra={"unit": unit, "metavar": metavar}, **constraints)
+def option(
+    default: Any, help: str, *, unit: str = "", metavar: str = "", **constraints: Any
+) -> Any:
+    """Declare one option: its default, one line of help, the unit of its value, and pydantic's
+    constraints (``ge``, ``le`` …).
+    """
+    return Field(
+        default,
+        description=help,
+        json_schema_extra={"unit": unit, "metavar": metavar},
+        **constraints,
+    )
 
 
 class UploadOptions(BaseModel):
     """Where and how a finished run is uploaded. None of them changes a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    calibrated_by: ClassVar[str] = ""  # the option that takes a Calibration, of a method that calibrates
-    applies: ClassVar[Mapping[str, str]] = {"private": "upload", "layout": "upload", "overwrite": "upload"}
-    """When an option has a meaning, for forms to grey it out: "other" (is given), "other=value", "other!=value", or "other~value" (a list with it)."""
+    # the option that takes a Calibration, of a method that calibrates
+    calibrated_by: ClassVar[str] = ""
+    applies: ClassVar[Mapping[str, str]] = {
+        "private": "upload",
+        "layout": "upload",
+        "overwrite": "upload",
+    }
+    """When an option has a meaning, for forms to grey it out: "other" (is given), "other=value",
+    "other!=value", or "other~value" (a list with it).
+    """
     main: ClassVar[tuple[str, ...]] = ()
     """The options that a form shows at first; the others are folded."""
 
-    upload: str = option("", "repository on the Hugging Face Hub to upload to when done; each file is sent while the next is being made", metavar="OWNER/NAME")
-    private: Literal["auto", "yes", "no"] = option("auto", "whether a repository that is created is private; auto: if the source is private or gated")
+    upload: str = option(
+        "",
+        "repository on the Hugging Face Hub to upload to when done; each file is sent while the"
+        " next is being made",
+        metavar="OWNER/NAME",
+    )
+    private: Literal["auto", "yes", "no"] = option(
+        "auto",
+        "whether a repository that is created is private; auto: if the source is private or gated",
+    )
     layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = option(
-        "one-repo", "all types in one repository; or each in its own, named OWNER/NAME-TYPE; or each in its own branch, with the card on main")
-    overwrite: bool = option(False, "replace files of the same name in a repository that holds something already")
-    base_model: str = option("", "repository of the unquantized model, for the card; known for models from the Hub, needed for a folder", metavar="OWNER/NAME")
+        "one-repo",
+        "all types in one repository; or each in its own, named OWNER/NAME-TYPE; or each in its own"
+        " branch, with the card on main",
+    )
+    overwrite: bool = option(
+        False, "replace files of the same name in a repository that holds something already"
+    )
+    base_model: str = option(
+        "",
+        "repository of the unquantized model, for the card; known for models from the Hub, needed"
+        " for a folder",
+        metavar="OWNER/NAME",
+    )
 
     @field_validator("upload", "base_model")
     @classmethod
     def _repository(cls, value: str) -> str:
         if value and not licenses.is_repo_id(value):
-            raise ValueError(f"{value!r} is no repository; write owner/name, e.g. yourname/model-GGUF")
+            raise ValueError(
+                f"{value!r} is no repository; write owner/name, e.g. yourname/model-GGUF"
+            )
         return value
 
 
 class MethodOptions(UploadOptions):
     """What every method takes. A method adds its own options in a subclass."""
 
-    applies: ClassVar[Mapping[str, str]] = {**UploadOptions.applies, "eval_text": "evaluate!=off", "eval_chunks": "evaluate!=off"}
+    applies: ClassVar[Mapping[str, str]] = {
+        **UploadOptions.applies,
+        "eval_text": "evaluate!=off",
+        "eval_chunks": "evaluate!=off",
+    }
     evaluate: Literal["auto", "on", "off"] = option(
-        "auto", "measure perplexity, KL divergence and top-token agreement against the unquantized model; "
-        "auto does so for models of at most 2 billion parameters (above, a CPU needs hours)")
-    eval_text: str = option("builtin", "text to measure on: builtin (from Jane Austen's Persuasion, held out from the calibration text) "
-                            "or a UTF-8 text file", metavar="builtin|FILE")
-    eval_chunks: int = option(20, "how many chunks of 512 tokens (or the model's context) to measure on; the second half of each is scored, "
-                              "so 20 chunks are 5,100 predictions", unit="chunks", ge=1, le=100_000)
+        "auto",
+        "measure perplexity, KL divergence and top-token agreement against the unquantized model; "
+        "auto does so for models of at most 2 billion parameters (above, a CPU needs hours)",
+    )
+    eval_text: str = option(
+        "builtin",
+        "text to measure on: builtin (from Jane Austen's Persuasion, held out from the calibration"
+        " text) or a UTF-8 text file",
+        metavar="builtin|FILE",
+    )
+    eval_chunks: int = option(
+        20,
+        "how many chunks of 512 tokens (or the model's context) to measure on; the second half of"
+        " each is scored, so 20 chunks are 5,100 predictions",
+        unit="chunks",
+        ge=1,
+        le=100_000,
+    )
 
     @property
     def pickled(self) -> bool:
@@ -81,23 +134,37 @@ def _allowed(cls: type[UploadOptions], name: str) -> str:
     extra = field.json_schema_extra
     unit = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
     if low is not None or high is not None:
-        span = f"{low} or more" if high is None else f"up to {high}" if low is None else f"{low} to {high}"
+        span = (
+            f"{low} or more"
+            if high is None
+            else f"up to {high}"
+            if low is None
+            else f"{low} to {high}"
+        )
         return f"{span} {unit}".strip()
     metavar = str(extra.get("metavar", "")) if isinstance(extra, dict) else ""
     return metavar or ("a whole number" if field.annotation is int else "a text")
 
 
 def choices(field: FieldInfo) -> tuple[list[Any], bool]:
-    """What a form offers for an option: the values there are (or that are suggested), and whether another may be typed.
+    """What a form offers for an option: the values there are (or that are suggested), and whether
+    another may be typed.
 
-    Without a Literal they are read from the metavar, in which words in capitals stand for something else: ``builtin|FILE``.
+    Without a Literal they are read from the metavar, in which words in capitals stand for something
+    else: ``builtin|FILE``.
     """
     if typing.get_origin(field.annotation) is Literal:
         return list(typing.get_args(field.annotation)), False
     extra = field.json_schema_extra
-    parts = [part for part in str(extra.get("metavar") or "").split("|") if part] if isinstance(extra, dict) else []
+    parts = (
+        [part for part in str(extra.get("metavar") or "").split("|") if part]
+        if isinstance(extra, dict)
+        else []
+    )
     named = [part for part in parts if part.upper() != part or part.lstrip("-").isdigit()]
-    return [int(part) if field.annotation is int else part for part in named], len(named) < len(parts) or not parts
+    return [int(part) if field.annotation is int else part for part in named], len(named) < len(
+        parts
+    ) or not parts
 
 
 def meant(cls: type[UploadOptions], name: str, values: Mapping[str, Any]) -> bool:
@@ -112,7 +179,9 @@ def meant(cls: type[UploadOptions], name: str, values: Mapping[str, Any]) -> boo
     if contains:
         return wanted in _split(str(values[other]))
     other, equal, wanted = rule.partition("=")
-    return (str(values[other]) == wanted if equal else bool(values[other])) and meant(cls, other, values)
+    return (str(values[other]) == wanted if equal else bool(values[other])) and meant(
+        cls, other, values
+    )
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -120,22 +189,40 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def build(cls: type[O], values: Mapping[str, Any]) -> O:
-    """Make the options from keyword arguments or from the command line's strings; both give the same errors.
+    """Make the options from keyword arguments or from the command line's strings; both give the
+    same errors.
 
-    A list may be given as one comma-separated text, and a :class:`~autoquant.calibration.Calibration` for the option that names a calibration text.
+    A list may be given as one comma-separated text, and a
+    :class:`~autoquant.calibration.Calibration` for the option that names a calibration text.
 
-    Raises :class:`~autoquant.errors.InputError` with one line: the option, the value, what is allowed, what it means.
+    Raises :class:`~autoquant.errors.InputError` with one line: the option, the value, what is
+    allowed, what it means.
     """
-    given: dict[str, Any] = {name: _split(value) if isinstance(value, str) and name in cls.model_fields and typing.get_origin(cls.model_fields[name].annotation) is tuple else value
-             for name, value in values.items()}
+    given: dict[str, Any] = {
+        name: (
+            _split(value)
+            if isinstance(value, str)
+            and name in cls.model_fields
+            and typing.get_origin(cls.model_fields[name].annotation) is tuple
+            else value
+        )
+        for name, value in values.items()
+    }
     for name, value in values.items():
         if hasattr(value, "as_options"):
             if name != cls.calibrated_by:
-                raise InputError(f"{name}: a Calibration is given as {cls.calibrated_by}" if cls.calibrated_by else f"{name}: nothing here takes a Calibration")
+                raise InputError(
+                    f"{name}: a Calibration is given as {cls.calibrated_by}"
+                    if cls.calibrated_by
+                    else f"{name}: nothing here takes a Calibration"
+                )
             meant = value.as_options(name)
             twice = sorted((set(meant) - {name}) & set(values))
             if twice:
-                raise InputError(f"{twice[0]}: the Calibration given as {name} says that already; leave it out, or change the Calibration")
+                raise InputError(
+                    f"{twice[0]}: the Calibration given as {name} says that already; leave it out,"
+                    " or change the Calibration"
+                )
             given.update(meant)
     try:
         return cls(**given)
@@ -145,17 +232,26 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
         if first["type"] == "extra_forbidden":
             import difflib
 
-            near = difflib.get_close_matches(name, cls.model_fields, n=3) or sorted(cls.model_fields)
+            near = difflib.get_close_matches(name, cls.model_fields, n=3) or sorted(
+                cls.model_fields
+            )
             raise InputError(f"no option is called {name!r}; nearest: {', '.join(near)}") from None
         if first["type"] == "value_error":
             raise InputError(f"{name}: {first['ctx']['error']}") from None
         value = first["input"]
-        raise InputError(f"{name}: {value!s} is not allowed; allowed: {_allowed(cls, name)}. {name} is: {cls.model_fields[name].description}") from None
+        raise InputError(
+            f"{name}: {value!s} is not allowed; allowed: {_allowed(cls, name)}. {name} is:"
+            f" {cls.model_fields[name].description}"
+        ) from None
 
 
 def ordered(cls: type[UploadOptions]) -> list[tuple[str, FieldInfo]]:
     """The options for showing: a method's own first, those that all methods share last."""
-    depth = {name: i for i, base in reversed(list(enumerate(cls.__mro__))) for name in vars(base).get("__annotations__", {})}
+    depth = {
+        name: i
+        for i, base in reversed(list(enumerate(cls.__mro__)))
+        for name in vars(base).get("__annotations__", {})
+    }
     return sorted(cls.model_fields.items(), key=lambda item: depth[item[0]])
 
 
@@ -167,46 +263,75 @@ def _default_text(value: Any) -> str:
     return "none" if value in (None, "") else str(value)
 
 
-def add_arguments(parser: argparse.ArgumentParser, cls: type[UploadOptions], *, without: Sequence[str] = ()) -> None:
-    """Add one ``--option`` for each declared option but ``without``. Values stay strings: :func:`build` turns and checks them."""
+def add_arguments(
+    parser: argparse.ArgumentParser, cls: type[UploadOptions], *, without: Sequence[str] = ()
+) -> None:
+    """Add one ``--option`` for each declared option but ``without``. Values stay strings:
+    :func:`build` turns and checks them.
+    """
     for name, field in ordered(cls):
         if name in without:
             continue
         flag = "--" + name.replace("_", "-")
         text = f"{field.description} (default: {_default_text(field.default)})".replace("%", "%%")
         if field.annotation is bool:
-            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            parser.add_argument(
+                flag,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
         else:
             extra = field.json_schema_extra
             declared = str(extra.get("metavar") or "") if isinstance(extra, dict) else ""
             metavar = declared or ("N" if field.annotation is int else name.upper())
             if typing.get_origin(field.annotation) is Literal:
                 metavar = "|".join(typing.get_args(field.annotation))
-            parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=text, metavar=metavar)
+            parser.add_argument(
+                flag, dest=name, default=argparse.SUPPRESS, help=text, metavar=metavar
+            )
 
 
 def from_arguments(namespace: argparse.Namespace, cls: type[O]) -> O:
     """The options from a parsed command line."""
-    return build(cls, {name: getattr(namespace, name) for name in cls.model_fields if hasattr(namespace, name)})
+    return build(
+        cls,
+        {name: getattr(namespace, name) for name in cls.model_fields if hasattr(namespace, name)},
+    )
 
 
 def signature(cls: type[MethodOptions], leading: list[inspect.Parameter]) -> inspect.Signature:
-    """A real signature for a method's public function, so that help() and tab completion show the options."""
-    own = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-           for name, field in ordered(cls)]
+    """A real signature for a method's public function, so that help() and tab completion show the
+    options.
+    """
+    own = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation
+        )
+        for name, field in ordered(cls)
+    ]
     return inspect.Signature([*leading, *own])
 
 
 def help_lines(cls: type[MethodOptions]) -> str:
     """The options as indented lines for a docstring."""
-    return "\n".join(f"    {name}: {field.description}; default {_default_text(field.default)}; allowed: {_allowed(cls, name)}"
-                     for name, field in ordered(cls))
+    return "\n".join(
+        f"    {name}: {field.description}; default {_default_text(field.default)}; allowed:"
+        f" {_allowed(cls, name)}"
+        for name, field in ordered(cls)
+    )
 
 
 def markdown_table(cls: type[MethodOptions]) -> str:
     """The options as a Markdown table for docs/methods.md."""
     rows = ["| option | default | allowed | what it is |", "| --- | --- | --- | --- |"]
     for name, field in ordered(cls):
-        cells = (f"`{name}`", f"`{_default_text(field.default)}`", _allowed(cls, name), str(field.description))
+        cells = (
+            f"`{name}`",
+            f"`{_default_text(field.default)}`",
+            _allowed(cls, name),
+            str(field.description),
+        )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

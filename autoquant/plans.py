@@ -9,7 +9,9 @@ from autoquant.source import Source
 
 @dataclass(frozen=True)
 class PlanItem:
-    """One artifact to be: exact bytes on disk, bits per weight, and what to know about it. ``impossible`` says why it cannot be made."""
+    """One artifact to be: exact bytes on disk, bits per weight, and what to know about it.
+    ``impossible`` says why it cannot be made.
+    """
 
     type: str
     bytes: int
@@ -21,7 +23,8 @@ class PlanItem:
 
 @dataclass(frozen=True, repr=False)
 class Plan:
-    """Sizes are bytes. ``disk_needed`` is for all items together, with what is downloaded, and what is written in between and removed again.
+    """Sizes are bytes. ``disk_needed`` is for all items together, with what is downloaded, and what
+    is written in between and removed again.
 
     ``refused`` says why a run with these options would be refused, if it would.
     """
@@ -45,9 +48,13 @@ class Plan:
 
     @property
     def verdict(self) -> tuple[bool, str]:
-        """Whether it can be done here, and that in words. Types that lack an importance matrix are marked in the table: a list of all types is no request for them."""
+        """Whether it can be done here, and that in words. Types that lack an importance matrix are
+        marked in the table: a list of all types is no request for them.
+        """
         if not self.fits:
-            return False, "it does NOT fit" + (": ask for fewer or smaller types" if self.disk_needed > self.disk_free else "")
+            return False, "it does NOT fit" + (
+                ": ask for fewer or smaller types" if self.disk_needed > self.disk_free else ""
+            )
         if self.refused and not any(item.needs_imatrix for item in self.items):
             return False, f"it cannot be made here: {self.refused}"
         return True, "it fits"

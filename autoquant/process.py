@@ -1,4 +1,6 @@
-"""The one way to run another process: an argument list, a log, a process group of its own, status and files checked."""
+"""The one way to run another process: an argument list, a log, a process group of its own, status
+and files checked.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,16 @@ from autoquant.worker import WITHOUT
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-# transformers imports hqq, and GPTQModel bitsandbytes, wherever they are installed, and with them torch's compiler, which is half of what starting a worker takes: only
-# those that use them find them
+# transformers imports hqq, and GPTQModel bitsandbytes, wherever they are installed, and with them
+# torch's compiler, which is half of what starting a worker takes: only those that use them find
+# them
 HEAVY = ("hqq", "bitsandbytes")
 
 
 class Children:
-    """The processes of one piece of work, so that all of them can be ended when one fails or the user stops the run."""
+    """The processes of one piece of work, so that all of them can be ended when one fails or the
+    user stops the run.
+    """
 
     def __init__(self) -> None:
         self._alive: set[subprocess.Popen[str]] = set()
@@ -56,7 +61,9 @@ class Children:
 
 
 def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
-    """End a child and everything it started: SIGTERM to its process group, SIGKILL after ``patience`` seconds."""
+    """End a child and everything it started: SIGTERM to its process group, SIGKILL after
+    ``patience`` seconds.
+    """
     for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
@@ -65,17 +72,39 @@ def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
             return
 
 
-def _open(argv: Sequence[str], log: Path, env: Mapping[str, str] | None, stdin: int) -> subprocess.Popen[str]:
+def _open(
+    argv: Sequence[str], log: Path, env: Mapping[str, str] | None, stdin: int
+) -> subprocess.Popen[str]:
     with open(log, "a", encoding="utf-8") as sink:
-        inherited = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}  # no child needs a token
-        if Path(argv[0]).is_absolute():  # what compiles extensions looks for ninja on the path, and an environment that nobody has activated is not on it
-            inherited["PATH"] = os.pathsep.join([str(Path(argv[0]).parent), *filter(None, [os.environ.get("PATH")])])
-        return subprocess.Popen(list(argv), stdin=stdin, stdout=subprocess.PIPE, stderr=sink, text=True, encoding="utf-8",
-                                errors="replace", env={**inherited, **(env or {})}, start_new_session=True)
+        # no child needs a token
+        inherited = {
+            name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES
+        }
+        # what compiles extensions looks for ninja on the path, and an environment that nobody has
+        # activated is not on it
+        if Path(argv[0]).is_absolute():
+            inherited["PATH"] = os.pathsep.join(
+                [str(Path(argv[0]).parent), *filter(None, [os.environ.get("PATH")])]
+            )
+        return subprocess.Popen(
+            list(argv),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**inherited, **(env or {})},
+            start_new_session=True,
+        )
 
 
 @contextlib.contextmanager
-def _watched(child: subprocess.Popen[str], children: Children | None, kept: Callable[[], bool] = lambda: False) -> Iterator[subprocess.Popen[str]]:
+def _watched(
+    child: subprocess.Popen[str],
+    children: Children | None,
+    kept: Callable[[], bool] = lambda: False,
+) -> Iterator[subprocess.Popen[str]]:
     """A child that is ended, whatever happens, unless it is to be ``kept``."""
     try:
         if children is not None:
@@ -99,19 +128,36 @@ def tail(log: Path, lines: int = 5) -> str:
 
 
 def _ended_badly(what: str, status: int, log: Path) -> errors.ProcessFailed:
-    how = f"was ended by signal {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-    hint = " (often the system's out-of-memory killer: close other programs or take a smaller model)" if status == -signal.SIGKILL else ""
+    how = (
+        f"was ended by signal {signal.Signals(-status).name}"
+        if status < 0
+        else f"exited with status {status}"
+    )
+    hint = (
+        " (often the system's out-of-memory killer: close other programs or take a smaller model)"
+        if status == -signal.SIGKILL
+        else ""
+    )
     failure = errors.ProcessFailed(f"{what} {how}{hint}. Log: {log}. Its end: {tail(log)}")
     failure.signal = max(0, -status)
     return failure
 
 
-def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: Mapping[str, str] | None = None,
-        children: Children | None = None, on_line: Callable[[str], None] | None = None, name: str = "") -> None:
+def run(
+    argv: Sequence[str],
+    *,
+    log: Path,
+    produces: Sequence[Path] = (),
+    env: Mapping[str, str] | None = None,
+    children: Children | None = None,
+    on_line: Callable[[str], None] | None = None,
+    name: str = "",
+) -> None:
     """Run a command to its end.
 
-    Its output goes to ``log`` (appended). ``produces`` are files that must exist and be non-empty afterwards: an exit status
-    of 0 alone is not believed. Standard input is /dev/null. ``on_line`` gets each line of its standard output. ``name`` is what errors call it.
+    Its output goes to ``log`` (appended). ``produces`` are files that must exist and be non-empty
+    afterwards: an exit status of 0 alone is not believed. Standard input is /dev/null. ``on_line``
+    gets each line of its standard output. ``name`` is what errors call it.
 
     Raises :class:`~autoquant.errors.ProcessFailed` with the status and the log's last lines.
     """
@@ -128,25 +174,50 @@ def run(argv: Sequence[str], *, log: Path, produces: Sequence[Path] = (), env: M
         raise _ended_badly(name or Path(argv[0]).name, status, log)
     for path in produces:
         if not path.is_file() or path.stat().st_size == 0:
-            raise errors.ProcessFailed(f"{name or Path(argv[0]).name} reported success but did not write {path}. Log: {log}. Its end: {tail(log)}")
+            raise errors.ProcessFailed(
+                f"{name or Path(argv[0]).name} reported success but did not write {path}. Log:"
+                f" {log}. Its end: {tail(log)}"
+            )
 
 
 def finding(modules: Sequence[str]) -> dict[str, str]:
-    """The variable that tells a worker which of HEAVY not to find: all that are not among the ``modules`` it uses."""
-    return {WITHOUT: ",".join(name for name in HEAVY if name not in {module.partition(".")[0] for module in modules})}
+    """The variable that tells a worker which of HEAVY not to find: all that are not among the
+    ``modules`` it uses.
+    """
+    return {
+        WITHOUT: ",".join(
+            name for name in HEAVY if name not in {module.partition(".")[0] for module in modules}
+        )
+    }
 
 
-def _worker(log: Path, env: Mapping[str, str] | None, python: str, imports: Sequence[str] = ()) -> subprocess.Popen[str]:
-    return _open([python or sys.executable, "-m", "autoquant.worker", str(os.getpid()), *imports], log, {**finding(()), **(env or {})}, subprocess.PIPE)
+def _worker(
+    log: Path, env: Mapping[str, str] | None, python: str, imports: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    return _open(
+        [python or sys.executable, "-m", "autoquant.worker", str(os.getpid()), *imports],
+        log,
+        {**finding(()), **(env or {})},
+        subprocess.PIPE,
+    )
 
 
 class Ahead:
-    """A worker that is started while another still works, so that it has imported what it needs (``imports``) when it is called: ``call(…, ahead=it)``.
+    """A worker that is started while another still works, so that it has imported what it needs
+    (``imports``) when it is called: ``call(…, ahead=it)``.
 
-    Used as a context manager; one that was started and not called is ended. Not started, it changes nothing.
+    Used as a context manager; one that was started and not called is ended. Not started, it changes
+    nothing.
     """
 
-    def __init__(self, imports: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, python: str = "") -> None:
+    def __init__(
+        self,
+        imports: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        python: str = "",
+    ) -> None:
         self._how = (log, env, python, imports)
         self._child: subprocess.Popen[str] | None = None
         self._begun = False
@@ -172,13 +243,17 @@ class Ahead:
 
 
 class Pool:
-    """Workers that are kept from one call to the next, so that they import their libraries once: ``call(…, pool=it)``. For calls that leave nothing behind but imports.
+    """Workers that are kept from one call to the next, so that they import their libraries once:
+    ``call(…, pool=it)``. For calls that leave nothing behind but imports.
 
-    Used as a context manager, at whose end they are ended. Calls may come from several threads; each worker serves one at a time, and is kept only
-    if the thread that made the pool has started it: for Linux, a thread is the parent that a worker dies with.
+    Used as a context manager, at whose end they are ended. Calls may come from several threads;
+    each worker serves one at a time, and is kept only if the thread that made the pool has started
+    it: for Linux, a thread is the parent that a worker dies with.
     """
 
-    def __init__(self, *, log: Path, env: Mapping[str, str] | None = None, python: str = "") -> None:
+    def __init__(
+        self, *, log: Path, env: Mapping[str, str] | None = None, python: str = ""
+    ) -> None:
         self._how = (log, env, python)
         self._lock = threading.Lock()
         self._thread = threading.get_ident()
@@ -217,20 +292,37 @@ class Pool:
                 pass
 
 
-def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part: Callable[[Any], None] | None = None,
-         env: Mapping[str, str] | None = None, children: Children | None = None, python: str = "", ahead: Ahead | None = None, pool: Pool | None = None,
-         **kwargs: Any) -> Any:
-    """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return its JSON-able result.
+def call(
+    target: str,
+    /,
+    *,
+    log: Path,
+    progress: Progress | None = None,
+    on_part: Callable[[Any], None] | None = None,
+    env: Mapping[str, str] | None = None,
+    children: Children | None = None,
+    python: str = "",
+    ahead: Ahead | None = None,
+    pool: Pool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return
+    its JSON-able result.
 
-    Native code may abort there without taking the notebook's kernel along, memory is given back at the end, and the libraries
-    that patch others on import touch nobody else. An :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised
-    there is raised here. ``on_part`` gets the pieces of the result that the function emits before its end. If this process dies, the child is killed (Linux).
-    ``python`` is the interpreter of another environment to run it in, which must have this package on its path.
-    ``ahead`` is a process that may have been started before; ``pool`` has processes that are kept for further calls, with a log, variables and an interpreter of its own.
+    Native code may abort there without taking the notebook's kernel along, memory is given back at
+    the end, and the libraries that patch others on import touch nobody else. An
+    :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised there is raised here.
+    ``on_part`` gets the pieces of the result that the function emits before its end. If this
+    process dies, the child is killed (Linux). ``python`` is the interpreter of another environment
+    to run it in, which must have this package on its path. ``ahead`` is a process that may have
+    been started before; ``pool`` has processes that are kept for further calls, with a log,
+    variables and an interpreter of its own.
     """
     outcome: dict[str, Any] = {}
     kept = False
-    first = (ahead.take() if ahead is not None else None) or (pool.take() if pool is not None else _worker(log, env, python))
+    first = (ahead.take() if ahead is not None else None) or (
+        pool.take() if pool is not None else _worker(log, env, python)
+    )
     with _watched(first, children, lambda: kept) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -256,10 +348,16 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part
         error = outcome["error"]
         if error["type"] == "OSError":
             if error["errno"] == errno.ENOSPC:
-                raise errors.InputError(f"no space left on the disk: {error['message']}. Free some space and run again; finished steps are kept.")
+                raise errors.InputError(
+                    f"no space left on the disk: {error['message']}. Free some space and run again;"
+                    " finished steps are kept."
+                )
             raise OSError(error["errno"], error["message"])
         if error["type"] == "OutOfMemory":
-            memory = errors.OutOfMemory(f"{error['message']} while running {target}. Close other programs, or take a smaller model. Log: {log}")
+            memory = errors.OutOfMemory(
+                f"{error['message']} while running {target}. Close other programs, or take a"
+                f" smaller model. Log: {log}"
+            )
             memory.where, memory.available = error["message"], int(error["available"])
             raise memory
         raise getattr(errors, error["type"])(error["message"])
@@ -269,8 +367,8 @@ def call(target: str, /, *, log: Path, progress: Progress | None = None, on_part
 def side_by_side(jobs: Sequence[Callable[[Children], T]], at_once: int) -> list[T]:
     """Run jobs in threads, ``at_once`` at a time, and return their results in order.
 
-    Each job passes the :class:`Children` it is given on to :func:`call` or :func:`run`. When one fails, or the user
-    interrupts, all other processes are ended before the error goes on.
+    Each job passes the :class:`Children` it is given on to :func:`call` or :func:`run`. When one
+    fails, or the user interrupts, all other processes are ended before the error goes on.
     """
     children = Children()
     with ThreadPoolExecutor(max_workers=at_once) as pool:

@@ -15,7 +15,9 @@ def in_notebook() -> bool:
 
 
 def hidden() -> bool | None:
-    """tqdm's ``disable``: None (only on a terminal), or False in a notebook, whose output stream says it is no terminal."""
+    """tqdm's ``disable``: None (only on a terminal), or False in a notebook, whose output stream
+    says it is no terminal.
+    """
     return False if in_notebook() else None
 
 
@@ -23,7 +25,13 @@ class Bar:
     """A percentage bar that is a progress callback: ``bar(done, total)``."""
 
     def __init__(self, title: str) -> None:
-        self.bar = tqdm(total=100, desc=title, disable=hidden(), leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
+        self.bar = tqdm(
+            total=100,
+            desc=title,
+            disable=hidden(),
+            leave=False,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+        )
 
     def __call__(self, done: int, total: int) -> None:
         self.bar.update(100 * done / max(1, total) - self.bar.n)
@@ -38,9 +46,13 @@ class Bar:
 
 
 class ByteBar(tqdm):  # type: ignore[misc]
-    """The bar handed to huggingface_hub for downloads: its own are hidden in notebooks. Of its three bars for a snapshot only the one that counts bytes is shown."""
+    """The bar handed to huggingface_hub for downloads: its own are hidden in notebooks. Of its
+    three bars for a snapshot only the one that counts bytes is shown.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("name", None)
         other = str(kwargs.get("desc", "")).startswith(("Fetching", "Reconstructing"))
-        super().__init__(*args, **{**kwargs, "disable": True if other else hidden(), "leave": False})
+        super().__init__(
+            *args, **{**kwargs, "disable": True if other else hidden(), "leave": False}
+        )

@@ -9,8 +9,11 @@ import re
 # Where a token can stand in the environment; worker processes do not get these variables.
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SECRETS: set[str] = set()  # of this process; they may have any shape
-# User and organization tokens as the Hub makes them; OAuth and OIDC tokens hold dots and dashes too.
-_TOKEN = re.compile(r"\b(?:hf_(?:oauth|jwt)_[\w.-]+|(?:hf|api_org)_[A-Za-z0-9]{16,})|(?<=Bearer )[^\s\"',]+")
+# User and organization tokens as the Hub makes them; OAuth and OIDC tokens hold dots and dashes
+# too.
+_TOKEN = re.compile(
+    r"\b(?:hf_(?:oauth|jwt)_[\w.-]+|(?:hf|api_org)_[A-Za-z0-9]{16,})|(?<=Bearer )[^\s\"',]+"
+)
 
 
 def remember(secret: str) -> None:

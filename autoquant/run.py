@@ -1,6 +1,7 @@
 """The pipeline, and the only place that knows its order:
 
-model -> Source -> (check, plan) -> Snapshot -> run folder -> quantize and verify -> evaluate -> card, plot -> Result -> Receipt
+model -> Source -> (check, plan) -> Snapshot -> run folder -> quantize and verify -> evaluate ->
+card, plot -> Result -> Receipt
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from autoquant import __version__, environments, evaluate, journal, licenses, options, process, source
+from autoquant import (
+    __version__,
+    environments,
+    evaluate,
+    journal,
+    licenses,
+    options,
+    process,
+    source,
+)
 from autoquant.cache import cache_folder
 from autoquant.calibration import Calibration
 from autoquant.errors import HubFailed, InputError
@@ -35,14 +45,22 @@ from autoquant.source import Snapshot, Source
 
 log = logging.getLogger(__name__)
 SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
-PLAN_FIRST = 100 << 20  # bytes to download, above which a run is planned first: planning takes some seconds
+# bytes to download, above which a run is planned first: planning takes some seconds
+PLAN_FIRST = 100 << 20
 
 
-def quantize(method: Method, model: str | Path, *, out: str | Path | None = None, values: Mapping[str, Any] | MethodOptions) -> Result:
+def quantize(
+    method: Method,
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    values: Mapping[str, Any] | MethodOptions,
+) -> Result:
     """Run a method on a model; see the method's own function for its options.
 
-    Writes into ``out`` (default: ``./<model>-<METHOD>``) the artifacts, README.md (model card), size-against-quality.png, the source's
-    licence files and ``.autoquant/`` (journal). Called again, it goes on after the last finished step.
+    Writes into ``out`` (default: ``./<model>-<METHOD>``) the artifacts, README.md (model card),
+    size-against-quality.png, the source's licence files and ``.autoquant/`` (journal). Called
+    again, it goes on after the last finished step.
     """
     started = time.monotonic()
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
@@ -60,7 +78,12 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
 
         client = upload.check(chosen, found, method.variants(chosen), list(journal.read(folder)[1]))
     measuring = chosen.evaluate == "on" or (chosen.evaluate == "auto" and found.parameters <= SMALL)
-    if measuring and method.kind != "gguf" and "evaluate unquantized" not in journal.read(folder)[1] and _needed_to_measure(found) > memory_available():
+    if (
+        measuring
+        and method.kind != "gguf"
+        and "evaluate unquantized" not in journal.read(folder)[1]
+        and _needed_to_measure(found) > memory_available()
+    ):
         if chosen.evaluate == "on":
             raise InputError(_no_room_to_measure(found))
         log.warning("it will not be measured: %s", _no_room_to_measure(found))
@@ -71,19 +94,36 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
             raise InputError(planned.refused)
     snapshot = source.fetch(found)
     found = snapshot.source
-    with RunFolder(folder, method=method.name, source_id=found.id, source_sha256=snapshot.sha256) as run:
+    with RunFolder(
+        folder, method=method.name, source_id=found.id, source_sha256=snapshot.sha256
+    ) as run:
         ahead = send.Ahead(chosen, client, found, run) if client is not None else None
         try:
             run.on_artifact = ahead.artifact if ahead is not None else None
             made = method.quantize(snapshot, chosen, run)
             artifacts, reference = made.artifacts, None
             if measuring:
-                artifacts, reference = _evaluate(method, snapshot, chosen, run, artifacts, made.unquantized)
+                artifacts, reference = _evaluate(
+                    method, snapshot, chosen, run, artifacts, made.unquantized
+                )
             elif chosen.evaluate == "auto" and found.parameters > SMALL:
-                log.warning("not measured: the model has more than %d billion parameters; evaluate='on' (--evaluate on) measures all the same", SMALL // 10**9)
+                log.warning(
+                    "not measured: the model has more than %d billion parameters; evaluate='on'"
+                    " (--evaluate on) measures all the same",
+                    SMALL // 10**9,
+                )
             extras = ("README.md", *_carry_licence(snapshot, folder), *made.extras)
-            result = Result(folder=folder, method=method.name, source=found, artifacts=artifacts, reference=reference, extras=extras, base_model=chosen.base_model,
-                            seconds=time.monotonic() - started, provenance=_provenance(method, snapshot, chosen, made.provenance))
+            result = Result(
+                folder=folder,
+                method=method.name,
+                source=found,
+                artifacts=artifacts,
+                reference=reference,
+                extras=extras,
+                base_model=chosen.base_model,
+                seconds=time.monotonic() - started,
+                provenance=_provenance(method, snapshot, chosen, made.provenance),
+            )
             if reference is not None:
                 result.provenance["measured on"] = _measured_on(chosen)
             result = _finish(result, run)
@@ -91,7 +131,10 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
                 try:
                     result = dataclasses.replace(result, receipts=ahead.finish(result))
                 except HubFailed as failure:
-                    raise HubFailed(f"{failure} (the files in {folder} are finished: `autoquant upload {folder} {chosen.upload}` continues too)") from None
+                    raise HubFailed(
+                        f"{failure} (the files in {folder} are finished: `autoquant upload {folder}"
+                        f" {chosen.upload}` continues too)"
+                    ) from None
         except BaseException:
             if ahead is not None:
                 ahead.abandon()
@@ -99,26 +142,59 @@ def quantize(method: Method, model: str | Path, *, out: str | Path | None = None
     return result
 
 
-def compare(method: Method, model: str | Path, calibrations: Mapping[str, Any], *, out: str | Path, values: Mapping[str, Any]) -> Comparison:
-    """Run a method once for each calibration set, each into its own folder ``out/<name>``; see :func:`autoquant.compare`."""
+def compare(
+    method: Method,
+    model: str | Path,
+    calibrations: Mapping[str, Any],
+    *,
+    out: str | Path,
+    values: Mapping[str, Any],
+) -> Comparison:
+    """Run a method once for each calibration set, each into its own folder ``out/<name>``; see
+    :func:`autoquant.compare`.
+    """
     if not calibrations:
-        raise InputError("calibrations: none given; give names and Calibrations, e.g. {'novels': Calibration(), 'code': Calibration('owner/dataset')}")
+        raise InputError(
+            "calibrations: none given; give names and Calibrations, e.g. {'novels': Calibration(),"
+            " 'code': Calibration('owner/dataset')}"
+        )
     if values.get("upload"):
-        raise InputError("upload: several results would go into one repository; compare first, then upload the one you choose: comparison[name].upload(…)")
+        raise InputError(
+            "upload: several results would go into one repository; compare first, then upload the"
+            " one you choose: comparison[name].upload(…)"
+        )
     for name, one in calibrations.items():
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise InputError(f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _")
+            raise InputError(
+                f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _"
+            )
         if not isinstance(one, Calibration):
-            raise InputError(f"calibrations: {name} is no Calibration but {type(one).__name__}; write autoquant.Calibration({str(one)!r})")
-        chosen = options.build(method.options, {**values, method.options.calibrated_by: one})  # all are looked at before the first is run
+            raise InputError(
+                f"calibrations: {name} is no Calibration but {type(one).__name__}; write"
+                f" autoquant.Calibration({str(one)!r})"
+            )
+        # all are looked at before the first is run
+        chosen = options.build(method.options, {**values, method.options.calibrated_by: one})
         found = source.resolve(model, allow_pickle=chosen.pickled)
         method.check(found, method.settle(found, chosen))
-    return Comparison({name: quantize(method, model, out=Path(out) / name, values={**values, method.options.calibrated_by: one}) for name, one in calibrations.items()},
-                      label="calibration")
+    return Comparison(
+        {
+            name: quantize(
+                method,
+                model,
+                out=Path(out) / name,
+                values={**values, method.options.calibrated_by: one},
+            )
+            for name, one in calibrations.items()
+        },
+        label="calibration",
+    )
 
 
 def _finish(result: Result, run: RunFolder) -> Result:
-    """Write card and plot and note the result in the journal, so that it can be loaded and uploaded later."""
+    """Write card and plot and note the result in the journal, so that it can be loaded and uploaded
+    later.
+    """
     from autoquant import card  # imports huggingface_hub, a quarter of a second
     from autoquant.report import PLOT
 
@@ -131,23 +207,51 @@ def _finish(result: Result, run: RunFolder) -> Result:
         log.info("README.md has been edited by hand: it is kept")
     else:
         if edited:
-            kept = next(path for i in range(1, 10_000) if not (path := result.folder / f"README.edited{'' if i == 1 else f'-{i}'}.md").exists())
+            kept = next(
+                path
+                for i in range(1, 10_000)
+                if not (
+                    path := result.folder / f"README.edited{'' if i == 1 else f'-{i}'}.md"
+                ).exists()
+            )
             os.replace(readme, kept)
-            log.warning("README.md had been edited by hand: a new one was written, and yours is %s now", kept.name)
+            log.warning(
+                "README.md had been edited by hand: a new one was written, and yours is %s now",
+                kept.name,
+            )
         card.write(result)
     if (result.folder / PLOT).is_file() and PLOT not in result.extras:
         result = dataclasses.replace(result, extras=(*result.extras, PLOT))
-    run.record("result", "", [], {**result.to_json(), "card sha256": before["card sha256"] if same else source.sha256_of(readme)})
+    run.record(
+        "result",
+        "",
+        [],
+        {
+            **result.to_json(),
+            "card sha256": before["card sha256"] if same else source.sha256_of(readme),
+        },
+    )
     return result
 
 
 def _measured_on(chosen: MethodOptions) -> str:
-    return "Jane Austen's Persuasion, held out from the built-in calibration text" if chosen.eval_text == "builtin" else Path(chosen.eval_text).name
+    return (
+        "Jane Austen's Persuasion, held out from the built-in calibration text"
+        if chosen.eval_text == "builtin"
+        else Path(chosen.eval_text).name
+    )
 
 
 def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
     """Copy the source's licence files beside the artifacts; their names."""
-    names = sorted({path.name for pattern in licenses.FILES for path in snapshot.folder.glob(pattern) if path.is_file()})
+    names = sorted(
+        {
+            path.name
+            for pattern in licenses.FILES
+            for path in snapshot.folder.glob(pattern)
+            if path.is_file()
+        }
+    )
     for name in names:
         part = folder / f".{name}.part"
         shutil.copyfile(snapshot.folder / name, part)
@@ -156,52 +260,107 @@ def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
 
 
 def load(folder: str | Path) -> Result:
-    """The result of an earlier run, from its folder's journal. Raises InputError if the folder holds no finished run."""
+    """The result of an earlier run, from its folder's journal. Raises InputError if the folder
+    holds no finished run.
+    """
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
         raise InputError(f"no such folder: {folder}; give the folder of a finished run")
     steps = journal.read(path)[1]
     if "result" not in steps:
-        raise InputError(f"{path} holds no finished run of AutoQuant{'; run the same quantize command again to finish it' if steps else ''}")
-    receipts = tuple(Receipt.from_json(record["facts"]["receipt"]) for name, record in steps.items() if name.startswith("upload ") and "receipt" in record["facts"])
-    return Result.from_json(path, {name: value for name, value in steps["result"]["facts"].items() if name != "card sha256"}, receipts)
+        raise InputError(
+            f"{path} holds no finished run of"
+            f" AutoQuant{'; run the same quantize command again to finish it' if steps else ''}"
+        )
+    receipts = tuple(
+        Receipt.from_json(record["facts"]["receipt"])
+        for name, record in steps.items()
+        if name.startswith("upload ") and "receipt" in record["facts"]
+    )
+    return Result.from_json(
+        path,
+        {name: value for name, value in steps["result"]["facts"].items() if name != "card sha256"},
+        receipts,
+    )
 
 
 def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: bool = False) -> Any:
-    """Upload a finished run's folder: a tuple of Receipts, or with ``dry_run`` an UploadPlan, and nothing is sent or written."""
+    """Upload a finished run's folder: a tuple of Receipts, or with ``dry_run`` an UploadPlan, and
+    nothing is sent or written.
+    """
     from autoquant import card
     from autoquant.hub import send, upload
 
-    options.build(options.UploadOptions, values)  # a wrong one is told before the folder is looked at
+    # a wrong one is told before the folder is looked at
+    options.build(options.UploadOptions, values)
     result = load(folder)
     usual = METHODS[result.method].options.model_fields["layout"].default
     chosen = options.build(options.UploadOptions, {"layout": usual, **values})
     identity, steps = journal.read(result.folder)
-    client = upload.check(chosen, result.source, [artifact.type for artifact in result.artifacts], list(steps), base_model=result.base_model, quiet=dry_run)
+    client = upload.check(
+        chosen,
+        result.source,
+        [artifact.type for artifact in result.artifacts],
+        list(steps),
+        base_model=result.base_model,
+        quiet=dry_run,
+    )
     named = chosen.base_model and chosen.base_model != result.base_model
     if named:
         result = dataclasses.replace(result, base_model=chosen.base_model)
     if dry_run:
         readme = result.folder / "README.md"
-        text = card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model) if named and readme.is_file() else None
+        text = (
+            card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model)
+            if named and readme.is_file()
+            else None
+        )
         return upload.plan(client, result, chosen, upload.journaled(steps), text)
-    with RunFolder(result.folder, method=result.method, source_id=identity["source"], source_sha256=identity["source_sha256"]) as run:
+    with RunFolder(
+        result.folder,
+        method=result.method,
+        source_id=identity["source"],
+        source_sha256=identity["source_sha256"],
+    ) as run:
         if named:
-            readme = result.folder / "README.md"  # it may have been edited by hand: only the name is changed
-            journal.write_atomically(readme, card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model))
-            run.record("result", "", [], {**result.to_json(), "card sha256": run.steps["result"]["facts"].get("card sha256")})
+            # it may have been edited by hand: only the name is changed
+            readme = result.folder / "README.md"
+            journal.write_atomically(
+                readme, card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model)
+            )
+            run.record(
+                "result",
+                "",
+                [],
+                {
+                    **result.to_json(),
+                    "card sha256": run.steps["result"]["facts"].get("card sha256"),
+                },
+            )
         return send.upload(send.Sender(client), result, chosen, run)
 
 
-def output_folder(method: Method, found: Source, out: str | Path | None, chosen: MethodOptions) -> Path:
+def output_folder(
+    method: Method, found: Source, out: str | Path | None, chosen: MethodOptions
+) -> Path:
     """Where a run writes: ``out``, or ``./<model>-<METHOD>``. Never inside the source."""
-    folder = Path(out).expanduser().resolve() if out is not None else Path.cwd() / f"{found.name}-{method.folder_suffix(chosen)}"
+    folder = (
+        Path(out).expanduser().resolve()
+        if out is not None
+        else Path.cwd() / f"{found.name}-{method.folder_suffix(chosen)}"
+    )
     if folder == found.folder or found.folder in folder.parents:
         raise InputError(f"out: {folder} is inside the model's own folder; name another")
     return folder
 
 
-def plan(method: Method, model: str | Path, *, out: str | Path | None = None, values: Mapping[str, Any] | MethodOptions) -> Plan:
+def plan(
+    method: Method,
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    values: Mapping[str, Any] | MethodOptions,
+) -> Plan:
     """What a run would make and need; nothing is written."""
     chosen = values if isinstance(values, MethodOptions) else options.build(method.options, values)
     found = source.resolve(model, allow_pickle=chosen.pickled)
@@ -209,9 +368,20 @@ def plan(method: Method, model: str | Path, *, out: str | Path | None = None, va
     return method.plan(found, chosen, output_folder(method, found, out, chosen))
 
 
-def _evaluator(snapshot: Snapshot, logs: Path, text: str, chunks: int, env: dict[str, str]) -> Evaluator:
-    return Evaluator(snapshot.folder, snapshot.sha256, text=text, chunks=chunks, context=snapshot.source.context, cache=cache_folder() / "references",
-                     logs=logs, threads=_cores(), env=env)
+def _evaluator(
+    snapshot: Snapshot, logs: Path, text: str, chunks: int, env: dict[str, str]
+) -> Evaluator:
+    return Evaluator(
+        snapshot.folder,
+        snapshot.sha256,
+        text=text,
+        chunks=chunks,
+        context=snapshot.source.context,
+        cache=cache_folder() / "references",
+        logs=logs,
+        threads=_cores(),
+        env=env,
+    )
 
 
 def _cores() -> int:
@@ -219,80 +389,161 @@ def _cores() -> int:
 
 
 def _needed_to_measure(found: Source) -> int:
-    """Bytes that running the unquantized model by transformers takes, roughly: 4 a parameter, and the libraries."""
+    """Bytes that running the unquantized model by transformers takes, roughly: 4 a parameter, and
+    the libraries.
+    """
     return 4 * found.parameters + (1 << 30)
 
 
 def _no_room_to_measure(found: Source) -> str:
-    return (f"measuring needs the unquantized model in memory ({_needed_to_measure(found) / 1e9:.1f} GB, {memory_available() / 1e9:.1f} GB are free). "
-            "Use evaluate='off', or for GGUF keep_intermediate=True")
+    return (
+        f"measuring needs the unquantized model in memory ({_needed_to_measure(found) / 1e9:.1f}"
+        f" GB, {memory_available() / 1e9:.1f} GB are free). Use evaluate='off', or for GGUF"
+        " keep_intermediate=True"
+    )
 
 
-def _evaluate(method: Method, snapshot: Snapshot, chosen: MethodOptions, run: RunFolder, artifacts: tuple[Artifact, ...],
-              unquantized: Path | None) -> tuple[tuple[Artifact, ...], Evaluation | None]:
+def _evaluate(
+    method: Method,
+    snapshot: Snapshot,
+    chosen: MethodOptions,
+    run: RunFolder,
+    artifacts: tuple[Artifact, ...],
+    unquantized: Path | None,
+) -> tuple[tuple[Artifact, ...], Evaluation | None]:
     env = method.environment(chosen)
     evaluator = _evaluator(snapshot, run.logs, chosen.eval_text, chosen.eval_chunks, env)
     keys = {a.type: key_of(evaluator.key(), [f.sha256 for f in a.files]) for a in artifacts}
-    known = {a.type: facts for a in artifacts if (facts := run.done(f"evaluate {a.type}", keys[a.type]))}
+    known = {
+        a.type: facts for a in artifacts if (facts := run.done(f"evaluate {a.type}", keys[a.type]))
+    }
     earlier = run.done("evaluate unquantized", evaluator.key())
     if len(known) == len(artifacts) and earlier is not None:
-        return tuple(dataclasses.replace(a, evaluation=Evaluation(**known[a.type])) for a in artifacts), Evaluation(**earlier)
+        return tuple(
+            dataclasses.replace(a, evaluation=Evaluation(**known[a.type])) for a in artifacts
+        ), Evaluation(**earlier)
     through_gguf = None
     if _needed_to_measure(snapshot.source) > memory_available():
         if method.kind != "gguf" or unquantized is None:
             raise InputError(_no_room_to_measure(snapshot.source))
         through_gguf = unquantized
     room = evaluator.reference_bytes(snapshot.source.vocab_size)
-    standing = next(parent for parent in (evaluator.cache, *evaluator.cache.parents) if parent.exists())
+    standing = next(
+        parent for parent in (evaluator.cache, *evaluator.cache.parents) if parent.exists()
+    )
     if room > shutil.disk_usage(standing).free:
-        raise InputError(f"measuring needs {room / 1e9:.2f} GB in {evaluator.cache} for the unquantized model's log-probabilities; "
-                         "take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or evaluate='off'")
-    shown = tqdm(total=100 * (len(artifacts) + 1), desc="measure", disable=hidden(), leave=False, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
+        raise InputError(
+            f"measuring needs {room / 1e9:.2f} GB in {evaluator.cache} for the unquantized model's"
+            " log-probabilities; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"
+            " evaluate='off'"
+        )
+    shown = tqdm(
+        total=100 * (len(artifacts) + 1),
+        desc="measure",
+        disable=hidden(),
+        leave=False,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+    )
     with shown as bar, evaluator:
+
         def part(done: int, total: int, seen: dict[str, float], name: str) -> None:
             before, seen[name] = seen.get(name, 0.0), 100 * done / max(1, total)
             bar.update(seen[name] - before)
 
         seen: dict[str, float] = {}
-        array, unquantized_row = evaluator.reference(lambda d, t: part(d, t, seen, ""), through_gguf)
+        array, unquantized_row = evaluator.reference(
+            lambda d, t: part(d, t, seen, ""), through_gguf
+        )
         run.record("evaluate unquantized", evaluator.key(), [], dataclasses.asdict(unquantized_row))
         todo = [a for a in artifacts if a.type not in known]
-        at_once = max(1, min(len(todo), _cores(), memory_available() // (1 + (600 << 20) + 2 * max((a.bytes for a in todo), default=0))))
+        at_once = max(
+            1,
+            min(
+                len(todo),
+                _cores(),
+                memory_available()
+                // (1 + (600 << 20) + 2 * max((a.bytes for a in todo), default=0)),
+            ),
+        )
 
         def job_of(artifact: Artifact) -> Any:
             def job(children: process.Children) -> Evaluation:
-                row = evaluator.measure(method.kind, artifact.path_in(run.folder), array, threads=max(1, _cores() // at_once), children=children,
-                                        progress=lambda d, t: part(d, t, seen, artifact.type))
-                run.record(f"evaluate {artifact.type}", keys[artifact.type], [], dataclasses.asdict(row))
+                row = evaluator.measure(
+                    method.kind,
+                    artifact.path_in(run.folder),
+                    array,
+                    threads=max(1, _cores() // at_once),
+                    children=children,
+                    progress=lambda d, t: part(d, t, seen, artifact.type),
+                )
+                run.record(
+                    f"evaluate {artifact.type}", keys[artifact.type], [], dataclasses.asdict(row)
+                )
                 return row
 
             return job
 
-        rows = dict(zip([a.type for a in todo], process.side_by_side([job_of(a) for a in todo], at_once), strict=True)) if todo else {}
+        rows = (
+            dict(
+                zip(
+                    [a.type for a in todo],
+                    process.side_by_side([job_of(a) for a in todo], at_once),
+                    strict=True,
+                )
+            )
+            if todo
+            else {}
+        )
         bar.update(bar.total - bar.n)  # what was known already has not moved it
-    return tuple(dataclasses.replace(a, evaluation=rows.get(a.type) or Evaluation(**known[a.type])) for a in artifacts), unquantized_row
+    return (
+        tuple(
+            dataclasses.replace(a, evaluation=rows.get(a.type) or Evaluation(**known[a.type]))
+            for a in artifacts
+        ),
+        unquantized_row,
+    )
 
 
 def evaluate_result(result: Result, *, text: str, chunks: int) -> Result:
     """Measure a result's artifacts again with another text or number of chunks."""
     method = METHODS[result.method]
-    chosen = options.build(method.options, {"evaluate": "on", "eval_text": text, "eval_chunks": chunks})
+    chosen = options.build(
+        method.options, {"evaluate": "on", "eval_text": text, "eval_chunks": chunks}
+    )
     found = result.source
     if not found.folder.is_dir():  # of a result loaded later
         if found.revision is None:
-            raise InputError(f"the model's folder is gone: {found.folder}. Measuring needs the unquantized model")
+            raise InputError(
+                f"the model's folder is gone: {found.folder}. Measuring needs the unquantized model"
+            )
         found = source.resolve(f"{found.id}@{found.revision}", allow_pickle=found.pickle)
     snapshot = source.fetch(found)
-    with RunFolder(result.folder, method=method.name, source_id=result.source.id, source_sha256=snapshot.sha256) as run:
+    with RunFolder(
+        result.folder, method=method.name, source_id=result.source.id, source_sha256=snapshot.sha256
+    ) as run:
         artifacts, reference = _evaluate(method, snapshot, chosen, run, result.artifacts, None)
         provenance = {**result.provenance, "measured on": _measured_on(chosen)}
-        return _finish(dataclasses.replace(result, artifacts=artifacts, reference=reference, provenance=provenance), run)
+        return _finish(
+            dataclasses.replace(
+                result, artifacts=artifacts, reference=reference, provenance=provenance
+            ),
+            run,
+        )
 
 
-def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", chunks: int = 20, converter: str = "") -> list[tuple[str, Evaluation]]:
-    """Measure any GGUF files or model folders against an unquantized model; the first row is that model itself.
+def evaluate_files(
+    paths: list[Path],
+    reference: str,
+    *,
+    text: str = "builtin",
+    chunks: int = 20,
+    converter: str = "",
+) -> list[tuple[str, Evaluation]]:
+    """Measure any GGUF files or model folders against an unquantized model; the first row is that
+    model itself.
 
-    The tokens are those of the reference's tokenizer. Nothing is written beside the reference cache.
+    The tokens are those of the reference's tokenizer. Nothing is written beside the reference
+    cache.
     """
     import tempfile
 
@@ -304,29 +555,62 @@ def evaluate_files(paths: list[Path], reference: str, *, text: str = "builtin", 
         if not path.exists():
             raise InputError(f"no such file or folder: {path}")
         if path.is_dir() and not (path / "config.json").is_file():
-            raise InputError(f"{path} is no model folder: it has no config.json. Of a folder of GGUF files, name the files")
+            raise InputError(
+                f"{path} is no model folder: it has no config.json. Of a folder of GGUF files, name"
+                " the files"
+            )
         if path.is_file() and path.suffix != ".gguf":
             raise InputError(f"{path} is neither a .gguf file nor a model folder")
-    env = llama.environment(llama.locate(converter)) if any(path.is_file() for path in paths) else {}
-    with tempfile.TemporaryDirectory() as scratch, _evaluator(snapshot, Path(scratch) / "log", text, chunks, env) as evaluator:
+    env = (
+        llama.environment(llama.locate(converter)) if any(path.is_file() for path in paths) else {}
+    )
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        _evaluator(snapshot, Path(scratch) / "log", text, chunks, env) as evaluator,
+    ):
         array, row = evaluator.reference()
         rows = [(f"{found.id} (unquantized)", row)]
         for path in paths:
             kind = "gguf" if path.is_file() else "folder"
-            rows.append((path.name, evaluator.measure(kind, path.resolve(), array, threads=_cores())))
+            rows.append(
+                (path.name, evaluator.measure(kind, path.resolve(), array, threads=_cores()))
+            )
     return rows
 
 
-def _provenance(method: Method, snapshot: Snapshot, chosen: MethodOptions, facts: dict[str, Any]) -> dict[str, Any]:
+def _provenance(
+    method: Method, snapshot: Snapshot, chosen: MethodOptions, facts: dict[str, Any]
+) -> dict[str, Any]:
     """What the card says about how the files were made; nothing in it names this machine."""
     known = {package: environments.version(package) for package in method.packages}
     versions = [f"{package} {version}" for package, version in known.items() if version]
-    changed = {name: value for name, value in chosen.model_dump().items()
-               if value != type(chosen).model_fields[name].default and name not in options.UploadOptions.model_fields}
+    changed = {
+        name: value
+        for name, value in chosen.model_dump().items()
+        if value != type(chosen).model_fields[name].default
+        and name not in options.UploadOptions.model_fields
+    }
     named = ["eval_text", "imatrix", "converter"]
-    named += [name for name in ("calibration", "measurement") if Path(str(changed.get(name, ""))).expanduser().exists()]  # else it is something on the Hub
-    shown = {name: Path(str(value)).name if name in named else value for name, value in changed.items()}
-    return {"source": snapshot.source.id, "source sha256": snapshot.sha256, **({"source commit": snapshot.source.revision} if snapshot.source.revision else {}),
-            **facts, "options": shown, "versions": ", ".join([f"autoquant {__version__}", *versions, f"Python {platform.python_version()} on {sys.platform}"])}
-
-
+    # else it is something on the Hub
+    named += [
+        name
+        for name in ("calibration", "measurement")
+        if Path(str(changed.get(name, ""))).expanduser().exists()
+    ]
+    shown = {
+        name: Path(str(value)).name if name in named else value for name, value in changed.items()
+    }
+    return {
+        "source": snapshot.source.id,
+        "source sha256": snapshot.sha256,
+        **({"source commit": snapshot.source.revision} if snapshot.source.revision else {}),
+        **facts,
+        "options": shown,
+        "versions": ", ".join(
+            [
+                f"autoquant {__version__}",
+                *versions,
+                f"Python {platform.python_version()} on {sys.platform}",
+            ]
+        ),
+    }

@@ -1,7 +1,8 @@
 """Where the time goes: intervals of library work, for ``bench/overhead.py``.
 
-Off unless the environment variable AUTOQUANT_TRACE names a file; then every interval is appended to it as a JSON line
-``{"name", "start", "end"}`` in seconds of CLOCK_MONOTONIC, which all processes of a machine share.
+Off unless the environment variable AUTOQUANT_TRACE names a file; then every interval is appended to
+it as a JSON line ``{"name", "start", "end"}`` in seconds of CLOCK_MONOTONIC, which all processes of
+a machine share.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def record(name: str, start: float, end: float) -> None:
 
 @contextlib.contextmanager
 def library(name: str) -> Iterator[None]:
-    """Mark the body as work of a library (llama.cpp, torch, transformers, NumPy arithmetic), not of this package."""
+    """Mark the body as work of a library (llama.cpp, torch, transformers, NumPy arithmetic), not of
+    this package.
+    """
     start = time.monotonic()
     try:
         yield

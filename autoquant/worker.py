@@ -1,10 +1,11 @@
 """The child's side of :func:`autoquant.process.call`: one function call in a process of its own.
 
-``python -m autoquant.worker PARENT [MODULE…]`` imports the modules, if it is given any, then
-reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events
-to standard output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece of the result, early), then ``{"result": …}`` or ``{"error": …}``.
-After a result it reads the next request, until its standard input ends; an error ends it.
-Whatever libraries print goes to standard error, which the parent keeps as the log.
+``python -m autoquant.worker PARENT [MODULE…]`` imports the modules, if it is given any, then reads
+``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events to standard
+output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece of the
+result, early), then ``{"result": …}`` or ``{"error": …}``. After a result it reads the next
+request, until its standard input ends; an error ends it. Whatever libraries print goes to standard
+error, which the parent keeps as the log.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from autoquant import errors, trace
 
 Report = Callable[[int, int], None]
 Emit = Callable[[Any], None]
-WITHOUT = "AUTOQUANT_WITHOUT"  # modules that are not to be found, with commas between (see process.finding)
+# modules that are not to be found, with commas between (see process.finding)
+WITHOUT = "AUTOQUANT_WITHOUT"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent is gone, so that a killed run leaves nobody writing into its folder."""
+    """Ask Linux to kill this process when its parent is gone, so that a killed run leaves nobody
+    writing into its folder.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it was gone before we could ask
@@ -41,22 +45,33 @@ def die_with_parent(parent: int) -> None:
 
 
 def out_of_memory(error: BaseException | None) -> tuple[str, int] | None:
-    """In words where memory ran out, and how many bytes there are in all (0: not known), if that is what an error or its cause says; torch has several ways."""
+    """In words where memory ran out, and how many bytes there are in all (0: not known), if that is
+    what an error or its cause says; torch has several ways.
+    """
     while error is not None:
         text = str(error)
         if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in text:
             import torch
 
-            total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+            total = (
+                torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+            )
             return f"out of memory on the GPU{f' ({total / 1e9:.1f} GB)' if total else ''}", total
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM) or "allocate memory" in text:  # torch's allocator, and mmap
+        # torch's allocator, and mmap
+        if (
+            isinstance(error, MemoryError)
+            or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+            or "allocate memory" in text
+        ):
             return "out of memory", 0
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
 def main() -> int:
-    """Serve requests until there are no more; return the exit status (0, or 3 for an error that was reported as an event)."""
+    """Serve requests until there are no more; return the exit status (0, or 3 for an error that was
+    reported as an event).
+    """
     die_with_parent(int(sys.argv[1]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
@@ -82,8 +97,12 @@ def main() -> int:
     return 0
 
 
-def serve(target: str, kwargs: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Call a function; the last event about it. Whatever else it raises than what the parent can be told ends the process with a traceback in the log."""
+def serve(
+    target: str, kwargs: dict[str, Any], send: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Call a function; the last event about it. Whatever else it raises than what the parent can be
+    told ends the process with a traceback in the log.
+    """
     last = 0.0
 
     def report(done: int, total: int) -> None:
@@ -98,7 +117,14 @@ def serve(target: str, kwargs: dict[str, Any], send: Callable[[dict[str, Any]], 
     function = getattr(importlib.import_module(module), name)
     trace.record(f"import {module}", start, time.monotonic())
     wanted = inspect.signature(function).parameters
-    kwargs = {**kwargs, **{name: value for name, value in (("report", report), ("emit", lambda part: send({"part": part}))) if name in wanted}}
+    kwargs = {
+        **kwargs,
+        **{
+            name: value
+            for name, value in (("report", report), ("emit", lambda part: send({"part": part})))
+            if name in wanted
+        },
+    }
     try:
         return {"result": function(**kwargs)}
     except errors.AutoQuantError as error:
@@ -107,7 +133,9 @@ def serve(target: str, kwargs: dict[str, Any], send: Callable[[dict[str, Any]], 
         where = out_of_memory(error)
         if where is None and isinstance(error, OSError):
             # NumPy's tofile tells a full disk only as "N requested and M written", without an errno
-            number = errno.ENOSPC if error.errno is None and "written" in str(error) else error.errno
+            number = (
+                errno.ENOSPC if error.errno is None and "written" in str(error) else error.errno
+            )
             if number is not None:
                 return {"error": {"type": "OSError", "errno": number, "message": str(error)}}
         if where is None:
@@ -116,7 +144,8 @@ def serve(target: str, kwargs: dict[str, Any], send: Callable[[dict[str, Any]], 
 
 
 if __name__ == "__main__":
-    # os._exit: native libraries' destructors have crashed at interpreter exit after the work was done
+    # os._exit: native libraries' destructors have crashed at interpreter exit after the work was
+    # done
     status = main()
     sys.stderr.flush()
     os._exit(status)

@@ -1,7 +1,9 @@
-"""EXL2 of the embedded model by exllamav2's converter on a CPU, with the tests' stand-in for a GPU; beside GGUF and GPTQ. usage: python bench/exl2.py
+"""EXL2 of the embedded model by exllamav2's converter on a CPU, with the tests' stand-in for a GPU;
+beside GGUF and GPTQ. usage: python bench/exl2.py
 
-Prints Markdown rows: target and achieved bits a weight of the blocks' matrices, bits a weight of the whole file, quality on the same tokens. Times are of a CPU with
-a stand-in for the kernels: they compare measuring with quantizing, and say nothing about a GPU.
+Prints Markdown rows: target and achieved bits a weight of the blocks' matrices, bits a weight of
+the whole file, quality on the same tokens. Times are of a CPU with a stand-in for the kernels: they
+compare measuring with quantizing, and say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -20,21 +22,49 @@ from autoquant.results import Artifact
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent / "tests" / "fakes" / "exl2")
 WORK = Path("bench-work/exl2")
 RATES = ("2.5", "3.0", "4.0", "5.0", "6.0")
-CALIBRATION: dict[str, Any] = {"calibration": "builtin", "calibration_samples": 32, "calibration_length": 256}
-HEAD = ("format", "type", "blocks: target", "blocks: achieved", "bits/weight", "size", "perplexity", "KL mean", "same top token")
+CALIBRATION: dict[str, Any] = {
+    "calibration": "builtin",
+    "calibration_samples": 32,
+    "calibration_length": 256,
+}
+HEAD = (
+    "format",
+    "type",
+    "blocks: target",
+    "blocks: achieved",
+    "bits/weight",
+    "size",
+    "perplexity",
+    "KL mean",
+    "same top token",
+)
 
 
 def row(format: str, artifact: Artifact, target: str, achieved: str) -> str:
     """One row."""
     quality = report.quality(artifact.evaluation)
-    cells = (format, artifact.type, target, achieved, f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes), quality[0], quality[1], quality[4])
+    cells = (
+        format,
+        artifact.type,
+        target,
+        achieved,
+        f"{artifact.bits_per_weight:.2f}",
+        report.size(artifact.bytes),
+        quality[0],
+        quality[1],
+        quality[4],
+    )
     return "| " + " | ".join(cells) + " |"
 
 
 def blocks(artifact: Artifact, result: Any) -> str:
-    """Bits a weight of the blocks' matrices of a GPTQ folder, from its size: embeddings, head and norms have 16 bits there."""
+    """Bits a weight of the blocks' matrices of a GPTQ folder, from its size: embeddings, head and
+    norms have 16 bits there.
+    """
     layers = sum(outputs * inputs for outputs, inputs in folders.linears(result.source).values())
-    return f"{(artifact.bits_per_weight * result.source.parameters - 16 * (result.source.parameters - layers)) / layers:.2f}"
+    parameters = result.source.parameters
+    bits = artifact.bits_per_weight * parameters - 16 * (parameters - layers)
+    return f"{bits / layers:.2f}"
 
 
 def main() -> None:
@@ -46,24 +76,47 @@ def main() -> None:
     def timed(argv: Any, **more: Any) -> None:
         begin = time.monotonic()
         real(argv, **more)
-        took.append(("measuring" if "-om" in argv else f"quantizing to {argv[argv.index('-b') + 1]}", time.monotonic() - begin))
+        took.append(
+            (
+                "measuring" if "-om" in argv else f"quantizing to {argv[argv.index('-b') + 1]}",
+                time.monotonic() - begin,
+            )
+        )
 
     process.run = timed
     print(report.markdown(HEAD, [], left=2), flush=True)
-    result = autoquant.exl2("demo", bpw=RATES, measurement_samples=16, **CALIBRATION, eval_chunks=40, out=WORK / "exl2")
+    result = autoquant.exl2(
+        "demo", bpw=RATES, measurement_samples=16, **CALIBRATION, eval_chunks=40, out=WORK / "exl2"
+    )
     process.run = real
     for artifact, target in zip(result.artifacts, RATES, strict=True):
         print(row("EXL2", artifact, target, f"{artifact.facts['achieved']:.3f}"), flush=True)
     for bits in (2, 3, 4, 8):
-        made = autoquant.gptq("demo", bits=bits, group_size=64, **CALIBRATION, eval_chunks=40, out=WORK / f"gptq{bits}")
+        made = autoquant.gptq(
+            "demo",
+            bits=bits,
+            group_size=64,
+            **CALIBRATION,
+            eval_chunks=40,
+            out=WORK / f"gptq{bits}",
+        )
         print(row("GPTQ", made.artifacts[0], "", blocks(made.artifacts[0], made)), flush=True)
-    made = autoquant.gguf("demo", types="Q2_K,IQ3_XXS,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K", imatrix="builtin", eval_chunks=40, out=WORK / "gguf")
+    made = autoquant.gguf(
+        "demo",
+        types="Q2_K,IQ3_XXS,Q3_K_M,Q4_K_M,Q5_K_M,Q6_K",
+        imatrix="builtin",
+        eval_chunks=40,
+        out=WORK / "gguf",
+    )
     for artifact in made.artifacts:
         print(row("GGUF, imatrix", artifact, "", ""), flush=True)
     for what, seconds in took:
         print(f"{what}: {seconds:.1f} s", flush=True)
     quantizing = [seconds for what, seconds in took if what != "measuring"]
-    print(f"measuring takes as long as {took[0][1] / (sum(quantizing) / len(quantizing)):.1f} bitrates")
+    print(
+        f"measuring takes as long as {took[0][1] / (sum(quantizing) / len(quantizing)):.1f}"
+        " bitrates"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""What GPTQ's wrapper costs, and the memory of GPTQ, AWQ and AutoRound on a synthetic checkpoint of 1.9 GB. usage: python bench/folder_cost.py WORK [time|memory]
+"""What GPTQ's wrapper costs, and the memory of GPTQ, AWQ and AutoRound on a synthetic checkpoint of
+1.9 GB. usage: python bench/folder_cost.py WORK [time|memory]
 
-Time: `autoquant quantize gptq` with all of its checks against a direct call of GPTQModel with the same samples, alternating, on WORK/smollm2.
-Memory: the largest resident set of any one process, sampled from /proc; "anonymous" leaves out mapped file pages, which the system can take back.
+Time: `autoquant quantize gptq` with all of its checks against a direct call of GPTQModel with the
+    same samples, alternating, on WORK/smollm2.
+Memory: the largest resident set of any one process, sampled from /proc; "anonymous" leaves out
+    mapped file pages, which the system can take back.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from gptqmodel import GPTQModel
 from gptqmodel.quantization.config import GPTQConfig
 model, target, ids, offload = sys.argv[1:]
 samples = [{"input_ids": s, "attention_mask": [1] * len(s)} for s in json.load(open(ids))]
-loaded = GPTQModel.load(model, GPTQConfig(bits=4, group_size=64, offload_to_disk_path=offload), device="cpu")
+config = GPTQConfig(bits=4, group_size=64, offload_to_disk_path=offload)
+loaded = GPTQModel.load(model, config, device="cpu")
 loaded.quantize(samples, batch_size=4)
 loaded.save(target)
 os._exit(0)
@@ -55,20 +59,49 @@ def cost(work: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     text = calibration.documents(options.build(calibration.CalibrationOptions, {}))
-    (scratch / "ids.json").write_text(json.dumps(calibration.pack(str(model), text.texts, samples=SAMPLES, length=LENGTH, seed=0)))
+    (scratch / "ids.json").write_text(
+        json.dumps(calibration.pack(str(model), text.texts, samples=SAMPLES, length=LENGTH, seed=0))
+    )
     ours, direct = [], []
     for i in range(ROUNDS):
         start = time.monotonic()
-        subprocess.run([sys.executable, "-c", DIRECT, str(model), str(scratch / f"direct{i}"), str(scratch / "ids.json"), str(scratch / "offload")], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=scratch, env={**os.environ, **environment(None)})
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                DIRECT,
+                str(model),
+                str(scratch / f"direct{i}"),
+                str(scratch / "ids.json"),
+                str(scratch / "offload"),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=scratch,
+            env={**os.environ, **environment(None)},
+        )
         direct.append(time.monotonic() - start)
         parts.clear()
         start = time.monotonic()
-        autoquant.gptq(model, group_size=64, calibration_samples=SAMPLES, calibration_length=LENGTH, evaluate="off", out=scratch / f"ours{i}")
+        autoquant.gptq(
+            model,
+            group_size=64,
+            calibration_samples=SAMPLES,
+            calibration_length=LENGTH,
+            evaluate="off",
+            out=scratch / f"ours{i}",
+        )
         ours.append(time.monotonic() - start)
         inside = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
-        print(f"round {i + 1}: GPTQModel alone {direct[-1]:.1f} s, autoquant with all checks {ours[-1]:.1f} s ({inside})", flush=True)
-    print(f"ratio of medians: {statistics.median(ours) / statistics.median(direct):.3f}", flush=True)
+        print(
+            f"round {i + 1}: GPTQModel alone {direct[-1]:.1f} s, autoquant with all checks"
+            f" {ours[-1]:.1f} s ({inside})",
+            flush=True,
+        )
+    print(
+        f"ratio of medians: {statistics.median(ours) / statistics.median(direct):.3f}", flush=True
+    )
 
 
 def memory(work: Path) -> None:
@@ -76,7 +109,11 @@ def memory(work: Path) -> None:
     out = work / "folder-memory"
     learned = ("--algorithm", "autoround", "--iterations", "2", "--calibration-samples", "16")
     scaled = ("--algorithm", "awq", "--calibration-samples", "4")
-    for method, more in (("gptq", ("--calibration-samples", "16", "--calibration-length", "256")), ("gptq", learned), ("awq", scaled)):
+    for method, more in (
+        ("gptq", ("--calibration-samples", "16", "--calibration-length", "256")),
+        ("gptq", learned),
+        ("awq", scaled),
+    ):
         layers = 8 if "awq" in more else 16  # AWQ takes minutes a layer on a CPU
         model = work / f"synthetic-2048-{layers}"
         if not model.is_dir():
@@ -84,7 +121,21 @@ def memory(work: Path) -> None:
         size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
         print(f"checkpoint: {size / 1e9:.2f} GB, {layers} layers of width 2048", flush=True)
         shutil.rmtree(out, ignore_errors=True)
-        words = [sys.executable, "-m", "autoquant.cli", "quantize", method, str(model), "--calibration-length", "128", *more, "--evaluate", "off", "--out", str(out)]
+        words = [
+            sys.executable,
+            "-m",
+            "autoquant.cli",
+            "quantize",
+            method,
+            str(model),
+            "--calibration-length",
+            "128",
+            *more,
+            "--evaluate",
+            "off",
+            "--out",
+            str(out),
+        ]
         start = time.monotonic()
         child = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         peaks = {"RssAnon": 0, "VmRSS": 0}
@@ -92,10 +143,20 @@ def memory(work: Path) -> None:
             for key, value in resident(child.pid).items():
                 peaks[key] = max(peaks[key], value)
             time.sleep(0.05)
-        planned = subprocess.run([*words[:3], "plan", *words[4:-4], "--out", str(out)], check=True, capture_output=True, text=True).stdout
+        planned = subprocess.run(
+            [*words[:3], "plan", *words[4:-4], "--out", str(out)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         line = next(one for one in planned.splitlines() if one.startswith("memory"))
-        print(f"{method} {' '.join(more)}: exit status {child.returncode}, {time.monotonic() - start:.0f} s; largest process {peaks['RssAnon'] / 1e9:.2f} GB anonymous, "
-              f"{peaks['VmRSS'] / 1e9:.2f} GB resident = {peaks['VmRSS'] / size:.2f} of the checkpoint; plan: {line}", flush=True)
+        print(
+            f"{method} {' '.join(more)}: exit status {child.returncode},"
+            f" {time.monotonic() - start:.0f} s; largest process {peaks['RssAnon'] / 1e9:.2f} GB"
+            f" anonymous, {peaks['VmRSS'] / 1e9:.2f} GB resident = {peaks['VmRSS'] / size:.2f} of"
+            f" the checkpoint; plan: {line}",
+            flush=True,
+        )
     shutil.rmtree(out, ignore_errors=True)
 
 

@@ -1,8 +1,11 @@
-"""Quality, size, time and memory of the methods that write folders. usage: python bench/folders.py demo|FOLDER [SET …]
+"""Quality, size, time and memory of the methods that write folders. usage: python bench/folders.py
+demo|FOLDER [SET …]
 
-Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq", "autoround", "hqq", "bitsandbytes", "w8a8" (default: all); "steps" is GPTQ and
-AutoRound with 50 and 200 steps, one after the other, for what the steps cost. "seconds" is a run with all of its checks and without evaluation; "memory" the largest process's
-resident set during it, sampled 20 times a second.
+Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq",
+"autoround", "hqq", "bitsandbytes", "w8a8" (default: all); "steps" is GPTQ and AutoRound with 50 and
+200 steps, one after the other, for what the steps cost. "seconds" is a run with all of its checks
+and without evaluation; "memory" the largest process's resident set during it, sampled 20 times a
+second.
 """
 
 from __future__ import annotations
@@ -20,24 +23,74 @@ import autoquant
 from autoquant import report
 from autoquant.methods import METHODS
 
-HEAD = ("format", "algorithm", "type", "bits/weight", "size", "perplexity", "KL mean", "same top token", "seconds", "memory")
+HEAD = (
+    "format",
+    "algorithm",
+    "type",
+    "bits/weight",
+    "size",
+    "perplexity",
+    "KL mean",
+    "same top token",
+    "seconds",
+    "memory",
+)
 
 
 def configurations(small: bool, sets: list[str]) -> list[list[str]]:
-    """Command lines. The embedded model gets the whole grid; a larger one groups of 64 and 32 (GPTQ) or 64, and AutoRound with 50 steps, and once with its default."""
+    """Command lines. The embedded model gets the whole grid; a larger one groups of 64 and 32
+    (GPTQ) or 64, and AutoRound with 50 steps, and once with its default.
+    """
     sizes = ("128", "64", "32") if small else ("64", "32")
-    scaled, learned = "--algorithm awq", "--algorithm autoround" + ("" if small else " --iterations 50")
+    scaled, learned = (
+        "--algorithm awq",
+        "--algorithm autoround" + ("" if small else " --iterations 50"),
+    )
     lines = {
-        "gptq": [*(f"gptq --bits {bits} --group-size {size}" for bits in "8432" for size in sizes),
-                 *(f"gptq --bits {bits} --group-size 64 {more}" for bits in ("42" if small else "4") for more in ("--desc-act", "--no-sym"))],
-        "awq": [*(f"awq {scaled} --group-size {size}" for size in (sizes if small else ("64",))), *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else [])],
-        "autoround": [*(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"), f"awq {learned} --group-size 64",
-                      *([] if small else ["gptq --algorithm autoround --bits 4 --group-size 64"])],
-        "steps": ["gptq --bits 4 --group-size 64", *(f"gptq --algorithm autoround --bits 4 --group-size 64 --iterations {steps}" for steps in ("50", "200"))],
-        "hqq": [*(f"hqq --bits {bits} --group-size 64" for bits in ("84321" if small else "8432")), *(f"hqq --bits {bits} --group-size 64 --axis 0" for bits in "432" if small),
-                *(f"hqq --bits {bits} --group-size 16{axis}" for bits in "321" if small for axis in ("", " --axis 0"))],
-        "bitsandbytes": ["bitsandbytes", *(["bitsandbytes --no-double-quant"] if small else []), "bitsandbytes --quant-type fp4", "bitsandbytes --quant-type int8"],
-        "w8a8": [f"w8a8 --scheme {scheme}" for scheme in ("int8-dynamic", "int8-static", "fp8-dynamic")]}
+        "gptq": [
+            *(f"gptq --bits {bits} --group-size {size}" for bits in "8432" for size in sizes),
+            *(
+                f"gptq --bits {bits} --group-size 64 {more}"
+                for bits in ("42" if small else "4")
+                for more in ("--desc-act", "--no-sym")
+            ),
+        ],
+        "awq": [
+            *(f"awq {scaled} --group-size {size}" for size in (sizes if small else ("64",))),
+            *([f"awq {scaled} --group-size 64 --no-zero-point"] if small else []),
+        ],
+        "autoround": [
+            *(f"gptq {learned} --bits {bits} --group-size 64" for bits in "432"),
+            f"awq {learned} --group-size 64",
+            *([] if small else ["gptq --algorithm autoround --bits 4 --group-size 64"]),
+        ],
+        "steps": [
+            "gptq --bits 4 --group-size 64",
+            *(
+                f"gptq --algorithm autoround --bits 4 --group-size 64 --iterations {steps}"
+                for steps in ("50", "200")
+            ),
+        ],
+        "hqq": [
+            *(f"hqq --bits {bits} --group-size 64" for bits in ("84321" if small else "8432")),
+            *(f"hqq --bits {bits} --group-size 64 --axis 0" for bits in "432" if small),
+            *(
+                f"hqq --bits {bits} --group-size 16{axis}"
+                for bits in "321"
+                if small
+                for axis in ("", " --axis 0")
+            ),
+        ],
+        "bitsandbytes": [
+            "bitsandbytes",
+            *(["bitsandbytes --no-double-quant"] if small else []),
+            "bitsandbytes --quant-type fp4",
+            "bitsandbytes --quant-type int8",
+        ],
+        "w8a8": [
+            f"w8a8 --scheme {scheme}" for scheme in ("int8-dynamic", "int8-static", "fp8-dynamic")
+        ],
+    }
     return [line.split() for name in sets for line in lines[name]]
 
 
@@ -69,17 +122,52 @@ def main(model: str, sets: list[str]) -> None:
     for i, (method, *more) in enumerate(configurations(small, sets)):
         out = work / str(i)
         calibrates = method in ("gptq", "awq") or "int8-static" in more
-        words = [sys.executable, "-m", "autoquant.cli", "quantize", method, model, *more, *(common if calibrates else []), "--out", str(out)]
+        words = [
+            sys.executable,
+            "-m",
+            "autoquant.cli",
+            "quantize",
+            method,
+            model,
+            *more,
+            *(common if calibrates else []),
+            "--out",
+            str(out),
+        ]
         seconds, peak = run([*words, "--evaluate", "off"])
-        subprocess.run([*words, "--evaluate", "on", "--eval-chunks", "40" if small else "20"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [*words, "--evaluate", "on", "--eval-chunks", "40" if small else "20"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         result = autoquant.load(str(out))
         (artifact,) = result.artifacts
         if i == 0:
-            print(report.markdown(HEAD, [("unquantized", "", "", *report.rows(result)[0][1:4], "0", "100.0%", "", "")], left=3), flush=True)
+            print(
+                report.markdown(
+                    HEAD,
+                    [("unquantized", "", "", *report.rows(result)[0][1:4], "0", "100.0%", "", "")],
+                    left=3,
+                ),
+                flush=True,
+            )
         quality = report.quality(artifact.evaluation)
-        algorithm = str(artifact.facts["algorithm"]).split(" ")[0].rstrip(":") + (f", {more[more.index('--iterations') + 1]} steps" if "--iterations" in more else "")
-        cells = (METHODS[method].title, algorithm, artifact.type.removesuffix("-autoround"), f"{artifact.bits_per_weight:.2f}", report.size(artifact.bytes), quality[0], quality[1],
-                 quality[4], f"{seconds:.0f}", f"{peak / 1e9:.2f} GB")
+        algorithm = str(artifact.facts["algorithm"]).split(" ")[0].rstrip(":") + (
+            f", {more[more.index('--iterations') + 1]} steps" if "--iterations" in more else ""
+        )
+        cells = (
+            METHODS[method].title,
+            algorithm,
+            artifact.type.removesuffix("-autoround"),
+            f"{artifact.bits_per_weight:.2f}",
+            report.size(artifact.bytes),
+            quality[0],
+            quality[1],
+            quality[4],
+            f"{seconds:.0f}",
+            f"{peak / 1e9:.2f} GB",
+        )
         print("| " + " | ".join(cells) + " |", flush=True)
         shutil.rmtree(out)
 

@@ -1,8 +1,12 @@
-"""The Hub's figures, against the loopback Hub of the tests. usage: python bench/hub.py MODEL [fetch|upload|overlap …]
+"""The Hub's figures, against the loopback Hub of the tests. usage: python bench/hub.py MODEL
+[fetch|upload|overlap …]
 
-fetch: bytes fetched from a repository laid out as real ones are (safetensors, .bin and original/ copies), against snapshot_download.
-upload: a 2 GB file, `autoquant upload` against `hf upload`, alternating; wall time, and the largest process's memory at 0.5 and 2 GB.
-overlap: quantizing MODEL to five types and uploading them at 50 MB/s, at the same time against one after the other.
+fetch: bytes fetched from a repository laid out as real ones are (safetensors, .bin and original/
+    copies), against snapshot_download.
+upload: a 2 GB file, `autoquant upload` against `hf upload`, alternating; wall time, and the largest
+    process's memory at 0.5 and 2 GB.
+overlap: quantizing MODEL to five types and uploading them at 50 MB/s, at the same time against one
+    after the other.
 """
 
 from __future__ import annotations
@@ -29,8 +33,16 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
     """A user's variables, without Xet: its servers cannot be run here."""
     from autoquant.llama import converter
 
-    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "AUTOQUANT_LLAMA_CPP": str(converter.locate()), "AUTOQUANT_CACHE": str(home / "cache")}
+    return {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "AUTOQUANT_LLAMA_CPP": str(converter.locate()),
+        "AUTOQUANT_CACHE": str(home / "cache"),
+    }
 
 
 def timed(words: list[str], env: dict[str, str]) -> tuple[float, float]:
@@ -50,16 +62,29 @@ def fetch(work: Path, _: Path) -> None:
     folder = source.DEMO_FOLDER
     weights = (folder / "model.safetensors").read_bytes()
     files: dict[str, bytes | Path] = {path.name: path for path in folder.iterdir()}
-    files |= {"pytorch_model.bin": weights[1:] + b"x", "original/consolidated.00.pth": weights[::-1]}
+    files |= {
+        "pytorch_model.bin": weights[1:] + b"x",
+        "original/consolidated.00.pth": weights[::-1],
+    }
     served = []
-    for name, code in (("naive", "from huggingface_hub import snapshot_download; snapshot_download('maker/tiny')"),
-                       ("ours", "from autoquant import source; source.fetch(source.resolve('maker/tiny'))")):
+    for name, code in (
+        ("naive", "from huggingface_hub import snapshot_download; snapshot_download('maker/tiny')"),
+        ("ours", "from autoquant import source; source.fetch(source.resolve('maker/tiny'))"),
+    ):
         hub = Hub(work / name / "hub").start()
         hub.seed("maker/tiny", files)
-        subprocess.run([sys.executable, "-c", code], env=environment(hub, work / name / "home"), check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(hub, work / name / "home"),
+            check=True,
+            capture_output=True,
+        )
         served.append(hub.served)
         hub.stop()
-    print(f"fetch: {served[1]:,} bytes against {served[0]:,} of a naive snapshot_download: ratio {served[1] / served[0]:.2f}")
+    print(
+        f"fetch: {served[1]:,} bytes against {served[0]:,} of a naive snapshot_download: ratio"
+        f" {served[1] / served[0]:.2f}"
+    )
 
 
 def finished_run(folder: Path, megabytes: int) -> None:
@@ -71,8 +96,15 @@ def finished_run(folder: Path, megabytes: int) -> None:
         with open(path, "wb") as out:
             for _ in range(megabytes):
                 out.write(os.urandom(1_000_000))
-        artifact = Artifact("Q8_0", (Stored(path.name, path.stat().st_size, source.sha256_of(path)),), 8.5, checks=(Check("made", "for the benchmark"),))
-        result = Result(folder, "gguf", found, (artifact,), None, 0.0, {"options": {}}, extras=("README.md",))
+        artifact = Artifact(
+            "Q8_0",
+            (Stored(path.name, path.stat().st_size, source.sha256_of(path)),),
+            8.5,
+            checks=(Check("made", "for the benchmark"),),
+        )
+        result = Result(
+            folder, "gguf", found, (artifact,), None, 0.0, {"options": {}}, extras=("README.md",)
+        )
         card.write(result)
         run.record("result", "", [], result.to_json())
 
@@ -91,7 +123,10 @@ def upload(work: Path, _: Path) -> None:
             os.link(ours / name, plain / name)
         for i in range(3 if megabytes == 2000 else 1):
             seconds = []
-            for words in ([str(BIN / "hf"), "upload", f"tester/hf{megabytes}-{i}", str(plain)], [str(BIN / "autoquant"), "upload", str(ours), f"tester/ours{megabytes}-{i}"]):
+            for words in (
+                [str(BIN / "hf"), "upload", f"tester/hf{megabytes}-{i}", str(plain)],
+                [str(BIN / "autoquant"), "upload", str(ours), f"tester/ours{megabytes}-{i}"],
+            ):
                 for blob in (hub.root / "blobs").glob("*"):
                     blob.unlink()
                 taken, peak = timed(words, env)
@@ -99,10 +134,17 @@ def upload(work: Path, _: Path) -> None:
                 memory[words[1] if words[0].endswith("autoquant") else "hf", megabytes] = peak
             if megabytes == 2000:
                 rows.append((seconds[0], seconds[1]))
-                print(f"  hf upload {seconds[0]:.2f} s, autoquant upload {seconds[1]:.2f} s", flush=True)
+                print(
+                    f"  hf upload {seconds[0]:.2f} s, autoquant upload {seconds[1]:.2f} s",
+                    flush=True,
+                )
     hub.stop()
-    print(f"upload of 2 GB: autoquant / hf: median ratio {statistics.median(b / a for a, b in rows):.3f}; largest process {memory['upload', 500]:.0f} MB at 0.5 GB, "
-          f"{memory['upload', 2000]:.0f} MB at 2 GB (hf: {memory['hf', 2000]:.0f} MB)")
+    print(
+        "upload of 2 GB: autoquant / hf: median ratio"
+        f" {statistics.median(b / a for a, b in rows):.3f}; largest process"
+        f" {memory['upload', 500]:.0f} MB at 0.5 GB, {memory['upload', 2000]:.0f} MB at 2 GB (hf:"
+        f" {memory['hf', 2000]:.0f} MB)"
+    )
 
 
 def overlap(work: Path, model: Path) -> None:
@@ -114,7 +156,18 @@ def overlap(work: Path, model: Path) -> None:
             place = work / f"{i}{together}"
             hub = Hub(place / "hub", bandwidth=50e6).start()
             env, out = environment(hub, work / "home"), place / "out"
-            words = [str(BIN / "autoquant"), "quantize", "gguf", str(model), "--types", TYPES, "--evaluate", "off", "--out", str(out)]
+            words = [
+                str(BIN / "autoquant"),
+                "quantize",
+                "gguf",
+                str(model),
+                "--types",
+                TYPES,
+                "--evaluate",
+                "off",
+                "--out",
+                str(out),
+            ]
             if together:
                 seconds.append(timed([*words, "--upload", "tester/x"], env)[0])
             else:
@@ -125,7 +178,10 @@ def overlap(work: Path, model: Path) -> None:
             shutil.rmtree(place)
         ratios.append(seconds[1] / seconds[0])
         print(f"  one after the other {seconds[0]:.2f} s, together {seconds[1]:.2f} s", flush=True)
-    print(f"five types quantized and uploaded at 50 MB/s: together / one after the other: median ratio {statistics.median(ratios):.2f}")
+    print(
+        "five types quantized and uploaded at 50 MB/s: together / one after the other: median"
+        f" ratio {statistics.median(ratios):.2f}"
+    )
 
 
 def main(model: Path, parts: list[str]) -> None:

@@ -1,8 +1,10 @@
-"""Our perplexity and importance matrix against llama.cpp's own tools, built from the very same source. usage: python bench/llama_tools.py MODEL WORK
+"""Our perplexity and importance matrix against llama.cpp's own tools, built from the very same
+source. usage: python bench/llama_tools.py MODEL WORK
 
-MODEL is a checkpoint folder (bench-work/smollm2). llama-perplexity and llama-imatrix are compiled once into WORK/tools
-(cmake and about ten CPU-minutes). Compared on the same text and chunks: the perplexity of the unquantized and of a Q4_K_M file,
-and the sums of the importance matrix; and llama-imatrix must read our importance matrix file.
+MODEL is a checkpoint folder (bench-work/smollm2). llama-perplexity and llama-imatrix are compiled
+once into WORK/tools (cmake and about ten CPU-minutes). Compared on the same text and chunks: the
+perplexity of the unquantized and of a Q4_K_M file, and the sums of the importance matrix; and
+llama-imatrix must read our importance matrix file.
 """
 
 from __future__ import annotations
@@ -32,32 +34,130 @@ def build(work: Path) -> Path:
             with tarfile.open(archive) as tar:
                 tar.extractall(work, filter="data")
         source = work / f"llama_cpp_python-{converter.SUPPORTED}" / "vendor" / "llama.cpp"
-        subprocess.run(["cmake", "-S", str(source), "-B", str(work / "build"), "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF",
-                        "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF"], check=True, stdout=subprocess.DEVNULL)
-        subprocess.run(["cmake", "--build", str(work / "build"), "-j2", "--target", "llama-perplexity", "llama-imatrix"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                "cmake",
+                "-S",
+                str(source),
+                "-B",
+                str(work / "build"),
+                "-DCMAKE_BUILD_TYPE=Release",
+                "-DGGML_NATIVE=OFF",
+                "-DLLAMA_CURL=OFF",
+                "-DLLAMA_OPENSSL=OFF",
+                "-DLLAMA_BUILD_SERVER=OFF",
+                "-DLLAMA_BUILD_TESTS=OFF",
+                "-DLLAMA_BUILD_EXAMPLES=OFF",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        subprocess.run(
+            [
+                "cmake",
+                "--build",
+                str(work / "build"),
+                "-j2",
+                "--target",
+                "llama-perplexity",
+                "llama-imatrix",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return bin_folder
 
 
 def main(model: Path, work: Path) -> None:
     """Quantize, run both, print the figures side by side."""
     tools = build(work / "tools")
-    result = autoquant.gguf(model, types=["F16", "Q4_K_M"], imatrix="builtin", imatrix_chunks=CHUNKS, evaluate="on", eval_chunks=CHUNKS, out=work / "llama-tools")
+    result = autoquant.gguf(
+        model,
+        types=["F16", "Q4_K_M"],
+        imatrix="builtin",
+        imatrix_chunks=CHUNKS,
+        evaluate="on",
+        eval_chunks=CHUNKS,
+        out=work / "llama-tools",
+    )
     for artifact in result.artifacts:
-        done = subprocess.run([str(tools / "llama-perplexity"), "-m", str(result.folder / artifact.name), "-f", str(BUILTIN), "-c", "512", "-b", "512",
-                               "--chunks", str(CHUNKS), "-t", "2"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [
+                str(tools / "llama-perplexity"),
+                "-m",
+                str(result.folder / artifact.name),
+                "-f",
+                str(BUILTIN),
+                "-c",
+                "512",
+                "-b",
+                "512",
+                "--chunks",
+                str(CHUNKS),
+                "-t",
+                "2",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         match = re.search(r"PPL = ([\d.]+) \+/- ([\d.]+)", done.stdout + done.stderr)
         assert match, done.stderr[-500:]
         assert artifact.evaluation is not None
         ours = artifact.evaluation
-        print(f"{artifact.type}: llama-perplexity {match[1]} ± {match[2]}, ours {ours.perplexity:.4f} ± {ours.perplexity_error:.4f}")
+        print(
+            f"{artifact.type}: llama-perplexity {match[1]} ± {match[2]}, ours {ours.perplexity:.4f}"
+            f" ± {ours.perplexity_error:.4f}"
+        )
     theirs, mine = work / "llama-tools.imatrix.gguf", result.folder / "imatrix.gguf"
-    subprocess.run([str(tools / "llama-imatrix"), "-m", str(result.path("F16")), "-f", str(CALIBRATION), "-c", "512", "--chunks", str(CHUNKS), "-t", "2", "--no-ppl",
-                    "-o", str(theirs)], capture_output=True, check=True)
-    differences = process.call("bench.llama_tools:compare", log=work / "log", env=converter.environment(converter.locate()), ours=str(mine), theirs=str(theirs))
-    print(f"imatrix: {differences['tensors']} tensors in both, same names: {differences['same']}, largest relative difference of a tensor's sums {differences['worst']:.1e}")
-    shown = subprocess.run([str(tools / "llama-imatrix"), "--in-file", str(mine), "--show-statistics", "-m", str(result.path("F16"))],
-                           capture_output=True, text=True, check=False)
-    print(f"llama-imatrix --show-statistics on our file: exit status {shown.returncode}, names attn_q: {'attn_q' in shown.stdout + shown.stderr}")
+    subprocess.run(
+        [
+            str(tools / "llama-imatrix"),
+            "-m",
+            str(result.path("F16")),
+            "-f",
+            str(CALIBRATION),
+            "-c",
+            "512",
+            "--chunks",
+            str(CHUNKS),
+            "-t",
+            "2",
+            "--no-ppl",
+            "-o",
+            str(theirs),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    differences = process.call(
+        "bench.llama_tools:compare",
+        log=work / "log",
+        env=converter.environment(converter.locate()),
+        ours=str(mine),
+        theirs=str(theirs),
+    )
+    print(
+        f"imatrix: {differences['tensors']} tensors in both, same names: {differences['same']},"
+        f" largest relative difference of a tensor's sums {differences['worst']:.1e}"
+    )
+    shown = subprocess.run(
+        [
+            str(tools / "llama-imatrix"),
+            "--in-file",
+            str(mine),
+            "--show-statistics",
+            "-m",
+            str(result.path("F16")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(
+        f"llama-imatrix --show-statistics on our file: exit status {shown.returncode}, names"
+        f" attn_q: {'attn_q' in shown.stdout + shown.stderr}"
+    )
 
 
 def compare(ours: str, theirs: str) -> dict[str, object]:

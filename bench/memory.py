@@ -1,7 +1,9 @@
-"""Peak memory of conversion and quantization on a synthetic checkpoint of 6.5 GB in several shards. usage: python bench/memory.py WORK
+"""Peak memory of conversion and quantization on a synthetic checkpoint of 6.5 GB in several shards.
+usage: python bench/memory.py WORK
 
-Two measures. Inside a memory control group limited to 2 GB (page cache counts too; needs root and cgroup v1 or v2) the run
-must finish; its peak is the group's own. And the largest resident set of any one process, sampled from /proc.
+Two measures. Inside a memory control group limited to 2 GB (page cache counts too; needs root and
+cgroup v1 or v2) the run must finish; its peak is the group's own. And the largest resident set of
+any one process, sampled from /proc.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ from pathlib import Path
 LIMIT = 2_000_000_000
 
 
-def checkpoint(folder: Path, layers: int = 14, tokenizer: Path | None = None, width: int = 4096) -> int:
-    """Write a random Llama (by default of width 4096, as Llama-2-7B's layers) in bfloat16, three shards; returns its bytes.
+def checkpoint(
+    folder: Path, layers: int = 14, tokenizer: Path | None = None, width: int = 4096
+) -> int:
+    """Write a random Llama (by default of width 4096, as Llama-2-7B's layers) in bfloat16, three
+    shards; returns its bytes.
 
-    ``tokenizer`` is a checkpoint to take tokenizer and vocabulary size from, if not the embedded one's tokenizer with 32,000 rows.
+    ``tokenizer`` is a checkpoint to take tokenizer and vocabulary size from, if not the embedded
+    one's tokenizer with 32,000 rows.
     """
     import torch
     from safetensors.torch import save_file
@@ -30,29 +36,60 @@ def checkpoint(folder: Path, layers: int = 14, tokenizer: Path | None = None, wi
     from autoquant.source import DEMO_FOLDER
 
     folder.mkdir(parents=True)
-    vocabulary = json.loads((tokenizer / "config.json").read_text())["vocab_size"] if tokenizer else 32000
+    vocabulary = (
+        json.loads((tokenizer / "config.json").read_text())["vocab_size"] if tokenizer else 32000
+    )
     config = json.loads((DEMO_FOLDER / "config.json").read_text())
     inner = 11008 * width // 4096
-    config.update(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=width // 128, num_key_value_heads=width // 128, head_dim=128,
-                  vocab_size=vocabulary, dtype="bfloat16", max_position_embeddings=512)
+    config.update(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 128,
+        num_key_value_heads=width // 128,
+        head_dim=128,
+        vocab_size=vocabulary,
+        dtype="bfloat16",
+        max_position_embeddings=512,
+    )
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy((tokenizer or DEMO_FOLDER) / name, folder / name)
-    shapes = {"model.embed_tokens.weight": (vocabulary, width), "lm_head.weight": (vocabulary, width), "model.norm.weight": (width,)}
+    shapes = {
+        "model.embed_tokens.weight": (vocabulary, width),
+        "lm_head.weight": (vocabulary, width),
+        "model.norm.weight": (width,),
+    }
     for i in range(layers):
         prefix = f"model.layers.{i}."
         shapes |= {f"{prefix}self_attn.{n}_proj.weight": (width, width) for n in "qkvo"}
         shapes |= {f"{prefix}mlp.{n}_proj.weight": (inner, width) for n in ("gate", "up")}
-        shapes |= {f"{prefix}mlp.down_proj.weight": (width, inner), f"{prefix}input_layernorm.weight": (width,), f"{prefix}post_attention_layernorm.weight": (width,)}
+        shapes |= {
+            f"{prefix}mlp.down_proj.weight": (width, inner),
+            f"{prefix}input_layernorm.weight": (width,),
+            f"{prefix}post_attention_layernorm.weight": (width,),
+        }
     names = list(shapes)
     parts = [names[i::3] for i in range(3)]
     weight_map = {}
     generator = torch.Generator().manual_seed(0)
     for i, part in enumerate(parts):
         file = f"model-{i + 1:05d}-of-00003.safetensors"
-        save_file({name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator) for name in part}, folder / file)
+        save_file(
+            {
+                name: (
+                    torch.empty(shapes[name], dtype=torch.bfloat16).normal_(
+                        0, 0.02, generator=generator
+                    )
+                )
+                for name in part
+            },
+            folder / file,
+        )
         weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
@@ -62,7 +99,11 @@ class Group:
     def __init__(self) -> None:
         self.folder: Path | None = None
         v1 = Path("/sys/fs/cgroup/memory")
-        base, limit, self.peak_file = (v1, "memory.limit_in_bytes", "memory.max_usage_in_bytes") if v1.is_dir() else (Path("/sys/fs/cgroup"), "memory.max", "memory.peak")
+        base, limit, self.peak_file = (
+            (v1, "memory.limit_in_bytes", "memory.max_usage_in_bytes")
+            if v1.is_dir()
+            else (Path("/sys/fs/cgroup"), "memory.max", "memory.peak")
+        )
         with contextlib.suppress(OSError):
             folder = base / f"autoquant-bench-{os.getpid()}"
             folder.mkdir()
@@ -85,7 +126,9 @@ class Group:
 
 
 def resident(pid: int) -> dict[str, int]:
-    """The resident sets of a process and its descendants: anonymous and file-backed bytes of the largest one."""
+    """The resident sets of a process and its descendants: anonymous and file-backed bytes of the
+    largest one.
+    """
     best = {"RssAnon": 0, "VmRSS": 0}
     pids, seen = [pid], set()
     while pids:
@@ -96,9 +139,14 @@ def resident(pid: int) -> dict[str, int]:
         with contextlib.suppress(OSError):
             for task in Path(f"/proc/{one}/task").iterdir():
                 pids += [int(child) for child in (task / "children").read_text().split()]
-            lines = dict(line.split(":", 1) for line in Path(f"/proc/{one}/status").read_text().splitlines() if ":" in line)
+            lines = dict(
+                line.split(":", 1)
+                for line in Path(f"/proc/{one}/status").read_text().splitlines()
+                if ":" in line
+            )
             for key in best:
-                best[key] = max(best[key], int(lines.get(key, "0").split()[0]) * 1024)  # a process that is ending has none
+                # a process that is ending has none
+                best[key] = max(best[key], int(lines.get(key, "0").split()[0]) * 1024)
     return best
 
 
@@ -115,13 +163,32 @@ def main(work: Path) -> None:
         if limited and (group is None or group.folder is None):
             print("no control group can be made here (root needed): skipped")
             continue
-        argv = [sys.executable, "-m", "autoquant.cli", "quantize", "gguf", str(model), "--types", "Q4_K_M,Q8_0", "--evaluate", "off", "--pre-tokenizer", "gpt-2", "--out", str(out)]
+        argv = [
+            sys.executable,
+            "-m",
+            "autoquant.cli",
+            "quantize",
+            "gguf",
+            str(model),
+            "--types",
+            "Q4_K_M,Q8_0",
+            "--evaluate",
+            "off",
+            "--pre-tokenizer",
+            "gpt-2",
+            "--out",
+            str(out),
+        ]
         start = time.monotonic()
-        child = subprocess.Popen(argv, preexec_fn=group.enter if group else None, stdout=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            argv, preexec_fn=group.enter if group else None, stdout=subprocess.DEVNULL
+        )
         peaks = {"RssAnon": 0, "VmRSS": 0}
         done = threading.Event()
 
-        def watch(pid: int = child.pid, peaks: dict[str, int] = peaks, done: threading.Event = done) -> None:
+        def watch(
+            pid: int = child.pid, peaks: dict[str, int] = peaks, done: threading.Event = done
+        ) -> None:
             while not done.wait(0.05):
                 for key, value in resident(pid).items():
                     peaks[key] = max(peaks[key], value)
@@ -131,9 +198,16 @@ def main(work: Path) -> None:
         status = child.wait()
         done.set()
         thread.join()
-        print(f"{'inside a 2.0 GB control group' if limited else 'unlimited'}: exit status {status}, {time.monotonic() - start:.0f} s; largest process: "
-              f"{peaks['RssAnon'] / 1e9:.2f} GB anonymous, {peaks['VmRSS'] / 1e9:.2f} GB resident with mapped file pages"
-              + (f"; whole group with page cache at most {group.peak() / 1e9:.2f} GB" if group else ""))
+        print(
+            f"{'inside a 2.0 GB control group' if limited else 'unlimited'}: exit status {status},"
+            f" {time.monotonic() - start:.0f} s; largest process: {peaks['RssAnon'] / 1e9:.2f} GB"
+            f" anonymous, {peaks['VmRSS'] / 1e9:.2f} GB resident with mapped file pages"
+            + (
+                f"; whole group with page cache at most {group.peak() / 1e9:.2f} GB"
+                if group
+                else ""
+            )
+        )
         if group:
             group.close()
     shutil.rmtree(out, ignore_errors=True)

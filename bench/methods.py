@@ -1,6 +1,8 @@
-"""The figures in the table of all methods: each run on the embedded model without options. usage: python bench/methods.py [METHOD …]
+"""The figures in the table of all methods: each run on the embedded model without options. usage:
+python bench/methods.py [METHOD …]
 
-Writes autoquant/methods/measured.json (``make sync`` then writes the table) and prints it. Of Llama-3.1-8B only the shapes are used: a header, and a hole in place of the weights.
+Writes autoquant/methods/measured.json (``make sync`` then writes the table) and prints it. Of
+Llama-3.1-8B only the shapes are used: a header, and a hole in place of the weights.
 """
 
 from __future__ import annotations
@@ -23,11 +25,23 @@ WIDTH, INNER, LAYERS, VOCABULARY, KEYS = 4096, 14336, 32, 128256, 1024
 
 def llama(folder: Path) -> None:
     """A checkpoint with the shapes of Llama-3.1-8B, without its weights."""
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "lm_head.weight": (VOCABULARY, WIDTH), "model.norm.weight": (WIDTH,)}
+    shapes = {
+        "model.embed_tokens.weight": (VOCABULARY, WIDTH),
+        "lm_head.weight": (VOCABULARY, WIDTH),
+        "model.norm.weight": (WIDTH,),
+    }
     for i in range(LAYERS):
-        block = {"input_layernorm": (WIDTH,), "post_attention_layernorm": (WIDTH,), "self_attn.q_proj": (WIDTH, WIDTH), "self_attn.k_proj": (KEYS, WIDTH),
-                 "self_attn.v_proj": (KEYS, WIDTH), "self_attn.o_proj": (WIDTH, WIDTH), "mlp.gate_proj": (INNER, WIDTH), "mlp.up_proj": (INNER, WIDTH),
-                 "mlp.down_proj": (WIDTH, INNER)}
+        block = {
+            "input_layernorm": (WIDTH,),
+            "post_attention_layernorm": (WIDTH,),
+            "self_attn.q_proj": (WIDTH, WIDTH),
+            "self_attn.k_proj": (KEYS, WIDTH),
+            "self_attn.v_proj": (KEYS, WIDTH),
+            "self_attn.o_proj": (WIDTH, WIDTH),
+            "mlp.gate_proj": (INNER, WIDTH),
+            "mlp.up_proj": (INNER, WIDTH),
+            "mlp.down_proj": (WIDTH, INNER),
+        }
         shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in block.items()}
     header, at = {}, 0
     for name, shape in shapes.items():
@@ -38,7 +52,16 @@ def llama(folder: Path) -> None:
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + at)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 131072, "vocab_size": VOCABULARY}))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "architectures": ["LlamaForCausalLM"],
+                "model_type": "llama",
+                "max_position_embeddings": 131072,
+                "vocab_size": VOCABULARY,
+            }
+        )
+    )
 
 
 def main(names: list[str]) -> None:
@@ -51,8 +74,21 @@ def main(names: list[str]) -> None:
         large = source.resolve(folder)
         for name in names or METHODS:
             method, out = METHODS[name], Path(scratch) / name
-            words = [sys.executable, "-m", "autoquant.cli", "quantize", name, "demo", "--eval-chunks", str(CHUNKS), "--out", str(out)]
-            status = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+            words = [
+                sys.executable,
+                "-m",
+                "autoquant.cli",
+                "quantize",
+                name,
+                "demo",
+                "--eval-chunks",
+                str(CHUNKS),
+                "--out",
+                str(out),
+            ]
+            status = subprocess.run(
+                words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ).returncode
             if status == 2:
                 print(name, "cannot be run here: its row stays as it is", flush=True)
                 continue
@@ -61,12 +97,24 @@ def main(names: list[str]) -> None:
             artifact = autoquant.load(str(out)).artifacts[0]
             assert artifact.evaluation is not None
             chosen = method.settle(large, options.build(method.options, {}))
-            bits = TYPES[artifact.type].bits_per_weight if method.kind == "gguf" else method.plan(large, chosen, out).items[0].bits_per_weight
+            bits = (
+                TYPES[artifact.type].bits_per_weight
+                if method.kind == "gguf"
+                else method.plan(large, chosen, out).items[0].bits_per_weight
+            )
             quality = artifact.evaluation
-            found[name] = {"type": artifact.type, "bits_per_weight": round(bits, 3), "kl_mean": round(quality.kl_mean, 5), "agreement": round(quality.agreement, 4)}
+            found[name] = {
+                "type": artifact.type,
+                "bits_per_weight": round(bits, 3),
+                "kl_mean": round(quality.kl_mean, 5),
+                "agreement": round(quality.agreement, 4),
+            }
             print(name, found[name], flush=True)
     path = Path(autoquant.__file__).parent / "methods" / "measured.json"
-    path.write_text(json.dumps({name: found[name] for name in METHODS if name in found}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({name: found[name] for name in METHODS if name in found}, indent=2) + "\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The quality table for SmolLM2-135M with and without importance matrix. usage: python bench/smollm2.py FOLDER"""
+"""The quality table for SmolLM2-135M with and without importance matrix. usage: python
+bench/smollm2.py FOLDER
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ def main(model: Path) -> None:
     """Quantize both ways, measure, print one Markdown table."""
     body: list[tuple[str, ...]] = []
     for imatrix, types in (("none", TYPES), ("builtin", (*TYPES[2:], "IQ4_XS", "IQ3_M", "IQ2_M"))):
-        result = autoquant.gguf(model, types=types, imatrix=imatrix, evaluate="on", out=Path("bench-work") / f"smollm2-{imatrix}")
+        result = autoquant.gguf(
+            model,
+            types=types,
+            imatrix=imatrix,
+            evaluate="on",
+            out=Path("bench-work") / f"smollm2-{imatrix}",
+        )
         rows = report.rows(result)
         if not body:
             body.append((rows[0][0], "", *rows[0][1:]))

@@ -1,4 +1,6 @@
-"""How long `import autoquant` and `autoquant --help` take, warm: the median of 15, in seconds. usage: python bench/startup.py"""
+"""How long `import autoquant` and `autoquant --help` take, warm: the median of 15, in seconds.
+usage: python bench/startup.py
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,15 @@ if __name__ == "__main__":
     bare = seconds([sys.executable, "-c", "pass"])
     print(f"python -c pass          {bare:.3f} s")
     print(f"import autoquant        {seconds([sys.executable, '-c', 'import autoquant']):.3f} s")
-    print(f"autoquant.gguf          {seconds([sys.executable, '-c', 'import autoquant; autoquant.gguf']):.3f} s")
-    print(f"autoquant --help        {seconds([sys.executable, '-m', 'autoquant.cli', '--help']):.3f} s")
-    print(f"autoquant quantize gguf --help  {seconds([sys.executable, '-m', 'autoquant.cli', 'quantize', 'gguf', '--help']):.3f} s")
+    print(
+        "autoquant.gguf         "
+        f" {seconds([sys.executable, '-c', 'import autoquant; autoquant.gguf']):.3f} s"
+    )
+    print(
+        "autoquant --help       "
+        f" {seconds([sys.executable, '-m', 'autoquant.cli', '--help']):.3f} s"
+    )
+    print(
+        "autoquant quantize gguf --help "
+        f" {seconds([sys.executable, '-m', 'autoquant.cli', 'quantize', 'gguf', '--help']):.3f} s"
+    )

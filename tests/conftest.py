@@ -1,4 +1,6 @@
-"""Shared fixtures: a home of its own for every test, and one finished GGUF run on the embedded model for the whole session."""
+"""Shared fixtures: a home of its own for every test, and one finished GGUF run on the embedded
+model for the whole session.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ from typing import Any
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported; tests/hub runs its clients in processes of their own
-if "PYTEST_XDIST_WORKER" in os.environ:  # several tests at a time: none takes all processors, nor keeps one busy with waiting
+# read when huggingface_hub is imported; tests/hub runs its clients in processes of their own
+os.environ["HF_HUB_OFFLINE"] = "1"
+# several tests at a time: none takes all processors, nor keeps one busy with waiting
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import autoquant
@@ -39,7 +43,16 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The embedded model as five types with an importance matrix, measured."""
     out = tmp_path_factory.mktemp("demo") / "run"
-    return autoquant.gguf("demo", types=TYPES, imatrix="builtin", imatrix_chunks=20, pre_tokenizer="gpt-2", eval_chunks=30, modelfile=True, out=out)
+    return autoquant.gguf(
+        "demo",
+        types=TYPES,
+        imatrix="builtin",
+        imatrix_chunks=20,
+        pre_tokenizer="gpt-2",
+        eval_chunks=30,
+        modelfile=True,
+        out=out,
+    )
 
 
 @pytest.fixture

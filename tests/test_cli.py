@@ -15,13 +15,31 @@ HEAVY = ("torch", "transformers", "llama_cpp", "gguf")
 
 
 def autoquant(*arguments: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "autoquant.cli", *arguments], capture_output=True, text=True, check=False, **kwargs)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(
+        [sys.executable, "-m", "autoquant.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("statement", ["import autoquant", "import autoquant; autoquant.gguf; autoquant.plan", "from autoquant import run, card, report, cli"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import autoquant",
+        "import autoquant; autoquant.gguf; autoquant.plan",
+        "from autoquant import run, card, report, cli",
+    ],
+)
 def test_importing_loads_nothing_heavy(statement: str) -> None:
     code = f"{statement}; import sys; print([name for name in {HEAVY!r} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_bad_input_is_one_line_and_status_2(tmp_path: Path) -> None:
@@ -33,10 +51,23 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["quantize", "gguf", "nowhere"], ["plan", "gguf", "owner/model"], ["quantize", "gguf", "demo", "--eval-chunks", "0"],
-                                       ["quantize", "gguf", "demo", "--types", "IQ1_S"], ["evaluate", "x.gguf", "--reference", "demo"],
-                                       ["evaluate", "x.gguf", "--reference", "demo", "--chunks", "no"]])
-def test_status_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize", "gguf", "nowhere"],
+        ["plan", "gguf", "owner/model"],
+        ["quantize", "gguf", "demo", "--eval-chunks", "0"],
+        ["quantize", "gguf", "demo", "--types", "IQ1_S"],
+        ["evaluate", "x.gguf", "--reference", "demo"],
+        ["evaluate", "x.gguf", "--reference", "demo", "--chunks", "no"],
+    ],
+)
+def test_status_2(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -61,7 +92,9 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_says_the_same_in_a_notebook() -> None:
-    """All types at once: some lack an importance matrix, which the table says, and which is no verdict."""
+    """All types at once: some lack an importance matrix, which the table says, and which is no
+    verdict.
+    """
     plan = package.plan("gguf", "demo", types=["Q8_0", "IQ2_XXS"])
     assert plan.refused
     assert str(plan).endswith("it fits")
@@ -75,11 +108,27 @@ def test_plan_shows_every_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("needed") == 9
     assert "4.2 million parameters" in out
     assert cli.main(["plan", "gguf", "demo", "--pure"]) == 0
-    assert not {"F16", "BF16", "F32"} & {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}, "an unquantized type knows no mixture"
+    assert not {"F16", "BF16", "F32"} & {
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()
+    }, "an unquantized type knows no mixture"
 
 
 def test_the_card_names_the_command_that_was_run(tmp_path: Path) -> None:
-    done = autoquant("quantize", "gguf", "demo", "--pre-tokenizer", "gpt-2", "--types", "q4_k_m", "--evaluate", "off", "--out", str(tmp_path / "o"))
+    done = autoquant(
+        "quantize",
+        "gguf",
+        "demo",
+        "--pre-tokenizer",
+        "gpt-2",
+        "--types",
+        "q4_k_m",
+        "--evaluate",
+        "off",
+        "--out",
+        str(tmp_path / "o"),
+    )
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "o" / "README.md").read_text()
-    assert "autoquant quantize gguf demo --evaluate off --pre-tokenizer gpt-2" in card.replace("  ", " ")
+    assert "autoquant quantize gguf demo --evaluate off --pre-tokenizer gpt-2" in card.replace(
+        "  ", " "
+    )

@@ -24,7 +24,9 @@ def test_the_package_offers_every_method() -> None:
 
 
 @each_method
-def test_defaults_build_and_are_the_same_from_python_command_line_and_signature(method: Method) -> None:
+def test_defaults_build_and_are_the_same_from_python_command_line_and_signature(
+    method: Method,
+) -> None:
     parser = argparse.ArgumentParser()
     options.add_arguments(parser, method.options)
     built = options.build(method.options, {})
@@ -44,7 +46,9 @@ def test_every_option_has_help_and_is_frozen(method: Method) -> None:
 
 @each_method
 @pytest.mark.parametrize("value", [0, -1, "many", 10**9])
-def test_an_out_of_range_value_says_the_same_from_python_and_command_line(method: Method, value: Any) -> None:
+def test_an_out_of_range_value_says_the_same_from_python_and_command_line(
+    method: Method, value: Any
+) -> None:
     parser = argparse.ArgumentParser()
     options.add_arguments(parser, method.options)
     messages = []
@@ -67,25 +71,45 @@ def test_an_unknown_option_names_the_nearest(method: Method) -> None:
 
 
 @each_method
-def test_demo_run_checks_measures_resumes_and_writes_its_card(method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_run_checks_measures_resumes_and_writes_its_card(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", STAND_IN)  # exllamav2 wants a GPU; nobody else takes notice
     out = tmp_path / "out"
-    result = run.quantize(method, "demo", out=out, values={**method.demo, "eval_chunks": 4, "base_model": "maker/tiny-austen"})
-    files = {stored.name: sha256_of(out / stored.name) for artifact in result.artifacts for stored in artifact.files}
+    result = run.quantize(
+        method,
+        "demo",
+        out=out,
+        values={**method.demo, "eval_chunks": 4, "base_model": "maker/tiny-austen"},
+    )
+    files = {
+        stored.name: sha256_of(out / stored.name)
+        for artifact in result.artifacts
+        for stored in artifact.files
+    }
     for artifact in result.artifacts:
         assert artifact.checks
         assert {stored.name: stored.sha256 for stored in artifact.files}.items() <= files.items()
         assert artifact.evaluation is not None
         assert artifact.evaluation.agreement > 0.5
     card = result.card()
-    for wanted in ("base_model: maker/tiny-austen", "base_model_relation: quantized", "quantized_by: AutoQuant", "license: apache-2.0", "- en"):
+    for wanted in (
+        "base_model: maker/tiny-austen",
+        "base_model_relation: quantized",
+        "quantized_by: AutoQuant",
+        "license: apache-2.0",
+        "- en",
+    ):
         assert wanted in card
     assert all(name in card for name in files)
     assert str(tmp_path) not in card, "the card must not name a path of this machine"
 
     started: list[str] = []
     real = run.process.call
-    monkeypatch.setattr("autoquant.process.call", lambda target, /, **kwargs: started.append(target) or real(target, **kwargs))
+    monkeypatch.setattr(
+        "autoquant.process.call",
+        lambda target, /, **kwargs: started.append(target) or real(target, **kwargs),
+    )
     again = run.quantize(method, "demo", out=out, values={**method.demo, "eval_chunks": 4})
     assert started == [], "a finished run starts no process"
     assert again.artifacts == result.artifacts

@@ -22,21 +22,38 @@ def package(folder: Path) -> Path:
     """A source package with only the files we take."""
     path = folder / f"llama_cpp_python-{converter.SUPPORTED}.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
-        for name in ("convert_hf_to_gguf.py", "conversion/base.py", "gguf-py/gguf/__init__.py", "src/llama.cpp"):
+        for name in (
+            "convert_hf_to_gguf.py",
+            "conversion/base.py",
+            "gguf-py/gguf/__init__.py",
+            "src/llama.cpp",
+        ):
             source = folder / "one"
             source.write_text(f"# {name}\n")
             tar.add(source, f"llama_cpp_python-{converter.SUPPORTED}/vendor/llama.cpp/{name}")
     return path
 
 
-def test_a_source_package_must_have_the_published_hash(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_package_must_have_the_published_hash(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = package(clean)
-    with pytest.raises(InputError, match=r"has sha256 [0-9a-f]{64}, but llama-cpp-python .* not the published file\. To name a local copy"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"has sha256 [0-9a-f]{64}, but llama-cpp-python .* not the published file\. To name a"
+            r" local copy"
+        ),
+    ):
         converter.locate(str(path))
     assert not list((clean / "cache").glob("*")) if (clean / "cache").exists() else True
     monkeypatch.setitem(converter.SHA256, converter.SUPPORTED, converter.sha256_of(path))
     found = converter.locate(str(path))
-    assert sorted(p.name for p in found.iterdir() if p.name != "__pycache__") == ["conversion", "convert_hf_to_gguf.py", "gguf-py"]
+    assert sorted(p.name for p in found.iterdir() if p.name != "__pycache__") == [
+        "conversion",
+        "convert_hf_to_gguf.py",
+        "gguf-py",
+    ]
     assert converter.locate() == found, "the second time it comes from the cache"
 
 
@@ -47,14 +64,24 @@ def test_a_folder_must_be_llama_cpp(clean: Path) -> None:
         converter.locate(str(clean / "none"))
 
 
-def test_without_an_index_the_error_says_how_to_go_on(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_index_the_error_says_how_to_go_on(
+    clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ProcessFailed, match=r"pip could not fetch llama-cpp-python .*AUTOQUANT_LLAMA_CPP"):
+    with pytest.raises(
+        ProcessFailed, match=r"pip could not fetch llama-cpp-python .*AUTOQUANT_LLAMA_CPP"
+    ):
         converter.locate()
     assert not (clean / "cache").exists()
 
 
 def test_another_version_of_the_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.2.0")
-    with pytest.raises(InputError, match=rf"llama-cpp-python 0\.2\.0 is installed, .* pip install llama-cpp-python=={converter.SUPPORTED}"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"llama-cpp-python 0\.2\.0 is installed, .* pip install"
+            rf" llama-cpp-python=={converter.SUPPORTED}"
+        ),
+    ):
         converter.installed_version()

@@ -1,4 +1,6 @@
-"""Generated docs are fresh, links lead somewhere, nothing names a machine, the sources keep the house rules."""
+"""Generated docs are fresh, links lead somewhere, nothing names a machine, the sources keep the
+house rules.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_generated_tables_are_fresh() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "sync_docs.py"), "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "sync_docs.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/methods.md", "bench/RESULTS.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/methods.md", "bench/RESULTS.md"]
+)
 def test_local_links_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
@@ -29,8 +38,14 @@ def test_requirements_say_what_pyproject_says() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert sorted(listed) == sorted(project["dependencies"] + project["optional-dependencies"]["gguf"])
+    listed = [
+        line
+        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert sorted(listed) == sorted(
+        project["dependencies"] + project["optional-dependencies"]["gguf"]
+    )
 
 
 def test_every_public_thing_has_a_docstring() -> None:
@@ -40,8 +55,15 @@ def test_every_public_thing_has_a_docstring() -> None:
     for path in (ROOT / "autoquant").rglob("*.py"):
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), path
-        for node in [*tree.body, *(n for c in tree.body if isinstance(c, ast.ClassDef) for n in c.body)]:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node):
+        for node in [
+            *tree.body,
+            *(n for c in tree.body if isinstance(c, ast.ClassDef) for n in c.body),
+        ]:
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and not node.name.startswith("_")
+                and not ast.get_docstring(node)
+            ):
                 bare.append(f"{path.name}:{node.name}")
     assert bare == []
 

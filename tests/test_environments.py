@@ -12,21 +12,46 @@ from autoquant import environments
 
 
 @pytest.mark.slow
-def test_where_the_libraries_are_missing_an_overlay_runs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in Colab, where GPTQModel's numpy would push out the one that is there. Here everything is there, so that pip has nothing to fetch: it must see that."""
+def test_where_the_libraries_are_missing_an_overlay_runs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Colab, where GPTQModel's numpy would push out the one that is there. Here everything is
+    there, so that pip has nothing to fetch: it must see that.
+    """
     monkeypatch.setattr(environments, "here", lambda name: False)
-    result = autoquant.gptq("demo", group_size=64, calibration_samples=8, calibration_length=128, evaluate="off", out=tmp_path / "out")
+    result = autoquant.gptq(
+        "demo",
+        group_size=64,
+        calibration_samples=8,
+        calibration_length=128,
+        evaluate="off",
+        out=tmp_path / "out",
+    )
     assert result.provenance["algorithm"] == "GPTQ (GPTQModel 7.6.0)"
     assert "gptqmodel 7.6.0" in result.provenance["versions"]
-    (made,) = [path for path in (environments.cache_folder() / "environments").iterdir() if path.name.startswith("gptq-") and path.is_dir()]
+    (made,) = [
+        path
+        for path in (environments.cache_folder() / "environments").iterdir()
+        if path.name.startswith("gptq-") and path.is_dir()
+    ]
     added = {path.name for path in environments._site("gptq").iterdir()}
     assert added == {"below.pth", "autoquant"}, "nothing was installed a second time"
-    seen = subprocess.run([str(made / "bin" / "python"), "-c", "import gptqmodel, sys; print(sys.prefix)"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    seen = subprocess.run(
+        [str(made / "bin" / "python"), "-c", "import gptqmodel, sys; print(sys.prefix)"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert seen.stdout.splitlines()[-1] == str(made), seen.stderr
 
 
-def test_the_overlay_keeps_torch_and_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create, install = environments._commands("gptq", tmp_path / "gptq-x", tmp_path / "gptq-x/bin/python")
+def test_the_overlay_keeps_torch_and_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, install = environments._commands(
+        "gptq", tmp_path / "gptq-x", tmp_path / "gptq-x/bin/python"
+    )
     assert create[-2:] == ["--without-pip", str(tmp_path / "gptq-x")]
     kept = Path(install[install.index("--constraint") + 1]).read_text().split()
     assert {line.split("==")[0] for line in kept} == set(environments.SHARED)
@@ -41,5 +66,7 @@ def test_the_overlay_keeps_torch_and_transformers(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("name", environments.OVERLAYS)
 def test_every_extra_that_may_be_an_overlay_pins_its_library_and_is_here(name: str) -> None:
     assert environments.here(name), "make installs all of them"
-    assert any(wanted.startswith("==") for wanted in environments.extra(name).values()), "journal and card name the version before the overlay is made"
+    assert any(wanted.startswith("==") for wanted in environments.extra(name).values()), (
+        "journal and card name the version before the overlay is made"
+    )
     assert not set(environments.extra(name)) & set(environments.SHARED)

@@ -44,11 +44,25 @@ def test_tokens_are_the_source_tokenizers_in_whole_chunks(tmp_path: Path) -> Non
     from tokenizers import Tokenizer
 
     text = BUILTIN.read_text()[:20_000]
-    chunks = process.call("autoquant.evaluate:tokenize", log=tmp_path / "log", folder=str(DEMO_FOLDER), text=text, chunks=5, context=256)["chunks"]
+    chunks = process.call(
+        "autoquant.evaluate:tokenize",
+        log=tmp_path / "log",
+        folder=str(DEMO_FOLDER),
+        text=text,
+        chunks=5,
+        context=256,
+    )["chunks"]
     ids = Tokenizer.from_file(str(DEMO_FOLDER / "tokenizer.json")).encode(text).ids
-    assert chunks == [ids[i * 256:(i + 1) * 256] for i in range(5)]
+    assert chunks == [ids[i * 256 : (i + 1) * 256] for i in range(5)]
     with pytest.raises(InputError, match="at least one chunk of 256 is needed"):
-        process.call("autoquant.evaluate:tokenize", log=tmp_path / "log", folder=str(DEMO_FOLDER), text="Too short.", chunks=5, context=256)
+        process.call(
+            "autoquant.evaluate:tokenize",
+            log=tmp_path / "log",
+            folder=str(DEMO_FOLDER),
+            text="Too short.",
+            chunks=5,
+            context=256,
+        )
 
 
 def test_a_bos_token_starts_every_chunk(tmp_path: Path) -> None:
@@ -60,10 +74,21 @@ def test_a_bos_token_starts_every_chunk(tmp_path: Path) -> None:
     shutil.copytree(DEMO_FOLDER, folder)
     spec = json.loads((folder / "tokenizer.json").read_text())
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    spec["post_processor"] = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, a], "pair": [a, b],
-                              "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
+    spec["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, a],
+        "pair": [a, b],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
     (folder / "tokenizer.json").write_text(json.dumps(spec))
-    chunks = process.call("autoquant.evaluate:tokenize", log=tmp_path / "log", folder=str(folder), text=BUILTIN.read_text()[:20_000], chunks=3, context=128)["chunks"]
+    chunks = process.call(
+        "autoquant.evaluate:tokenize",
+        log=tmp_path / "log",
+        folder=str(folder),
+        text=BUILTIN.read_text()[:20_000],
+        chunks=3,
+        context=128,
+    )["chunks"]
     assert [chunk[0] for chunk in chunks] == [1, 1, 1]
     assert all(1 not in chunk[1:] for chunk in chunks)
 
@@ -75,34 +100,58 @@ def test_calibration_and_held_out_text_share_nothing() -> None:
     assert not [part for part in paragraphs if part in calibration]
 
 
-def test_any_file_or_folder_can_be_measured(demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_file_or_folder_can_be_measured(
+    demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, started = process.call, []
-    monkeypatch.setattr("autoquant.process.call", lambda target, /, **kwargs: started.append(target) or real(target, **kwargs))
+    monkeypatch.setattr(
+        "autoquant.process.call",
+        lambda target, /, **kwargs: started.append(target) or real(target, **kwargs),
+    )
     rows = run.evaluate_files([demo.path("Q4_K_M"), DEMO_FOLDER], "demo", chunks=30)
-    assert [name for name, _ in rows] == ["tiny-austen-4m (unquantized)", "tiny-austen-4m-Q4_K_M.gguf", "tiny-austen-4m"]
+    assert [name for name, _ in rows] == [
+        "tiny-austen-4m (unquantized)",
+        "tiny-austen-4m-Q4_K_M.gguf",
+        "tiny-austen-4m",
+    ]
     known = next(a.evaluation for a in demo.artifacts if a.type == "Q4_K_M")
     assert known is not None
     assert rows[1][1].kl_mean == pytest.approx(known.kl_mean, rel=0.02)
     assert rows[2][1].kl_mean < 1e-9, "the model against itself"
     assert rows[2][1].agreement == 1.0
-    assert started == ["autoquant.evaluate:score"] * 2, "tokens and log-probabilities of the unquantized model are kept from the run before"
+    assert started == ["autoquant.evaluate:score"] * 2, (
+        "tokens and log-probabilities of the unquantized model are kept from the run before"
+    )
     with pytest.raises(InputError, match="no such file"):
         run.evaluate_files([tmp_path / "none.gguf"], "demo")
 
 
-def test_the_unquantized_gguf_is_the_reference_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unquantized_gguf_is_the_reference_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import autoquant
 
     monkeypatch.setattr("autoquant.run.memory_available", lambda: 900_000_000)
-    result = autoquant.gguf("demo", types=["Q4_K_M"], pre_tokenizer="gpt-2", evaluate="on", eval_chunks=3, out=tmp_path / "out")
+    result = autoquant.gguf(
+        "demo",
+        types=["Q4_K_M"],
+        pre_tokenizer="gpt-2",
+        evaluate="on",
+        eval_chunks=3,
+        out=tmp_path / "out",
+    )
     assert result.reference is not None
     assert result.reference.engine == "llama.cpp"
     assert result.artifacts[0].evaluation is not None
     assert 0 < result.artifacts[0].evaluation.kl_mean < 0.02
 
 
-def test_a_crash_in_kernels_for_repacked_weights_is_survived(demo: Result, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """The crash itself needs a processor that has it: here the worker is made to die instead whenever weights would be repacked."""
+def test_a_crash_in_kernels_for_repacked_weights_is_survived(
+    demo: Result, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The crash itself needs a processor that has it: here the worker is made to die instead
+    whenever weights would be repacked.
+    """
     real, repacked = process.call, []
 
     def call(target: str, /, **kwargs: object) -> object:
@@ -129,6 +178,8 @@ def test_a_result_can_be_measured_again_on_another_text(demo: Result, tmp_path: 
     again = replace(demo, folder=tmp_path / "copy").evaluate(text=str(text), chunks=10)
     assert again.reference is not None
     assert demo.reference is not None
-    assert again.reference.perplexity < 0.8 * demo.reference.perplexity, "the model has seen the calibration text"
+    assert again.reference.perplexity < 0.8 * demo.reference.perplexity, (
+        "the model has seen the calibration text"
+    )
     assert again.reference.tokens == 10 * 127
     assert f"{again.reference.perplexity:.3f}" in again.card()

@@ -1,4 +1,6 @@
-"""Forms: the cell, the widgets and the method's own function are one declaration; what a notebook meets."""
+"""Forms: the cell, the widgets and the method's own function are one declaration; what a notebook
+meets.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,14 @@ def test_the_cell_is_the_defaults(name: str) -> None:
     form = forms.form(name, space)
     assert form.values() == {}
     cls = METHODS[name].options
-    assert set(cls.model_fields) | {"model", "out"} == set(space) - {forms.KEPT, "compare"}, "every option is in the cell"
-    assert options.build(cls, {one: value for one, value in space.items() if one in cls.model_fields}) == cls()
+    assert set(cls.model_fields) | {"model", "out"} == set(space) - {
+        forms.KEPT,
+        "compare",
+    }, "every option is in the cell"
+    assert (
+        options.build(cls, {one: value for one, value in space.items() if one in cls.model_fields})
+        == cls()
+    )
 
 
 @pytest.mark.parametrize("name", ["gguf", "gptq", "exl2", "awq", "hqq"])
@@ -50,17 +58,29 @@ def test_what_is_made_beside_the_run_can_be_chosen(name: str) -> None:
     form = forms.form(name, {**space, "compare": f"{one}, {one}"})
     assert form.options.compare == (one,)
     assert form.values() == {}, "no option of the method"
-    with pytest.raises(InputError, match=r"compare: '?9'? is n(ot allowed; allowed|o GGUF type; nearest): "):
+    with pytest.raises(
+        InputError, match=r"compare: '?9'? is n(ot allowed; allowed|o GGUF type; nearest): "
+    ):
         _ = forms.form(name, {**space, "compare": "9"}).options
 
 
 def test_the_form_for_all_methods_gives_each_its_own() -> None:
-    space = {**_of("all"), "methods": "gguf, gptq", "gptq_bits": 3, "gguf_types": "Q8_0,Q2_K", "owner": "me", "eval_chunks": 7}
+    space = {
+        **_of("all"),
+        "methods": "gguf, gptq",
+        "gptq_bits": 3,
+        "gguf_types": "Q8_0,Q2_K",
+        "owner": "me",
+        "eval_chunks": 7,
+    }
     form = forms.form("all", space)
     assert form.methods == ("gguf", "gptq")
     assert form.values("gguf") == {"types": ("Q8_0", "Q2_K"), "eval_chunks": 7}
     assert form.values("gptq") == {"bits": 3, "eval_chunks": 7}
-    with pytest.raises(InputError, match="methods: no method is called 'gptx'; there are: gguf, gptq, exl2, awq, hqq"):
+    with pytest.raises(
+        InputError,
+        match="methods: no method is called 'gptx'; there are: gguf, gptq, exl2, awq, hqq",
+    ):
         _ = forms.form("all", {**space, "methods": "gptx"}).methods
 
 
@@ -74,32 +94,73 @@ def test_every_face_says_the_same(tmp_path: Path) -> None:
         forms.form("all", {**_of("all"), "methods": "gptq", "gptq_bits": 5}).values("gptq")
 
 
-@pytest.mark.parametrize(("name", "values", "said"), [
-    ("gguf", {"types": "IQ3_XXS"}, "types: IQ3_XXS needs an importance matrix"),
-    ("gguf", {"imatrix": "nofile.txt"}, "imatrix: no such file: nofile.txt"),
-    ("gptq", {"calibration_split": "test"}, "calibration_split: has a meaning for datasets on the Hub only"),
-    ("gptq", {"calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
-    ("hqq", {"eval_text": "nope.txt"}, "eval_text: no such file: nope.txt"),
-    ("hqq", {"eval_text": "~nobody-of-that-name/x"}, "a file cannot be looked for"),
-    ("hqq", {"eval_text": "x" * 5000}, "a file cannot be looked for"),
-    ("exl2", {"calibration_samples": 5}, "calibration_samples: the text that comes with exllamav2 has samples of its own"),
-    ("all", {"methods": "bitsandbytes", "bitsandbytes_quant_type": "int8", "bitsandbytes_double_quant": False}, "bitsandbytes_double_quant: has a meaning for quant_type nf4"),
-    ("all", {"gguf_types": "IQ3_XXS"}, "gguf_types: IQ3_XXS needs an importance matrix"),
-    ("all", {"methods": "awq", "calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
-    ("all", {"owner": "me/x"}, "owner: 'me/x' is no name on the Hub; write your user or organization name only"),
-    ("all", {"owner": "me you"}, "owner: 'me you' is no name"),
-    ("all", {"owner": "https://huggingface.co/me"}, "owner: 'https://huggingface.co/me' is no name"),
-])
-def test_what_no_model_is_needed_for_is_refused_by_the_form(name: str, values: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("gguf", {"types": "IQ3_XXS"}, "types: IQ3_XXS needs an importance matrix"),
+        ("gguf", {"imatrix": "nofile.txt"}, "imatrix: no such file: nofile.txt"),
+        (
+            "gptq",
+            {"calibration_split": "test"},
+            "calibration_split: has a meaning for datasets on the Hub only",
+        ),
+        ("gptq", {"calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
+        ("hqq", {"eval_text": "nope.txt"}, "eval_text: no such file: nope.txt"),
+        ("hqq", {"eval_text": "~nobody-of-that-name/x"}, "a file cannot be looked for"),
+        ("hqq", {"eval_text": "x" * 5000}, "a file cannot be looked for"),
+        (
+            "exl2",
+            {"calibration_samples": 5},
+            "calibration_samples: the text that comes with exllamav2 has samples of its own",
+        ),
+        (
+            "all",
+            {
+                "methods": "bitsandbytes",
+                "bitsandbytes_quant_type": "int8",
+                "bitsandbytes_double_quant": False,
+            },
+            "bitsandbytes_double_quant: has a meaning for quant_type nf4",
+        ),
+        ("all", {"gguf_types": "IQ3_XXS"}, "gguf_types: IQ3_XXS needs an importance matrix"),
+        (
+            "all",
+            {"methods": "awq", "calibration": "nofile.txt"},
+            "calibration: no such file: nofile.txt",
+        ),
+        (
+            "all",
+            {"owner": "me/x"},
+            "owner: 'me/x' is no name on the Hub; write your user or organization name only",
+        ),
+        ("all", {"owner": "me you"}, "owner: 'me you' is no name"),
+        (
+            "all",
+            {"owner": "https://huggingface.co/me"},
+            "owner: 'https://huggingface.co/me' is no name",
+        ),
+    ],
+)
+def test_what_no_model_is_needed_for_is_refused_by_the_form(
+    name: str, values: dict[str, Any], said: str
+) -> None:
     with pytest.raises(InputError, match=said):
         forms.form(name, {**_of(name), **values}).check()
 
 
-@pytest.mark.parametrize(("name", "values"), [
-    ("gguf", {"types": "IQ3_XXS", "imatrix": "builtin"}), ("hqq", {"eval_text": "nope.txt", "evaluate": "off"}), ("awq", {"algorithm": "awq", "group_size": -1}),
-    ("hqq", {"bits": 3, "group_size": 256, "axis": 0}), ("gptq", {"bits": 3, "group_size": 32}), ("gptq", {"backend": "auto-gptq"}), ("exl2", {"measurement": "me/measured"}),
-    ("all", {"methods": "w8a8,gguf", "calibration": "nofile.txt", "owner": "me.you-2"}),
-])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("gguf", {"types": "IQ3_XXS", "imatrix": "builtin"}),
+        ("hqq", {"eval_text": "nope.txt", "evaluate": "off"}),
+        ("awq", {"algorithm": "awq", "group_size": -1}),
+        ("hqq", {"bits": 3, "group_size": 256, "axis": 0}),
+        ("gptq", {"bits": 3, "group_size": 32}),
+        ("gptq", {"backend": "auto-gptq"}),
+        ("exl2", {"measurement": "me/measured"}),
+        ("all", {"methods": "w8a8,gguf", "calibration": "nofile.txt", "owner": "me.you-2"}),
+    ],
+)
 def test_what_a_model_may_allow_is_left_to_the_run(name: str, values: dict[str, Any]) -> None:
     forms.form(name, {**_of(name), **values}).check()
 
@@ -117,21 +178,45 @@ def test_a_text_that_has_changed_is_read_again(tmp_path: Path) -> None:
 def test_one_calibration_text_serves_the_methods_that_look_at_one(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("words")
-    form = forms.form("all", {**_of("all"), "methods": "gguf,gptq,exl2,awq,hqq,w8a8", "calibration": str(text)})
-    assert [method for method in form.methods if form.values(method).get("calibration") == str(text)] == ["gptq", "exl2", "awq"]
-    assert [form.values(method) for method in ("gguf", "hqq", "w8a8")] == [{}] * 3, "they look at none"
-    form = forms.form("all", {**_of("all"), "methods": "gguf,w8a8", "gguf_imatrix": "calibration", "w8a8_scheme": "int8-static", "calibration": str(text)})
+    form = forms.form(
+        "all", {**_of("all"), "methods": "gguf,gptq,exl2,awq,hqq,w8a8", "calibration": str(text)}
+    )
+    assert [
+        method for method in form.methods if form.values(method).get("calibration") == str(text)
+    ] == ["gptq", "exl2", "awq"]
+    assert [form.values(method) for method in ("gguf", "hqq", "w8a8")] == [{}] * 3, (
+        "they look at none"
+    )
+    form = forms.form(
+        "all",
+        {
+            **_of("all"),
+            "methods": "gguf,w8a8",
+            "gguf_imatrix": "calibration",
+            "w8a8_scheme": "int8-static",
+            "calibration": str(text),
+        },
+    )
     assert form.values("gguf") == {"imatrix": "calibration", "calibration": str(text)}
     assert form.values("w8a8") == {"scheme": "int8-static", "calibration": str(text)}
-    assert forms.form("all", {**_of("all"), "methods": "exl2"}).values("exl2") == {}, "its own mixture stays"
+    assert forms.form("all", {**_of("all"), "methods": "exl2"}).values("exl2") == {}, (
+        "its own mixture stays"
+    )
 
 
 def test_a_notebooks_own_default_is_not_held_against_the_user() -> None:
-    """05's cell says iterations = 50, which algorithm awq has no use for: chosen in Colab, it must not be refused for a value that nobody typed."""
+    """05's cell says iterations = 50, which algorithm awq has no use for: chosen in Colab, it must
+    not be refused for a value that nobody typed.
+    """
     space = {**_of("awq"), **METHODS["awq"].lighter}
     assert forms.form("awq", space).values() == METHODS["awq"].lighter
-    assert forms.form("awq", {**space, "algorithm": "awq"}).values() == {"algorithm": "awq", "calibration_samples": 32}
-    with pytest.raises(InputError, match="iterations: 60 has a meaning for algorithm autoround only"):
+    assert forms.form("awq", {**space, "algorithm": "awq"}).values() == {
+        "algorithm": "awq",
+        "calibration_samples": 32,
+    }
+    with pytest.raises(
+        InputError, match="iterations: 60 has a meaning for algorithm autoround only"
+    ):
         forms.form("awq", {**space, "algorithm": "awq", "iterations": 60}).check()
 
 
@@ -180,16 +265,24 @@ class TestWidgets:
         assert not form._widgets["bitsandbytes_double_quant"].disabled
         form._widgets["bitsandbytes_quant_type"].value = "int8"
         assert form._widgets["bitsandbytes_double_quant"].disabled
-        for methods, name, value, idle in (("gguf", "gguf_imatrix", "calibration", False), ("gguf", "gguf_imatrix", "builtin", True),
-                                           ("w8a8", "w8a8_scheme", "int8-static", False), ("w8a8", "w8a8_scheme", "int8-dynamic", True)):
+        for methods, name, value, idle in (
+            ("gguf", "gguf_imatrix", "calibration", False),
+            ("gguf", "gguf_imatrix", "builtin", True),
+            ("w8a8", "w8a8_scheme", "int8-static", False),
+            ("w8a8", "w8a8_scheme", "int8-dynamic", True),
+        ):
             form._widgets["methods"].value, form._widgets[name].value = methods, value
             assert form._widgets["calibration"].disabled is idle
 
     def test_how_a_text_is_read_is_asked_where_it_has_a_meaning(self, tmp_path: Path) -> None:
         form = forms.form("gptq", _of("gptq"))
         names = ("calibration_split", "calibration_subset", "calibration_column")
-        for value, idle in (("builtin", [True, True, True]), ("owner/name", [False, False, False]), (str(tmp_path / "a.txt"), [True, True, True]),
-                            (str(tmp_path / "a.jsonl"), [True, True, False])):
+        for value, idle in (
+            ("builtin", [True, True, True]),
+            ("owner/name", [False, False, False]),
+            (str(tmp_path / "a.txt"), [True, True, True]),
+            (str(tmp_path / "a.jsonl"), [True, True, False]),
+        ):
             if value.startswith("/"):
                 Path(value).write_text('{"text": "words"}')
             form._widgets["calibration"].value = value
@@ -227,7 +320,10 @@ class TestWidgets:
         form._widgets["gptq_bits"].value = "8,4"
         form._plan()
         assert form._planned.value.count("it fits") == 4
-        assert [type in form._planned.value.split("it fits")[1] for type in ("F16", "Q2_K")] == [True, True], "of the larger model the types of both, as they are made"
+        assert [type in form._planned.value.split("it fits")[1] for type in ("F16", "Q2_K")] == [
+            True,
+            True,
+        ], "of the larger model the types of both, as they are made"
 
 
 def test_in_colab_the_cell_is_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +344,10 @@ def test_drive_is_colabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "fakes"))
     for name in [one for one in sys.modules if one == "google" or one.startswith("google.")]:
         monkeypatch.delitem(sys.modules, name)
-    assert form.folder("demo") == tmp_path / "drive" / "MyDrive" / "AutoQuant" / "tiny-austen-4m-GPTQ-4bit-128g"
+    assert (
+        form.folder("demo")
+        == tmp_path / "drive" / "MyDrive" / "AutoQuant" / "tiny-austen-4m-GPTQ-4bit-128g"
+    )
     monkeypatch.setenv("FAKE_COLAB_DRIVE", "refused")
     with pytest.raises(InputError, match="Google Drive could not be mounted"):
         form.folder("demo")
@@ -272,38 +371,69 @@ def test_only_a_notebooks_own_model_is_replaced(caplog: pytest.LogCaptureFixture
 
 def test_models_to_compare_are_replaced_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forms.reachable_pair(forms.SMALLER, forms.LARGER) == ("demo-small", "demo")
-    assert forms.reachable_pair("somebody/something", forms.LARGER) == ("somebody/something", forms.LARGER), "one of each family would not compare"
+    assert forms.reachable_pair("somebody/something", forms.LARGER) == (
+        "somebody/something",
+        forms.LARGER,
+    ), "one of each family would not compare"
     real = notebook.source.resolve
-    monkeypatch.setattr(notebook.source, "resolve", lambda model: real("demo") if model == forms.SMALLER else real(model))  # one is in the cache
+    # one is in the cache
+    monkeypatch.setattr(
+        notebook.source,
+        "resolve",
+        lambda model: real("demo") if model == forms.SMALLER else real(model),
+    )
     assert forms.reachable_pair(forms.SMALLER, forms.LARGER) == ("demo-small", "demo")
 
 
-@pytest.mark.parametrize(("number", "right", "wrong"), [
-    (1, (39.375, 39.4, "39.375", [39.38]), (35, 39, 36.67, "39,375", "x", {}, [1, 2])),
-    (2, ([-76, 13, 51, 127], (-76.0, 13, 51, 127)), ([-76, 12, 51, 127], [-76, 13, 51], [None, 13, 51, 127], "?", [[1], [2, 3]])),
-    (3, (64, 64.0), (63, 63.75, 65, object())),
-    (4, (4.3125, 4.31, 4.3), (4.25, 4.5, 4, 4.35)),
-])
-def test_answers_may_be_rounded_and_anything_may_be_typed(number: int, right: tuple[Any, ...], wrong: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("number", "right", "wrong"),
+    [
+        (1, (39.375, 39.4, "39.375", [39.38]), (35, 39, 36.67, "39,375", "x", {}, [1, 2])),
+        (
+            2,
+            ([-76, 13, 51, 127], (-76.0, 13, 51, 127)),
+            ([-76, 12, 51, 127], [-76, 13, 51], [None, 13, 51, 127], "?", [[1], [2, 3]]),
+        ),
+        (3, (64, 64.0), (63, 63.75, 65, object())),
+        (4, (4.3125, 4.31, 4.3), (4.25, 4.5, 4, 4.35)),
+    ],
+)
+def test_answers_may_be_rounded_and_anything_may_be_typed(
+    number: int, right: tuple[Any, ...], wrong: tuple[Any, ...]
+) -> None:
     assert [lesson.check(number, one).right for one in right] == [True] * len(right)
     assert [lesson.check(number, one).right for one in wrong] == [False] * len(wrong)
     assert lesson.check(number, None).right is None
 
 
 def test_stopping_is_one_line() -> None:
-    with pytest.raises(Stopped, match="finished files are kept; run this cell again"), forms.stoppable():
+    with (
+        pytest.raises(Stopped, match="finished files are kept; run this cell again"),
+        forms.stoppable(),
+    ):
         raise KeyboardInterrupt
-    assert InputError("bits: no")._render_traceback_() == ["InputError: bits: no"], "what IPython shows"
+    assert InputError("bits: no")._render_traceback_() == ["InputError: bits: no"], (
+        "what IPython shows"
+    )
 
 
 def test_nothing_is_uploaded_unasked(demo: Any) -> None:
     said = forms.form("gguf", _of("gguf")).upload(demo)
     assert "Nothing is uploaded" in str(said)
-    assert '<a href="https://x.y/z">https://x.y/z</a>' in forms.Note("see https://x.y/z now")._repr_html_()
+    assert (
+        '<a href="https://x.y/z">https://x.y/z</a>'
+        in forms.Note("see https://x.y/z now")._repr_html_()
+    )
 
 
 def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) -> None:
-    with pytest.raises(InputError, match="of the embedded model, which stood in for HuggingFaceTB/SmolLM2-135M-Instruct; nothing is sent"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "of the embedded model, which stood in for HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
+            " is sent"
+        ),
+    ):
         forms.form("gguf", {**_of("gguf"), "upload": "me/it"}).upload(demo)
     with pytest.raises(InputError, match="of the embedded model"):
         forms.form("all", {**_of("all"), "owner": "me"}).upload(demo)
@@ -311,13 +441,22 @@ def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) 
 
 @pytest.mark.usefixtures("widgets")
 def test_texts_and_wrong_kinds_from_papermill_are_shown_as_they_are_and_looked_at() -> None:
-    for name, value, said in (("calibration_samples", 2.5, "calibration_samples: 2.5 is not allowed"), ("bits", "four", "bits: four is not allowed"), ("sym", "maybe", "sym: ")):
+    for name, value, said in (
+        ("calibration_samples", 2.5, "calibration_samples: 2.5 is not allowed"),
+        ("bits", "four", "bits: four is not allowed"),
+        ("sym", "maybe", "sym: "),
+    ):
         form = forms.form("gptq", {**_of("gptq"), name: value})
         with pytest.raises(InputError, match=said):
             form.values()
         assert said in form._said.value
-    assert forms.form("gptq", {**_of("gptq"), "sym": "False", "bits": "8"}).values() == {"bits": 8, "sym": False}
-    assert forms.form("gguf", {**_of("gguf"), "types": ["Q8_0", "Q2_K"]}).values() == {"types": ("Q8_0", "Q2_K")}
+    assert forms.form("gptq", {**_of("gptq"), "sym": "False", "bits": "8"}).values() == {
+        "bits": 8,
+        "sym": False,
+    }
+    assert forms.form("gguf", {**_of("gguf"), "types": ["Q8_0", "Q2_K"]}).values() == {
+        "types": ("Q8_0", "Q2_K")
+    }
 
 
 @pytest.mark.usefixtures("widgets")
@@ -328,7 +467,7 @@ def test_what_is_greyed_out_does_not_block_though_the_cell_says_it() -> None:
     assert form.values() == {}
 
 
-# --- what results show --------------------------------------------------------------------------------------------------
+# --- what results show ----------------------------------------------------------------------------
 
 
 def test_a_result_shows_checks_card_and_a_layer(demo: Any) -> None:
@@ -336,40 +475,61 @@ def test_a_result_shows_checks_card_and_a_layer(demo: Any) -> None:
     assert "<table>" in demo.checks()._repr_html_()
     shown = demo.card()._repr_markdown_()
     assert shown.lstrip().startswith("# tiny-austen-4m")
-    assert "](data:image/png;base64,iVBOR" in shown, "the plot is in it: a notebook would look for it beside itself"
+    assert "](data:image/png;base64,iVBOR" in shown, (
+        "the plot is in it: a notebook would look for it beside itself"
+    )
     finer, coarser = demo.look("Q8_0"), demo.look("Q2_K", "model.layers.1.mlp.gate_proj")
     assert finer.layer == "model.layers.2.mlp.up_proj"
     assert 0 < finer.relative_error < 0.01 < coarser.relative_error < 0.5
     assert sum(finer.before) == sum(finer.after) == 256 * 768
     assert coarser.levels < finer.levels <= 256
     assert finer.png().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="layer: model.layers.1.self_attn.q_proj: llama.cpp stores its rows in another order"):
+    with pytest.raises(
+        InputError,
+        match="layer: model.layers.1.self_attn.q_proj: llama.cpp stores its rows in another order",
+    ):
         demo.look("Q8_0", "model.layers.1.self_attn.q_proj")
-    with pytest.raises(InputError, match=r"layer: model.layers.9.x: there is no such layer. Layers: model.layers.0"):
+    with pytest.raises(
+        InputError, match=r"layer: model.layers.9.x: there is no such layer. Layers: model.layers.0"
+    ):
         demo.look("Q8_0", "model.layers.9.x")
 
 
 def test_several_results_make_one_table_and_one_plot(demo: Any) -> None:
     both = autoquant.Comparison({"a": demo, "b": demo}, "run")
-    assert [line.split()[1] for line in str(both).splitlines() if line.startswith("tiny-austen-4m ")] == ["unquantized"], "once"
+    assert [
+        line.split()[1] for line in str(both).splitlines() if line.startswith("tiny-austen-4m ")
+    ] == ["unquantized"], "once"
     assert both._repr_html_().count("<img") == 1
     assert str(both).splitlines()[2].startswith("run ")
 
 
 def test_a_plot_of_nearly_equal_files_far_from_the_unquantized_model_can_be_read(demo: Any) -> None:
-    two = tuple(dataclasses.replace(one, files=(dataclasses.replace(one.files[0], bytes=4_000_000 + i),), evaluation=dataclasses.replace(one.evaluation, perplexity=900 + i / 10))
-                for i, one in enumerate(demo.artifacts[:2]))
+    two = tuple(
+        dataclasses.replace(
+            one,
+            files=(dataclasses.replace(one.files[0], bytes=4_000_000 + i),),
+            evaluation=dataclasses.replace(one.evaluation, perplexity=900 + i / 10),
+        )
+        for i, one in enumerate(demo.artifacts[:2])
+    )
     figure = report._figure({"a": dataclasses.replace(demo, artifacts=two)})
     figure.canvas.draw()
     left, right = figure.axes
-    assert left.get_ylim()[0] < demo.reference.perplexity < 900 < left.get_ylim()[1], "the line of the unquantized model is seen"
+    assert left.get_ylim()[0] < demo.reference.perplexity < 900 < left.get_ylim()[1], (
+        "the line of the unquantized model is seen"
+    )
     assert left.get_position().width > 0.3
     for axis in (left, right):
         low, high = axis.get_xlim()
-        assert (low, high) == pytest.approx((3.6, 4.4), rel=0.01), "a byte more is not drawn as a difference"
+        assert (low, high) == pytest.approx((3.6, 4.4), rel=0.01), (
+            "a byte more is not drawn as a difference"
+        )
 
 
 def test_each_method_of_the_form_for_all_uploads_in_its_own_layout() -> None:
     form = forms.form("all", {**_of("all"), "methods": "gguf,exl2"})
     assert form._chosen("gguf")["layout"] == "one-repo"
-    assert form._chosen("exl2")["layout"] == "branch-per-type", "as EXL2 repositories usually have it"
+    assert form._chosen("exl2")["layout"] == "branch-per-type", (
+        "as EXL2 repositories usually have it"
+    )

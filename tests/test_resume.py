@@ -1,4 +1,6 @@
-"""Killed at any moment and run again, the result is the same bytes; a full disk or a failed check leaves nothing half-written."""
+"""Killed at any moment and run again, the result is the same bytes; a full disk or a failed check
+leaves nothing half-written.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,33 @@ from autoquant.errors import CheckFailed, InputError
 from autoquant.results import Result
 from autoquant.source import sha256_of
 
-COMMAND = [sys.executable, "-m", "autoquant.cli", "quantize", "gguf", "demo", "--pre-tokenizer", "gpt-2", "--imatrix", "builtin", "--imatrix-chunks", "20",
-           "--types", "Q8_0,Q4_K_M,Q2_K,IQ3_XXS", "--eval-chunks", "30"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "autoquant.cli",
+    "quantize",
+    "gguf",
+    "demo",
+    "--pre-tokenizer",
+    "gpt-2",
+    "--imatrix",
+    "builtin",
+    "--imatrix-chunks",
+    "20",
+    "--types",
+    "Q8_0,Q4_K_M,Q2_K,IQ3_XXS",
+    "--eval-chunks",
+    "30",
+]
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in folder.glob("*.gguf")}
 
 
-def wait_for(seen: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def wait_for(
+    seen: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120
+) -> None:
     end = time.monotonic() + seconds
     while not seen():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -50,7 +70,12 @@ def alive(pid: int) -> bool:
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "convert": lambda out: (out / ".autoquant" / "header.gguf").exists(),
     "imatrix": lambda out: '"convert"' in journal(out),
-    "quantize": lambda out: any((out / ".autoquant" / "work").glob("tiny-austen-4m-*.gguf")) and '"imatrix"' in journal(out),
+    "quantize": (
+        lambda out: (
+            any((out / ".autoquant" / "work").glob("tiny-austen-4m-*.gguf"))
+            and '"imatrix"' in journal(out)
+        )
+    ),
     "second type": lambda out: journal(out).count('"quantize ') >= 1,
     "evaluate": lambda out: '"evaluate unquantized"' in journal(out),
 }
@@ -76,7 +101,9 @@ def test_sigkill_then_again_gives_the_same_bytes(moment: str, demo: Result, tmp_
         time.sleep(0.05)
     assert not any(map(alive, children)), "nobody goes on writing after the run was killed"
     before = bytes_of(out)
-    again = subprocess.run([*COMMAND, "--out", str(out)], env=cache, check=True, capture_output=True, text=True)
+    again = subprocess.run(
+        [*COMMAND, "--out", str(out)], env=cache, check=True, capture_output=True, text=True
+    )
     assert "unquantized" in again.stdout
     wanted = {name: digest for name, digest in bytes_of(demo.folder).items() if "F16" not in name}
     assert bytes_of(out) == wanted, "same bytes as the undisturbed run of the session fixture"
@@ -84,14 +111,24 @@ def test_sigkill_then_again_gives_the_same_bytes(moment: str, demo: Result, tmp_
     assert not (out / ".autoquant" / "work").exists()
 
 
-def test_a_changed_option_redoes_only_what_depends_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_option_redoes_only_what_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
-    options = {"pre_tokenizer": "gpt-2", "types": ["Q8_0", "Q4_K_M"], "imatrix": "builtin", "evaluate": "off", "out": out}
+    options = {
+        "pre_tokenizer": "gpt-2",
+        "types": ["Q8_0", "Q4_K_M"],
+        "imatrix": "builtin",
+        "evaluate": "off",
+        "out": out,
+    }
     autoquant.gguf("demo", imatrix_chunks=2, **options)
     times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.gguf")}
     autoquant.gguf("demo", imatrix_chunks=3, **options)
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.gguf")}
-    assert after["tiny-austen-4m-Q8_0.gguf"] == times["tiny-austen-4m-Q8_0.gguf"], "Q8_0 does not use the importance matrix"
+    assert after["tiny-austen-4m-Q8_0.gguf"] == times["tiny-austen-4m-Q8_0.gguf"], (
+        "Q8_0 does not use the importance matrix"
+    )
     assert after["tiny-austen-4m-Q4_K_M.gguf"] != times["tiny-austen-4m-Q4_K_M.gguf"]
     assert after["imatrix.gguf"] != times["imatrix.gguf"]
 
@@ -111,8 +148,16 @@ def test_two_runs_into_one_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = subprocess.Popen([*COMMAND, "--out", str(out)], stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: (out / ".autoquant" / "lock").exists() and (out / ".autoquant" / "lock").stat().st_size > 0, first)
-        with pytest.raises(InputError, match=rf"another run is writing into .*: process {first.pid} on "):
+        wait_for(
+            lambda: (
+                (out / ".autoquant" / "lock").exists()
+                and (out / ".autoquant" / "lock").stat().st_size > 0
+            ),
+            first,
+        )
+        with pytest.raises(
+            InputError, match=rf"another run is writing into .*: process {first.pid} on "
+        ):
             autoquant.gguf("demo", pre_tokenizer="gpt-2", out=out)
     finally:
         first.send_signal(signal.SIGTERM)
@@ -121,15 +166,22 @@ def test_two_runs_into_one_folder(tmp_path: Path) -> None:
     assert not out.exists(), "an interrupted run that finished nothing leaves nothing"
 
 
-def test_a_folder_with_something_else_is_refused_and_untouched(tmp_path: Path, demo: Result, model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoquant.source.fetch", lambda _: pytest.fail("nothing is downloaded first"))
+def test_a_folder_with_something_else_is_refused_and_untouched(
+    tmp_path: Path, demo: Result, model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "autoquant.source.fetch", lambda _: pytest.fail("nothing is downloaded first")
+    )
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match=r"holds something else \(thesis.txt"):
         autoquant.gguf("demo", pre_tokenizer="gpt-2", out=out)
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
-    for wrong, said in ((out / "thesis.txt", "is a file; name a folder"), (out / "thesis.txt" / "chapter", "thesis.txt is a file, so there can be no folder")):
+    for wrong, said in (
+        (out / "thesis.txt", "is a file; name a folder"),
+        (out / "thesis.txt" / "chapter", "thesis.txt is a file, so there can be no folder"),
+    ):
         with pytest.raises(InputError, match=f"out: .*{said}"):
             autoquant.gguf("demo", pre_tokenizer="gpt-2", out=wrong)
     with pytest.raises(InputError, match="holds gguf files of tiny-austen-4m"):
@@ -139,8 +191,12 @@ def test_a_folder_with_something_else_is_refused_and_untouched(tmp_path: Path, d
         autoquant.gguf(folder, pre_tokenizer="gpt-2", out=folder / "out")
 
 
-def test_a_failed_check_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan is falsified for one type: its file must not appear, the other's must, and the intermediate file must be gone."""
+def test_a_failed_check_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is falsified for one type: its file must not appear, the other's must, and the
+    intermediate file must be gone.
+    """
     from autoquant import process
 
     real = process.call
@@ -153,13 +209,24 @@ def test_a_failed_check_keeps_what_was_finished(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("autoquant.process.call", falsify)
     out = tmp_path / "out"
-    with pytest.raises(CheckFailed, match=r"tiny-austen-4m-Q8_0.gguf has [\d,]+ bytes, planned were 1"):
-        autoquant.gguf("demo", types=["Q2_K", "Q8_0"], pre_tokenizer="gpt-2", evaluate="off", threads=1, out=out)
+    with pytest.raises(
+        CheckFailed, match=r"tiny-austen-4m-Q8_0.gguf has [\d,]+ bytes, planned were 1"
+    ):
+        autoquant.gguf(
+            "demo",
+            types=["Q2_K", "Q8_0"],
+            pre_tokenizer="gpt-2",
+            evaluate="off",
+            threads=1,
+            out=out,
+        )
     assert sorted(path.name for path in out.iterdir()) == [".autoquant", "tiny-austen-4m-Q2_K.gguf"]
     assert not (out / ".autoquant" / "work").exists()
     monkeypatch.undo()
     monkeypatch.setenv("AUTOQUANT_CACHE", str(tmp_path / "cache"))
-    done = autoquant.gguf("demo", types=["Q2_K", "Q8_0"], pre_tokenizer="gpt-2", evaluate="off", out=out)
+    done = autoquant.gguf(
+        "demo", types=["Q2_K", "Q8_0"], pre_tokenizer="gpt-2", evaluate="off", out=out
+    )
     assert [a.type for a in done.artifacts] == ["Q2_K", "Q8_0"]
 
 
@@ -170,7 +237,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     folder.mkdir()
 
     def mount(megabytes: int) -> Path:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder)], capture_output=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder)],
+            capture_output=True,
+            check=False,
+        )
         if done.returncode:
             pytest.skip("mounting needs root")
         return folder
@@ -179,20 +250,35 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", str(folder)], capture_output=True, check=False)
 
 
-@pytest.mark.parametrize(("megabytes", "during"), [(12, "converting or quantizing"), (5, "converting")])
-def test_a_disk_that_fills_up_in_mid_run(small_disk: Callable[[int], Path], megabytes: int, during: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planning is told there is room (another program takes it later); the write then fails with ENOSPC for real."""
+@pytest.mark.parametrize(
+    ("megabytes", "during"), [(12, "converting or quantizing"), (5, "converting")]
+)
+def test_a_disk_that_fills_up_in_mid_run(
+    small_disk: Callable[[int], Path], megabytes: int, during: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning is told there is room (another program takes it later); the write then fails with
+    ENOSPC for real.
+    """
     import shutil
 
     disk = small_disk(megabytes)
     usage = shutil.disk_usage(disk)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=10**12))
     with pytest.raises(InputError, match="no space left on the disk"):
-        autoquant.gguf("demo", types=["Q8_0", "Q6_K", "Q4_K_M"], pre_tokenizer="gpt-2", evaluate="off", threads=1, out=disk / "out")
+        autoquant.gguf(
+            "demo",
+            types=["Q8_0", "Q6_K", "Q4_K_M"],
+            pre_tokenizer="gpt-2",
+            evaluate="off",
+            threads=1,
+            out=disk / "out",
+        )
     assert not list(disk.rglob("*F16*")), "the intermediate file is gone"
     for path in disk.rglob("*.gguf"):
         if path.name != "header.gguf":
-            assert path.name == "tiny-austen-4m-Q4_K_M.gguf" or path.name == "tiny-austen-4m-Q6_K.gguf"
+            assert (
+                path.name == "tiny-austen-4m-Q4_K_M.gguf" or path.name == "tiny-austen-4m-Q6_K.gguf"
+            )
             assert path.stat().st_size > 2_000_000, "whole or not there"
 
 
@@ -205,5 +291,8 @@ def test_a_folder_of_a_run_that_had_made_nothing_is_free_for_another(tmp_path: P
     with RunFolder(tmp_path / "out", method="gptq", source_id="two", source_sha256="2") as second:
         (second.folder / "file").write_text("x")
         second.record("step", "", [second.folder / "file"], {})
-    with pytest.raises(InputError, match="holds gptq files of two"), RunFolder(tmp_path / "out", method="gguf", source_id="one", source_sha256="1"):
+    with (
+        pytest.raises(InputError, match="holds gptq files of two"),
+        RunFolder(tmp_path / "out", method="gguf", source_id="one", source_sha256="1"),
+    ):
         pass

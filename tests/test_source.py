@@ -14,19 +14,36 @@ from autoquant.errors import InputError
 
 def test_the_embedded_model() -> None:
     found = source.resolve("demo")
-    assert (found.id, found.architecture, found.dtype, found.license, found.language) == ("tiny-austen-4m", "LlamaForCausalLM", "F16", "apache-2.0", ("en",))
+    assert (found.id, found.architecture, found.dtype, found.license, found.language) == (
+        "tiny-austen-4m",
+        "LlamaForCausalLM",
+        "F16",
+        "apache-2.0",
+        ("en",),
+    )
     assert found.parameters == 4_196_608
     assert found.bytes == (source.DEMO_FOLDER / "model.safetensors").stat().st_size
-    assert (found.vocab_size, found.context, found.chat_template, found.pickle, found.quantized) == (2048, 256, False, False, None)
+    assert (
+        found.vocab_size,
+        found.context,
+        found.chat_template,
+        found.pickle,
+        found.quantized,
+    ) == (2048, 256, False, False, None)
 
 
 def test_the_hub_is_asked_only_where_it_may_be() -> None:
     """The tests set HF_HUB_OFFLINE; tests/hub has the rest."""
-    with pytest.raises(InputError, match=r"cannot be reached \(HF_HUB_OFFLINE is set\), and owner/model is not in the cache"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot be reached \(HF_HUB_OFFLINE is set\), and owner/model is not in the cache",
+    ):
         source.resolve("owner/model")
 
 
-def test_damage_is_found_without_reading_the_weights(model: Callable[..., Path], tmp_path: Path) -> None:
+def test_damage_is_found_without_reading_the_weights(
+    model: Callable[..., Path], tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="no such folder"):
         source.resolve(tmp_path / "nowhere")
     empty = tmp_path / "empty"
@@ -58,14 +75,26 @@ def test_shards(model: Callable[..., Path]) -> None:
     names = source._safetensors_header(folder / "model-00001-of-00002.safetensors")
     index = folder / "model.safetensors.index.json"
     weight_map = dict.fromkeys(names, "model-00001-of-00002.safetensors")
-    with pytest.raises(InputError, match="neither model.safetensors nor model.safetensors.index.json"):
+    with pytest.raises(
+        InputError, match="neither model.safetensors nor model.safetensors.index.json"
+    ):
         source.resolve(folder)
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert source.resolve(folder).parameters == 4_196_608
-    index.write_text(json.dumps({"weight_map": {**weight_map, "lost.weight": "model-00002-of-00002.safetensors"}}))
-    with pytest.raises(InputError, match="lacks 1 of its 2 shards: model-00002-of-00002.safetensors"):
+    index.write_text(
+        json.dumps(
+            {"weight_map": {**weight_map, "lost.weight": "model-00002-of-00002.safetensors"}}
+        )
+    )
+    with pytest.raises(
+        InputError, match="lacks 1 of its 2 shards: model-00002-of-00002.safetensors"
+    ):
         source.resolve(folder)
-    index.write_text(json.dumps({"weight_map": {**weight_map, "lost.weight": "model-00001-of-00002.safetensors"}}))
+    index.write_text(
+        json.dumps(
+            {"weight_map": {**weight_map, "lost.weight": "model-00001-of-00002.safetensors"}}
+        )
+    )
     with pytest.raises(InputError, match="lacks the tensor lost.weight"):
         source.resolve(folder)
 

@@ -1,4 +1,6 @@
-"""W8A8 and FP8 on the embedded model: activations are really quantized where it is measured, calibration, what is refused."""
+"""W8A8 and FP8 on the embedded model: activations are really quantized where it is measured,
+calibration, what is refused.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,25 @@ SCHEMES = ("int8-dynamic", "int8-static", "fp8-dynamic")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     few: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128}
-    return {scheme: autoquant.w8a8("demo", scheme=scheme, eval_chunks=4, **(few if scheme == "int8-static" else {}), out=tmp_path_factory.mktemp(scheme) / "run")
-            for scheme in SCHEMES}
+    return {
+        scheme: autoquant.w8a8(
+            "demo",
+            scheme=scheme,
+            eval_chunks=4,
+            **(few if scheme == "int8-static" else {}),
+            out=tmp_path_factory.mktemp(scheme) / "run",
+        )
+        for scheme in SCHEMES
+    }
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_it_is_measured_with_its_activations_quantized(scheme: str, made: dict[str, Result], tmp_path: Path) -> None:
-    """One layer by NumPy on the codes in the file, from the scheme's definition; by the library through transformers; and as it is measured. Then every layer on a text."""
+def test_it_is_measured_with_its_activations_quantized(
+    scheme: str, made: dict[str, Result], tmp_path: Path
+) -> None:
+    """One layer by NumPy on the codes in the file, from the scheme's definition; by the library
+    through transformers; and as it is measured. Then every layer on a text.
+    """
     seen = in_worker("tests.helpers:w8a8_layer", tmp_path, folder=str(made[scheme].folder))
     assert seen["measured against numpy"] < 1e-6
     assert seen["library against numpy"] < 1e-6
@@ -47,52 +61,120 @@ def test_loss_and_size_are_what_one_expects(made: dict[str, Result]) -> None:
 
 def test_the_folder_is_what_vllm_asks_for_and_its_card_says_so(made: dict[str, Result]) -> None:
     for scheme, result in made.items():
-        assert {path.name for path in result.folder.iterdir()} == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-                                                                  "README.md", "size-against-quality.png", ".autoquant"}
+        assert {path.name for path in result.folder.iterdir()} == {
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "README.md",
+            "size-against-quality.png",
+            ".autoquant",
+        }
         block = json.loads((result.folder / "config.json").read_text())["quantization_config"]
         assert block["quant_method"] == "compressed-tensors"
         assert block["ignore"] == ["lm_head"]
         ((weights, inputs),) = compressed_format.schemes(block)
-        assert (weights["strategy"], inputs["strategy"], inputs["dynamic"]) == ("channel", *(("tensor", False) if scheme == "int8-static" else ("token", True)))
+        assert (weights["strategy"], inputs["strategy"], inputs["dynamic"]) == (
+            "channel",
+            *(("tensor", False) if scheme == "int8-static" else ("token", True)),
+        )
         assert "vllm serve" in result.card()
         assert ("calibration" in result.provenance) == (scheme == "int8-static")
-    assert made["int8-static"].provenance["calibration"] == "the built-in text (English novels), 8 samples of 128 tokens"
+    assert (
+        made["int8-static"].provenance["calibration"]
+        == "the built-in text (English novels), 8 samples of 128 tokens"
+    )
     assert made["fp8-dynamic"].look(layer="model.layers.1.mlp.up_proj").relative_error < 0.05
 
 
 def test_static_scales_come_from_the_samples(made: dict[str, Result], tmp_path: Path) -> None:
     other = tmp_path / "numbers.txt"
     other.write_text(" ".join(str(i * i) for i in range(4000)))
-    numbers = autoquant.w8a8("demo", scheme="int8-static", calibration=autoquant.Calibration(other, samples=8, length=128), evaluate="off", out=tmp_path / "numbers")
+    numbers = autoquant.w8a8(
+        "demo",
+        scheme="int8-static",
+        calibration=autoquant.Calibration(other, samples=8, length=128),
+        evaluate="off",
+        out=tmp_path / "numbers",
+    )
     assert "numbers.txt, 8 samples of 128 tokens" in numbers.card()
     files = {one.name: one.sha256 for one in numbers.artifacts[0].files}
-    assert files["model.safetensors"] not in {one.sha256 for one in made["int8-static"].artifacts[0].files}
+    assert files["model.safetensors"] not in {
+        one.sha256 for one in made["int8-static"].artifacts[0].files
+    }
 
 
-@pytest.mark.parametrize(("values", "said"), [
-    ({"scheme": "int4"}, "scheme: int4 is not allowed; allowed: int8-dynamic, int8-static, fp8-dynamic"),
-    ({"calibration_samples": 8}, "calibration_samples: has a meaning for scheme int8-static only"),
-    ({"scheme": "fp8-dynamic", "calibration": "text.txt"}, "calibration: has a meaning for scheme int8-static only"),
-    ({"scheme": "int8-static", "calibration": "nowhere.txt"}, "calibration: no such file: nowhere.txt"), ({"bits": 8}, "no option is called 'bits'")])
-def test_bad_options_leave_nothing_behind(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"scheme": "int4"},
+            "scheme: int4 is not allowed; allowed: int8-dynamic, int8-static, fp8-dynamic",
+        ),
+        (
+            {"calibration_samples": 8},
+            "calibration_samples: has a meaning for scheme int8-static only",
+        ),
+        (
+            {"scheme": "fp8-dynamic", "calibration": "text.txt"},
+            "calibration: has a meaning for scheme int8-static only",
+        ),
+        (
+            {"scheme": "int8-static", "calibration": "nowhere.txt"},
+            "calibration: no such file: nowhere.txt",
+        ),
+        ({"bits": 8}, "no option is called 'bits'"),
+    ],
+)
+def test_bad_options_leave_nothing_behind(
+    values: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=said):
         autoquant.w8a8("demo", out=tmp_path / "out", **values)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_scheme_fails_the_check_and_a_quantized_source_is_refused(made: dict[str, Result], tmp_path: Path) -> None:
-    known: dict[str, Any] = {"source": str(DEMO_FOLDER), "layers": ["model.layers.0.mlp.up_proj"], "scaled": False, "bits": 8, "advice": "", "parameters": 4_196_608}
+def test_another_scheme_fails_the_check_and_a_quantized_source_is_refused(
+    made: dict[str, Result], tmp_path: Path
+) -> None:
+    known: dict[str, Any] = {
+        "source": str(DEMO_FOLDER),
+        "layers": ["model.layers.0.mlp.up_proj"],
+        "scaled": False,
+        "bits": 8,
+        "advice": "",
+        "parameters": 4_196_608,
+    }
     with pytest.raises(CheckFailed, match=r"quantization_config has \{'format': 'int-quantized'\}"):
-        in_worker("autoquant.folder_checks:verify", tmp_path, folder=str(made["int8-static"].folder), wanted={"format": "float-quantized"}, **known)
+        in_worker(
+            "autoquant.folder_checks:verify",
+            tmp_path,
+            folder=str(made["int8-static"].folder),
+            wanted={"format": "float-quantized"},
+            **known,
+        )
     with pytest.raises(InputError, match=r"run is quantized already \(compressed-tensors\)"):
         autoquant.w8a8(made["int8-static"].folder, out=tmp_path / "out")
 
 
 def test_other_kinds_of_compressed_tensors_are_left_to_transformers() -> None:
-    group = {"weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
-             "input_activations": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}}
+    group = {
+        "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"},
+        "input_activations": {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "token",
+            "dynamic": True,
+        },
+    }
     block = {"format": "int-quantized", "config_groups": {"group_0": group}}
     assert compressed_format.known(block)
-    for other in ({**block, "format": "pack-quantized"}, {**block, "config_groups": {"a": group, "b": group}}, {**block, "config_groups": {}},
-                  {**block, "config_groups": {"a": {**group, "input_activations": None}}}):
+    for other in (
+        {**block, "format": "pack-quantized"},
+        {**block, "config_groups": {"a": group, "b": group}},
+        {**block, "config_groups": {}},
+        {**block, "config_groups": {"a": {**group, "input_activations": None}}},
+    ):
         assert not compressed_format.known(other)

@@ -1,8 +1,10 @@
-"""Take Jane Austen's novels out of Debian's package r-cran-janeaustenr. usage: python tools/extract_austen.py janeaustenr.rdb FOLDER
+"""Take Jane Austen's novels out of Debian's package r-cran-janeaustenr. usage: python
+tools/extract_austen.py janeaustenr.rdb FOLDER
 
-An R lazy-load database is a row of records: a big-endian length, a zlib stream, in it an R object in XDR format. Only character
-vectors (type 16) are wanted: one novel each, one element a line. They are written as FOLDER/austen_0.txt … in the order found:
-Emma, Mansfield Park, Northanger Abbey, Persuasion, Pride and Prejudice, Sense and Sensibility.
+An R lazy-load database is a row of records: a big-endian length, a zlib stream, in it an R object
+in XDR format. Only character vectors (type 16) are wanted: one novel each, one element a line. They
+are written as FOLDER/austen_0.txt … in the order found: Emma, Mansfield Park, Northanger Abbey,
+Persuasion, Pride and Prejudice, Sense and Sensibility.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ def records(data: bytes) -> list[bytes]:
     while at + 4 < len(data):
         (length,) = struct.unpack_from(">I", data, at)
         stream = zlib.decompressobj()
-        body = stream.decompress(data[at + 4:])
+        body = stream.decompress(data[at + 4 :])
         if len(body) != length:
             sys.exit(f"record at byte {at} has {len(body)} bytes where {length} were promised")
         out.append(body)
@@ -44,7 +46,7 @@ def lines(body: bytes) -> list[str] | None:
     for _ in range(count):
         _, length = struct.unpack_from(">ii", body, at)
         at += 8
-        out.append(body[at:at + max(length, 0)].decode("utf-8", "replace"))
+        out.append(body[at : at + max(length, 0)].decode("utf-8", "replace"))
         at += max(length, 0)
     return out
 
@@ -54,7 +56,9 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     folder = Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
-    novels = [novel for novel in map(lines, records(Path(sys.argv[1]).read_bytes())) if novel is not None]
+    novels = [
+        novel for novel in map(lines, records(Path(sys.argv[1]).read_bytes())) if novel is not None
+    ]
     for i, novel in enumerate(novels):
         (folder / f"austen_{i}.txt").write_text("\n".join(novel), encoding="utf-8")
         print(i, len(novel), "lines:", novel[0])

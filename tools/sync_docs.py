@@ -1,4 +1,6 @@
-"""Rewrite the generated parts of docs/methods.md and README.md. usage: python tools/sync_docs.py [--check]"""
+"""Rewrite the generated parts of docs/methods.md and README.md. usage: python tools/sync_docs.py
+[--check]
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,26 @@ DOCS, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
 
 def generated() -> dict[str, str]:
     """The text of each generated part of docs/methods.md by its name."""
-    parts = {f"options of {method.name}": markdown_table(method.options) for method in METHODS.values()}
+    parts = {
+        f"options of {method.name}": markdown_table(method.options) for method in METHODS.values()
+    }
     parts["methods"] = report.markdown(*report.methods(), left=7) + f"\n\n{report.METHODS_NOTE}"
-    parts["gguf types"] = report.markdown(("type", "when", "imatrix", "bits/weight"),
-                                          [(f"`{t.name}`", t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()], left=3)
+    parts["gguf types"] = report.markdown(
+        ("type", "when", "imatrix", "bits/weight"),
+        [(f"`{t.name}`", t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()],
+        left=3,
+    )
     return parts
 
 
 def render(text: str, parts: dict[str, str]) -> str:
-    """The document with every part between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` replaced."""
+    """The document with every part between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``
+    replaced.
+    """
     for name, part in parts.items():
-        pattern = re.compile(rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)
+        pattern = re.compile(
+            rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL
+        )
         text, n = pattern.subn(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)  # type: ignore[misc]
         if n != 1:
             sys.exit(f"the part {name!r} must be there once, it is there {n} times")

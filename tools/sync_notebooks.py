@@ -1,6 +1,8 @@
-"""Rewrite what is generated in the notebooks: badges, install and form cells, metadata, and the code of the translations; take outputs out.
+"""Rewrite what is generated in the notebooks: badges, install and form cells, metadata, and the
+code of the translations; take outputs out.
 
-usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it; `make notebooks` too, before a commit)
+usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it; `make notebooks` too,
+before a commit)
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from autoquant.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
-REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-# notebook -> its form, what it installs (an extra of the package, or a method to be set up), and defaults of its own
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "urls"
+]["Repository"]
+# notebook -> its form, what it installs (an extra of the package, or a method to be set up), and
+# defaults of its own
 NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "00_AutoQuant": ("all", ("gguf",), {}),
     "01_Introduction_to_Quantization": ("", (), {}),
@@ -31,12 +36,21 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
 }
-METADATA = {"accelerator": "GPU", "colab": {"gpuType": "T4", "provenance": []}, "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"}}
+METADATA = {
+    "accelerator": "GPU",
+    "colab": {"gpuType": "T4", "provenance": []},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, and in JupyterLab
-# versions by https://packaging.python.org/en/latest/specifications/version-specifiers/, but for the rare epoch and v in front
-VALID = r"\d+(\.\d+)*([._-]?(a|b|c|rc|alpha|beta|pre|preview)[._-]?\d*)?(-\d+|[._-]?(post|rev|r)[._-]?\d*)?([._-]?dev[._-]?\d*)?(\+[a-z\d]+([._-][a-z\d]+)*)?"
-WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"  # the project's own index of prebuilt wheels
+# versions by https://packaging.python.org/en/latest/specifications/version-specifiers/, but for the
+# rare epoch and v in front
+VALID = (
+    r"\d+(\.\d+)*([._-]?(a|b|c|rc|alpha|beta|pre|preview)[._-]?\d*)?"
+    r"(-\d+|[._-]?(post|rev|r)[._-]?\d*)?([._-]?dev[._-]?\d*)?(\+[a-z\d]+([._-][a-z\d]+)*)?"
+)
+# the project's own index of prebuilt wheels
+WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 
 
 def address(path: Path) -> str:
@@ -46,62 +60,135 @@ def address(path: Path) -> str:
 
 def badge(path: Path) -> str:
     """The badge that opens a notebook in Colab."""
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address(path)})"
+    return (
+        "[![Open in"
+        f" Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address(path)})"
+    )
 
 
 def install(parts: tuple[str, ...]) -> str:
-    """The install cell: AutoQuant from the clone the notebook lies in or from its repository, held to the versions that are there; then what the methods need."""
+    """The install cell: AutoQuant from the clone the notebook lies in or from its repository, held
+    to the versions that are there; then what the methods need.
+    """
     gguf = "gguf" in parts
     extras = "gguf,notebook" if gguf else "notebook"
     packages = ["autoquant-notebooks", "ipywidgets", *(["llama-cpp-python"] if gguf else [])]
     lines = [
         '# @title Install { display-mode: "form" }',
-        "# AutoQuant, and what this notebook needs of it. Does nothing if it is there; no package that is there already is changed (in Colab: none that Colab ships).",
+        (
+            "# AutoQuant, and what this notebook needs of it. Does nothing if it is there; no"
+            " package that is there already is changed (in Colab: none that Colab ships)."
+        ),
         "import importlib.metadata, importlib.util, os, pathlib, re, subprocess, sys, tempfile",
         "",
         "there = {}  # the first of each name is the one that Python imports",
         "for one in importlib.metadata.distributions():",
-        '    there.setdefault((one.name or "").lower().replace("_", "-").replace(".", "-"), one.version)',
+        (
+            '    there.setdefault((one.name or "").lower().replace("_", "-").replace(".", "-"),'
+            " one.version)"
+        ),
         f"if not set({packages!r}) <= set(there):",
-        '    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]',
+        (
+            '    pip = [sys.executable, "-m", "pip", "install", "--quiet",'
+            ' "--disable-pip-version-check"]'
+        ),
         f'    valid = re.compile(r"{VALID}", re.I)  # as pip wants them; Ubuntu has others',
         '    kept = pathlib.Path(tempfile.mkdtemp()) / "kept.txt"',
-        '    kept.write_text("\\n".join(f"{name}=={version}" for name, version in there.items() if name and valid.fullmatch(version or "")))',
-        '    clone = next((str(one) for one in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents) if (one / "autoquant" / "forms.py").is_file()), "")',
-        f'    what = ["--editable", f"{{clone}}[{extras}]"] if clone else ["autoquant-notebooks[{extras}] @ git+{REPOSITORY}"]  # a clone is followed: git pull is enough',
+        (
+            '    kept.write_text("\\n".join(f"{name}=={version}" for name, version in there.items()'
+            ' if name and valid.fullmatch(version or "")))'
+        ),
+        (
+            "    clone = next((str(one) for one in (pathlib.Path.cwd(),"
+            ' *pathlib.Path.cwd().parents) if (one / "autoquant" / "forms.py").is_file()), "")'
+        ),
+        (
+            f'    what = ["--editable", f"{{clone}}[{extras}]"] if clone else'
+            f' ["autoquant-notebooks[{extras}] @ git+{REPOSITORY}"]  # a clone is followed: git'
+            " pull is enough"
+        ),
     ]
-    run = 'done = subprocess.run([*pip, "--constraint", str(kept), *what], capture_output=True, text=True'
+    run = (
+        'done = subprocess.run([*pip, "--constraint", str(kept), *what], capture_output=True,'
+        " text=True"
+    )
     if gguf:
-        pinned = next(line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line.startswith("llama-cpp-python=="))
-        flags = next(line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if line.startswith("export CMAKE_ARGS")).partition("?= ")[2]
+        pinned = next(
+            line
+            for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+            if line.startswith("llama-cpp-python==")
+        )
+        flags = next(
+            line
+            for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+            if line.startswith("export CMAKE_ARGS")
+        ).partition("?= ")[2]
         lines += [
             '    if "llama-cpp-python" not in there:',
-            "        # prebuilt by the project itself; where that cannot be had or does not load, pip compiles it below, which takes 5 to 15 minutes",
-            f'        wheel = [*pip, "--constraint", str(kept), "--only-binary", "llama-cpp-python", "--extra-index-url", "{WHEELS}", "{pinned}"]',
-            '        if subprocess.run(wheel, capture_output=True).returncode == 0 and subprocess.run([sys.executable, "-c", "import llama_cpp"], capture_output=True).returncode:',
-            '            subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "llama-cpp-python"], check=True)',
+            (
+                "        # prebuilt by the project itself; where that cannot be had or does not"
+                " load, pip compiles it below, which takes 5 to 15 minutes"
+            ),
+            (
+                '        wheel = [*pip, "--constraint", str(kept), "--only-binary",'
+                f' "llama-cpp-python", "--extra-index-url", "{WHEELS}", "{pinned}"]'
+            ),
+            (
+                "        if subprocess.run(wheel, capture_output=True).returncode == 0 and"
+                ' subprocess.run([sys.executable, "-c", "import llama_cpp"],'
+                " capture_output=True).returncode:"
+            ),
+            (
+                '            subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet",'
+                ' "--yes", "llama-cpp-python"], check=True)'
+            ),
             f'    {run}, env={{**os.environ, "CMAKE_ARGS": "{flags}"}})',
         ]
     else:
         lines += [f"    {run})"]
     lines += [
         "    if done.returncode:",
-        '        raise RuntimeError(f"AutoQuant could not be installed: {done.stderr[-3000:]}\\nIf packages that are here are too old for AutoQuant, use a fresh environment: '
-        '`make notebook`, or python -m venv.")',
+        (
+            '        raise RuntimeError(f"AutoQuant could not be installed:'
+            " {done.stderr[-3000:]}\\nIf packages that are here are too old for AutoQuant, use a"
+            ' fresh environment: `make notebook`, or python -m venv.")'
+        ),
         '    if "ipywidgets" not in there:',
-        '        print("ipywidgets is new here: reload this page once, so that the form below is drawn")',
+        (
+            '        print("ipywidgets is new here: reload this page once, so that the form below'
+            ' is drawn")'
+        ),
         "    sys.path += [clone] if clone else []  # this kernel began before pip linked it",
         "    importlib.invalidate_caches()",
     ]
     if "gptq" in parts:
-        lines += ["", "# where GPTQModel (for GPTQ and AWQ) is not there, it gets an environment of its own: it would move what is there"]
+        lines += [
+            "",
+            (
+                "# where GPTQModel (for GPTQ and AWQ) is not there, it gets an environment of its"
+                " own: it would move what is there"
+            ),
+        ]
     if "exl2" in parts:
-        lines += ["", "# exllamav2 gets an environment of its own where it is not there, and compiles its CUDA extension, once: minutes (an estimate: 5 to 10 in Colab).",
-                  "# Without a GPU nothing is done"]
+        lines += [
+            "",
+            (
+                "# exllamav2 gets an environment of its own where it is not there, and compiles its"
+                " CUDA extension, once: minutes (an estimate: 5 to 10 in Colab)."
+            ),
+            "# Without a GPU nothing is done",
+        ]
     if parts:
-        lines += [*([] if {"gptq", "exl2"} & {*parts} else [""]), f"for method in {list(parts)!r}:",
-                  '    done = subprocess.run([sys.executable, "-m", "autoquant.cli", "setup", method], capture_output=True, text=True)',
-                  "    if done.returncode:", "        raise RuntimeError(done.stderr[-3000:])"]
+        lines += [
+            *([] if {"gptq", "exl2"} & {*parts} else [""]),
+            f"for method in {list(parts)!r}:",
+            (
+                '    done = subprocess.run([sys.executable, "-m", "autoquant.cli", "setup",'
+                " method], capture_output=True, text=True)"
+            ),
+            "    if done.returncode:",
+            "        raise RuntimeError(done.stderr[-3000:])",
+        ]
     lines += ["", "import autoquant", 'print("AutoQuant", autoquant.__version__, "is ready")']
     return "\n".join(lines)
 
@@ -112,8 +199,14 @@ def render(path: Path, found: Any) -> Any:
     name, translated = path.stem, path.parent != FOLDER
     form, parts, changed = NOTEBOOKS[name]
     made.nbformat, made.nbformat_minor = 4, 5
-    made.metadata = nbformat.from_dict({**METADATA, "colab": {**METADATA["colab"], "name": path.name}})  # type: ignore[dict-item]
-    original = {cell.id: cell for cell in nbformat.read(FOLDER / path.name, as_version=4).cells} if translated else {}
+    made.metadata = nbformat.from_dict(
+        {**METADATA, "colab": {**METADATA["colab"], "name": path.name}}
+    )  # type: ignore[dict-item]
+    original = (
+        {cell.id: cell for cell in nbformat.read(FOLDER / path.name, as_version=4).cells}
+        if translated
+        else {}
+    )
     for cell in made.cells:
         cell.metadata = nbformat.from_dict({})
         if cell.id == "badge":
@@ -158,11 +251,15 @@ def table() -> str:
     for path in [*sorted(FOLDER.glob("*.ipynb")), *sorted((FOLDER / "tr").glob("*.ipynb"))]:
         first = nbformat.read(path, as_version=4).cells[0].source.splitlines()
         summary = next(line for line in first[1:] if line.strip())
-        lines.append(f"| [{path.relative_to(FOLDER).as_posix().removesuffix('.ipynb')}]({path.relative_to(ROOT).as_posix()}) | {summary} | {badge(path)} |")
+        name = path.relative_to(FOLDER).as_posix().removesuffix(".ipynb")
+        link = f"[{name}]({path.relative_to(ROOT).as_posix()})"
+        lines.append(f"| {link} | {summary} | {badge(path)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     wrong = stale(write="--check" not in sys.argv[1:])
     if "--check" in sys.argv[1:] and wrong:
-        sys.exit(f"stale: {', '.join(str(path.relative_to(ROOT)) for path in wrong)}: run `make sync`")
+        sys.exit(
+            f"stale: {', '.join(str(path.relative_to(ROOT)) for path in wrong)}: run `make sync`"
+        )

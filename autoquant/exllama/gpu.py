@@ -1,4 +1,6 @@
-"""What exllamav2 needs of a machine, looked at in a worker process (and there only: the tests' stand-in for a GPU hooks this module's import)."""
+"""What exllamav2 needs of a machine, looked at in a worker process (and there only: the tests'
+stand-in for a GPU hooks this module's import).
+"""
 
 from __future__ import annotations
 
@@ -10,23 +12,44 @@ from typing import Any
 
 
 def look() -> dict[str, Any]:
-    """Whether torch finds a GPU, and whether exllamav2's compiled extension is here or can be compiled."""
+    """Whether torch finds a GPU, and whether exllamav2's compiled extension is here or can be
+    compiled.
+    """
     import torch
     from torch.utils import cpp_extension
 
     gpu = bool(torch.cuda.is_available())
     home = cpp_extension.CUDA_HOME or cpp_extension.ROCM_HOME
-    nvcc = bool(home and any(os.access(os.path.join(str(home), "bin", name), os.X_OK) for name in ("nvcc", "hipcc")))
+    nvcc = bool(
+        home
+        and any(
+            os.access(os.path.join(str(home), "bin", name), os.X_OK) for name in ("nvcc", "hipcc")
+        )
+    )
     given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    cache = os.path.join(given or os.path.join(cpp_extension.get_default_build_root(), _build_folder()), "exllamav2_ext")
-    return {"gpu": gpu, "name": torch.cuda.get_device_name(0) if gpu else "", "memory": torch.cuda.get_device_properties(0).total_memory if gpu else 0,
-            "torch": torch.__version__.split("+")[0], "cuda": torch.version.cuda or "", "python": list(sys.version_info[:2]),
-            "extension": importlib.util.find_spec("exllamav2_ext") is not None, "compiled": os.path.isfile(os.path.join(cache, "exllamav2_ext.so")),
-            "nvcc": nvcc, "compiler": bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")), "disk": shutil.disk_usage(os.path.expanduser("~")).free}
+    cache = os.path.join(
+        given or os.path.join(cpp_extension.get_default_build_root(), _build_folder()),
+        "exllamav2_ext",
+    )
+    return {
+        "gpu": gpu,
+        "name": torch.cuda.get_device_name(0) if gpu else "",
+        "memory": torch.cuda.get_device_properties(0).total_memory if gpu else 0,
+        "torch": torch.__version__.split("+")[0],
+        "cuda": torch.version.cuda or "",
+        "python": list(sys.version_info[:2]),
+        "extension": importlib.util.find_spec("exllamav2_ext") is not None,
+        "compiled": os.path.isfile(os.path.join(cache, "exllamav2_ext.so")),
+        "nvcc": nvcc,
+        "compiler": bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")),
+        "disk": shutil.disk_usage(os.path.expanduser("~")).free,
+    }
 
 
 def _build_folder() -> str:
-    """The folder that torch's cpp_extension puts its builds in, by Python and CUDA (torch.utils.cpp_extension._get_build_directory)."""
+    """The folder that torch's cpp_extension puts its builds in, by Python and CUDA
+    (torch.utils.cpp_extension._get_build_directory).
+    """
     import torch
 
     hip, cuda = getattr(torch.version, "hip", None), torch.version.cuda
@@ -35,7 +58,9 @@ def _build_folder() -> str:
 
 
 def build() -> str:
-    """Import exllamav2, which compiles its extension unless that has been done (5 to 10 minutes on Colab; kept in torch's extension cache). Returns its version."""
+    """Import exllamav2, which compiles its extension unless that has been done (5 to 10 minutes on
+    Colab; kept in torch's extension cache). Returns its version.
+    """
     import exllamav2
 
     return str(exllamav2.__version__)

@@ -1,4 +1,6 @@
-"""Starts exllamav2's own converter, unmodified, in a process that ends with its parent: ``python -m autoquant.exllama.run PARENT ARGUMENT…``."""
+"""Starts exllamav2's own converter, unmodified, in a process that ends with its parent: ``python -m
+autoquant.exllama.run PARENT ARGUMENT…``.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The client: which token, what to try again, and what went wrong in words.
 
-All talking to the Hub happens in this package, in the parent process: worker processes are offline and have no token.
+All talking to the Hub happens in this package, in the parent process: worker processes are offline
+and have no token.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-TRIES = 9  # of a call that fails in a way that may pass: 1 + 2 + … + 32 + 32 + 32 seconds, two minutes in all
+# of a call that fails in a way that may pass: 1 + 2 + … + 32 + 32 + 32 seconds, two minutes in all
+TRIES = 9
 LONGEST_WAIT = 330.0  # seconds: the Hub's rate limits count over five minutes
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may pass
 
 
-# --- token --------------------------------------------------------------------------------------------------------------
+# --- token ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class Token:
 
 
 def find_token() -> Token | None:
-    """The token to use: the Colab secret HF_TOKEN, else the environment variable HF_TOKEN, else what ``hf auth login`` stored."""
+    """The token to use: the Colab secret HF_TOKEN, else the environment variable HF_TOKEN, else
+    what ``hf auth login`` stored.
+    """
     secret = _colab_secret()
     if secret:
         remember(secret)
@@ -54,12 +58,22 @@ def find_token() -> Token | None:
     if not value:
         return None
     remember(value)
-    return Token(value, "the environment variable HF_TOKEN" if os.environ.get("HF_TOKEN", "").strip() == value else "the login stored by `hf auth login`")
+    return Token(
+        value,
+        (
+            "the environment variable HF_TOKEN"
+            if os.environ.get("HF_TOKEN", "").strip() == value
+            else "the login stored by `hf auth login`"
+        ),
+    )
 
 
 def _colab_secret() -> str:
-    """Colab's secret HF_TOKEN; empty outside a Colab notebook's own process, or if there is none or the notebook may not read it."""
-    if "COLAB_RELEASE_TAG" not in os.environ or not in_notebook():  # a command behind "!" has no page to ask
+    """Colab's secret HF_TOKEN; empty outside a Colab notebook's own process, or if there is none or
+    the notebook may not read it.
+    """
+    # a command behind "!" has no page to ask
+    if "COLAB_RELEASE_TAG" not in os.environ or not in_notebook():
         return ""
     return _ask_colab()
 
@@ -76,12 +90,14 @@ def _ask_colab() -> str:
         return ""
 
 
-# --- client and errors --------------------------------------------------------------------------------------------------
+# --- client and errors ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Client:
-    """huggingface_hub's API object with the token in use. ``endpoint`` is HF_ENDPOINT or https://huggingface.co."""
+    """huggingface_hub's API object with the token in use. ``endpoint`` is HF_ENDPOINT or
+    https://huggingface.co.
+    """
 
     api: HfApi
     token: Token | None
@@ -106,14 +122,24 @@ def connect() -> Client:
             handler.addFilter(RedactingFilter())
     token = find_token()
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
-    return Client(HfApi(endpoint=endpoint, token=token.value if token else False, library_name="autoquant"), token, endpoint)
+    return Client(
+        HfApi(endpoint=endpoint, token=token.value if token else False, library_name="autoquant"),
+        token,
+        endpoint,
+    )
 
 
 def transport_error() -> type[Exception]:
-    """The base error of the HTTP library that huggingface_hub uses: httpx in its release 1, httpx2 in release 2."""
+    """The base error of the HTTP library that huggingface_hub uses: httpx in its release 1, httpx2
+    in release 2.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next(kind for kind in HfHubHTTPError.__mro__ if kind.__module__.split(".")[0].startswith("httpx") and kind.__name__ == "HTTPError")
+    return next(
+        kind
+        for kind in HfHubHTTPError.__mro__
+        if kind.__module__.split(".")[0].startswith("httpx") and kind.__name__ == "HTTPError"
+    )
 
 
 def status_of(error: BaseException) -> int:
@@ -130,20 +156,34 @@ def offline() -> bool:
 
 
 def _wait_after(error: BaseException, attempt: int) -> float:
-    """Seconds to wait before the next try: what the server asks for (Retry-After, or the ratelimit header's t), else 1, 2, 4 … 32."""
+    """Seconds to wait before the next try: what the server asks for (Retry-After, or the ratelimit
+    header's t), else 1, 2, 4 … 32.
+    """
     headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", None) or {}
     asked = headers.get("retry-after", "")
     if asked.isdigit():
         return min(LONGEST_WAIT, float(asked))
-    match = re.search(r"\bt=(\d+)", headers.get("ratelimit", "")) if status_of(error) == 429 else None
+    match = (
+        re.search(r"\bt=(\d+)", headers.get("ratelimit", "")) if status_of(error) == 429 else None
+    )
     return min(LONGEST_WAIT, float(match[1])) if match else min(32.0, 2.0**attempt)
 
 
-def patiently(call: Callable[[], T], doing: str, client: Client, repo: str = "", *, arrived: Callable[[], T | None] | None = None, tries: int = 0) -> T:
-    """Call; after a failure that may pass (rate limit, server error, broken connection) wait as long as the server asks and try again.
+def patiently(
+    call: Callable[[], T],
+    doing: str,
+    client: Client,
+    repo: str = "",
+    *,
+    arrived: Callable[[], T | None] | None = None,
+    tries: int = 0,
+) -> T:
+    """Call; after a failure that may pass (rate limit, server error, broken connection) wait as
+    long as the server asks and try again.
 
-    ``arrived`` looks, after a failed call that changes something, whether it took effect all the same, and returns its result if so:
-    an answer can be lost after the work was done. Raises InputError or HubFailed with one line.
+    ``arrived`` looks, after a failed call that changes something, whether it took effect all the
+    same, and returns its result if so: an answer can be lost after the work was done. Raises
+    InputError or HubFailed with one line.
     """
     transport = transport_error()
     tries = tries or TRIES
@@ -152,7 +192,9 @@ def patiently(call: Callable[[], T], doing: str, client: Client, repo: str = "",
             return call()
         except (transport, OSError, RuntimeError, ValueError) as caught:
             if isinstance(caught, RuntimeError) and type(caught) is not RuntimeError:
-                raise  # hf_xet and huggingface_hub raise plain RuntimeErrors; anything more special is a bug, ours or a library's
+                # hf_xet and huggingface_hub raise plain RuntimeErrors; anything more special is a
+                # bug, ours or a library's
+                raise
             error = _cause(caught)
             passing = _may_pass(error, transport)
             if arrived is not None and (passing or status_of(error) == 412):
@@ -169,7 +211,9 @@ def patiently(call: Callable[[], T], doing: str, client: Client, repo: str = "",
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What is behind an error that huggingface_hub wraps: of an upload's parts in RuntimeError, of a download's in LocalEntryNotFoundError."""
+    """What is behind an error that huggingface_hub wraps: of an upload's parts in RuntimeError, of
+    a download's in LocalEntryNotFoundError.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     while type(error) in (RuntimeError, LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -183,14 +227,22 @@ def _may_pass(error: BaseException, transport: type[Exception]) -> bool:
         return status in PASSING
     if isinstance(error, (PermissionError, FileNotFoundError)) or "No space left" in str(error):
         return False
-    # a proxy's HTML instead of JSON; RuntimeErrors are hf_xet's, which has tried a few times itself by then
-    return isinstance(error, (transport, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError)) or "Consistency check failed" in str(error)
+    # a proxy's HTML instead of JSON; RuntimeErrors are hf_xet's, which has tried a few times itself
+    # by then
+    return isinstance(
+        error, (transport, ConnectionError, TimeoutError, RuntimeError, json.JSONDecodeError)
+    ) or "Consistency check failed" in str(error)
 
 
 def _short(error: BaseException) -> str:
     status = status_of(error)
     if status:
-        reason = {429: "the Hub limits the rate of requests", 401: "not authorized", 403: "forbidden", 404: "not found"}.get(status, "the Hub has an error")
+        reason = {
+            429: "the Hub limits the rate of requests",
+            401: "not authorized",
+            403: "forbidden",
+            404: "not found",
+        }.get(status, "the Hub has an error")
         return f"{reason} (HTTP {status})"
     if isinstance(error, json.JSONDecodeError):
         return "the Hub's answer cannot be read"
@@ -207,34 +259,73 @@ def explain(error: BaseException, doing: str, client: Client, repo: str = "") ->
     status = status_of(error)
     reading = doing.startswith(("looking", "downloading"))
     told = f" (the Hub says: {said[0]})" if said else ""
-    if (status == 401 and client.token) or (isinstance(error, PermissionError) and error.errno is None):
-        # a valid token gets 404 or 403; huggingface_hub makes RepositoryNotFoundError of most 401s, hf_xet raises PermissionErrors without an errno
-        return InputError(f"{doing}: the Hub does not accept {client.who()} (expired, revoked or mistyped){told}. Make a new one at {client.endpoint}/settings/tokens "
-                          "and run again; what is finished is kept")
+    if (status == 401 and client.token) or (
+        isinstance(error, PermissionError) and error.errno is None
+    ):
+        # a valid token gets 404 or 403; huggingface_hub makes RepositoryNotFoundError of most 401s,
+        # hf_xet raises PermissionErrors without an errno
+        return InputError(
+            f"{doing}: the Hub does not accept {client.who()} (expired, revoked or mistyped){told}."
+            f" Make a new one at {client.endpoint}/settings/tokens and run again; what is finished"
+            " is kept"
+        )
     if isinstance(error, errors.GatedRepoError):
-        way = (f"ask for access at {page} with the account of that token" if client.token else
-               f"accept its terms at {page}, make a token with read access at {client.endpoint}/settings/tokens, and set HF_TOKEN or run `hf auth login`")
-        return InputError(f"{repo} is gated, and {client.who()} has no access to it{told}: {way}; then run again")
+        way = (
+            f"ask for access at {page} with the account of that token"
+            if client.token
+            else (
+                f"accept its terms at {page}, make a token with read access at"
+                f" {client.endpoint}/settings/tokens, and set HF_TOKEN or run `hf auth login`"
+            )
+        )
+        return InputError(
+            f"{repo} is gated, and {client.who()} has no access to it{told}: {way}; then run again"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{repo} has no such revision; see {page}/tree/main for its branches")
     if isinstance(error, errors.RemoteEntryNotFoundError):
         return InputError(f"{doing}: {repo} has no such file ({_short(error)})")
     if isinstance(error, errors.RepositoryNotFoundError):
-        hidden = f"or {client.who()} does not let you see it" if client.token else "or it is private: set HF_TOKEN or run `hf auth login`"
-        return InputError(f"{doing}: there is no repository {repo} at {client.endpoint}, {hidden}. Check the spelling")
+        hidden = (
+            f"or {client.who()} does not let you see it"
+            if client.token
+            else "or it is private: set HF_TOKEN or run `hf auth login`"
+        )
+        return InputError(
+            f"{doing}: there is no repository {repo} at {client.endpoint}, {hidden}. Check the"
+            " spelling"
+        )
     if status == 403:
-        return InputError(f"{doing}: {client.who()} may not do that{told}. Make a token with {'read' if reading else 'write'} access to {repo.split('/')[0]} "
-                          f"at {client.endpoint}/settings/tokens")
+        return InputError(
+            f"{doing}: {client.who()} may not do that{told}. Make a token with"
+            f" {'read' if reading else 'write'} access to {repo.split('/')[0]} at"
+            f" {client.endpoint}/settings/tokens"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return InputError(f"{doing}: HF_HUB_OFFLINE is set, and that needs the network")
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(error):
-        return InputError(f"{doing}: no space left on the disk ({redact(str(error))}). Free some space, or set HF_HOME to a larger disk, and run again; finished files are kept")
+    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left" in str(
+        error
+    ):
+        return InputError(
+            f"{doing}: no space left on the disk ({redact(str(error))}). Free some space, or set"
+            " HF_HOME to a larger disk, and run again; finished files are kept"
+        )
     if status == 412:
-        return HubFailed(f"{doing}: somebody else has changed it meanwhile. Look at {page}, then run the same again; what has arrived is not sent again")
+        return HubFailed(
+            f"{doing}: somebody else has changed it meanwhile. Look at {page}, then run the same"
+            " again; what has arrived is not sent again"
+        )
     if status == 429:
-        return HubFailed(f"{doing}: the Hub still limits the rate of requests. Run the same again later; what has arrived is not sent again")
+        return HubFailed(
+            f"{doing}: the Hub still limits the rate of requests. Run the same again later; what"
+            " has arrived is not sent again"
+        )
     if isinstance(error, ValueError) and not status and not isinstance(error, json.JSONDecodeError):
         return InputError(f"{doing}: {' '.join(str(error).split())[:300]}")
     detail = f" (it says: {said[0]})" if said and status else ""
-    on = "Run the same again" if doing.startswith("looking") else "Run the same again: it continues, and what has arrived is not sent again"
+    on = (
+        "Run the same again"
+        if doing.startswith("looking")
+        else "Run the same again: it continues, and what has arrived is not sent again"
+    )
     return HubFailed(f"{doing}: {_short(error)}{detail}. {on}")

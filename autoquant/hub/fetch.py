@@ -1,4 +1,6 @@
-"""Looking at a repository without fetching a weight, and fetching from it: only what is needed, checked against the Hub's hashes."""
+"""Looking at a repository without fetching a weight, and fetching from it: only what is needed,
+checked against the Hub's hashes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,16 @@ from urllib.parse import unquote, urlsplit
 from autoquant import licenses
 from autoquant.cache import cache_folder
 from autoquant.errors import CheckFailed, HubFailed, InputError
-from autoquant.hub.client import PASSING, Client, connect, explain, offline, patiently, status_of, transport_error
+from autoquant.hub.client import (
+    PASSING,
+    Client,
+    connect,
+    explain,
+    offline,
+    patiently,
+    status_of,
+    transport_error,
+)
 from autoquant.hub.resume import LARGE, fetch_large
 
 log = logging.getLogger(__name__)
@@ -47,7 +58,9 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Look:
-    """A repository at one commit. ``folder`` has its small files, and its weights as headers followed by a hole (no bytes on the disk)."""
+    """A repository at one commit. ``folder`` has its small files, and its weights as headers
+    followed by a hole (no bytes on the disk).
+    """
 
     id: str
     revision: str
@@ -63,9 +76,19 @@ def git_sha(content: bytes) -> str:
 
 
 def parse(model: str) -> tuple[str, str | None] | None:
-    """``owner/name``, ``owner/name@revision`` or a Hub URL -> (id, revision); None if it is none of them."""
-    hosts = {"huggingface.co", "www.huggingface.co", "hf.co", urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc}
-    url = re.fullmatch(r"(?:https?://)?(huggingface\.co|hf\.co|(?<=//)[^/]+)/([^/?#]+/[^/?#]+?)(?:/(?:tree|blob|resolve|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?", model)
+    """``owner/name``, ``owner/name@revision`` or a Hub URL -> (id, revision); None if it is none of
+    them.
+    """
+    hosts = {
+        "huggingface.co",
+        "www.huggingface.co",
+        "hf.co",
+        urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc,
+    }
+    url = re.fullmatch(
+        r"(?:https?://)?(huggingface\.co|hf\.co|(?<=//)[^/]+)/([^/?#]+/[^/?#]+?)(?:/(?:tree|blob|resolve|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?",
+        model,
+    )
     plain = re.fullmatch(r"([^@/]+/[^@/]+)(?:@([\w./-]+))?", model)
     if url and url[1] in hosts:
         repo, revision = url[2], unquote(url[3]) if url[3] else None
@@ -81,10 +104,12 @@ def _headers_folder(repo: str, revision: str) -> Path:
 
 
 def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
-    """Look at a repository without fetching a weight: small files, and the header of each safetensors file by a ranged request.
+    """Look at a repository without fetching a weight: small files, and the header of each
+    safetensors file by a ranged request.
 
-    ``side_files`` are the patterns of small files that are wanted. The result is cached under ``headers/`` in the cache folder.
-    Without a connection an earlier look is used. Raises InputError (no such repository or revision, gated, no access) or HubFailed.
+    ``side_files`` are the patterns of small files that are wanted. The result is cached under
+    ``headers/`` in the cache folder. Without a connection an earlier look is used. Raises
+    InputError (no such repository or revision, gated, no access) or HubFailed.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -96,7 +121,8 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
     record = kept / "look.json"
     if record.is_file() and all(path.exists() for path in (kept / "model").iterdir()):
         if not offline():
-            with contextlib.suppress(transport):  # access may have been withdrawn; if only the connection is gone, go on
+            # access may have been withdrawn; if only the connection is gone, go on
+            with contextlib.suppress(transport):
                 try:
                     client.api.auth_check(repo)
                 except HfHubHTTPError as error:
@@ -106,15 +132,32 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
     if offline():
         raise _not_cached(repo, revision, client)
 
-    info = patiently(lambda: client.api.model_info(repo, revision=commit, files_metadata=True), doing, client, repo)
+    info = patiently(
+        lambda: client.api.model_info(repo, revision=commit, files_metadata=True),
+        doing,
+        client,
+        repo,
+    )
     if info.gated:
         patiently(lambda: client.api.auth_check(repo), doing, client, repo)
-    files = tuple(RemoteFile(s.rfilename, int(s.size or 0), str(s.lfs.sha256) if s.lfs else "", str(s.blob_id or "")) for s in info.siblings or ())
+    files = tuple(
+        RemoteFile(
+            s.rfilename, int(s.size or 0), str(s.lfs.sha256) if s.lfs else "", str(s.blob_id or "")
+        )
+        for s in info.siblings or ()
+    )
     at_top = [file for file in files if "/" not in file.name]
-    wanted = [f.name for f in at_top if any(Path(f.name).match(pattern) for pattern in side_files) and f.bytes <= LARGEST_SIDE_FILE]
+    wanted = [
+        f.name
+        for f in at_top
+        if any(Path(f.name).match(pattern) for pattern in side_files)
+        and f.bytes <= LARGEST_SIDE_FILE
+    ]
     if "config.json" not in wanted:
-        raise InputError(f"{repo} holds no transformers checkpoint: it has no config.json. It has: {', '.join(f.name for f in files[:6]) or 'nothing'}"
-                         f"{' …' if len(files) > 6 else ''}")
+        raise InputError(
+            f"{repo} holds no transformers checkpoint: it has no config.json. It has:"
+            f" {', '.join(f.name for f in files[:6]) or 'nothing'}{' …' if len(files) > 6 else ''}"
+        )
     snapshot = _download(client, repo, commit, wanted)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
@@ -122,11 +165,28 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
         model.mkdir()
         for name in wanted:
             shutil.copyfile(snapshot / name, model / name)
-        weights = _needed_weights([f for f in at_top if f.name.endswith((".safetensors", ".bin"))], model)
+        weights = _needed_weights(
+            [f for f in at_top if f.name.endswith((".safetensors", ".bin"))], model
+        )
         with ThreadPoolExecutor(max_workers=8) as pool:
-            list(pool.map(lambda file: _hollow(client, repo, commit, file, model / file.name, doing), weights))
-        (Path(scratch) / "look.json").write_text(json.dumps({"id": repo, "revision": commit, "gated": bool(info.gated), "private": bool(info.private),
-                                                             "files": [asdict(f) for f in files if f.name in wanted or f in weights]}), encoding="utf-8")
+            list(
+                pool.map(
+                    lambda file: _hollow(client, repo, commit, file, model / file.name, doing),
+                    weights,
+                )
+            )
+        (Path(scratch) / "look.json").write_text(
+            json.dumps(
+                {
+                    "id": repo,
+                    "revision": commit,
+                    "gated": bool(info.gated),
+                    "private": bool(info.private),
+                    "files": [asdict(f) for f in files if f.name in wanted or f in weights],
+                }
+            ),
+            encoding="utf-8",
+        )
         os.chmod(scratch, 0o755)  # made for one user only, but the cache may be shared
         shutil.rmtree(kept, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was first: theirs is the same
@@ -136,11 +196,15 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
 
 
 def _resolve(client: Client, repo: str, revision: str | None, doing: str) -> str:
-    """The commit that a revision names now; if the Hub cannot be reached, the one it named when it was last looked at."""
+    """The commit that a revision names now; if the Hub cannot be reached, the one it named when it
+    was last looked at.
+    """
     from huggingface_hub.errors import RevisionResolutionError
 
     try:
-        cached = str(client.api.resolve_revision(repo, revision=revision, local_files_only=True).resolved)
+        cached = str(
+            client.api.resolve_revision(repo, revision=revision, local_files_only=True).resolved
+        )
     except RevisionResolutionError:
         cached = ""
     if offline():
@@ -148,22 +212,39 @@ def _resolve(client: Client, repo: str, revision: str | None, doing: str) -> str
             raise _not_cached(repo, revision, client)
         return cached
     try:
-        patiently(lambda: client.api.model_info(repo, revision=revision), doing, client, repo, tries=2 if cached else 5)
-        return str(client.api.resolve_revision(repo, revision=revision).resolved)  # notes it in the cache, too
+        patiently(
+            lambda: client.api.model_info(repo, revision=revision),
+            doing,
+            client,
+            repo,
+            tries=2 if cached else 5,
+        )
+        # notes it in the cache, too
+        return str(client.api.resolve_revision(repo, revision=revision).resolved)
     except HubFailed as failure:
         if not cached:
             raise HubFailed(f"{failure}. {_not_cached(repo, revision, client)}") from None
-        log.warning("%s cannot be reached; using %s from the cache, commit %s", client.endpoint, repo, cached[:10])
+        log.warning(
+            "%s cannot be reached; using %s from the cache, commit %s",
+            client.endpoint,
+            repo,
+            cached[:10],
+        )
         return cached
 
 
 def _not_cached(repo: str, revision: str | None, client: Client) -> InputError:
-    return InputError(f"{client.endpoint} cannot be reached{' (HF_HUB_OFFLINE is set)' if offline() else ''}, and {repo}{'@' + revision if revision else ''} "
-                      "is not in the cache. Connect to the network, or give a folder")
+    return InputError(
+        f"{client.endpoint} cannot be reached{' (HF_HUB_OFFLINE is set)' if offline() else ''}, and"
+        f" {repo}{'@' + revision if revision else ''} is not in the cache. Connect to the network,"
+        " or give a folder"
+    )
 
 
 def restricted(repo: str, revision: str) -> tuple[bool, bool]:
-    """Whether a repository was gated, and private, when it was last looked at; false if it never was."""
+    """Whether a repository was gated, and private, when it was last looked at; false if it never
+    was.
+    """
     record = _headers_folder(repo, revision) / "look.json"
     seen = _look_from(record) if record.is_file() else None
     return (seen.gated, seen.private) if seen else (False, False)
@@ -176,11 +257,20 @@ def known(repo: str, revision: str) -> Look:
 
 def _look_from(record: Path) -> Look:
     data = json.loads(record.read_text(encoding="utf-8"))
-    return Look(data["id"], data["revision"], data["gated"], data["private"], tuple(RemoteFile(**f) for f in data["files"]), record.parent / "model")
+    return Look(
+        data["id"],
+        data["revision"],
+        data["gated"],
+        data["private"],
+        tuple(RemoteFile(**f) for f in data["files"]),
+        record.parent / "model",
+    )
 
 
 def _needed_weights(files: list[RemoteFile], model: Path) -> list[RemoteFile]:
-    """The weight files that a checkpoint consists of: safetensors and not the duplicate .bin, what the index names and not other copies."""
+    """The weight files that a checkpoint consists of: safetensors and not the duplicate .bin, what
+    the index names and not other copies.
+    """
     names = {file.name: file for file in files}
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = model / f"{single}.index.json"
@@ -195,21 +285,47 @@ def _needed_weights(files: list[RemoteFile], model: Path) -> list[RemoteFile]:
     return []
 
 
-def _hollow(client: Client, repo: str, commit: str, file: RemoteFile, path: Path, doing: str) -> None:
-    """A file of the right size that has the safetensors header and then a hole; of a pickle, only the hole."""
+def _hollow(
+    client: Client, repo: str, commit: str, file: RemoteFile, path: Path, doing: str
+) -> None:
+    """A file of the right size that has the safetensors header and then a hole; of a pickle, only
+    the hole.
+    """
     head = b""
     if file.name.endswith(".safetensors"):
         from huggingface_hub.errors import SafetensorsParsingError
 
         try:
-            parsed = patiently(lambda: client.api.parse_safetensors_file_metadata(repo, file.name, revision=commit), doing, client, repo)
+            parsed = patiently(
+                lambda: client.api.parse_safetensors_file_metadata(
+                    repo, file.name, revision=commit
+                ),
+                doing,
+                client,
+                repo,
+            )
         except SafetensorsParsingError as error:
-            raise InputError(f"{repo}: {file.name} has no valid safetensors header ({str(error).splitlines()[0]})") from None
-        tensors = {name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)} for name, t in parsed.tensors.items()}
-        text = json.dumps({**({"__metadata__": parsed.metadata} if parsed.metadata else {}), **tensors}, separators=(",", ":"), ensure_ascii=False).encode()
-        length = file.bytes - 8 - max((t.data_offsets[1] for t in parsed.tensors.values()), default=0)
+            raise InputError(
+                f"{repo}: {file.name} has no valid safetensors header"
+                f" ({str(error).splitlines()[0]})"
+            ) from None
+        tensors = {
+            name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
+            for name, t in parsed.tensors.items()
+        }
+        text = json.dumps(
+            {**({"__metadata__": parsed.metadata} if parsed.metadata else {}), **tensors},
+            separators=(",", ":"),
+            ensure_ascii=False,
+        ).encode()
+        length = (
+            file.bytes - 8 - max((t.data_offsets[1] for t in parsed.tensors.values()), default=0)
+        )
         if length < len(text):
-            raise InputError(f"{repo}: {file.name} is {file.bytes:,} bytes long, too short for the tensors in its header")
+            raise InputError(
+                f"{repo}: {file.name} is {file.bytes:,} bytes long, too short for the tensors in"
+                " its header"
+            )
         head = struct.pack("<Q", length) + text.ljust(length)
     with open(path, "wb") as out:
         out.write(head)
@@ -217,7 +333,9 @@ def _hollow(client: Client, repo: str, commit: str, file: RemoteFile, path: Path
 
 
 def one_file(repo: str, revision: str | None, name: str, option: str) -> Path:
-    """One small file of a model repository, through huggingface_hub's cache. Raises InputError, that begins with ``option``, if there is none; HubFailed."""
+    """One small file of a model repository, through huggingface_hub's cache. Raises InputError,
+    that begins with ``option``, if there is none; HubFailed.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -226,44 +344,78 @@ def one_file(repo: str, revision: str | None, name: str, option: str) -> Path:
 
     def ask() -> Path | None:
         try:
-            return Path(hf_hub_download(repo, name, revision=revision, token=client.secret, endpoint=client.endpoint))
+            return Path(
+                hf_hub_download(
+                    repo, name, revision=revision, token=client.secret, endpoint=client.endpoint
+                )
+            )
         except EntryNotFoundError:
             return None
 
     found = patiently(ask, doing, client, repo)
     if found is None:
-        raise InputError(f"{option}: {repo}{'@' + revision if revision else ''} has no {name}{' in the cache, and HF_HUB_OFFLINE is set' if offline() else ''}")
+        raise InputError(
+            f"{option}: {repo}{'@' + revision if revision else ''} has no"
+            f" {name}{' in the cache, and HF_HUB_OFFLINE is set' if offline() else ''}"
+        )
     return found
 
 
-# --- fetching -----------------------------------------------------------------------------------------------------------
+# --- fetching -------------------------------------------------------------------------------------
 
 
 def _download(client: Client, repo: str, commit: str, names: list[str]) -> Path:
-    """Files at a commit through huggingface_hub's cache; those that are there already are not fetched again."""
+    """Files at a commit through huggingface_hub's cache; those that are there already are not
+    fetched again.
+    """
     from huggingface_hub import snapshot_download
 
     from autoquant.progress import ByteBar
 
     patterns = [glob.escape(name) for name in names]
-    return Path(patiently(lambda: str(snapshot_download(repo, revision=commit, allow_patterns=patterns, token=client.secret, endpoint=client.endpoint, max_workers=WORKERS,
-                                                        tqdm_class=ByteBar)), f"downloading {repo}", client, repo))
+    return Path(
+        patiently(
+            lambda: str(
+                snapshot_download(
+                    repo,
+                    revision=commit,
+                    allow_patterns=patterns,
+                    token=client.secret,
+                    endpoint=client.endpoint,
+                    max_workers=WORKERS,
+                    tqdm_class=ByteBar,
+                )
+            ),
+            f"downloading {repo}",
+            client,
+            repo,
+        )
+    )
 
 
 def missing(seen: Look) -> list[RemoteFile]:
     """The files of a look that are not in huggingface_hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    return [file for file in seen.files if not isinstance(try_to_load_from_cache(seen.id, file.name, revision=seen.revision), str)]
+    return [
+        file
+        for file in seen.files
+        if not isinstance(try_to_load_from_cache(seen.id, file.name, revision=seen.revision), str)
+    ]
 
 
 def bytes_missing(seen: Look) -> int:
-    """Bytes that :func:`fetch` would download: what is there of a large file already is not counted."""
+    """Bytes that :func:`fetch` would download: what is there of a large file already is not
+    counted.
+    """
     from huggingface_hub import constants
 
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{seen.id.replace('/', '--')}" / "blobs"
     parts = {file.name: blobs / f"{file.sha256}.part" for file in seen.files}
-    return sum(file.bytes - (parts[file.name].stat().st_size if parts[file.name].is_file() else 0) for file in missing(seen))
+    return sum(
+        file.bytes - (parts[file.name].stat().st_size if parts[file.name].is_file() else 0)
+        for file in missing(seen)
+    )
 
 
 def same_disk(folder: Path) -> bool:
@@ -271,14 +423,24 @@ def same_disk(folder: Path) -> bool:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    return len({next(parent for parent in (path, *path.parents) if parent.exists()).stat().st_dev for path in (cache, folder)}) == 1
+    return (
+        len(
+            {
+                next(parent for parent in (path, *path.parents) if parent.exists()).stat().st_dev
+                for path in (cache, folder)
+            }
+        )
+        == 1
+    )
 
 
 def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
-    """Fetch the files of a look, check each one's size and hash, and return the folder and the sha256 by name.
+    """Fetch the files of a look, check each one's size and hash, and return the folder and the
+    sha256 by name.
 
-    What a killed download left of a large file is gone on with, and of other files removed; files that are complete are kept. Raises InputError (no room, no access),
-    CheckFailed (a file's bytes are not those the Hub lists: it is removed from the cache) or HubFailed.
+    What a killed download left of a large file is gone on with, and of other files removed; files
+    that are complete are kept. Raises InputError (no room, no access), CheckFailed (a file's bytes
+    are not those the Hub lists: it is removed from the cache) or HubFailed.
     """
     client = connect()
     from huggingface_hub import constants, try_to_load_from_cache
@@ -292,19 +454,41 @@ def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
         standing = next(parent for parent in (cache, *cache.parents) if parent.exists())
         needed, free = bytes_missing(seen), shutil.disk_usage(standing).free
         if needed > free:
-            raise InputError(f"downloading {seen.id} needs {needed / 1e9:.2f} GB in {cache}, {free / 1e9:.2f} GB are free. Free some space or set HF_HOME to a larger disk")
+            raise InputError(
+                f"downloading {seen.id} needs {needed / 1e9:.2f} GB in {cache}, {free / 1e9:.2f} GB"
+                " are free. Free some space or set HF_HOME to a larger disk"
+            )
         log.info("downloading %s: %d files, %.1f MB", seen.id, len(absent), needed / 1e6)
-        large = [(file.name, file.sha256, file.bytes) for file in absent if file.sha256 and file.bytes >= LARGE]
-        fetch_large(client, seen.id, seen.revision, large, cache / f"models--{seen.id.replace('/', '--')}")
-    folder = _download(client, seen.id, seen.revision, [file.name for file in seen.files]) if absent else Path(
-        str(try_to_load_from_cache(seen.id, seen.files[0].name, revision=seen.revision))).parent
+        large = [
+            (file.name, file.sha256, file.bytes)
+            for file in absent
+            if file.sha256 and file.bytes >= LARGE
+        ]
+        fetch_large(
+            client, seen.id, seen.revision, large, cache / f"models--{seen.id.replace('/', '--')}"
+        )
+    folder = (
+        _download(client, seen.id, seen.revision, [file.name for file in seen.files])
+        if absent
+        else Path(
+            str(try_to_load_from_cache(seen.id, seen.files[0].name, revision=seen.revision))
+        ).parent
+    )
     with ThreadPoolExecutor(max_workers=4) as pool:
-        hashes = dict(zip([file.name for file in seen.files], pool.map(lambda file: _verified(folder / file.name, file, seen), seen.files), strict=True))
+        hashes = dict(
+            zip(
+                [file.name for file in seen.files],
+                pool.map(lambda file: _verified(folder / file.name, file, seen), seen.files),
+                strict=True,
+            )
+        )
     return folder, hashes
 
 
 def _verified(path: Path, file: RemoteFile, seen: Look) -> str:
-    """The sha256 of a fetched file; if it is not what the Hub lists, the file is removed from the cache and CheckFailed raised."""
+    """The sha256 of a fetched file; if it is not what the Hub lists, the file is removed from the
+    cache and CheckFailed raised.
+    """
     from autoquant.source import sha256_of
 
     found = sha256_of(path)
@@ -313,12 +497,18 @@ def _verified(path: Path, file: RemoteFile, seen: Look) -> str:
     size = path.stat().st_size
     path.resolve().unlink()
     path.unlink(missing_ok=True)
-    raise CheckFailed(f"{seen.id}: {file.name} has arrived with {size:,} bytes and sha256 {found}, but the Hub lists {file.bytes:,} bytes"
-                      f"{' and ' + file.sha256 if file.sha256 else ''}. It was removed; run again to fetch it anew. If that does not help, the file on the Hub is damaged")
+    raise CheckFailed(
+        f"{seen.id}: {file.name} has arrived with {size:,} bytes and sha256 {found}, but the Hub"
+        f" lists {file.bytes:,} bytes{' and ' + file.sha256 if file.sha256 else ''}. It was"
+        " removed; run again to fetch it anew. If that does not help, the file on the Hub is"
+        " damaged"
+    )
 
 
 def _remove_leftovers(repo_cache: Path, files: Iterable[RemoteFile]) -> None:
-    """Remove what killed downloads have left of these files: huggingface_hub (1.27, 2.4) neither goes on with it nor removes it."""
+    """Remove what killed downloads have left of these files: huggingface_hub (1.27, 2.4) neither
+    goes on with it nor removes it.
+    """
     from filelock import FileLock, Timeout
 
     for file in files:

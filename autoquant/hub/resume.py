@@ -1,8 +1,10 @@
 """Going on with a large file where a killed process has stopped.
 
-huggingface_hub (1.27, 2.4) resumes a download within one call, but gives each call's unfinished file a name of its own and starts over
-after a kill. So large files are fetched here with the same library's ``http_get`` into a file with a lasting name, and then moved to
-where its cache looks for them (``blobs/<sha256>``). Files that come through Xet are left to the library: it fetches their pieces in parallel.
+huggingface_hub (1.27, 2.4) resumes a download within one call, but gives each call's unfinished
+file a name of its own and starts over after a kill. So large files are fetched here with the same
+library's ``http_get`` into a file with a lasting name, and then moved to where its cache looks for
+them (``blobs/<sha256>``). Files that come through Xet are left to the library: it fetches their
+pieces in parallel.
 """
 
 from __future__ import annotations
@@ -21,17 +23,29 @@ LARGE = 16 << 20  # bytes; below, starting over costs little (http_get keeps who
 AT_ONCE = 4
 
 
-def fetch_large(client: Client, repo: str, commit: str, files: list[tuple[str, str, int]], repo_cache: Path) -> None:
-    """Fetch files (name, sha256, bytes) into ``repo_cache/blobs``, going on with what is there. Their hashes are the caller's to check."""
+def fetch_large(
+    client: Client, repo: str, commit: str, files: list[tuple[str, str, int]], repo_cache: Path
+) -> None:
+    """Fetch files (name, sha256, bytes) into ``repo_cache/blobs``, going on with what is there.
+    Their hashes are the caller's to check.
+    """
+
     def one(file: tuple[str, str, int]) -> None:
         name, sha256, size = file
-        patiently(lambda: _fetch(client, repo, commit, name, sha256, size, repo_cache), f"downloading {name} of {repo}", client, repo)
+        patiently(
+            lambda: _fetch(client, repo, commit, name, sha256, size, repo_cache),
+            f"downloading {name} of {repo}",
+            client,
+            repo,
+        )
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(one, files))
 
 
-def _fetch(client: Client, repo: str, commit: str, name: str, sha256: str, size: int, repo_cache: Path) -> None:
+def _fetch(
+    client: Client, repo: str, commit: str, name: str, sha256: str, size: int, repo_cache: Path
+) -> None:
     from filelock import FileLock
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
@@ -40,11 +54,22 @@ def _fetch(client: Client, repo: str, commit: str, name: str, sha256: str, size:
 
     from autoquant.progress import ByteBar
 
-    found = get_hf_file_metadata(hf_hub_url(repo, name, revision=commit, endpoint=client.endpoint), token=client.secret, endpoint=client.endpoint)
-    if found.xet_file_data is not None and not constants.HF_HUB_DISABLE_XET and importlib.util.find_spec("hf_xet"):
+    found = get_hf_file_metadata(
+        hf_hub_url(repo, name, revision=commit, endpoint=client.endpoint),
+        token=client.secret,
+        endpoint=client.endpoint,
+    )
+    if (
+        found.xet_file_data is not None
+        and not constants.HF_HUB_DISABLE_XET
+        and importlib.util.find_spec("hf_xet")
+    ):
         return
     blob = repo_cache / "blobs" / sha256
-    part, lock = blob.with_name(f"{sha256}.part"), repo_cache.parent / ".locks" / repo_cache.name / f"{sha256}.lock"
+    part, lock = (
+        blob.with_name(f"{sha256}.part"),
+        repo_cache.parent / ".locks" / repo_cache.name / f"{sha256}.lock",
+    )
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # the library's own lock for this file
@@ -60,10 +85,22 @@ def _fetch(client: Client, repo: str, commit: str, name: str, sha256: str, size:
                 # a token goes to the Hub only, not to where it redirects
                 here = urlsplit(found.location).netloc == urlsplit(client.endpoint).netloc
                 try:
-                    http_get(found.location, out, resume_size=begun, headers=build_hf_headers(token=client.secret if here else False, library_name="autoquant"),
-                             expected_size=size, displayed_filename=name, tqdm_class=ByteBar)
+                    http_get(
+                        found.location,
+                        out,
+                        resume_size=begun,
+                        headers=build_hf_headers(
+                            token=client.secret if here else False, library_name="autoquant"
+                        ),
+                        expected_size=size,
+                        displayed_filename=name,
+                        tqdm_class=ByteBar,
+                    )
                 except HfHubHTTPError as error:
                     if status_of(error) == 403 and not here:
-                        raise ConnectionError("the signed address of the file has expired") from None  # the next try gets a new one
+                        # the next try gets a new one
+                        raise ConnectionError(
+                            "the signed address of the file has expired"
+                        ) from None
                     raise
         os.replace(part, blob)

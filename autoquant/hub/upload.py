@@ -1,4 +1,6 @@
-"""What an upload would do: whether it is allowed, before a run; and what is new, unchanged or foreign in a repository, after it."""
+"""What an upload would do: whether it is allowed, before a run; and what is new, unchanged or
+foreign in a repository, after it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Item:
-    """One file to be in a repository. ``state`` compares it with what is there: new, unchanged or changes."""
+    """One file to be in a repository. ``state`` compares it with what is there: new, unchanged or
+    changes.
+    """
 
     name: str
     content: Path | bytes
@@ -38,16 +42,22 @@ class Item:
         """Git's name of its content, for files small enough to be kept in git; else empty."""
         if self.bytes >= SMALL:
             return ""
-        return git_sha(self.content if isinstance(self.content, bytes) else self.content.read_bytes())
+        return git_sha(
+            self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        )
 
     def same_as(self, remote: RemoteFile) -> bool:
         """Whether a file on the Hub has this content."""
-        return remote.bytes == self.bytes and (remote.sha256 == self.sha256 if remote.sha256 else remote.blob == self.git_sha)
+        return remote.bytes == self.bytes and (
+            remote.sha256 == self.sha256 if remote.sha256 else remote.blob == self.git_sha
+        )
 
 
 @dataclass(frozen=True)
 class Target:
-    """One branch of one repository, and what it is to hold. ``head`` is its newest commit, None if it does not exist yet."""
+    """One branch of one repository, and what it is to hold. ``head`` is its newest commit, None if
+    it does not exist yet.
+    """
 
     repo: str
     branch: str
@@ -81,11 +91,33 @@ class UploadPlan:
         for target in self.targets:
             where = _where(target.repo, target.branch)
             how = "is there and is" if target.exists else "would be created,"
-            lines += [f"{where} ({how} {'private' if target.private else 'public'})",
-                      report.table(("file", "would be", "size", "sha256"), [(i.name, {"new": "added", "unchanged": "left as it is", "changes": "replaced"}[i.state],
-                                                                           report.size(i.bytes), i.sha256[:12]) for i in target.items], left=2), ""]
+            lines += [
+                f"{where} ({how} {'private' if target.private else 'public'})",
+                report.table(
+                    ("file", "would be", "size", "sha256"),
+                    [
+                        (
+                            i.name,
+                            {"new": "added", "unchanged": "left as it is", "changes": "replaced"}[
+                                i.state
+                            ],
+                            report.size(i.bytes),
+                            i.sha256[:12],
+                        )
+                        for i in target.items
+                    ],
+                    left=2,
+                ),
+                "",
+            ]
         due = [item for target in self.targets for item in target.due]
-        lines += [f"to send: {len(due)} file{'s' if len(due) != 1 else ''}, {report.size(sum(item.bytes for item in due))}", *(f"note: {note}" for note in self.notes)]
+        lines += [
+            (
+                f"to send: {len(due)} file{'s' if len(due) != 1 else ''},"
+                f" {report.size(sum(item.bytes for item in due))}"
+            ),
+            *(f"note: {note}" for note in self.notes),
+        ]
         return "\n".join(lines)
 
 
@@ -94,52 +126,100 @@ def step_of(repo: str, branch: str) -> str:
     return f"upload {repo}@{branch}"
 
 
-# --- before a run -------------------------------------------------------------------------------------------------------
+# --- before a run ---------------------------------------------------------------------------------
 
 
-def check(options: UploadOptions, source: Source, types: Sequence[str], known: Sequence[str], *, base_model: str = "", quiet: bool = False) -> Client:
-    """Test, before anything is downloaded, that the upload will be allowed: a token, its rights, and existing repositories' contents.
+def check(
+    options: UploadOptions,
+    source: Source,
+    types: Sequence[str],
+    known: Sequence[str],
+    *,
+    base_model: str = "",
+    quiet: bool = False,
+) -> Client:
+    """Test, before anything is downloaded, that the upload will be allowed: a token, its rights,
+    and existing repositories' contents.
 
-    ``types`` are the artifact types to be. ``known`` are the names of the journal's steps: a repository that this run's folder has uploaded to
-    may hold files. Logs what the licence asks, unless ``quiet``. Raises InputError.
+    ``types`` are the artifact types to be. ``known`` are the names of the journal's steps: a
+    repository that this run's folder has uploaded to may hold files. Logs what the licence asks,
+    unless ``quiet``. Raises InputError.
     """
     repo = options.upload
     if not licenses.is_repo_id(repo):
-        raise InputError(f"upload: {repo!r} is no repository; write owner/name, e.g. yourname/{source.name}-GGUF")
+        raise InputError(
+            f"upload: {repo!r} is no repository; write owner/name, e.g. yourname/{source.name}-GGUF"
+        )
     if offline():
         raise InputError("upload: HF_HUB_OFFLINE is set, and uploading needs the network")
     client = connect()
     if client.token is None:
-        raise InputError(f"upload: no token. Make one with write access at {client.endpoint}/settings/tokens; then, in Colab, store it as the secret HF_TOKEN "
-                         "(key symbol on the left) and let this notebook read it; elsewhere set the environment variable HF_TOKEN or run `hf auth login`")
+        raise InputError(
+            f"upload: no token. Make one with write access at {client.endpoint}/settings/tokens;"
+            " then, in Colab, store it as the secret HF_TOKEN (key symbol on the left) and let"
+            " this notebook read it; elsewhere set the environment variable HF_TOKEN or run `hf"
+            " auth login`"
+        )
     me = patiently(lambda: client.api.whoami(), "asking the Hub whose token this is", client)
     owner = repo.split("/")[0]
-    mine = [me["name"], *(org["name"] for org in me.get("orgs", ()) if org.get("roleInOrg") != "read")]
+    mine = [
+        me["name"],
+        *(org["name"] for org in me.get("orgs", ()) if org.get("roleInOrg") != "read"),
+    ]
     if owner not in mine:
-        raise InputError(f"upload: {client.who()} belongs to {me['name']}, who cannot write to {owner!r}; allowed: {', '.join(mine)}")
+        raise InputError(
+            f"upload: {client.who()} belongs to {me['name']}, who cannot write to {owner!r};"
+            f" allowed: {', '.join(mine)}"
+        )
     access = (me.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
-        raise InputError(f"upload: {client.who()} may only read. Make one with write access at {client.endpoint}/settings/tokens")
-    places = sorted({place(options, type) for type in types} | ({(repo, "main")} if options.layout == "branch-per-type" else set()))
-    if access.get("role") == "fineGrained" and not all(_may_write(access.get("fineGrained") or {}, owner, one) for one, _ in places):
-        raise InputError(f"upload: {client.who()} is fine-grained and has no write access to {owner}. Give it \"Write access to contents of all repos\" of {owner} "
-                         f"at {client.endpoint}/settings/tokens")
+        raise InputError(
+            f"upload: {client.who()} may only read. Make one with write access at"
+            f" {client.endpoint}/settings/tokens"
+        )
+    places = sorted(
+        {place(options, type) for type in types}
+        | ({(repo, "main")} if options.layout == "branch-per-type" else set())
+    )
+    if access.get("role") == "fineGrained" and not all(
+        _may_write(access.get("fineGrained") or {}, owner, one) for one, _ in places
+    ):
+        raise InputError(
+            f"upload: {client.who()} is fine-grained and has no write access to {owner}. Give it"
+            f' "Write access to contents of all repos" of {owner} at'
+            f" {client.endpoint}/settings/tokens"
+        )
     for one, branch in places:
         state = state_of(client, one, branch)
         if state is None:
             continue
-        patiently(lambda one=one: client.api.auth_check(one, write=True), f"testing write access to {one}", client, one)  # type: ignore[misc]
+        patiently(
+            lambda one=one: client.api.auth_check(one, write=True),
+            f"testing write access to {one}",
+            client,
+            one,
+        )  # type: ignore[misc]
         files = [name for name in state[1] if name != ".gitattributes"]
         if files and not options.overwrite and step_of(one, branch) not in known:
             some = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")
-            raise InputError(f"upload: {_where(one, branch)} is there already and holds files ({some}) that this folder has not put there. "
-                             "Name another repository, or pass overwrite=True (--overwrite) to replace files of the same name")
+            raise InputError(
+                f"upload: {_where(one, branch)} is there already and holds files ({some}) that this"
+                " folder has not put there. Name another repository, or pass overwrite=True"
+                " (--overwrite) to replace files of the same name"
+            )
         if options.private == "no" and state[2]:
             log.warning("upload: %s is there already and stays private", one)
         if private(options, source) and not state[2]:
-            why = "you ask for a private one" if options.private == "yes" else f"the source is {'gated' if source.gated else 'private'}"
-            raise InputError(f"upload: {one} is there already and public, but {why}. Make it private at {client.endpoint}/{one}/settings, name another, "
-                             "or pass private='no' (--private no)")
+            why = (
+                "you ask for a private one"
+                if options.private == "yes"
+                else f"the source is {'gated' if source.gated else 'private'}"
+            )
+            raise InputError(
+                f"upload: {one} is there already and public, but {why}. Make it private at"
+                f" {client.endpoint}/{one}/settings, name another, or pass private='no'"
+                " (--private no)"
+            )
     for note in notes(options, source, base_model) if not quiet else ():
         log.warning("upload: %s", note)
     return client
@@ -150,29 +230,44 @@ def _where(repo: str, branch: str) -> str:
 
 
 def _may_write(fine: dict[str, Any], owner: str, repo: str) -> bool:
-    """Whether a fine-grained token's scopes hold repo.write for the owner or the repository; true if the Hub does not tell."""
+    """Whether a fine-grained token's scopes hold repo.write for the owner or the repository; true
+    if the Hub does not tell.
+    """
     scopes = fine.get("scoped")
     if not isinstance(scopes, list):
         return True
-    return any("repo.write" in scope.get("permissions", ()) and str((scope.get("entity") or {}).get("name")) in (owner, repo) for scope in scopes)
+    return any(
+        "repo.write" in scope.get("permissions", ())
+        and str((scope.get("entity") or {}).get("name")) in (owner, repo)
+        for scope in scopes
+    )
 
 
 def notes(options: UploadOptions, source: Source, base_model: str = "") -> list[str]:
     """What to know before uploading: licence, gate, base model, visibility."""
     out = licenses.advice(source.license, gated=source.gated, name=source.license_name)
     if not licenses.is_repo_id(options.base_model or base_model or source.id):
-        out.append(f"{source.id} is a folder: the card will name no base model. If it is on the Hub, say which it is: base_model='owner/name' (--base-model)")
+        out.append(
+            f"{source.id} is a folder: the card will name no base model. If it is on the Hub, say"
+            " which it is: base_model='owner/name' (--base-model)"
+        )
     if private(options, source) and options.private == "auto":
-        out.append(f"a new repository will be private, because the source is {'gated' if source.gated else 'private'}; private='no' (--private no) makes it public")
+        out.append(
+            "a new repository will be private, because the source is"
+            f" {'gated' if source.gated else 'private'}; private='no' (--private no) makes it"
+            " public"
+        )
     return out
 
 
 def private(options: UploadOptions, source: Source) -> bool:
     """Whether a new repository is made private."""
-    return options.private == "yes" or (options.private == "auto" and (source.private or source.gated))
+    return options.private == "yes" or (
+        options.private == "auto" and (source.private or source.gated)
+    )
 
 
-# --- planning -----------------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 def place(options: UploadOptions, type: str) -> tuple[str, str]:
@@ -183,16 +278,24 @@ def place(options: UploadOptions, type: str) -> tuple[str, str]:
 
 
 def remote_name(options: UploadOptions, name: str) -> str:
-    """The name of an artifact's file in its repository: one that has a branch or a repository to itself does not lie in a folder of its own there."""
+    """The name of an artifact's file in its repository: one that has a branch or a repository to
+    itself does not lie in a folder of its own there.
+    """
     return name if options.layout == "one-repo" else name.rpartition("/")[2]
 
 
-def state_of(client: Client, repo: str, branch: str) -> tuple[str, dict[str, RemoteFile], bool] | None:
-    """A branch's newest commit, its files, and whether the repository is private; None if repository or branch is not there."""
+def state_of(
+    client: Client, repo: str, branch: str
+) -> tuple[str, dict[str, RemoteFile], bool] | None:
+    """A branch's newest commit, its files, and whether the repository is private; None if
+    repository or branch is not there.
+    """
     return patiently(lambda: ask_state(client, repo, branch), f"looking at {repo}", client, repo)
 
 
-def ask_state(client: Client, repo: str, branch: str) -> tuple[str, dict[str, RemoteFile], bool] | None:
+def ask_state(
+    client: Client, repo: str, branch: str
+) -> tuple[str, dict[str, RemoteFile], bool] | None:
     """The same, asked once."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -202,39 +305,81 @@ def ask_state(client: Client, repo: str, branch: str) -> tuple[str, dict[str, Re
         if status_of(error) == 401:  # the token is not accepted any more
             raise
         return None
-    files = {s.rfilename: RemoteFile(s.rfilename, int(s.size or 0), str(s.lfs.sha256) if s.lfs else "", str(s.blob_id or "")) for s in info.siblings or ()}
+    files = {
+        s.rfilename: RemoteFile(
+            s.rfilename, int(s.size or 0), str(s.lfs.sha256) if s.lfs else "", str(s.blob_id or "")
+        )
+        for s in info.siblings or ()
+    }
     return str(info.sha), files, bool(info.private)
 
 
-def _wanted(result: Result, options: UploadOptions, endpoint: str, card_text: str | None) -> dict[tuple[str, str], list[Item]]:
+def _wanted(
+    result: Result, options: UploadOptions, endpoint: str, card_text: str | None
+) -> dict[tuple[str, str], list[Item]]:
     """What each branch of each repository is to hold."""
     from autoquant import card
 
-    extras = [_item(result.folder / name) for name in result.extras if (result.folder / name).is_file()]
+    extras = [
+        _item(result.folder / name) for name in result.extras if (result.folder / name).is_file()
+    ]
     if not (result.folder / CARD).is_file():
-        raise InputError(f"{result.folder} has no {CARD} any more; run the same quantize command again to write it")
-    on_disk = card_text if card_text is not None else (result.folder / CARD).read_text(encoding="utf-8")
+        raise InputError(
+            f"{result.folder} has no {CARD} any more; run the same quantize command again to"
+            " write it"
+        )
+    on_disk = (
+        card_text if card_text is not None else (result.folder / CARD).read_text(encoding="utf-8")
+    )
     where = {artifact.type: place(options, artifact.type) for artifact in result.artifacts}
     wanted: dict[tuple[str, str], list[Item]] = {}
     for artifact in result.artifacts:
-        wanted.setdefault(where[artifact.type], []).extend(Item(remote_name(options, s.name), result.folder / s.name, s.bytes, s.sha256) for s in artifact.files)
+        wanted.setdefault(where[artifact.type], []).extend(
+            Item(remote_name(options, s.name), result.folder / s.name, s.bytes, s.sha256)
+            for s in artifact.files
+        )
     if options.layout == "one-repo":
         cards = {(options.upload, "main"): on_disk}
     else:
-        placed = [dataclasses.replace(a, files=tuple(dataclasses.replace(s, name=remote_name(options, s.name)) for s in a.files)) for a in result.artifacts]
-        cards = {where[a.type]: card.text(dataclasses.replace(result, artifacts=(a,))) for a in placed}
+        placed = [
+            dataclasses.replace(
+                a,
+                files=tuple(
+                    dataclasses.replace(s, name=remote_name(options, s.name)) for s in a.files
+                ),
+            )
+            for a in result.artifacts
+        ]
+        cards = {
+            where[a.type]: card.text(dataclasses.replace(result, artifacts=(a,))) for a in placed
+        }
         if options.layout == "branch-per-type":
-            links = {a.type: f"{endpoint}/{options.upload}/blob/{a.type}/" for a in result.artifacts}
-            cards[options.upload, "main"] = card.text(dataclasses.replace(result, artifacts=tuple(placed)), links=links)
+            links = {
+                a.type: f"{endpoint}/{options.upload}/blob/{a.type}/" for a in result.artifacts
+            }
+            cards[options.upload, "main"] = card.text(
+                dataclasses.replace(result, artifacts=tuple(placed)), links=links
+            )
             wanted.setdefault((options.upload, "main"), [])
     for key, said in cards.items():
         # a branch is not what a bare name leads to, unless the card says how to fetch one
-        text = card.at(said, key[0]) if options.layout != "branch-per-type" or "--revision" in said.partition(card.RUNNING)[2] else said
+        text = (
+            card.at(said, key[0])
+            if options.layout != "branch-per-type"
+            or "--revision" in said.partition(card.RUNNING)[2]
+            else said
+        )
         problems = licenses.card_problems(card.metadata(text))
         if problems:
-            raise InputError(f"{CARD}: the Hub would not take this card: {'; '.join(problems)}. Edit its first lines and upload again")
+            raise InputError(
+                f"{CARD}: the Hub would not take this card: {'; '.join(problems)}. Edit its first"
+                " lines and upload again"
+            )
         data = text.encode()
-        wanted[key] += [*(extra for extra in extras if extra.name != CARD), Item(CARD, data, len(data), hashlib.sha256(data).hexdigest())]
+        wanted[key] += [
+            *(extra for extra in extras if extra.name != CARD),
+            Item(CARD, data, len(data), hashlib.sha256(data).hexdigest()),
+        ]
     return wanted
 
 
@@ -247,11 +392,18 @@ def journaled(steps: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: record["facts"] for name, record in steps.items() if name.startswith("upload ")}
 
 
-def plan(client: Client, result: Result, options: UploadOptions, earlier: Mapping[str, dict[str, Any]], card_text: str | None = None) -> UploadPlan:
+def plan(
+    client: Client,
+    result: Result,
+    options: UploadOptions,
+    earlier: Mapping[str, dict[str, Any]],
+    card_text: str | None = None,
+) -> UploadPlan:
     """Compare what is to be there with what is there.
 
-    ``earlier`` are the facts of earlier uploads by step name, ``card_text`` a card to take instead of the folder's.
-    Raises InputError if a file on the Hub differs that neither this folder has put there nor ``overwrite`` allows to replace, or if the card's metadata are wrong.
+    ``earlier`` are the facts of earlier uploads by step name, ``card_text`` a card to take instead
+    of the folder's. Raises InputError if a file on the Hub differs that neither this folder has put
+    there nor ``overwrite`` allows to replace, or if the card's metadata are wrong.
     """
     targets, foreign, unlisted = [], [], []
     for (repo, branch), items in _wanted(result, options, client.endpoint, card_text).items():
@@ -269,14 +421,35 @@ def plan(client: Client, result: Result, options: UploadOptions, earlier: Mappin
                 judged.append(dataclasses.replace(item, state="changes"))
                 if (remote.sha256 or remote.blob) not in ours.get(item.name, ()):
                     foreign.append(f"{item.name} in {repo}")
-        unlisted += [name for name in sorted(set(ours) & set(there)) if name.endswith((".gguf", ".safetensors")) and name not in {item.name for item in items}]
+        unlisted += [
+            name
+            for name in sorted(set(ours) & set(there))
+            if name.endswith((".gguf", ".safetensors"))
+            and name not in {item.name for item in items}
+        ]
         exists = state is not None or state_of(client, repo, "main") is not None
-        targets.append(Target(repo, branch, exists, state[2] if state else private(options, result.source), state[0] if state else None, tuple(judged)))
+        targets.append(
+            Target(
+                repo,
+                branch,
+                exists,
+                state[2] if state else private(options, result.source),
+                state[0] if state else None,
+                tuple(judged),
+            )
+        )
     if foreign and not options.overwrite:
-        raise InputError(f"upload: {len(foreign)} file{'s' if len(foreign) != 1 else ''} on the Hub would be replaced that this folder has not put there: {', '.join(foreign[:4])}"
-                         f"{' …' if len(foreign) > 4 else ''}. Pass overwrite=True (--overwrite), or name another repository")
+        raise InputError(
+            f"upload: {len(foreign)} file{'s' if len(foreign) != 1 else ''} on the Hub would be"
+            " replaced that this folder has not put there:"
+            f" {', '.join(foreign[:4])}{' …' if len(foreign) > 4 else ''}. Pass overwrite=True"
+            " (--overwrite), or name another repository"
+        )
     more = []
     if unlisted:
-        more = [f"from earlier runs there are also {', '.join(unlisted)}, which stay, but this run's card does not list them: "
-                "name all types in one run to have them in one card (what is finished is not made again)"]
+        more = [
+            f"from earlier runs there are also {', '.join(unlisted)}, which stay, but this run's"
+            " card does not list them: name all types in one run to have them in one card (what is"
+            " finished is not made again)"
+        ]
     return UploadPlan(tuple(targets), (*notes(options, result.source, result.base_model), *more))

@@ -1,8 +1,9 @@
-"""Hugging Face folder -> GGUF with llama.cpp's own converter, planned first. Runs in a worker process.
+"""Hugging Face folder -> GGUF with llama.cpp's own converter, planned first. Runs in a worker
+process.
 
-One process imports torch and transformers once and does, in this order: look the architecture and the tokenizer up, write a
-header-only file (no weight is read), dry-run every asked type on it, compare token ids, refuse what cannot work or does not
-fit, and only then write the weights.
+One process imports torch and transformers once and does, in this order: look the architecture and
+the tokenizer up, write a header-only file (no weight is read), dry-run every asked type on it,
+compare token ids, refuse what cannot work or does not fit, and only then write the weights.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from autoquant.licenses import languages
 from autoquant.llama.types import nearest
 from autoquant.worker import Report
 
-# Digits, contractions, code, accents, scripts without spaces, emoji and runs of blanks: where pre-tokenizers differ.
+# Digits, contractions, code, accents, scripts without spaces, emoji and runs of blanks: where
+# pre-tokenizers differ.
 TOKENIZER_SAMPLE = (
-    "It was 1811, or 31415 days ago; they'd said: \"I'LL come, won't you?\"  He paid $3.50 (50%)...\n\n\n"
-    "def f(x):\n\treturn {'a': x**2, \"b\": [1, 22, 333, 4444]}  # comment\n    if x != 0 && y >= 10:\n"
-    "Ça coûte 12 €, naïve Übergröße, ağırlıklar, Ελληνικά, русский текст, हिन्दी, العربية, עברית\n"
-    "日本語のテキストと中文字符 한국어 ภาษาไทย 🚀🦙 ½ x² — “quotes” … \t end \r\n")
+    "It was 1811, or 31415 days ago; they'd said: \"I'LL come, won't you?\"  He paid $3.50"
+    " (50%)...\n\n\ndef f(x):\n\treturn {'a': x**2, \"b\": [1, 22, 333, 4444]}  # comment\n    if x"
+    " != 0 && y >= 10:\nÇa coûte 12 €, naïve Übergröße, ağırlıklar, Ελληνικά, русский текст,"
+    " हिन्दी, العربية, עברית\n日本語のテキストと中文字符 한국어 ภาษาไทย 🚀🦙 ½ x² — “quotes” … \t"
+    " end \r\n"
+)
 
 
 class _Stop(Exception):
@@ -35,7 +39,9 @@ class _Stop(Exception):
 
 
 class _FirstError(logging.Handler):
-    """Remembers the converter's error messages: some of its failures are a log line and sys.exit(1)."""
+    """Remembers the converter's error messages: some of its failures are a log line and
+    sys.exit(1).
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -47,8 +53,13 @@ class _FirstError(logging.Handler):
 
 
 def _write_header(writer: Any, path: Path) -> int:
-    """Write everything but the weights to ``path``, make it a sparse file of the full size, which is returned."""
-    total: int = sum(-(-info.nbytes // writer.data_alignment) * writer.data_alignment for info in writer.tensors[0].values())
+    """Write everything but the weights to ``path``, make it a sparse file of the full size, which
+    is returned.
+    """
+    total: int = sum(
+        -(-info.nbytes // writer.data_alignment) * writer.data_alignment
+        for info in writer.tensors[0].values()
+    )
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -59,7 +70,9 @@ def _write_header(writer: Any, path: Path) -> int:
 
 
 def _write_weights(writer: Any, header: Path, target: Path, report: Report | None) -> None:
-    """Write the whole file: the header's bytes as they are, then each tensor, computed as it is written (as write_tensors_to_file does)."""
+    """Write the whole file: the header's bytes as they are, then each tensor, computed as it is
+    written (as write_tensors_to_file does).
+    """
     tensors = list(writer.tensors[0].values())
     padded = [-(-info.nbytes // writer.data_alignment) * writer.data_alignment for info in tensors]
     with open(header, "rb") as file:
@@ -72,7 +85,10 @@ def _write_weights(writer: Any, header: Path, target: Path, report: Report | Non
             info.tensor.tofile(out)
             out.write(bytes(size - info.nbytes))
             if out.tell() != start + done + size:
-                raise OSError(f"wrote {out.tell() - start - done} bytes of a tensor of {info.nbytes} to {target}")
+                raise OSError(
+                    f"wrote {out.tell() - start - done} bytes of a tensor of {info.nbytes} to"
+                    f" {target}"
+                )
             info.tensor = None  # give its memory back
             done += size
             if report is not None:
@@ -83,11 +99,15 @@ def _pre_tokenizers(base: Any) -> list[str]:
     """The pre-tokenizer names the converter knows."""
     import inspect
 
-    return sorted(set(re.findall(r'res = "([^"]+)"', inspect.getsource(base.TextModel.get_vocab_base_pre))))
+    return sorted(
+        set(re.findall(r'res = "([^"]+)"', inspect.getsource(base.TextModel.get_vocab_base_pre)))
+    )
 
 
 def compare_tokens(model: str, header: str, text: str) -> str:
-    """Compare the source tokenizer's ids with the GGUF file's on a text; "" if equal, else where they part."""
+    """Compare the source tokenizer's ids with the GGUF file's on a text; "" if equal, else where
+    they part.
+    """
     from transformers import AutoTokenizer
 
     from autoquant.llama import library
@@ -98,23 +118,50 @@ def compare_tokens(model: str, header: str, text: str) -> str:
     ours = library.tokens_of(header, text)
     if ours == theirs:
         return ""
-    at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    return (f"token ids differ from the source tokenizer's at token {at} of {len(theirs)}: "
-            f"after {tokenizer.decode(theirs[max(0, at - 6):at])!r} it has {theirs[at:at + 4]}, GGUF {ours[at:at + 4]}")
+    at = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    return (
+        f"token ids differ from the source tokenizer's at token {at} of {len(theirs)}: after"
+        f" {tokenizer.decode(theirs[max(0, at - 6) : at])!r} it has {theirs[at : at + 4]}, GGUF"
+        f" {ours[at : at + 4]}"
+    )
 
 
-def convert(model: str, converter: str, header: str, target: str, *, outtype: str, name: str, pre_tokenizer: str, sample: str,
-            types: list[str], dry: dict[str, Any], room: int | None, need: dict[str, int], imatrix: bool,
-            imatrix_file: str = "", only_plan: bool = False, report: Report | None = None) -> dict[str, Any]:
-    """Plan, and unless ``only_plan``, write the GGUF file ``target`` with ``outtype`` (f32, f16, bf16, q8_0).
+def convert(
+    model: str,
+    converter: str,
+    header: str,
+    target: str,
+    *,
+    outtype: str,
+    name: str,
+    pre_tokenizer: str,
+    sample: str,
+    types: list[str],
+    dry: dict[str, Any],
+    room: int | None,
+    need: dict[str, int],
+    imatrix: bool,
+    imatrix_file: str = "",
+    only_plan: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Plan, and unless ``only_plan``, write the GGUF file ``target`` with ``outtype`` (f32, f16,
+    bf16, q8_0).
 
-    ``header`` is where the header-only file is left. ``imatrix_file`` is a given importance matrix. ``room`` are the free bytes, ``need`` the bytes needed beside the types
-    (``{"other": …, "intermediate": 0 or 1}``). Returns ``plans`` (see :func:`autoquant.llama.library.dry_run`),
+    ``header`` is where the header-only file is left. ``imatrix_file`` is a given importance matrix.
+    ``room`` are the free bytes, ``need`` the bytes needed beside the types (``{"other": …,
+    "intermediate": 0 or 1}``). Returns ``plans`` (see :func:`autoquant.llama.library.dry_run`),
     ``intermediate`` (bytes of the converted file), ``tokens`` ("" or how the token ids differ).
 
-    Raises InputError for an unknown architecture or pre-tokenizer, a type that cannot be, needs an imatrix or does not fit.
+    Raises InputError for an unknown architecture or pre-tokenizer, a type that cannot be, needs an
+    imatrix or does not fit.
     """
-    gc.disable()  # imports of torch and transformers make millions of objects that stay: looking through them takes a sixth of the time
+    # imports of torch and transformers make millions of objects that stay: looking through them
+    # takes a sixth of the time
+    gc.disable()
     sys.path.insert(0, converter)
     with trace.library("import the converter and torch"):
         import convert_hf_to_gguf as script
@@ -129,7 +176,9 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
     read_card = Metadata.load_model_card
 
     def load_model_card(model_path: Path | None = None) -> dict[str, Any]:
-        """The converter fails on a card that is no YAML, and on one that lists Norwegian ("no", which YAML reads as false)."""
+        """The converter fails on a card that is no YAML, and on one that lists Norwegian ("no",
+        which YAML reads as false).
+        """
         try:
             card = dict(read_card(model_path))
         except yaml.YAMLError:
@@ -147,8 +196,20 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
             self.prepare_tensors()
             self.prepare_metadata(vocab_only=False)
         result["intermediate"] = _write_header(self.gguf_writer, Path(header))
-        _judge(model, header, types=types, dry=dry, room=room, need=need, imatrix=imatrix, imatrix_file=imatrix_file, assumed=pre_tokenizer, sample=sample, result=result,
-               known=lambda: _pre_tokenizers(base))
+        _judge(
+            model,
+            header,
+            types=types,
+            dry=dry,
+            room=room,
+            need=need,
+            imatrix=imatrix,
+            imatrix_file=imatrix_file,
+            assumed=pre_tokenizer,
+            sample=sample,
+            result=result,
+            known=lambda: _pre_tokenizers(base),
+        )
         if only_plan:
             raise _Stop
         gc.enable()
@@ -160,7 +221,16 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
     base.ModelBase.write = write
     if pre_tokenizer:
         base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
-    sys.argv = ["convert_hf_to_gguf.py", model, "--outfile", target, "--outtype", outtype, "--model-name", name]
+    sys.argv = [
+        "convert_hf_to_gguf.py",
+        model,
+        "--outfile",
+        target,
+        "--outtype",
+        outtype,
+        "--model-name",
+        name,
+    ]
     try:
         script.main()
     except _Stop:
@@ -173,13 +243,27 @@ def convert(model: str, converter: str, header: str, target: str, *, outtype: st
         said = " ".join(errors.messages) or "no reason given"
         match = re.search(r"Model (\S+) is not supported", said)
         if match:
-            raise InputError(f"llama.cpp's converter does not know the architecture {match[1]!r}; nearest of the {len(TEXT_MODEL_MAP)} it knows: "
-                             f"{', '.join(nearest(match[1], tuple(TEXT_MODEL_MAP)))}") from None
+            raise InputError(
+                f"llama.cpp's converter does not know the architecture {match[1]!r}; nearest of the"
+                f" {len(TEXT_MODEL_MAP)} it knows:"
+                f" {', '.join(nearest(match[1], tuple(TEXT_MODEL_MAP)))}"
+            ) from None
         raise ProcessFailed(f"llama.cpp's converter gave up: {said}") from None
-    except (ValueError, KeyError, AssertionError, RuntimeError, TypeError, AttributeError, IndexError) as error:
-        # whatever the converter stumbles over in config or tokenizer files; the traceback is in the log
+    except (
+        ValueError,
+        KeyError,
+        AssertionError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        # whatever the converter stumbles over in config or tokenizer files; the traceback is in the
+        # log
         logging.getLogger(__name__).exception("converter failed")
-        raise ProcessFailed(f"llama.cpp's converter failed on {model}: {type(error).__name__}: {error}") from None
+        raise ProcessFailed(
+            f"llama.cpp's converter failed on {model}: {type(error).__name__}: {error}"
+        ) from None
     return result
 
 
@@ -191,14 +275,36 @@ def _unknown_pre_tokenizer(model: str, name: str, known: list[str]) -> str:
     if path.is_file():
         spec = json.loads(path.read_text(encoding="utf-8")).get("pre_tokenizer") or {}
         parts = spec.get("pretokenizers") or [spec]
-        described = " (its tokenizer.json says: " + ", ".join(str(part.get("type")) for part in parts) + ")"
-    some = [one for one in ("gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "smollm") if one in known or one == "gpt-2"]
-    return (f"llama.cpp does not know the pre-tokenizer of {name}{described}. If it splits text like a known one, name that: "
-            f"pre_tokenizer={some[0]!r} (--pre-tokenizer {some[0]}), or {', '.join(some[1:])} …; token ids are then compared before anything is written")
+        described = (
+            " (its tokenizer.json says: " + ", ".join(str(part.get("type")) for part in parts) + ")"
+        )
+    some = [
+        one
+        for one in ("gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "smollm")
+        if one in known or one == "gpt-2"
+    ]
+    return (
+        f"llama.cpp does not know the pre-tokenizer of {name}{described}. If it splits text like a"
+        f" known one, name that: pre_tokenizer={some[0]!r} (--pre-tokenizer {some[0]}), or"
+        f" {', '.join(some[1:])} …; token ids are then compared before anything is written"
+    )
 
 
-def _judge(model: str, header: str, *, types: list[str], dry: dict[str, Any], room: int | None, need: dict[str, int], imatrix: bool, imatrix_file: str, assumed: str,
-           sample: str, result: dict[str, Any], known: Callable[[], list[str]]) -> None:
+def _judge(
+    model: str,
+    header: str,
+    *,
+    types: list[str],
+    dry: dict[str, Any],
+    room: int | None,
+    need: dict[str, int],
+    imatrix: bool,
+    imatrix_file: str,
+    assumed: str,
+    sample: str,
+    result: dict[str, Any],
+    known: Callable[[], list[str]],
+) -> None:
     """Dry-run the types and compare token ids; refuse what cannot work. Fills ``result``."""
     from autoquant.llama import library
 
@@ -210,25 +316,54 @@ def _judge(model: str, header: str, *, types: list[str], dry: dict[str, Any], ro
         result["tokens"] = compare_tokens(model, header, TOKENIZER_SAMPLE + sample)
     except ProcessFailed as error:
         if assumed and "pre-tokenizer" in str(error):
-            raise InputError(f"pre_tokenizer: llama.cpp has none called {assumed!r}; it has: {', '.join(nearest(assumed, tuple(known())) or known())}") from None
+            raise InputError(
+                f"pre_tokenizer: llama.cpp has none called {assumed!r}; it has:"
+                f" {', '.join(nearest(assumed, tuple(known())) or known())}"
+            ) from None
         raise
     if assumed and result["tokens"]:
-        raise InputError(f"pre_tokenizer: {assumed!r} is not right for this model: {result['tokens']}. Try another: {', '.join(known()[:12])} …")
+        raise InputError(
+            f"pre_tokenizer: {assumed!r} is not right for this model: {result['tokens']}. Try"
+            f" another: {', '.join(known()[:12])} …"
+        )
     if room is not None:
-        refuse(plans, intermediate=need["intermediate"] * result["intermediate"], other=need["other"], room=room, imatrix=imatrix)
+        refuse(
+            plans,
+            intermediate=need["intermediate"] * result["intermediate"],
+            other=need["other"],
+            room=room,
+            imatrix=imatrix,
+        )
 
 
-def refuse(plans: list[dict[str, Any]], *, intermediate: int, other: int, room: int, imatrix: bool, finished: set[str] | None = None) -> None:
-    """Raise InputError for types that cannot be made, need an imatrix, or do not fit into ``room`` bytes beside the rest."""
+def refuse(
+    plans: list[dict[str, Any]],
+    *,
+    intermediate: int,
+    other: int,
+    room: int,
+    imatrix: bool,
+    finished: set[str] | None = None,
+) -> None:
+    """Raise InputError for types that cannot be made, need an imatrix, or do not fit into ``room``
+    bytes beside the rest.
+    """
     for plan in plans:
         if "impossible" in plan:
-            raise InputError(f"types: {plan['type']} cannot be made from this model: {plan['impossible']}")
+            raise InputError(
+                f"types: {plan['type']} cannot be made from this model: {plan['impossible']}"
+            )
         if plan["needs_imatrix"] and not imatrix:
-            raise InputError(f"types: {plan['type']} needs an importance matrix for this model: add imatrix='builtin' (--imatrix builtin) or name a text file")
+            raise InputError(
+                f"types: {plan['type']} needs an importance matrix for this model: add"
+                " imatrix='builtin' (--imatrix builtin) or name a text file"
+            )
     due = [plan for plan in plans if plan["type"] not in (finished or set())]
     needed = other + intermediate + sum(plan["bytes"] for plan in due)
     if needed > room:
         listed = ", ".join(f"{plan['type']} {plan['bytes'] / 1e9:.3f} GB" for plan in due)
-        raise InputError(f"not enough room on the disk: {needed / 1e9:.3f} GB are needed ({listed}, intermediate file {intermediate / 1e9:.3f} GB), "
-                         f"{room / 1e9:.3f} GB are free. Ask for fewer or smaller types, or name another folder")
-
+        raise InputError(
+            f"not enough room on the disk: {needed / 1e9:.3f} GB are needed ({listed}, intermediate"
+            f" file {intermediate / 1e9:.3f} GB), {room / 1e9:.3f} GB are free. Ask for fewer or"
+            " smaller types, or name another folder"
+        )

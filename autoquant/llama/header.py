@@ -1,4 +1,6 @@
-"""A GGUF file's header through ggml's own gguf_* functions (gguf-py's reader takes seconds on a large vocabulary)."""
+"""A GGUF file's header through ggml's own gguf_* functions (gguf-py's reader takes seconds on a
+large vocabulary).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class _Params(C.Structure):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor: ggml type name (Q4_K …), shape with the row length first (ggml's order), place and bytes in the file."""
+    """One tensor: ggml type name (Q4_K …), shape with the row length first (ggml's order), place
+    and bytes in the file.
+    """
 
     name: str
     type: str
@@ -41,24 +45,39 @@ class Tensor:
 
 
 class Header:
-    """``tensors`` by name, ``data_offset``, ``alignment``, and :meth:`get` for single values. Raises ValueError if it is no GGUF file."""
+    """``tensors`` by name, ``data_offset``, ``alignment``, and :meth:`get` for single values.
+    Raises ValueError if it is no GGUF file.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        context = function("gguf_init_from_file", C.c_void_p, C.c_char_p, _Params)(str(path).encode(), _Params(True, None))
+        context = function("gguf_init_from_file", C.c_void_p, C.c_char_p, _Params)(
+            str(path).encode(), _Params(True, None)
+        )
         if not context:
             raise ValueError("not a complete GGUF header")
         self._context = context
         of, at = (C.c_void_p,), (C.c_void_p, C.c_int64)
         self.data_offset = int(function("gguf_get_data_offset", C.c_size_t, *of)(context))
         self.alignment = int(function("gguf_get_alignment", C.c_size_t, *of)(context))
-        name, kind = function("gguf_get_tensor_name", C.c_char_p, *at), function("gguf_get_tensor_type", C.c_int, *at)
-        shape, offset = function("gguf_get_tensor_ne", C.POINTER(C.c_int64), *at), function("gguf_get_tensor_offset", C.c_size_t, *at)
+        name, kind = (
+            function("gguf_get_tensor_name", C.c_char_p, *at),
+            function("gguf_get_tensor_type", C.c_int, *at),
+        )
+        shape, offset = (
+            function("gguf_get_tensor_ne", C.POINTER(C.c_int64), *at),
+            function("gguf_get_tensor_offset", C.c_size_t, *at),
+        )
         size = function("gguf_get_tensor_size", C.c_size_t, *at)
         self.tensors: dict[str, Tensor] = {}
         for i in range(function("gguf_get_n_tensors", C.c_int64, *of)(context)):
-            tensor = Tensor(name(context, i).decode(), gguf.GGMLQuantizationType(kind(context, i)).name, tuple(shape(context, i)[:4]),
-                            self.data_offset + int(offset(context, i)), int(size(context, i)))
+            tensor = Tensor(
+                name(context, i).decode(),
+                gguf.GGMLQuantizationType(kind(context, i)).name,
+                tuple(shape(context, i)[:4]),
+                self.data_offset + int(offset(context, i)),
+                int(size(context, i)),
+            )
             self.tensors[tensor.name] = tensor
 
     def __del__(self) -> None:
@@ -67,20 +86,34 @@ class Header:
 
     def get(self, key: str, kind: str = "str") -> Any:
         """The value of a key (``kind``: str, u16, u32 …), or None if it is not there."""
-        index = function("gguf_find_key", C.c_int64, C.c_void_p, C.c_char_p)(self._context, key.encode())
+        index = function("gguf_find_key", C.c_int64, C.c_void_p, C.c_char_p)(
+            self._context, key.encode()
+        )
         if index < 0:
             return None
         result = {"str": C.c_char_p, "u16": C.c_uint16, "u32": C.c_uint32}[kind]
-        value = function(f"gguf_get_val_{kind}", result, C.c_void_p, C.c_int64)(self._context, index)
+        value = function(f"gguf_get_val_{kind}", result, C.c_void_p, C.c_int64)(
+            self._context, index
+        )
         return value.decode() if isinstance(value, bytes) else int(value)
 
     def rows(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
         """The tensor's bytes, one row of the matrix a row, mapped from the file."""
         rows = tensor.elements // tensor.shape[0]
-        return np.memmap(self.path, dtype=np.uint8, mode="r", offset=tensor.offset, shape=(rows, tensor.bytes // rows))
+        return np.memmap(
+            self.path,
+            dtype=np.uint8,
+            mode="r",
+            offset=tensor.offset,
+            shape=(rows, tensor.bytes // rows),
+        )
 
-    def values(self, tensor: Tensor, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
-        """Dequantized rows [n, shape[0]]. Raises NotImplementedError for formats gguf-py cannot read."""
+    def values(
+        self, tensor: Tensor, rows: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Dequantized rows [n, shape[0]]. Raises NotImplementedError for formats gguf-py cannot
+        read.
+        """
         raw = self.rows(tensor)
         raw = raw if rows is None else raw[rows]
         kind = gguf.GGMLQuantizationType[tensor.type]

@@ -1,4 +1,6 @@
-"""Every method, written out by hand. Adding one: a file here, a line in METHODS, a notebook, a CHANGELOG line."""
+"""Every method, written out by hand. Adding one: a file here, a line in METHODS, a notebook, a
+CHANGELOG line.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method hands back: its artifacts, the unquantized file if one lies around until the run ends, and files to go with the artifacts."""
+    """What a method hands back: its artifacts, the unquantized file if one lies around until the
+    run ends, and files to go with the artifacts.
+    """
 
     artifacts: tuple[Artifact, ...]
     unquantized: Path | None
@@ -28,10 +32,12 @@ class Made:
 
 @dataclass(frozen=True)
 class Facts:
-    """What somebody asks who chooses a method: a row of the table of all methods (``autoquant methods``, docs/methods.md).
+    """What somebody asks who chooses a method: a row of the table of all methods (``autoquant
+    methods``, docs/methods.md).
 
-    ``bits`` a weight that are offered; ``calibration``: whether it looks at text; ``gpu_to_quantize`` and ``gpu_to_run``: whether it needs one; ``runtimes`` that load
-    the files. The table's figures are in measured.json, which ``bench/methods.py`` writes.
+    ``bits`` a weight that are offered; ``calibration``: whether it looks at text;
+    ``gpu_to_quantize`` and ``gpu_to_run``: whether it needs one; ``runtimes`` that load the files.
+    The table's figures are in measured.json, which ``bench/methods.py`` writes.
     """
 
     bits: str
@@ -43,8 +49,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Beside:
-    """What a method's notebook makes beside a run, to set quality against size: names by ``default``; ``read`` gives a name as it is written, or raises ValueError or
-    InputError; ``kind`` is what they are."""
+    """What a method's notebook makes beside a run, to set quality against size: names by
+    ``default``; ``read`` gives a name as it is written, or raises ValueError or InputError;
+    ``kind`` is what they are.
+    """
 
     default: tuple[str, ...]
     read: Callable[[str], str]
@@ -53,6 +61,7 @@ class Beside:
 
 def one_of(*allowed: str) -> Callable[[str], str]:
     """For :class:`Beside`: a name that is one of a few."""
+
     def read(value: str) -> str:
         if value not in allowed:
             raise ValueError(f"{value!r} is not allowed; allowed: {', '.join(allowed)}")
@@ -65,14 +74,17 @@ def one_of(*allowed: str) -> Callable[[str], str]:
 class Method:
     """All the rest of the package knows about a method.
 
-    ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder" (transformers). ``settle`` fills in
-    what options leave to the source; ``check`` looks at
-    the options against the source and raises InputError within a second; ``plan`` takes some seconds; ``quantize`` works.
-    ``variants`` are the artifact types that options will make. ``demo`` are the options that suit the embedded model, ``survey``
-    gives those that make a plan show everything, beside the ones that are given. ``environment`` are the worker processes' variables.
-    ``machine`` refuses a machine that cannot do it, unless the run's folder has all that is asked for.
-    ``lighter`` are defaults of its notebook, where its own would keep a CPU busy for long: Run All is a try. ``beside`` is what the notebook makes beside a run.
-    ``facts`` are for the table of all methods. ``prepare`` fetches beforehand what the method needs beside its packages, with a log of its own.
+    ``kind`` is how its artifacts are run for measuring: "gguf" (llama.cpp) or "folder"
+    (transformers). ``settle`` fills in what options leave to the source; ``check`` looks at the
+    options against the source and raises InputError within a second; ``plan`` takes some seconds;
+    ``quantize`` works. ``variants`` are the artifact types that options will make. ``demo`` are the
+    options that suit the embedded model, ``survey`` gives those that make a plan show everything,
+    beside the ones that are given. ``environment`` are the worker processes' variables. ``machine``
+    refuses a machine that cannot do it, unless the run's folder has all that is asked for.
+    ``lighter`` are defaults of its notebook, where its own would keep a CPU busy for long: Run All
+    is a try. ``beside`` is what the notebook makes beside a run. ``facts`` are for the table of all
+    methods. ``prepare`` fetches beforehand what the method needs beside its packages, with a log of
+    its own.
     """
 
     name: str
@@ -103,15 +115,29 @@ class Method:
 def _methods() -> dict[str, Method]:
     from autoquant.methods import awq, bitsandbytes, exl2, gguf, gptq, hqq, w8a8
 
-    return {method.name: method for method in (gguf.METHOD, gptq.METHOD, exl2.METHOD, awq.METHOD, hqq.METHOD, bitsandbytes.METHOD, w8a8.METHOD)}
+    return {
+        method.name: method
+        for method in (
+            gguf.METHOD,
+            gptq.METHOD,
+            exl2.METHOD,
+            awq.METHOD,
+            hqq.METHOD,
+            bitsandbytes.METHOD,
+            w8a8.METHOD,
+        )
+    }
 
 
 METHODS = _methods()
 
 
 def measured() -> dict[str, dict[str, Any]]:
-    """Figures of each method at its defaults, by its name, as bench/methods.py has measured them: ``type``, ``bits_per_weight`` at the shapes of Llama-3.1-8B, and of the embedded
-    model ``kl_mean`` (nats a token) and ``agreement`` (share of same top tokens). A method that has not been measured is not in it."""
+    """Figures of each method at its defaults, by its name, as bench/methods.py has measured them:
+    ``type``, ``bits_per_weight`` at the shapes of Llama-3.1-8B, and of the embedded model
+    ``kl_mean`` (nats a token) and ``agreement`` (share of same top tokens). A method that has not
+    been measured is not in it.
+    """
     import json
 
     return dict(json.loads(Path(__file__).with_name("measured.json").read_text(encoding="utf-8")))

@@ -30,10 +30,21 @@ class HqqOptions(MethodOptions):
 
     main: ClassVar[tuple[str, ...]] = ("bits", "group_size", "axis", "evaluate", "upload")
 
-    bits: int = option(4, "bits a weight: 8, 4, 3, 2 or 1; below 4 take groups of 16", metavar="1|2|3|4|8")
-    group_size: int = option(AUTO, "weights that share a scale and a zero point, which take 32 bits: 8 to 256, or -1 (a whole row, or column with axis 0). "
-                             "0 takes 64, or the largest below that fits every layer", metavar="0|-1|8|16|32|64|128|256")
-    axis: int = option(1, "how weights are grouped: 1 along the inputs of an output, which fast kernels need; 0 across outputs; their losses hardly differ", metavar="0|1")
+    bits: int = option(
+        4, "bits a weight: 8, 4, 3, 2 or 1; below 4 take groups of 16", metavar="1|2|3|4|8"
+    )
+    group_size: int = option(
+        AUTO,
+        "weights that share a scale and a zero point, which take 32 bits: 8 to 256, or -1 (a whole"
+        " row, or column with axis 0). 0 takes 64, or the largest below that fits every layer",
+        metavar="0|-1|8|16|32|64|128|256",
+    )
+    axis: int = option(
+        1,
+        "how weights are grouped: 1 along the inputs of an output, which fast kernels need; 0"
+        " across outputs; their losses hardly differ",
+        metavar="0|1",
+    )
 
     @field_validator("bits")
     @classmethod
@@ -43,7 +54,9 @@ class HqqOptions(MethodOptions):
     @field_validator("group_size")
     @classmethod
     def _group(cls, value: int) -> int:
-        return folders.choice(value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)")
+        return folders.choice(
+            value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)"
+        )
 
     @field_validator("axis")
     @classmethod
@@ -57,7 +70,9 @@ class HqqOptions(MethodOptions):
 
 
 def grouped(shape: tuple[int, int], options: HqqOptions, size: int) -> tuple[int, int, int]:
-    """Rows and columns of a layer's matrix [outputs, inputs] as it is reshaped for grouping, and how many groups there are."""
+    """Rows and columns of a layer's matrix [outputs, inputs] as it is reshaped for grouping, and
+    how many groups there are.
+    """
     if size == -1:
         size = shape[1] if options.axis else shape[0]
     groups = shape[0] * shape[1] // size
@@ -65,10 +80,15 @@ def grouped(shape: tuple[int, int], options: HqqOptions, size: int) -> tuple[int
 
 
 def misfits(layers: Mapping[str, tuple[int, int]], options: HqqOptions, size: int) -> list[str]:
-    """The layers that a group size does not divide, or whose rows do not come out even in bytes (hqq would lose the last ones)."""
+    """The layers that a group size does not divide, or whose rows do not come out even in bytes
+    (hqq would lose the last ones).
+    """
+
     def fits(shape: tuple[int, int]) -> bool:
         even = 1 if options.bits == 3 else 8 // options.bits
-        return (size == -1 or (shape[1] if options.axis else shape[0] * shape[1]) % size == 0) and grouped(shape, options, size)[0] % even == 0
+        return (
+            size == -1 or (shape[1] if options.axis else shape[0] * shape[1]) % size == 0
+        ) and grouped(shape, options, size)[0] % even == 0
 
     return [name for name, shape in layers.items() if not fits(shape)]
 
@@ -79,7 +99,13 @@ def settle(source: Source, options: HqqOptions) -> HqqOptions:
         return options
     sizes = sorted((size for size in GROUP_SIZES if 0 < size <= DEFAULT_GROUP), reverse=True)
     layers = folders.linears(source)
-    return options.model_copy(update={"group_size": next((size for size in sizes if not misfits(layers, options, size)), DEFAULT_GROUP)})
+    return options.model_copy(
+        update={
+            "group_size": next(
+                (size for size in sizes if not misfits(layers, options, size)), DEFAULT_GROUP
+            )
+        }
+    )
 
 
 def check(source: Source, options: HqqOptions) -> None:
@@ -88,18 +114,31 @@ def check(source: Source, options: HqqOptions) -> None:
     odd = misfits(layers, options, options.group_size)
     if odd:
         fit = [str(size) for size in GROUP_SIZES if not misfits(layers, options, size)]
-        named = ", ".join(f"{name} ({layers[name][1]} inputs, {layers[name][0]} outputs)" for name in odd[:3])
-        raise InputError(f"group_size: {options.group_size} with axis {options.axis} and {options.bits} bits does not fit {len(odd)} of {len(layers)} layers: {named}"
-                         f"{' …' if len(odd) > 3 else ''}. Sizes that fit this model: {', '.join(fit) or 'none'}")
+        named = ", ".join(
+            f"{name} ({layers[name][1]} inputs, {layers[name][0]} outputs)" for name in odd[:3]
+        )
+        raise InputError(
+            f"group_size: {options.group_size} with axis {options.axis} and {options.bits} bits"
+            f" does not fit {len(odd)} of {len(layers)} layers:"
+            f" {named}{' …' if len(odd) > 3 else ''}. Sizes that fit this model:"
+            f" {', '.join(fit) or 'none'}"
+        )
 
 
 def size(source: Source, options: HqqOptions) -> int:
-    """The size to be: codes, float16 scales and zero points and some single values of each layer, and 16 bits for all else."""
+    """The size to be: codes, float16 scales and zero points and some single values of each layer,
+    and 16 bits for all else.
+    """
     layers = folders.linears(source)
     total = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
     for shape in layers.values():
         rows, columns, groups = grouped(shape, options, options.group_size)
-        codes = 4 * -(-rows // 10) * columns if options.bits == 3 else rows * columns * options.bits // 8  # ten codes of 3 bits in a word of 32
+        # ten codes of 3 bits in a word of 32
+        codes = (
+            4 * -(-rows // 10) * columns
+            if options.bits == 3
+            else rows * columns * options.bits // 8
+        )
         total += codes + 4 * groups + VALUES
     return total
 
@@ -107,33 +146,66 @@ def size(source: Source, options: HqqOptions) -> int:
 def plan(source: Source, options: HqqOptions, out: Path) -> Plan:
     """The size to be, from the headers alone."""
     check(source, options)
-    return folders.plan("hqq", source, out, type=options.type, size=size(source, options), memory=folders.memory_whole(source))
+    return folders.plan(
+        "hqq",
+        source,
+        out,
+        type=options.type,
+        size=size(source, options),
+        memory=folders.memory_whole(source),
+    )
 
 
 def quantize(snapshot: Snapshot, options: HqqOptions, run: RunFolder) -> Made:
-    """Quantize and verify, unless the journal knows it as done. The run's folder becomes the model's folder."""
+    """Quantize and verify, unless the journal knows it as done. The run's folder becomes the
+    model's folder.
+    """
     group_size = None if options.group_size == -1 else options.group_size
     wanted = hqq_format.block(options.bits, group_size, options.axis, [])
-    return folders.quantize(snapshot, options, run, Recipe(
-        type=options.type, target="autoquant.quantizers:hqq", settings={"bits": options.bits, "group_size": options.group_size, "axis": options.axis},
-        algorithm=f"HQQ (hqq {environments.version('hqq')})", file_format="hqq in safetensors", bits=options.bits, calibrates=False, environment="hqq",
-        wanted={name: wanted[name] for name in ("quant_method", "quant_config")}, imports=("hqq.core.quantize",), advice=ADVICE))
+    return folders.quantize(
+        snapshot,
+        options,
+        run,
+        Recipe(
+            type=options.type,
+            target="autoquant.quantizers:hqq",
+            settings={"bits": options.bits, "group_size": options.group_size, "axis": options.axis},
+            algorithm=f"HQQ (hqq {environments.version('hqq')})",
+            file_format="hqq in safetensors",
+            bits=options.bits,
+            calibrates=False,
+            environment="hqq",
+            wanted={name: wanted[name] for name in ("quant_method", "quant_config")},
+            imports=("hqq.core.quantize",),
+            advice=ADVICE,
+        ),
+    )
 
 
 def who_for(type: str) -> str:
     """One line: when to take this type."""
-    return {"8": "practically lossless, at half the size", "4": "the usual choice", "3": "when 4 bits do not fit; takes 3.2 bits, ten codes in 32",
-            "2": "experiments; small groups", "1": "experiments: weights move by about their own size"}[type[0]]
+    return {
+        "8": "practically lossless, at half the size",
+        "4": "the usual choice",
+        "3": "when 4 bits do not fit; takes 3.2 bits, ten codes in 32",
+        "2": "experiments; small groups",
+        "1": "experiments: weights move by about their own size",
+    }[type[0]]
 
 
 def how_to_run(result: Result) -> str:
     """The card's section on running the model."""
     more = ""
     if any(artifact.type == "4bit-64g" for artifact in result.artifacts):
-        more = " vLLM's `hqq_marlin` reads this layout for 4 bits in groups of 64 along axis 1, as here; that was not tried."
-    return f"""**Not with transformers 5**, which fills the quantized layers with random numbers and says so only in its log. These files are loaded by
-`autoquant.hqq_format`, which makes an ordinary transformers model with the layers of [hqq](https://github.com/mobiusml/hqq) in it; nothing in the files is pickled, and nothing
-in them is run. Give the name of the repository that holds these files for `MODEL`.
+        more = (
+            " vLLM's `hqq_marlin` reads this layout for 4 bits in groups of 64 along axis 1, as"
+            " here; that was not tried."
+        )
+    return f"""**Not with transformers 5**, which fills the quantized layers with random numbers and
+says so only in its log. These files are loaded by `autoquant.hqq_format`, which makes an ordinary
+transformers model with the layers of [hqq](https://github.com/mobiusml/hqq) in it; nothing in the
+files is pickled, and nothing in them is run. Give the name of the repository that holds these files
+for `MODEL`.
 
 ```bash
 pip install "autoquant-notebooks[hqq] @ git+{environments.repository()}"
@@ -147,20 +219,51 @@ from transformers import AutoTokenizer
 folder = snapshot_download("MODEL")  # or a folder
 model = hqq_format.load(folder, device="cpu")  # or "cuda"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-print(tokenizer.decode(model.generate(**tokenizer("Once upon a time", return_tensors="pt").to(model.device), max_new_tokens=32)[0]))
+inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```
 
-The tensors and the block in config.json are laid out as transformers 4 wrote them: version 4.57 loads
-such folders with the same outputs (tried on a CPU, with its refusal of CPUs taken out).{more}"""
+The tensors and the block in config.json are laid out as transformers 4 wrote them: version 4.57
+loads such folders with the same outputs (tried on a CPU, with its refusal of CPUs taken
+out).{more}"""
 
 
-TECHNIQUES = ("8", "4", "3", "2", "nf4", "int8", "int8-dynamic", "fp8-dynamic")  # its notebook is also that of the other methods without calibration
+# its notebook is also that of the other methods without calibration
+TECHNIQUES = ("8", "4", "3", "2", "nf4", "int8", "int8-dynamic", "fp8-dynamic")
 
 METHOD = Method(
-    name="hqq", title="HQQ", summary="weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run by the library hqq",
-    facts=Facts(bits="8, 4, 3, 2, 1", calibration="no", gpu_to_quantize="no", gpu_to_run="no", runtimes="autoquant.hqq_format (transformers 5 and hqq); transformers 4"),
-    beside=Beside(TECHNIQUES, one_of(*TECHNIQUES, "1", "fp4", "int8-static"),
-                  "techniques (HQQ by its bits: 8, 4, 3, 2, 1; nf4, fp4, int8; int8-dynamic, int8-static, fp8-dynamic)"),
-    options=HqqOptions, kind="folder", library_name="hqq", demo={}, variants=lambda options: (options.type,), settle=settle, check=check, plan=plan,
-    quantize=quantize, environment=folders.environment, who_for=who_for, how_to_run=how_to_run, prepare=partial(folders.prepare, "hqq"),
-    folder_suffix=lambda options: f"HQQ-{options.type}", packages=("hqq", "torch", "transformers", "tokenizers", "numpy"))
+    name="hqq",
+    title="HQQ",
+    summary=(
+        "weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run by"
+        " the library hqq"
+    ),
+    facts=Facts(
+        bits="8, 4, 3, 2, 1",
+        calibration="no",
+        gpu_to_quantize="no",
+        gpu_to_run="no",
+        runtimes="autoquant.hqq_format (transformers 5 and hqq); transformers 4",
+    ),
+    beside=Beside(
+        TECHNIQUES,
+        one_of(*TECHNIQUES, "1", "fp4", "int8-static"),
+        "techniques (HQQ by its bits: 8, 4, 3, 2, 1; nf4, fp4, int8; int8-dynamic, int8-static,"
+        " fp8-dynamic)",
+    ),
+    options=HqqOptions,
+    kind="folder",
+    library_name="hqq",
+    demo={},
+    variants=lambda options: (options.type,),
+    settle=settle,
+    check=check,
+    plan=plan,
+    quantize=quantize,
+    environment=folders.environment,
+    who_for=who_for,
+    how_to_run=how_to_run,
+    prepare=partial(folders.prepare, "hqq"),
+    folder_suffix=lambda options: f"HQQ-{options.type}",
+    packages=("hqq", "torch", "transformers", "tokenizers", "numpy"),
+)

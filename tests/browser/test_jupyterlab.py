@@ -1,4 +1,5 @@
-"""A stranger in JupyterLab, in Debian's Chromium: open 00_AutoQuant, Run All, change the form, run on; stop a run; a # @param cell as a form.
+"""A stranger in JupyterLab, in Debian's Chromium: open 00_AutoQuant, Run All, change the form, run
+on; stop a run; a # @param cell as a form.
 
 Screenshots go to browser-output/ (CI keeps them). Needs `make browser`.
 """
@@ -27,8 +28,22 @@ from tests.notebooks.running import FOLDER, ROOT, environment
 CHROMIUM = shutil.which("chromium")
 PORT = 18917 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 SHOTS = ROOT / "browser-output"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: make browser")]
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: make browser"
+    ),
+]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def rest(path: str) -> Any:
@@ -50,15 +65,39 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
     for path in FOLDER.glob("*.ipynb"):
         shutil.copy(path, root / path.name)
-    for name, values in {"apputils-extension/notification": {"fetchNews": "false"}, "notebook-extension/tracker": {"windowingMode": "none"}}.items():
+    for name, values in {
+        "apputils-extension/notification": {"fetchNews": "false"},
+        "notebook-extension/tracker": {"windowingMode": "none"},
+    }.items():
         settings = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps(values))
-    env = {**os.environ, **environment(home / "cache", colab=False), "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_DATA_DIR": str(home / "data"),
-           "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "HOME": str(home)}
-    words = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={PORT}", "--port-retries=0", "--IdentityProvider.token=", "--ServerApp.password=",
-             "--ServerApp.disable_check_xsrf=True", "--allow-root", f"--ServerApp.root_dir={root}", "--LabApp.news_url=None",
-             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]
+    env = {
+        **os.environ,
+        **environment(home / "cache", colab=False),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "HOME": str(home),
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={PORT}",
+        "--port-retries=0",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--ServerApp.disable_check_xsrf=True",
+        "--allow-root",
+        f"--ServerApp.root_dir={root}",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+    ]
     with open(home / "log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT)
 
@@ -82,20 +121,30 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     SHOTS.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM or "chromium", headless=True,
-                                                                viewport={"width": 1360, "height": 1000}, args=ARGUMENTS)
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")),
+            executable_path=CHROMIUM or "chromium",
+            headless=True,
+            viewport={"width": 1360, "height": 1000},
+            args=ARGUMENTS,
+        )
         yield context
         context.close()
 
 
 def opened(browser: Any, name: str) -> Any:
-    """A page with a notebook whose kernel is connected and idle (the indicator says so too early)."""
+    """A notebook's page whose kernel is connected and idle (the indicator says so too early)."""
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{PORT}/lab/tree/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
 
     def idle() -> bool:
-        return any(one["path"] == name and one["kernel"]["connections"] >= 1 and one["kernel"]["execution_state"] == "idle" for one in rest("sessions"))
+        return any(
+            one["path"] == name
+            and one["kernel"]["connections"] >= 1
+            and one["kernel"]["execution_state"] == "idle"
+            for one in rest("sessions")
+        )
 
     wait(idle, 60, "the kernel")
     page.keyboard.press("Control+b")  # the side bar away
@@ -105,12 +154,18 @@ def opened(browser: Any, name: str) -> Any:
 def notebook_of(*sources: str) -> Any:
     """A notebook that JupyterLab opens without asking for a kernel."""
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources], metadata=kernel)
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in sources], metadata=kernel
+    )
 
 
 def menu(page: Any, *names: str) -> None:
     for i, name in enumerate(names):
-        (page.get_by_role("menuitem", name=name, exact=True) if i == 0 else page.get_by_text(name, exact=True)).first.click()
+        (
+            page.get_by_role("menuitem", name=name, exact=True)
+            if i == 0
+            else page.get_by_text(name, exact=True)
+        ).first.click()
 
 
 def cell_with(page: Any, text: str) -> Any:
@@ -121,11 +176,17 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     page = opened(browser, "00_AutoQuant.ipynb")
     menu(page, "Run", "Run All Cells")
     page.wait_for_selector("text=the values are valid", timeout=90_000)
-    page.locator(".jp-OutputArea-output", has_text=re.compile(r"Nothing is uploaded\. To upload")).last.wait_for(timeout=240_000)
+    page.locator(
+        ".jp-OutputArea-output", has_text=re.compile(r"Nothing is uploaded\. To upload")
+    ).last.wait_for(timeout=240_000)
     results = page.locator(".jp-OutputArea-output table").filter(has_text="KL mean").first
     assert "Q4_K_M" in results.inner_text()
     assert page.locator(".jp-OutputArea-output img[alt='size against quality']").first.is_visible()
-    assert not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").filter(has_text="Traceback").count()
+    assert (
+        not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")
+        .filter(has_text="Traceback")
+        .count()
+    )
     form = page.locator(".jp-OutputArea-output").filter(has_text="the values are valid").first
     form.evaluate("element => element.scrollIntoView({block: 'start'})")
     page.wait_for_timeout(800)
@@ -145,10 +206,16 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
 
     cell_with(page, "autoquant.plan(method").locator(".jp-InputArea-editor").click()
     menu(page, "Run", "Run Selected Cell and All Below")
-    wanted = page.locator(".jp-OutputArea-output table").filter(has_text="KL mean").filter(has_text="Q2_K")
+    wanted = (
+        page.locator(".jp-OutputArea-output table")
+        .filter(has_text="KL mean")
+        .filter(has_text="Q2_K")
+    )
     wanted.first.wait_for(timeout=180_000)
     assert "Q5_K_M" in wanted.first.inner_text()
-    assert sorted(path.name for path in (lab / "tiny-austen-4m-GGUF").glob("*.gguf")) == [f"tiny-austen-4m-{name}.gguf" for name in ("Q2_K", "Q4_K_M", "Q5_K_M", "Q8_0")]
+    assert sorted(path.name for path in (lab / "tiny-austen-4m-GGUF").glob("*.gguf")) == [
+        f"tiny-austen-4m-{name}.gguf" for name in ("Q2_K", "Q4_K_M", "Q5_K_M", "Q8_0")
+    ]
     wanted.first.scroll_into_view_if_needed()
     page.wait_for_timeout(800)
     page.screenshot(path=str(SHOTS / "00-results.png"))
@@ -156,8 +223,11 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
 
 
 def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, browser: Any) -> None:
-    notebook = notebook_of("import autoquant\nfrom autoquant import forms",
-                           "with forms.stoppable():\n    result = autoquant.awq('demo', calibration_samples=32, iterations=400, evaluate='off')\nresult")
+    notebook = notebook_of(
+        "import autoquant\nfrom autoquant import forms",
+        "with forms.stoppable():\n    result = autoquant.awq('demo', calibration_samples=32,"
+        " iterations=400, evaluate='off')\nresult",
+    )
     nbformat.write(notebook, lab / "stop.ipynb")
     page = opened(browser, "stop.ipynb")
     menu(page, "Run", "Run All Cells")
@@ -165,11 +235,21 @@ def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, br
     started = time.monotonic()
     page.screenshot(path=str(SHOTS / "stop.png"))
     page.locator("button.jupyter-button", has_text="Stop").last.click()
-    page.locator(".jp-OutputArea-output", has_text="finished files are kept").first.wait_for(timeout=30_000)
+    page.locator(".jp-OutputArea-output", has_text="finished files are kept").first.wait_for(
+        timeout=30_000
+    )
     assert time.monotonic() - started < 15
-    said = page.locator(".jp-OutputArea-output", has_text="finished files are kept").first.inner_text()
-    assert re.fullmatch(r"Stopped: finished files are kept; run this cell again to go on after them", said.strip())
-    working = [child for child in psutil.Process().children(recursive=True) if "autoquant.worker" in " ".join(child.cmdline())]
+    said = page.locator(
+        ".jp-OutputArea-output", has_text="finished files are kept"
+    ).first.inner_text()
+    assert re.fullmatch(
+        r"Stopped: finished files are kept; run this cell again to go on after them", said.strip()
+    )
+    working = [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "autoquant.worker" in " ".join(child.cmdline())
+    ]
     assert working == [], "nobody goes on working"
     page.screenshot(path=str(SHOTS / "stop.png"))
     page.close()
@@ -177,16 +257,24 @@ def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, br
 
 def test_the_form_cell_is_a_form_for_others_too(lab: Path, browser: Any) -> None:
     """ipyform draws Colab's # @param cells in JupyterLab: it stands here for Colab's page."""
-    notebook = notebook_of("%load_ext ipyform", "%%form\n" + forms.cell("gptq"), "print('bits are', bits, 'and', calibration_samples, sym)")
+    notebook = notebook_of(
+        "%load_ext ipyform",
+        "%%form\n" + forms.cell("gptq"),
+        "print('bits are', bits, 'and', calibration_samples, sym)",
+    )
     nbformat.write(notebook, lab / "param.ipynb")
     page = opened(browser, "param.ipynb")
     menu(page, "Run", "Run All Cells")
-    page.locator(".jp-OutputArea-output", has_text="bits are 4 and 128 True").first.wait_for(timeout=60_000)
+    page.locator(".jp-OutputArea-output", has_text="bits are 4 and 128 True").first.wait_for(
+        timeout=60_000
+    )
     page.screenshot(path=str(SHOTS / "param.png"))
     page.get_by_label("bits", exact=True).select_option(label="8")
     page.wait_for_timeout(500)
     cell_with(page, "bits are").locator(".jp-InputArea-editor").click()
     menu(page, "Run", "Run Selected Cell")
-    page.locator(".jp-OutputArea-output", has_text="bits are 8 and 128 True").first.wait_for(timeout=30_000)
+    page.locator(".jp-OutputArea-output", has_text="bits are 8 and 128 True").first.wait_for(
+        timeout=30_000
+    )
     page.screenshot(path=str(SHOTS / "param.png"))
     page.close()

@@ -1,4 +1,6 @@
-"""A CPU where AutoGPTQ wants CUDA. Everything else is AutoGPTQ's own: runs in its environment, around the package's real worker function."""
+"""A CPU where AutoGPTQ wants CUDA. Everything else is AutoGPTQ's own: runs in its environment,
+around the package's real worker function.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ class _Torch:
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
-        self.cuda = type("cuda", (), {"is_available": staticmethod(lambda: True), "empty_cache": staticmethod(lambda: None)})
+        self.cuda = type(
+            "cuda",
+            (),
+            {"is_available": staticmethod(lambda: True), "empty_cache": staticmethod(lambda: None)},
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._torch, name)

@@ -1,12 +1,16 @@
-"""A Hugging Face Hub on the loopback interface, for the real, unpatched huggingface_hub client (HF_ENDPOINT).
+"""A Hugging Face Hub on the loopback interface, for the real, unpatched huggingface_hub client
+(HF_ENDPOINT).
 
-Speaks what releases 1.27 and 2.4 of the client speak for model repositories: whoami, create, delete, settings, preupload, LFS (basic and
-multipart), Xet (through hf_xet's own ``local://`` store), commit, branches, tags, tree, paths-info, refs, commits, resolve with HEAD, Range,
-ETag and a redirect to another origin; and what it takes to read datasets, which are kept as ``datasets/owner/name``. State is kept in ``root``
-and in this object, so that a server can be stopped and started again.
+Speaks what releases 1.27 and 2.4 of the client speak for model repositories: whoami, create,
+delete, settings, preupload, LFS (basic and multipart), Xet (through hf_xet's own ``local://``
+store), commit, branches, tags, tree, paths-info, refs, commits, resolve with HEAD, Range, ETag and
+a redirect to another origin; and what it takes to read datasets, which are kept as
+``datasets/owner/name``. State is kept in ``root`` and in this object, so that a server can be
+stopped and started again.
 
-Tests steer it: :meth:`Hub.fail` injects faults, ``latency`` and ``bandwidth`` slow it down, :meth:`Hub.on` calls back on a request, ``log``
-has every request. ``python -m tests.fakes.hub PORT`` runs one to play with.
+Tests steer it: :meth:`Hub.fail` injects faults, ``latency`` and ``bandwidth`` slow it down,
+:meth:`Hub.on` calls back on a request, ``log`` has every request. ``python -m tests.fakes.hub
+PORT`` runs one to play with.
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ def _git_sha(content: bytes) -> str:
 class Refused(Exception):
     """An answer that is an error."""
 
-    def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None
+    ) -> None:
         self.status, self.message, self.code, self.headers = status, message, code, headers or {}
 
 
@@ -82,13 +88,21 @@ class Repo:
 
     def add(self, files: dict[str, File], title: str, parent: str) -> str:
         """Make a commit; returns its id."""
-        sha = hashlib.sha1(json.dumps([sorted((path, f.oid) for path, f in files.items()), title, parent, time.time_ns()]).encode()).hexdigest()
+        sha = hashlib.sha1(
+            json.dumps(
+                [sorted((path, f.oid) for path, f in files.items()), title, parent, time.time_ns()]
+            ).encode()
+        ).hexdigest()
         self.commits[sha] = Commit(sha, files, title, parent, _now())
         return sha
 
     def at(self, revision: str) -> Commit:
         """The commit a branch, tag or id names."""
-        sha = self.branches.get(revision) or self.tags.get(revision) or (revision if revision in self.commits else None)
+        sha = (
+            self.branches.get(revision)
+            or self.tags.get(revision)
+            or (revision if revision in self.commits else None)
+        )
         if sha is None:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return self.commits[sha]
@@ -96,7 +110,9 @@ class Repo:
 
 @dataclass
 class Fault:
-    """An injected fault: the next ``times`` matching requests get ``status``, or are cut after ``cut`` body bytes, or dropped unanswered after being obeyed."""
+    """An injected fault: the next ``times`` matching requests get ``status``, or are cut after
+    ``cut`` body bytes, or dropped unanswered after being obeyed.
+    """
 
     pattern: re.Pattern[str]
     status: int
@@ -111,7 +127,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came in: ``sent`` are its body's bytes, ``answered`` the bytes of the answer's body."""
+    """One request as it came in: ``sent`` are its body's bytes, ``answered`` the bytes of the
+    answer's body.
+    """
 
     method: str
     path: str
@@ -122,10 +140,14 @@ class Request:
 
 @dataclass
 class Hub:
-    """The server. ``users``: token -> {name, role (read, write, fineGrained), orgs}. ``bandwidth`` is bytes a second, for all transfers together."""
+    """The server. ``users``: token -> {name, role (read, write, fineGrained), orgs}. ``bandwidth``
+    is bytes a second, for all transfers together.
+    """
 
     root: Path
-    users: dict[str, dict[str, Any]] = field(default_factory=lambda: {TOKEN: {"name": "tester", "role": "write", "orgs": ["acme"]}})
+    users: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {TOKEN: {"name": "tester", "role": "write", "orgs": ["acme"]}}
+    )
     lfs_threshold: int = 10 << 20
     part_size: int = 5 << 20
     xet: bool = False
@@ -146,7 +168,7 @@ class Hub:
         self._free = 0.0
         self._server: ThreadingHTTPServer | None = None
 
-    # --- running and steering ---------------------------------------------------------------------------------------
+    # --- running and steering ---------------------------------------------------------------------
 
     def start(self) -> Hub:
         """Listen, on the same port as before if there was one."""
@@ -154,7 +176,9 @@ class Hub:
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
         self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
         return self
 
     def stop(self) -> None:
@@ -169,17 +193,35 @@ class Hub:
         """The endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
-    def fail(self, pattern: str, status: int = 503, *, times: int = 1, skip: int = 0, cut: int | None = None, drop: bool = False,
-             headers: dict[str, str] | None = None, message: str = "injected fault") -> None:
-        """Let the next ``times`` requests whose "METHOD /path" matches fail, after ``skip`` that do not."""
-        self._faults.append(Fault(re.compile(pattern), status, times, skip, cut, drop, False, headers or {}, message))
+    def fail(
+        self,
+        pattern: str,
+        status: int = 503,
+        *,
+        times: int = 1,
+        skip: int = 0,
+        cut: int | None = None,
+        drop: bool = False,
+        headers: dict[str, str] | None = None,
+        message: str = "injected fault",
+    ) -> None:
+        """Let the next ``times`` requests whose "METHOD /path" matches fail, after ``skip`` that do
+        not.
+        """
+        self._faults.append(
+            Fault(
+                re.compile(pattern), status, times, skip, cut, drop, False, headers or {}, message
+            )
+        )
 
     def garble(self, pattern: str) -> None:
         """Answer the next matching request with 503 and HTML, as proxies do."""
         self._faults.append(Fault(re.compile(pattern), 503, 1, 0, None, False, True, {}, ""))
 
     def on(self, pattern: str, callback: Callable[[], None]) -> None:
-        """Call back, once, when a request whose "METHOD /path" matches comes in, before it is answered."""
+        """Call back, once, when a request whose "METHOD /path" matches comes in, before it is
+        answered.
+        """
         self._callbacks.append((re.compile(pattern), callback))
 
     def _fault(self, line: str) -> Fault | None:
@@ -199,7 +241,9 @@ class Hub:
         return None
 
     def throttle(self, n: int) -> None:
-        """Let ``n`` bytes through when the pipe, which all transfers share, has room for them; the server's own work counts as waiting."""
+        """Let ``n`` bytes through when the pipe, which all transfers share, has room for them; the
+        server's own work counts as waiting.
+        """
         if self.bandwidth:
             with self._pipe:
                 self._free = max(self._free, time.monotonic()) + n / self.bandwidth
@@ -208,26 +252,48 @@ class Hub:
 
     def requests(self, pattern: str) -> list[Request]:
         """The requests whose "METHOD /path" matches."""
-        return [request for request in self.log if re.search(pattern, f"{request.method} {request.path}")]
+        return [
+            request
+            for request in self.log
+            if re.search(pattern, f"{request.method} {request.path}")
+        ]
 
     def sent(self) -> int:
         """Bytes of file contents that clients have sent through LFS."""
         return sum(request.sent for request in self.requests(r"^PUT /_lfs/"))
 
-    # --- contents ---------------------------------------------------------------------------------------------------
+    # --- contents ---------------------------------------------------------------------------------
 
     def blob(self, key: str) -> Path:
         """Where a content lies, by sha256 or git id."""
         return self.root / "blobs" / key
 
-    def seed(self, id: str, files: dict[str, bytes | Path], *, private: bool = False, gated: bool = False, branch: str = "main") -> str:
+    def seed(
+        self,
+        id: str,
+        files: dict[str, bytes | Path],
+        *,
+        private: bool = False,
+        gated: bool = False,
+        branch: str = "main",
+    ) -> str:
         """Put a commit there without HTTP; returns its id."""
         with self.lock:
             repo = self.repos.setdefault(id, Repo(id, private))
             repo.gated = gated or repo.gated
             head = repo.branches.get(branch) or repo.branches["main"]
-            contents = {name: content if isinstance(content, bytes) else content.read_bytes() for name, content in files.items()}
-            repo.branches[branch] = repo.add({**repo.commits[head].files, **{name: self.store(name, content) for name, content in contents.items()}}, "seed", head)
+            contents = {
+                name: content if isinstance(content, bytes) else content.read_bytes()
+                for name, content in files.items()
+            }
+            repo.branches[branch] = repo.add(
+                {
+                    **repo.commits[head].files,
+                    **{name: self.store(name, content) for name, content in contents.items()},
+                },
+                "seed",
+                head,
+            )
             return repo.branches[branch]
 
     def store(self, name: str, content: bytes) -> File:
@@ -235,7 +301,14 @@ class Hub:
         if len(content) >= self.lfs_threshold or LFS_NAMES.search(name):
             sha = hashlib.sha256(content).hexdigest()
             self.blob(sha).write_bytes(content)
-            return File(_git_sha(f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha}\nsize {len(content)}\n".encode()), len(content), sha)
+            return File(
+                _git_sha(
+                    f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha}\nsize"
+                    f" {len(content)}\n".encode()
+                ),
+                len(content),
+                sha,
+            )
         oid = _git_sha(content)
         self.blob(oid).write_bytes(content)
         return File(oid, len(content))
@@ -259,19 +332,25 @@ class Hub:
         return out
 
     def xet_index(self) -> None:
-        """Learn which sha256 has which Xet hash from the shards hf_xet wrote (file-info section, 48-byte records)."""
+        """Learn which sha256 has which Xet hash from the shards hf_xet wrote (file-info section,
+        48-byte records).
+        """
+
         def text(raw: bytes) -> str:
             return "".join(f"{word:016x}" for word in struct.unpack("<4Q", raw))
 
         for path in (self.root / "cas").rglob("*.mdb"):
             data, at = path.read_bytes(), 48
             while at + 48 <= len(data):
-                hash_, flags, entries = data[at:at + 32], *struct.unpack("<II", data[at + 32:at + 40])
+                hash_, flags, entries = (
+                    data[at : at + 32],
+                    *struct.unpack("<II", data[at + 32 : at + 40]),
+                )
                 if hash_ == b"\xff" * 32:
                     break
                 at += 48 * (1 + entries) + (48 * entries if flags & (1 << 31) else 0)
                 if flags & (1 << 30):
-                    self.xet_hash[text(data[at:at + 32])] = text(hash_)
+                    self.xet_hash[text(data[at : at + 32])] = text(hash_)
                     at += 48
 
     def materialized(self, file: File) -> Path:
@@ -280,20 +359,36 @@ class Hub:
         if not path.exists() and file.sha256 in self.xet_hash:
             import hf_xet
 
-            with hf_xet.XetSession().new_file_download_group(endpoint=f"local://{self.root / 'cas'}", token="xet", token_expiry_unix_secs=int(time.time()) + 3600) as group:
-                group.start_download_file(hf_xet.XetFileInfo(self.xet_hash[file.sha256], file.size), str(path))
+            with hf_xet.XetSession().new_file_download_group(
+                endpoint=f"local://{self.root / 'cas'}",
+                token="xet",
+                token_expiry_unix_secs=int(time.time()) + 3600,
+            ) as group:
+                group.start_download_file(
+                    hf_xet.XetFileInfo(self.xet_hash[file.sha256], file.size), str(path)
+                )
         return path
 
-    def repo(self, id: str, user: dict[str, Any] | None, *, write: bool = False, content: bool = False) -> Repo:
+    def repo(
+        self, id: str, user: dict[str, Any] | None, *, write: bool = False, content: bool = False
+    ) -> Repo:
         """A repository, if that user may see (and write) it."""
         repo = self.repos.get(id)
         mine = bool(user and id.split("/")[-2] in [user["name"], *user.get("orgs", ())])
         if repo is None or (repo.private and not mine):
-            raise Refused(404 if user else 401, "Repository not found" if user else "Invalid username or password.", "RepoNotFound")
+            raise Refused(
+                404 if user else 401,
+                "Repository not found" if user else "Invalid username or password.",
+                "RepoNotFound",
+            )
         if write and not (mine and user and user["role"] != "read"):
             raise Refused(403, "you must use a write token with access to this repo")
         if content and repo.gated and not mine and not (user and user["name"] in repo.allowed):
-            raise Refused(403 if user else 401, f"Access to model {id} is restricted and you are not in the authorized list.", "GatedRepo")
+            raise Refused(
+                403 if user else 401,
+                f"Access to model {id} is restricted and you are not in the authorized list.",
+                "GatedRepo",
+            )
         return repo
 
 
@@ -328,14 +423,25 @@ class Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return b"".join(self._blocks())
 
-    def send(self, status: int = 200, value: Any = None, headers: dict[str, str] | None = None, raw: bytes | None = None) -> None:
+    def send(
+        self,
+        status: int = 200,
+        value: Any = None,
+        headers: dict[str, str] | None = None,
+        raw: bytes | None = None,
+    ) -> None:
         """Answer with JSON or raw bytes."""
         if self._dropped:
             self.close_connection = True
             raise ConnectionResetError
         data = raw if raw is not None else json.dumps({} if value is None else value).encode()
         self.send_response(status)
-        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(data)), "X-Request-Id": "fake", **(headers or {})}.items():
+        for name, text in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            "X-Request-Id": "fake",
+            **(headers or {}),
+        }.items():
             self.send_header(name, text)
         self.end_headers()
         if self.command != "HEAD":
@@ -343,7 +449,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _dispatch(self) -> None:
         hub, url = self.hub, urlsplit(self.path)
-        if hub._server is not self.server:  # stopped meanwhile: connections that were kept open end too
+        # stopped meanwhile: connections that were kept open end too
+        if hub._server is not self.server:
             self.close_connection = True
             return
         self.query = parse_qs(url.query)
@@ -355,10 +462,20 @@ class Handler(BaseHTTPRequestHandler):
         self.user = hub.users.get(token)
         streamed = url.path.startswith("/_lfs/") and self.command == "PUT"
         self.data = b"" if streamed else self._body()
-        hub.log.append(Request(self.command, self.path, token, int(self.headers.get("Content-Length") or 0), self.headers.get("Range", "")))
+        hub.log.append(
+            Request(
+                self.command,
+                self.path,
+                token,
+                int(self.headers.get("Content-Length") or 0),
+                self.headers.get("Range", ""),
+            )
+        )
         try:
             if fault and fault.garble:
-                self.send(503, raw=b"<html>Bad gateway</html>", headers={"Content-Type": "text/html"})
+                self.send(
+                    503, raw=b"<html>Bad gateway</html>", headers={"Content-Type": "text/html"}
+                )
                 return
             if fault and fault.cut is None and not fault.drop:
                 for _ in self._blocks() if streamed else ():
@@ -366,33 +483,66 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(fault.status, fault.message, headers=fault.headers)
             if token and not self.user and not url.path.startswith("/_"):
                 raise Refused(401, "Invalid credentials in Authorization header")
-            path = re.sub(r"^/(api/)?datasets/", lambda found: "/api/models/" if found[1] else "/", url.path)
+            path = re.sub(
+                r"^/(api/)?datasets/", lambda found: "/api/models/" if found[1] else "/", url.path
+            )
             for methods, pattern, function in ROUTES:
                 match = pattern.fullmatch(path)
                 if self.command in methods and match:
-                    named = {name: unquote(text) if text else text for name, text in match.groupdict().items()}
+                    named = {
+                        name: unquote(text) if text else text
+                        for name, text in match.groupdict().items()
+                    }
                     if path != url.path:
                         named["id"] = f"datasets/{named['id']}"
                     with contextlib.nullcontext() if function in FREE else hub.lock:
                         function(self, **named)
                     return
-            raise Refused(404, f"Sorry, we can't find the page you are looking for. ({self.command} {url.path})")
+            raise Refused(
+                404,
+                f"Sorry, we can't find the page you are looking for. ({self.command} {url.path})",
+            )
         except Refused as refused:
             with contextlib.suppress(ConnectionError):
-                self.send(refused.status, {"error": refused.message}, {"X-Error-Message": refused.message, **({"X-Error-Code": refused.code} if refused.code else {}),
-                                                                       **refused.headers})
+                self.send(
+                    refused.status,
+                    {"error": refused.message},
+                    {
+                        "X-Error-Message": refused.message,
+                        **({"X-Error-Code": refused.code} if refused.code else {}),
+                        **refused.headers,
+                    },
+                )
         except ConnectionError:
             self.close_connection = True
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _dispatch
 
-    # --- account and repositories -----------------------------------------------------------------------------------
+    # --- account and repositories -----------------------------------------------------------------
 
     def whoami(self) -> None:
         user = self._known()
-        access = {"displayName": "test", "role": user["role"], "createdAt": _now(), **({"fineGrained": user["fineGrained"]} if "fineGrained" in user else {})}
-        self.send(value={"type": "user", "id": "0", "name": user["name"], "fullname": user["name"], "email": None, "canPay": False, "isPro": False,
-                         "orgs": [{"name": org, "type": "org", "fullname": org} for org in user.get("orgs", ())], "auth": {"type": "access_token", "accessToken": access}})
+        access = {
+            "displayName": "test",
+            "role": user["role"],
+            "createdAt": _now(),
+            **({"fineGrained": user["fineGrained"]} if "fineGrained" in user else {}),
+        }
+        self.send(
+            value={
+                "type": "user",
+                "id": "0",
+                "name": user["name"],
+                "fullname": user["name"],
+                "email": None,
+                "canPay": False,
+                "isPro": False,
+                "orgs": [
+                    {"name": org, "type": "org", "fullname": org} for org in user.get("orgs", ())
+                ],
+                "auth": {"type": "access_token", "accessToken": access},
+            }
+        )
 
     def _known(self) -> dict[str, Any]:
         if not self.user:
@@ -404,11 +554,21 @@ class Handler(BaseHTTPRequestHandler):
         owner = wanted.get("organization") or user["name"]
         id = f"{owner}/{wanted['name']}"
         if user["role"] == "read" or owner not in [user["name"], *user.get("orgs", ())]:
-            raise Refused(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
+            raise Refused(
+                403, f'You don\'t have the rights to create a model under the namespace "{owner}"'
+            )
         if id in self.hub.repos:
-            self.send(409, {"error": f"You already created this model repo: {id}", "url": f"{self.hub.url}/{id}"})
+            self.send(
+                409,
+                {
+                    "error": f"You already created this model repo: {id}",
+                    "url": f"{self.hub.url}/{id}",
+                },
+            )
             return
-        self.hub.repos[id] = Repo(id, bool(wanted.get("private")) or wanted.get("visibility") == "private")
+        self.hub.repos[id] = Repo(
+            id, bool(wanted.get("private")) or wanted.get("visibility") == "private"
+        )
         self.send(value={"url": f"{self.hub.url}/{id}", "name": id, "id": "0"})
 
     def delete(self) -> None:
@@ -420,36 +580,86 @@ class Handler(BaseHTTPRequestHandler):
 
     def settings(self, id: str) -> None:
         repo, wanted = self.hub.repo(id, self.user, write=True), json.loads(self.data)
-        repo.private = wanted.get("private", wanted.get("visibility", "private" if repo.private else "public") == "private")
+        repo.private = wanted.get(
+            "private",
+            wanted.get("visibility", "private" if repo.private else "public") == "private",
+        )
         repo.gated = wanted.get("gated", repo.gated)
         self.send()
 
     def validate_yaml(self) -> None:
-        """The Hub's check of a card's first lines: a few of its rules, written down anew and not taken from the package."""
+        """The Hub's check of a card's first lines: a few of its rules, written down anew and not
+        taken from the package.
+        """
         import yaml
 
         match = re.match(r"^---\r?\n(.*?)\r?\n---", json.loads(self.data)["content"], re.S)
         card = (yaml.safe_load(match[1]) or {}) if match else {}
         problems = []
-        if "license" in card and card["license"] not in ("apache-2.0", "mit", "llama3.1", "gemma", "cc-by-nc-4.0", "other"):
+        if "license" in card and card["license"] not in (
+            "apache-2.0",
+            "mit",
+            "llama3.1",
+            "gemma",
+            "cc-by-nc-4.0",
+            "other",
+        ):
             problems.append('"license" must be one of [apache-2.0, mit, …]')
         if "base_model" in card and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(card["base_model"])):
-            problems.append(f'"base_model" with value "{card["base_model"]}" is not valid. Use a model id from https://hf.co/models.')
+            problems.append(
+                f'"base_model" with value "{card["base_model"]}" is not valid. Use a model id from'
+                " https://hf.co/models."
+            )
         if problems:
-            self.send(400, {"warnings": [], "errors": [{"message": problem} for problem in problems]})
+            self.send(
+                400, {"warnings": [], "errors": [{"message": problem} for problem in problems]}
+            )
         else:
             self.send(value={"warnings": [], "errors": []})
 
-    # --- reading ----------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def info(self, id: str, rev: str | None = None) -> None:
         repo = self.hub.repo(id, self.user)
         commit, blobs = repo.at(rev or "main"), "blobs" in self.query
-        siblings = [{"rfilename": path, **({"size": f.size, "blobId": f.oid, **({"lfs": {"sha256": f.sha256, "size": f.size, "pointerSize": 135}} if f.sha256 else {})}
-                                          if blobs else {})} for path, f in sorted(commit.files.items())]
+        siblings = [
+            {
+                "rfilename": path,
+                **(
+                    {
+                        "size": f.size,
+                        "blobId": f.oid,
+                        **(
+                            {"lfs": {"sha256": f.sha256, "size": f.size, "pointerSize": 135}}
+                            if f.sha256
+                            else {}
+                        ),
+                    }
+                    if blobs
+                    else {}
+                ),
+            }
+            for path, f in sorted(commit.files.items())
+        ]
         plain = id.removeprefix("datasets/")
-        self.send(value={"_id": "0", "id": plain, "modelId": plain, "author": plain.split("/")[0], "sha": commit.sha, "lastModified": commit.date, "createdAt": repo.created,
-                         "private": repo.private, "gated": "manual" if repo.gated else False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings})
+        self.send(
+            value={
+                "_id": "0",
+                "id": plain,
+                "modelId": plain,
+                "author": plain.split("/")[0],
+                "sha": commit.sha,
+                "lastModified": commit.date,
+                "createdAt": repo.created,
+                "private": repo.private,
+                "gated": "manual" if repo.gated else False,
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+                "siblings": siblings,
+            }
+        )
 
     def _entry(self, path: str, file: File) -> dict[str, Any]:
         entry: dict[str, Any] = {"type": "file", "oid": file.oid, "size": file.size, "path": path}
@@ -468,12 +678,19 @@ class Handler(BaseHTTPRequestHandler):
         for path, file in sorted(commit.files.items()):
             if not path.startswith(prefix):
                 continue
-            parts = path[len(prefix):].split("/")
+            parts = path[len(prefix) :].split("/")
             for i in range(1, len(parts) if recursive else min(2, len(parts))):
                 folder = prefix + "/".join(parts[:i])
                 if folder not in folders:
                     folders.add(folder)
-                    out.append({"type": "directory", "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0, "path": folder})
+                    out.append(
+                        {
+                            "type": "directory",
+                            "oid": hashlib.sha1(folder.encode()).hexdigest(),
+                            "size": 0,
+                            "path": folder,
+                        }
+                    )
             if recursive or len(parts) == 1:
                 out.append(self._entry(path, file))
         if sub and not out:
@@ -482,20 +699,50 @@ class Handler(BaseHTTPRequestHandler):
 
     def paths_info(self, id: str, rev: str) -> None:
         commit = self.hub.repo(id, self.user, content=True).at(rev)
-        wanted = json.loads(self.data)["paths"] if self.data.startswith(b"{") else parse_qs(self.data.decode()).get("paths", [])
-        self.send(value=[self._entry(path.strip("/"), commit.files[path.strip("/")]) for path in wanted if path.strip("/") in commit.files])
+        wanted = (
+            json.loads(self.data)["paths"]
+            if self.data.startswith(b"{")
+            else parse_qs(self.data.decode()).get("paths", [])
+        )
+        self.send(
+            value=[
+                self._entry(path.strip("/"), commit.files[path.strip("/")])
+                for path in wanted
+                if path.strip("/") in commit.files
+            ]
+        )
 
     def refs(self, id: str) -> None:
         repo = self.hub.repo(id, self.user)
-        self.send(value={"branches": [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": s} for n, s in repo.branches.items()], "converts": [],
-                         "tags": [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": s} for n, s in repo.tags.items()], "pullRequests": []})
+        self.send(
+            value={
+                "branches": [
+                    {"name": n, "ref": f"refs/heads/{n}", "targetCommit": s}
+                    for n, s in repo.branches.items()
+                ],
+                "converts": [],
+                "tags": [
+                    {"name": n, "ref": f"refs/tags/{n}", "targetCommit": s}
+                    for n, s in repo.tags.items()
+                ],
+                "pullRequests": [],
+            }
+        )
 
     def commits(self, id: str, rev: str) -> None:
         repo = self.hub.repo(id, self.user)
         commit: Commit | None = repo.at(rev)
         out = []
         while commit:
-            out.append({"id": commit.sha, "authors": [{"user": "tester"}], "date": commit.date, "title": commit.title, "message": ""})
+            out.append(
+                {
+                    "id": commit.sha,
+                    "authors": [{"user": "tester"}],
+                    "date": commit.date,
+                    "title": commit.title,
+                    "message": "",
+                }
+            )
             commit = repo.commits.get(commit.parent)
         self.send(value=out)
 
@@ -510,20 +757,30 @@ class Handler(BaseHTTPRequestHandler):
         elif name in repo.branches:
             raise Refused(409, "Reference already exists")
         else:
-            repo.branches[name] = repo.at(json.loads(self.data or b"{}").get("startingPoint") or "main").sha
+            repo.branches[name] = repo.at(
+                json.loads(self.data or b"{}").get("startingPoint") or "main"
+            ).sha
         self.send()
 
-    # --- writing ----------------------------------------------------------------------------------------------------
+    # --- writing ----------------------------------------------------------------------------------
 
     def preupload(self, id: str, rev: str) -> None:
         commit, wanted = self.hub.repo(id, self.user, write=True).at(rev), json.loads(self.data)
-        ignored = [line.strip() for line in (wanted.get("gitIgnore") or "").splitlines() if line.strip()]
+        ignored = [
+            line.strip() for line in (wanted.get("gitIgnore") or "").splitlines() if line.strip()
+        ]
         out = []
         for f in wanted["files"]:
             there = commit.files.get(f["path"])
             large = f["size"] >= self.hub.lfs_threshold or LFS_NAMES.search(f["path"])
-            out.append({"path": f["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": any(PurePath(f["path"]).match(glob) for glob in ignored),
-                        "oid": (there.sha256 or there.oid) if there else None})
+            out.append(
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if large else "regular",
+                    "shouldIgnore": any(PurePath(f["path"]).match(glob) for glob in ignored),
+                    "oid": (there.sha256 or there.oid) if there else None,
+                }
+            )
         self.send(value={"files": out, "commitOid": commit.sha})
 
     def lfs_batch(self, id: str) -> None:
@@ -535,15 +792,32 @@ class Handler(BaseHTTPRequestHandler):
             if not self.hub.blob(key).exists() and key not in self.hub.xet_hash:
                 upload: dict[str, Any] = {"href": f"{self.hub.url}/_lfs/{key}", "header": {}}
                 if item["size"] > part and "multipart" in wanted["transfers"]:
-                    parts = {str(i + 1): f"{self.hub.url}/_lfs/{key}/part/{i + 1}" for i in range(-(-item["size"] // part))}
-                    upload = {"href": f"{self.hub.url}/_lfs/{key}/complete", "header": {"chunk_size": str(part), **parts}}
-                answer |= {"authenticated": True, "actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/_lfs/{key}/verify", "header": {}}}}
+                    parts = {
+                        str(i + 1): f"{self.hub.url}/_lfs/{key}/part/{i + 1}"
+                        for i in range(-(-item["size"] // part))
+                    }
+                    upload = {
+                        "href": f"{self.hub.url}/_lfs/{key}/complete",
+                        "header": {"chunk_size": str(part), **parts},
+                    }
+                answer |= {
+                    "authenticated": True,
+                    "actions": {
+                        "upload": upload,
+                        "verify": {"href": f"{self.hub.url}/_lfs/{key}/verify", "header": {}},
+                    },
+                }
             out.append(answer)
         transfer = "xet" if self.hub.xet and "xet" in wanted["transfers"] else "multipart"
-        self.send(value={"transfer": transfer, "objects": out}, headers={"Content-Type": "application/vnd.git-lfs+json"})
+        self.send(
+            value={"transfer": transfer, "objects": out},
+            headers={"Content-Type": "application/vnd.git-lfs+json"},
+        )
 
     def lfs_put(self, oid: str, part: str | None = None) -> None:
-        target = self.hub.blob(f"{oid}.part{part}" if part else f"{oid}.whole{threading.get_ident()}")
+        target = self.hub.blob(
+            f"{oid}.part{part}" if part else f"{oid}.whole{threading.get_ident()}"
+        )
         digest, etag = hashlib.sha256(), hashlib.md5()
         with open(target, "wb") as out:
             for block in self._blocks():
@@ -560,7 +834,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_complete(self, oid: str) -> None:
         digest, whole = hashlib.sha256(), self.hub.blob(f"{oid}.whole")
-        parts = [self.hub.blob(f"{oid}.part{p['partNumber']}") for p in sorted(json.loads(self.data)["parts"], key=lambda p: p["partNumber"])]
+        parts = [
+            self.hub.blob(f"{oid}.part{p['partNumber']}")
+            for p in sorted(json.loads(self.data)["parts"], key=lambda p: p["partNumber"])
+        ]
         with open(whole, "wb") as out:
             for path in parts:
                 with open(path, "rb") as piece:
@@ -575,7 +852,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send()
 
     def lfs_verify(self, oid: str) -> None:
-        if not self.hub.blob(oid).exists() or self.hub.blob(oid).stat().st_size != json.loads(self.data)["size"]:
+        if (
+            not self.hub.blob(oid).exists()
+            or self.hub.blob(oid).stat().st_size != json.loads(self.data)["size"]
+        ):
             raise Refused(404, "not found")
         self.send()
 
@@ -600,15 +880,36 @@ class Handler(BaseHTTPRequestHandler):
                 if not self.hub.blob(sha).exists():
                     self.hub.xet_index()
                     if sha not in self.hub.xet_hash:
-                        raise Refused(400, f"LFS pointer pointed to a file that does not exist: {value['path']}")
-                size = value["size"] if value.get("size") is not None else self.hub.blob(sha).stat().st_size
-                files[value["path"]] = File(_git_sha(f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha}\nsize {size}\n".encode()), size, sha)
+                        raise Refused(
+                            400,
+                            f"LFS pointer pointed to a file that does not exist: {value['path']}",
+                        )
+                size = (
+                    value["size"]
+                    if value.get("size") is not None
+                    else self.hub.blob(sha).stat().st_size
+                )
+                files[value["path"]] = File(
+                    _git_sha(
+                        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha}\nsize"
+                        f" {size}\n".encode()
+                    ),
+                    size,
+                    sha,
+                )
             elif kind == "deletedFile":
                 del files[value["path"]]
         repo.branches[rev] = repo.add(files, title, base.sha)
-        self.send(value={"success": True, "commitOid": repo.branches[rev], "commitUrl": f"{self.hub.url}/{id}/commit/{repo.branches[rev]}", "hookOutput": ""})
+        self.send(
+            value={
+                "success": True,
+                "commitOid": repo.branches[rev],
+                "commitUrl": f"{self.hub.url}/{id}/commit/{repo.branches[rev]}",
+                "hookOutput": "",
+            }
+        )
 
-    # --- file contents ----------------------------------------------------------------------------------------------
+    # --- file contents ----------------------------------------------------------------------------
 
     def resolve(self, id: str, rev: str, path: str) -> None:
         commit = self.hub.repo(id, self.user, content=True).at(rev)
@@ -617,12 +918,24 @@ class Handler(BaseHTTPRequestHandler):
         if file is None:
             raise Refused(404, "Entry not found", "EntryNotFound", headers)
         if not file.sha256:
-            self._ranged(self.hub.blob(file.oid), {**headers, "ETag": f'"{file.oid}"', "Content-Type": "text/plain; charset=utf-8"})
+            self._ranged(
+                self.hub.blob(file.oid),
+                {**headers, "ETag": f'"{file.oid}"', "Content-Type": "text/plain; charset=utf-8"},
+            )
             return
-        headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"',
-                    "Location": f"http://localhost:{self.hub.port}/_cdn/{file.sha256}"}  # another origin, as on the Hub: the client must drop its token
+        headers |= {
+            "X-Linked-Size": str(file.size),
+            "X-Linked-Etag": f'"{file.sha256}"',
+            # another origin, as on the Hub: the client must drop its token
+            "Location": f"http://localhost:{self.hub.port}/_cdn/{file.sha256}",
+        }
         if self.hub.xet and file.sha256 in self.hub.xet_hash:
-            headers |= {"X-Xet-Hash": self.hub.xet_hash[file.sha256], "Link": f'<{self.hub.url}/api/models/{id}/xet-read-token/{commit.sha}>; rel="xet-auth"'}
+            headers |= {
+                "X-Xet-Hash": self.hub.xet_hash[file.sha256],
+                "Link": (
+                    f'<{self.hub.url}/api/models/{id}/xet-read-token/{commit.sha}>; rel="xet-auth"'
+                ),
+            }
             self.hub.materialized(file)
         self.send(302, headers=headers, raw=b"")
 
@@ -631,7 +944,14 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "a token was sent to another origin")
         if not self.hub.blob(sha).exists():
             raise Refused(404, "no such blob")
-        self._ranged(self.hub.blob(sha), {"ETag": f'"{sha}"', "Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"})
+        self._ranged(
+            self.hub.blob(sha),
+            {
+                "ETag": f'"{sha}"',
+                "Content-Type": "application/octet-stream",
+                "Accept-Ranges": "bytes",
+            },
+        )
 
     def _ranged(self, path: Path, headers: dict[str, str]) -> None:
         size = path.stat().st_size
@@ -668,24 +988,46 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "xet is off")
         self.hub.repo(id, self.user, write=kind == "write")
         store, end = f"local://{self.hub.root / 'cas'}", int(time.time()) + 3600
-        self.send(value={"casUrl": store, "exp": end, "accessToken": "xet"},
-                  headers={"X-Xet-Cas-Url": store, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(end)})
+        self.send(
+            value={"casUrl": store, "exp": end, "accessToken": "xet"},
+            headers={
+                "X-Xet-Cas-Url": store,
+                "X-Xet-Access-Token": "xet",
+                "X-Xet-Token-Expiration": str(end),
+            },
+        )
 
 
 _ID, _REV = r"(?P<id>[^/]+/[^/]+)", r"(?P<rev>[^/]+)"
 _MODEL = rf"/api/models/{_ID}"
 FREE = (Handler.lfs_put, Handler.cdn)  # long transfers do not hold the lock
-ROUTES: list[tuple[list[str], re.Pattern[str], Callable[..., None]]] = [(methods.split(), re.compile(pattern), function) for methods, pattern, function in (
-    ("GET", r"/api/whoami-v2", Handler.whoami), ("POST", r"/api/repos/create", Handler.create), ("DELETE", r"/api/repos/delete", Handler.delete),
-    ("POST", r"/api/validate-yaml", Handler.validate_yaml), ("PUT", rf"{_MODEL}/settings", Handler.settings), ("GET", _MODEL, Handler.info),
-    ("GET", rf"{_MODEL}/revision/{_REV}", Handler.info), ("GET", rf"{_MODEL}/tree/{_REV}(?:/(?P<sub>.+))?", Handler.tree),
-    ("POST", rf"{_MODEL}/paths-info/{_REV}", Handler.paths_info), ("GET", rf"{_MODEL}/refs", Handler.refs), ("GET", rf"{_MODEL}/commits/{_REV}", Handler.commits),
-    ("GET", rf"{_MODEL}/auth-check(?P<write>/write)?", Handler.auth_check), ("POST DELETE", rf"{_MODEL}/branch/(?P<name>[^/]+)", Handler.branch),
-    ("POST", rf"{_MODEL}/preupload/{_REV}", Handler.preupload), ("POST", rf"{_MODEL}/commit/{_REV}", Handler.commit),
-    ("GET", rf"{_MODEL}/xet-(?P<kind>read|write)-token/{_REV}", Handler.xet_token), ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", Handler.lfs_batch),
-    ("PUT", r"/_lfs/(?P<oid>\w{64})(?:/part/(?P<part>\d+))?", Handler.lfs_put), ("POST", r"/_lfs/(?P<oid>\w{64})/complete", Handler.lfs_complete),
-    ("POST", r"/_lfs/(?P<oid>\w{64})/verify", Handler.lfs_verify), ("GET HEAD", r"/_cdn/(?P<sha>\w{64})", Handler.cdn),
-    ("GET HEAD", rf"/{_ID}/(?:resolve|raw)/{_REV}/(?P<path>.+)", Handler.resolve))]
+ROUTES: list[tuple[list[str], re.Pattern[str], Callable[..., None]]] = [
+    (methods.split(), re.compile(pattern), function)
+    for methods, pattern, function in (
+        ("GET", r"/api/whoami-v2", Handler.whoami),
+        ("POST", r"/api/repos/create", Handler.create),
+        ("DELETE", r"/api/repos/delete", Handler.delete),
+        ("POST", r"/api/validate-yaml", Handler.validate_yaml),
+        ("PUT", rf"{_MODEL}/settings", Handler.settings),
+        ("GET", _MODEL, Handler.info),
+        ("GET", rf"{_MODEL}/revision/{_REV}", Handler.info),
+        ("GET", rf"{_MODEL}/tree/{_REV}(?:/(?P<sub>.+))?", Handler.tree),
+        ("POST", rf"{_MODEL}/paths-info/{_REV}", Handler.paths_info),
+        ("GET", rf"{_MODEL}/refs", Handler.refs),
+        ("GET", rf"{_MODEL}/commits/{_REV}", Handler.commits),
+        ("GET", rf"{_MODEL}/auth-check(?P<write>/write)?", Handler.auth_check),
+        ("POST DELETE", rf"{_MODEL}/branch/(?P<name>[^/]+)", Handler.branch),
+        ("POST", rf"{_MODEL}/preupload/{_REV}", Handler.preupload),
+        ("POST", rf"{_MODEL}/commit/{_REV}", Handler.commit),
+        ("GET", rf"{_MODEL}/xet-(?P<kind>read|write)-token/{_REV}", Handler.xet_token),
+        ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+        ("PUT", r"/_lfs/(?P<oid>\w{64})(?:/part/(?P<part>\d+))?", Handler.lfs_put),
+        ("POST", r"/_lfs/(?P<oid>\w{64})/complete", Handler.lfs_complete),
+        ("POST", r"/_lfs/(?P<oid>\w{64})/verify", Handler.lfs_verify),
+        ("GET HEAD", r"/_cdn/(?P<sha>\w{64})", Handler.cdn),
+        ("GET HEAD", rf"/{_ID}/(?:resolve|raw)/{_REV}/(?P<path>.+)", Handler.resolve),
+    )
+]
 
 
 if __name__ == "__main__":

@@ -22,10 +22,18 @@ QUICK = ("--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M", "--evaluate", "of
 
 
 def checkpoint(folder: Path = DEMO_FOLDER) -> dict[str, bytes | Path]:
-    """The embedded model laid out as real repositories are: with duplicates of the weights that nobody needs."""
+    """The embedded model laid out as real repositories are: with duplicates of the weights that
+    nobody needs.
+    """
     files: dict[str, bytes | Path] = {path.name: path for path in folder.iterdir()}
-    return {**files, "LICENSE": b"the text of the licence", "pytorch_model.bin": b"b" * 4_000_000, "original/consolidated.00.pth": b"c" * 4_000_000,
-            "flax_model.msgpack": b"f" * 999, "onnx/model.onnx": b"o" * 1_000_000}
+    return {
+        **files,
+        "LICENSE": b"the text of the licence",
+        "pytorch_model.bin": b"b" * 4_000_000,
+        "original/consolidated.00.pth": b"c" * 4_000_000,
+        "flax_model.msgpack": b"f" * 999,
+        "onnx/model.onnx": b"o" * 1_000_000,
+    }
 
 
 @dataclass
@@ -41,15 +49,33 @@ class User:
         return self.home / "work"
 
     def environment(self, **more: str) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "COLAB_")) and name != "HUGGING_FACE_HUB_TOKEN"}
-        given = {"HF_ENDPOINT": self.hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(self.home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-                 "AUTOQUANT_CACHE": str(self.home / "cache"), **self.more, **more}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "COLAB_")) and name != "HUGGING_FACE_HUB_TOKEN"
+        }
+        given = {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(self.home / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "AUTOQUANT_CACHE": str(self.home / "cache"),
+            **self.more,
+            **more,
+        }
         return {**inherited, **{name: value for name, value in given.items() if value != ""}}
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[str]:
         self.cwd.mkdir(exist_ok=True, parents=True)
-        return subprocess.Popen([sys.executable, "-m", "autoquant.cli", *words], cwd=self.cwd, env=self.environment(**more),
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "autoquant.cli", *words],
+            cwd=self.cwd,
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def run(self, *words: str, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         """Type a command and look at its exit status; of a refusal also that it is one line."""
@@ -61,12 +87,21 @@ class User:
             assert "Traceback" not in err
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
-    def quantize(self, *words: str, model: str = MODEL, status: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    def quantize(
+        self, *words: str, model: str = MODEL, status: int = 0, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         return self.run("quantize", "gguf", model, *QUICK, *words, status=status, **more)
 
     def start_python(self, code: str, **more: str) -> subprocess.Popen[str]:
         self.cwd.mkdir(exist_ok=True, parents=True)
-        return subprocess.Popen([sys.executable, "-c", code], cwd=self.cwd, env=self.environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=self.cwd,
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def python(self, code: str, **more: str) -> Any:
         """Run Python that prints JSON."""
@@ -76,7 +111,9 @@ class User:
         return json.loads(out)
 
     def journal(self, folder: str = "tiny-GGUF") -> dict[str, Any]:
-        return dict(json.loads((self.cwd / folder / ".autoquant" / "journal.json").read_text())["steps"])
+        return dict(
+            json.loads((self.cwd / folder / ".autoquant" / "journal.json").read_text())["steps"]
+        )
 
 
 @pytest.fixture
@@ -94,7 +131,9 @@ def user(hub: Hub, tmp_path: Path) -> User:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run on a model from a Hub, done once: (run folder, its user's home). Copied by tests that only upload."""
+    """A run on a model from a Hub, done once: (run folder, its user's home). Copied by tests that
+    only upload.
+    """
     root = tmp_path_factory.mktemp("finished")
     running = Hub(root / "hub").start()
     running.seed(MODEL, checkpoint())

@@ -1,4 +1,6 @@
-"""Calibration text from a dataset on the Hub: what is read, what is refused, that a run goes on without the Hub."""
+"""Calibration text from a dataset on the Hub: what is read, what is refused, that a run goes on
+without the Hub.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,28 @@ def lines(*texts: str, column: str = "text") -> bytes:
 
 @pytest.fixture
 def texts(hub: Hub) -> str:
-    return hub.seed(f"datasets/{DATASET}", {"README.md": README, "tales.jsonl": lines(*(f"Tale {i}. " + "Once upon a time. " * 20 for i in range(40))),
-                                            "other.jsonl": lines("held out"), "verse.jsonl": lines("a verse", column="line")})
+    return hub.seed(
+        f"datasets/{DATASET}",
+        {
+            "README.md": README,
+            "tales.jsonl": lines(*(f"Tale {i}. " + "Once upon a time. " * 20 for i in range(40))),
+            "other.jsonl": lines("held out"),
+            "verse.jsonl": lines("a verse", column="line"),
+        },
+    )
 
 
 def ask(user: User, **values: Any) -> Any:
-    return user.python(f"import sys; sys.argv = ['', {json.dumps(json.dumps({'calibration': DATASET, **values}))}]\n{ASK}")
+    return user.python(
+        "import sys; sys.argv = ['',"
+        f" {json.dumps(json.dumps({'calibration': DATASET, **values}))}]\n{ASK}"
+    )
 
 
 def test_the_first_rows_of_a_split_at_one_commit(hub: Hub, user: User, texts: str) -> None:
-    found, name = ask(user, calibration_subset="tales", calibration_samples=4, calibration_length=32)
+    found, name = ask(
+        user, calibration_subset="tales", calibration_samples=4, calibration_length=32
+    )
     assert name == f"{DATASET}@{texts[:10]} tales train"
     assert found[0].startswith("Tale 0. Once")
     assert 8 <= len(found) < 12, "read until there is four times what the samples need, generously"
@@ -59,7 +73,9 @@ def test_the_first_rows_of_a_split_at_one_commit(hub: Hub, user: User, texts: st
     assert ask(user, calibration_subset="tales", calibration_split="test")[0] == ["held out"]
     hub.seed(f"datasets/{DATASET}", {"other.jsonl": lines("changed")})
     assert ask(user, calibration_subset="tales", calibration_split="test")[0] == ["changed"]
-    assert ask(user, calibration=f"{DATASET}@{texts}", calibration_subset="tales", calibration_split="test")[0] == ["held out"]
+    assert ask(
+        user, calibration=f"{DATASET}@{texts}", calibration_subset="tales", calibration_split="test"
+    )[0] == ["held out"]
 
 
 def test_what_was_read_is_kept(hub: Hub, user: User, texts: str) -> None:
@@ -72,16 +88,33 @@ def test_what_was_read_is_kept(hub: Hub, user: User, texts: str) -> None:
     assert ask(user, calibration_subset="tales") == first
     user.more["HF_HUB_OFFLINE"] = "1"
     assert ask(user, calibration_subset="tales") == first
-    assert "HF_HUB_OFFLINE is set, and that dataset has not been fetched before" in ask(user, calibration_subset="verse", calibration_column="line")[1]
+    assert (
+        "HF_HUB_OFFLINE is set, and that dataset has not been fetched before"
+        in ask(user, calibration_subset="verse", calibration_column="line")[1]
+    )
 
 
-@pytest.mark.parametrize(("values", "said"), [
-    ({}, r"calibration_subset: .*tales"), ({"calibration_subset": "tales", "calibration_split": "dev"}, r"calibration_split: .*dev"),
-    ({"calibration_subset": "tales", "calibration_column": "body"}, r"calibration_column: maker/texts has no column 'body'; it has: text, n"),
-    ({"calibration_subset": "tales", "calibration_column": "n"}, r"calibration_column: column 'n' of maker/texts holds no text but int"),
-    ({"calibration": "maker/nothing"}, r"no repository datasets/maker/nothing"), ({"calibration": "nothing.txt"}, "no such file: nothing.txt; give .* a dataset on the Hub"),
-    ({"calibration": "maker/texts@nowhere"}, "no such revision")])
-def test_refusals_say_what_there_is(hub: Hub, user: User, texts: str, values: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, r"calibration_subset: .*tales"),
+        ({"calibration_subset": "tales", "calibration_split": "dev"}, r"calibration_split: .*dev"),
+        (
+            {"calibration_subset": "tales", "calibration_column": "body"},
+            r"calibration_column: maker/texts has no column 'body'; it has: text, n",
+        ),
+        (
+            {"calibration_subset": "tales", "calibration_column": "n"},
+            r"calibration_column: column 'n' of maker/texts holds no text but int",
+        ),
+        ({"calibration": "maker/nothing"}, r"no repository datasets/maker/nothing"),
+        ({"calibration": "nothing.txt"}, "no such file: nothing.txt; give .* a dataset on the Hub"),
+        ({"calibration": "maker/texts@nowhere"}, "no such revision"),
+    ],
+)
+def test_refusals_say_what_there_is(
+    hub: Hub, user: User, texts: str, values: dict[str, Any], said: str
+) -> None:
     import re
 
     kind, message = ask(user, **values)
@@ -98,11 +131,37 @@ def test_a_gated_dataset_needs_a_token_that_may_read_it(hub: Hub, user: User, te
     assert len(ask(user, calibration_subset="tales")[0]) == 40
 
 
-def test_an_importance_matrix_from_a_dataset_and_the_card_names_it(hub: Hub, user: User, texts: str) -> None:
-    user.quantize("--imatrix", "calibration", "--calibration", DATASET, "--calibration-subset", "tales", "--calibration-samples", "3", "--calibration-length", "64")
+def test_an_importance_matrix_from_a_dataset_and_the_card_names_it(
+    hub: Hub, user: User, texts: str
+) -> None:
+    user.quantize(
+        "--imatrix",
+        "calibration",
+        "--calibration",
+        DATASET,
+        "--calibration-subset",
+        "tales",
+        "--calibration-samples",
+        "3",
+        "--calibration-length",
+        "64",
+    )
     card = (user.cwd / "tiny-GGUF" / "README.md").read_text()
     assert f"{DATASET}@{texts[:10]} tales train, 3 samples of 64 tokens" in card
     hub.stop()
     before = Path(user.cwd / "tiny-GGUF" / "imatrix.gguf").stat().st_mtime_ns
-    user.quantize("--imatrix", "calibration", "--calibration", DATASET, "--calibration-subset", "tales", "--calibration-samples", "3", "--calibration-length", "64")
-    assert Path(user.cwd / "tiny-GGUF" / "imatrix.gguf").stat().st_mtime_ns == before, "a finished run needs no Hub"
+    user.quantize(
+        "--imatrix",
+        "calibration",
+        "--calibration",
+        DATASET,
+        "--calibration-subset",
+        "tales",
+        "--calibration-samples",
+        "3",
+        "--calibration-length",
+        "64",
+    )
+    assert Path(user.cwd / "tiny-GGUF" / "imatrix.gguf").stat().st_mtime_ns == before, (
+        "a finished run needs no Hub"
+    )

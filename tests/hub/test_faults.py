@@ -29,18 +29,34 @@ def size(user: User, *names: str) -> int:
 
 
 def whole(user: User, hub: Hub, repo: str = "tester/t") -> None:
-    """The repository holds just what the folder holds, with its own name in the card, and the journal has the receipt."""
+    """The repository holds just what the folder holds, with its own name in the card, and the
+    journal has the receipt.
+    """
     assert hub.files(repo) == FILES
     here = {name: (user.cwd / "tiny-GGUF" / name).read_bytes() for name in FILES}
     here["README.md"] = at(here["README.md"].decode(), repo).encode()
     assert all(hub.content(repo, name) == data for name, data in here.items())
-    assert user.journal()[f"upload {repo}@main"]["facts"]["receipt"]["commit"] == hub.repos[repo].branches["main"]
+    assert (
+        user.journal()[f"upload {repo}@main"]["facts"]["receipt"]["commit"]
+        == hub.repos[repo].branches["main"]
+    )
 
 
-@pytest.mark.parametrize(("where", "status", "headers", "least"), [
-    ("POST .*/commit/", 429, {"Retry-After": "2"}, 2), ("POST .*/commit/", 429, {"ratelimit": '"api";r=0;t=2'}, 2), ("POST .*/commit/", 503, {}, 1),
-    ("POST .*/preupload/", 429, {"Retry-After": "1"}, 1), ("PUT /_lfs/", 500, {}, 0), ("POST .*/paths-info/", 502, {}, 0), ("POST /api/repos/create", 503, {}, 1)])
-def test_what_may_pass_is_waited_out(where: str, status: int, headers: dict[str, str], least: float, done: User, hub: Hub) -> None:
+@pytest.mark.parametrize(
+    ("where", "status", "headers", "least"),
+    [
+        ("POST .*/commit/", 429, {"Retry-After": "2"}, 2),
+        ("POST .*/commit/", 429, {"ratelimit": '"api";r=0;t=2'}, 2),
+        ("POST .*/commit/", 503, {}, 1),
+        ("POST .*/preupload/", 429, {"Retry-After": "1"}, 1),
+        ("PUT /_lfs/", 500, {}, 0),
+        ("POST .*/paths-info/", 502, {}, 0),
+        ("POST /api/repos/create", 503, {}, 1),
+    ],
+)
+def test_what_may_pass_is_waited_out(
+    where: str, status: int, headers: dict[str, str], least: float, done: User, hub: Hub
+) -> None:
     hub.fail(where, status, headers=headers)
     start = time.monotonic()
     done.run("upload", "tiny-GGUF", "tester/t")
@@ -60,8 +76,11 @@ def test_a_storm_of_rate_limits(done: User, hub: Hub) -> None:
 def test_an_endless_storm_ends_with_one_line_and_continues_later(done: User, hub: Hub) -> None:
     hub.fail("POST .*/commit/", 429, times=99, headers={"Retry-After": "0"})
     err = done.run("upload", "tiny-GGUF", "tester/t", status=1).stderr
-    assert err.strip().splitlines()[-1] == ("autoquant: error: committing to tester/t: the Hub still limits the rate of requests. Run the same again later; "
-                                            "what has arrived is not sent again")
+    assert (
+        err.strip().splitlines()[-1]
+        == "autoquant: error: committing to tester/t: the Hub still limits the rate of requests."
+        " Run the same again later; what has arrived is not sent again"
+    )
     hub._faults.clear()
     done.run("upload", "tiny-GGUF", "tester/t")
     whole(done, hub)
@@ -78,7 +97,9 @@ def test_the_answer_to_the_commit_is_lost(done: User, hub: Hub) -> None:
 
 
 def test_the_server_commits_only_after_a_time_out(done: User, hub: Hub) -> None:
-    """504, then the commit appears, then the repeated commit gets 412 for a parent that is no longer the newest: it is ours all the same."""
+    """504, then the commit appears, then the repeated commit gets 412 for a parent that is no
+    longer the newest: it is ours all the same.
+    """
     import shutil
 
     done.run("upload", "tiny-GGUF", "tester/t")
@@ -86,7 +107,10 @@ def test_the_server_commits_only_after_a_time_out(done: User, hub: Hub) -> None:
     (done.cwd / "tiny-GGUF" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Mine")
     content = (done.cwd / "tiny-GGUF" / "README.md").read_bytes()
     hub.fail("POST .*/commit/", 504)
-    hub.on("POST .*/commit/", lambda: hub.on("POST .*/commit/", lambda: hub.seed("tester/t", {"README.md": content})))
+    hub.on(
+        "POST .*/commit/",
+        lambda: hub.on("POST .*/commit/", lambda: hub.seed("tester/t", {"README.md": content})),
+    )
     done.run("upload", "tiny-GGUF", "tester/t")
     assert hub.content("tester/t", "README.md") == content
     assert hub.titles("tester/t")[0] == "seed"
@@ -109,22 +133,55 @@ import sys
 from autoquant import cli
 from autoquant.hub import client
 client.TRIES = 2
-sys.exit(cli.main(["quantize", "gguf", "{MODEL}", "--pre-tokenizer", "gpt-2", "--types", "Q8_0", "--evaluate", "off", "--upload", "tester/t"]))"""
+words = "--pre-tokenizer gpt-2 --types Q8_0 --evaluate off --upload tester/t"
+sys.exit(cli.main(["quantize", "gguf", "{MODEL}", *words.split()]))"""
     process = user.start_python(code)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert hub.files("tester/t") == FILES - {"imatrix.gguf", "tiny-Q4_K_M.gguf"}
 
 
-@pytest.mark.parametrize(("status", "headers", "said"), [
-    (401, {"X-Error-Message": 'User Access Token "x" is expired'}, "the Hub does not accept the token from a test (expired, revoked or mistyped)"),
-    (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "the Hub does not accept the token from a test"),
-    (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Please enable access to public gated repositories in your fine-grained token settings"},
-     "me/x is gated, and the token from a test has no access to it (the Hub says: Please enable access to public gated repositories"),
-    (403, {"X-Error-Message": "no"}, "Make a token with read access to me"),
-    (404, {"X-Error-Code": "RepoNotFound"}, "there is no repository me/x at https://huggingface.co")])
-def test_what_is_said_of_huggingface_cos_own_answers(status: int, headers: dict[str, str], said: str) -> None:
-    """huggingface_hub makes other errors of https addresses than of the loopback Hub's: here with answers made by hand."""
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (
+            401,
+            {"X-Error-Message": 'User Access Token "x" is expired'},
+            "the Hub does not accept the token from a test (expired, revoked or mistyped)",
+        ),
+        (
+            401,
+            {"X-Error-Message": "Invalid credentials in Authorization header"},
+            "the Hub does not accept the token from a test",
+        ),
+        (
+            403,
+            {
+                "X-Error-Code": "GatedRepo",
+                "X-Error-Message": (
+                    "Please enable access to public gated repositories in your fine-grained token"
+                    " settings"
+                ),
+            },
+            (
+                "me/x is gated, and the token from a test has no access to it (the Hub says: Please"
+                " enable access to public gated repositories"
+            ),
+        ),
+        (403, {"X-Error-Message": "no"}, "Make a token with read access to me"),
+        (
+            404,
+            {"X-Error-Code": "RepoNotFound"},
+            "there is no repository me/x at https://huggingface.co",
+        ),
+    ],
+)
+def test_what_is_said_of_huggingface_cos_own_answers(
+    status: int, headers: dict[str, str], said: str
+) -> None:
+    """huggingface_hub makes other errors of https addresses than of the loopback Hub's: here with
+    answers made by hand.
+    """
     import importlib
 
     from huggingface_hub import HfApi
@@ -134,10 +191,16 @@ def test_what_is_said_of_huggingface_cos_own_answers(status: int, headers: dict[
     from autoquant.hub import client
 
     http = importlib.import_module(client.transport_error().__module__.split(".")[0])
-    response = http.Response(status, headers=headers, request=http.Request("GET", "https://huggingface.co/api/models/me/x"))
+    response = http.Response(
+        status,
+        headers=headers,
+        request=http.Request("GET", "https://huggingface.co/api/models/me/x"),
+    )
     with pytest.raises(HfHubHTTPError) as raised:
         hf_raise_for_status(response)
-    somebody = client.Client(HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co")
+    somebody = client.Client(
+        HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co"
+    )
     assert said in str(client.explain(raised.value, "looking at me/x", somebody, "me/x"))
 
 
@@ -148,9 +211,13 @@ def test_an_authentication_error_of_xet_is_told_as_what_it_is() -> None:
     from autoquant.hub import client
 
     def fail() -> None:
-        raise RuntimeError("Error while uploading") from hf_xet.XetAuthenticationError("Unauthorized")
+        raise RuntimeError("Error while uploading") from hf_xet.XetAuthenticationError(
+            "Unauthorized"
+        )
 
-    somebody = client.Client(HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co")
+    somebody = client.Client(
+        HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co"
+    )
     with pytest.raises(InputError, match="the Hub does not accept the token from a test"):
         client.patiently(fail, "sending x to me/x", somebody, "me/x")
 
@@ -165,7 +232,9 @@ def test_connections_that_break(done: User, hub: Hub) -> None:
 
 @pytest.mark.parametrize("moment", ["PUT /_lfs/\\w+$", "POST .*/commit/", "POST .*/paths-info/"])
 def test_killed(moment: str, done: User, hub: Hub) -> None:
-    """In the middle of the files, at the commit, and between the commit and the comparison with the server."""
+    """In the middle of the files, at the commit, and between the commit and the comparison with the
+    server.
+    """
     caught: list[subprocess.Popen[str]] = []
     ready = threading.Event()
 
@@ -185,8 +254,10 @@ def test_killed(moment: str, done: User, hub: Hub) -> None:
     done.run("upload", "tiny-GGUF", "tester/t")
     whole(done, hub)
     paths = [request.path for request in hub.requests("PUT /_lfs/")]
-    again = paths[len(puts):]
-    assert not set(again) & set(puts[:-1] if first_file else puts), "what had arrived is not sent again"
+    again = paths[len(puts) :]
+    assert not set(again) & set(puts[:-1] if first_file else puts), (
+        "what had arrived is not sent again"
+    )
     assert len(hub.titles("tester/t")) == 2
 
 
@@ -199,7 +270,21 @@ def test_killed_in_a_run_that_uploads_as_it_goes(user: User, hub: Hub) -> None:
         ready.wait(10)
         os.kill(caught[0].pid, signal.SIGKILL)
 
-    words = ("quantize", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q6_K,Q4_K_M,Q2_K", "--threads", "1", "--evaluate", "off", "--upload", "tester/t")
+    words = (
+        "quantize",
+        "gguf",
+        MODEL,
+        "--pre-tokenizer",
+        "gpt-2",
+        "--types",
+        "Q8_0,Q6_K,Q4_K_M,Q2_K",
+        "--threads",
+        "1",
+        "--evaluate",
+        "off",
+        "--upload",
+        "tester/t",
+    )
     hub.on("PUT /_lfs/", lambda: hub.on("PUT /_lfs/", kill))
     caught.append(user.start(*words))
     ready.set()
@@ -208,14 +293,20 @@ def test_killed_in_a_run_that_uploads_as_it_goes(user: User, hub: Hub) -> None:
     time.sleep(0.3)
     puts = [request.path for request in hub.requests("PUT /_lfs/")]
     user.run(*words)
-    assert hub.files("tester/t") == {"LICENSE", "README.md", *(f"tiny-{name}.gguf" for name in ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K"))}
-    assert puts[0] not in [request.path for request in hub.requests("PUT /_lfs/")[len(puts):]]
+    assert hub.files("tester/t") == {
+        "LICENSE",
+        "README.md",
+        *(f"tiny-{name}.gguf" for name in ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")),
+    }
+    assert puts[0] not in [request.path for request in hub.requests("PUT /_lfs/")[len(puts) :]]
     assert len(hub.titles("tester/t")) == 2
 
 
 def test_the_server_restarts(done: User, hub: Hub) -> None:
     def restart() -> None:
-        threading.Thread(target=lambda: (hub.stop(), time.sleep(2), hub.start()), daemon=True).start()
+        threading.Thread(
+            target=lambda: (hub.stop(), time.sleep(2), hub.start()), daemon=True
+        ).start()
 
     hub.fail("POST .*/commit/", drop=True)
     hub.on("POST .*/commit/", restart)
@@ -234,10 +325,19 @@ from autoquant import cli
 from autoquant.hub import client
 client.TRIES = 2
 sys.exit(cli.main(["upload", "tiny-GGUF", "tester/t"]))"""
-    failed = subprocess.run([sys.executable, "-c", code], cwd=done.cwd, env=done.environment(), capture_output=True, text=True, check=False)
+    failed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=done.cwd,
+        env=done.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert failed.returncode == 1, failed.stderr
     last = failed.stderr.strip().splitlines()[-1]
-    assert re.search(r"autoquant: error: .*tester/t: .*(refused|reset|disconnected|closed)", last, re.I), last
+    assert re.search(
+        r"autoquant: error: .*tester/t: .*(refused|reset|disconnected|closed)", last, re.I
+    ), last
     assert last.endswith("Run the same again: it continues, and what has arrived is not sent again")
     hub.start()
     done.run("upload", "tiny-GGUF", "tester/t")
@@ -257,7 +357,10 @@ def test_the_repository_is_deleted_in_mid_run(done: User, hub: Hub) -> None:
 def test_the_token_is_revoked_in_mid_run(done: User, hub: Hub) -> None:
     hub.on("POST .*/commit/", lambda: hub.users.pop(TOKEN))
     err = done.run("upload", "tiny-GGUF", "tester/t", status=2).stderr
-    assert "committing to tester/t: the Hub does not accept the token from the environment variable HF_TOKEN (expired, revoked or mistyped)" in err
+    assert (
+        "committing to tester/t: the Hub does not accept the token from the environment variable"
+        " HF_TOKEN (expired, revoked or mistyped)" in err
+    )
     assert "what is finished is kept" in err
     hub.users[OTHER] = {"name": "tester", "role": "write"}
     done.run("upload", "tiny-GGUF", "tester/t", HF_TOKEN=OTHER)
@@ -270,11 +373,18 @@ def test_the_token_is_revoked_while_quantizing(user: User, hub: Hub) -> None:
     hub.on("POST .*batch", lambda: hub.users.pop(TOKEN))
     err = user.quantize("--upload", "tester/t", status=2).stderr
     assert "does not accept the token" in err
-    assert {path.name for path in (user.cwd / "tiny-GGUF").glob("*.gguf")} == {"tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf"}
+    assert {path.name for path in (user.cwd / "tiny-GGUF").glob("*.gguf")} == {
+        "tiny-Q8_0.gguf",
+        "tiny-Q4_K_M.gguf",
+    }
     hub.users[TOKEN] = {"name": "tester", "role": "write"}
-    before = {path.name: path.stat().st_mtime_ns for path in (user.cwd / "tiny-GGUF").glob("*.gguf")}
+    before = {
+        path.name: path.stat().st_mtime_ns for path in (user.cwd / "tiny-GGUF").glob("*.gguf")
+    }
     user.quantize("--upload", "tester/t")
-    assert before == {path.name: path.stat().st_mtime_ns for path in (user.cwd / "tiny-GGUF").glob("*.gguf")}
+    assert before == {
+        path.name: path.stat().st_mtime_ns for path in (user.cwd / "tiny-GGUF").glob("*.gguf")
+    }
     assert hub.files("tester/t") == FILES - {"imatrix.gguf"}
 
 
@@ -292,19 +402,30 @@ def test_the_server_holds_something_else_than_what_was_sent(done: User, hub: Hub
     def spoil() -> None:
         hub.seed("tester/t", {"tiny-Q8_0.gguf": b"something else"})
         repo = hub.repos["tester/t"]
-        newest, before = repo.commits[repo.branches["main"]], repo.commits[repo.commits[repo.branches["main"]].parent]
-        repo.commits[before.sha] = type(before)(before.sha, newest.files, before.title, before.parent, before.date)
+        newest, before = (
+            repo.commits[repo.branches["main"]],
+            repo.commits[repo.commits[repo.branches["main"]].parent],
+        )
+        repo.commits[before.sha] = type(before)(
+            before.sha, newest.files, before.title, before.parent, before.date
+        )
         repo.branches["main"] = before.sha
 
     hub.on("POST .*/paths-info/", spoil)
     err = done.run("upload", "tiny-GGUF", "tester/t", status=1).stderr
-    assert re.search(r"tester/t at commit \w+ does not hold what was sent: tiny-Q8_0.gguf: other contents or missing", err)
+    assert re.search(
+        r"tester/t at commit \w+ does not hold what was sent: tiny-Q8_0.gguf: other contents or"
+        r" missing",
+        err,
+    )
     assert "receipt" not in done.journal()["upload tester/t@main"]["facts"]
 
 
 @pytest.mark.parametrize("origin", ["environment", "login"])
 def test_a_token_appears_nowhere(origin: str, user: User, hub: Hub) -> None:
-    """Everything a failing and a verbose run print and leave is searched: output, log, journal, card, cache. Only the login's own file has it."""
+    """Everything a failing and a verbose run print and leave is searched: output, log, journal,
+    card, cache. Only the login's own file has it.
+    """
     more = {"HF_TOKEN": TOKEN if origin == "environment" else ""}
     if origin == "login":
         (user.home / "hf").mkdir(parents=True)
@@ -312,8 +433,25 @@ def test_a_token_appears_nowhere(origin: str, user: User, hub: Hub) -> None:
     said = ""
     hub.fail("POST .*/commit/", 400, message=f"bad request from {TOKEN}", times=1)
     for status, words in ((1, ()), (0, ("--upload", "tester/t"))):
-        ran = user.run("quantize", "gguf", MODEL, "-v", "--pre-tokenizer", "gpt-2", "--types", "Q2_K", "--evaluate", "off", "--upload", "tester/t", *words, status=status,
-                       HF_DEBUG="1", HF_HUB_VERBOSITY="debug", **more)
+        ran = user.run(
+            "quantize",
+            "gguf",
+            MODEL,
+            "-v",
+            "--pre-tokenizer",
+            "gpt-2",
+            "--types",
+            "Q2_K",
+            "--evaluate",
+            "off",
+            "--upload",
+            "tester/t",
+            *words,
+            status=status,
+            HF_DEBUG="1",
+            HF_HUB_VERBOSITY="debug",
+            **more,
+        )
         said += ran.stdout + ran.stderr
     assert "committing to tester/t" in said
     assert "(it says: bad request from <token>)" in said
@@ -329,7 +467,8 @@ import json, os, tempfile
 from pathlib import Path
 from autoquant import process
 os.environ["HUGGING_FACE_HUB_TOKEN"] = "x" * 20
-print(json.dumps(process.call("tests.helpers:environment", log=Path(tempfile.mkdtemp()) / "log")))"""
+log = Path(tempfile.mkdtemp()) / "log"
+print(json.dumps(process.call("tests.helpers:environment", log=log)))"""
     names = user.python(code, PYTHONPATH=str(Path(__file__).parents[2]))
     assert "HF_TOKEN" not in names
     assert "HUGGING_FACE_HUB_TOKEN" not in names
@@ -339,11 +478,18 @@ print(json.dumps(process.call("tests.helpers:environment", log=Path(tempfile.mkd
 def test_a_run_that_fails_keeps_the_files_and_says_how_to_go_on(user: User, hub: Hub) -> None:
     hub.fail("POST .*/commit/", 418, times=9)
     err = user.quantize("--upload", "tester/t", status=1).stderr
-    assert f"(the files in {user.cwd / 'tiny-GGUF'} are finished: `autoquant upload {user.cwd / 'tiny-GGUF'} tester/t` continues too)" in err
+    assert (
+        f"(the files in {user.cwd / 'tiny-GGUF'} are finished: `autoquant upload"
+        f" {user.cwd / 'tiny-GGUF'} tester/t` continues too)" in err
+    )
     assert (user.cwd / "tiny-GGUF" / "README.md").is_file()
     hub._faults.clear()
     user.run("upload", "tiny-GGUF", "tester/t")
     assert hub.files("tester/t") == FILES - {"imatrix.gguf"}
-    assert hub.sent() == sum(path.stat().st_size for path in (user.cwd / "tiny-GGUF").glob("tiny-*.gguf"))
-    assert json.loads((user.cwd / "tiny-GGUF" / ".autoquant" / "journal.json").read_text())["steps"]["upload tester/t@main"]["facts"]["files"]["README.md"]
+    assert hub.sent() == sum(
+        path.stat().st_size for path in (user.cwd / "tiny-GGUF").glob("tiny-*.gguf")
+    )
+    assert json.loads((user.cwd / "tiny-GGUF" / ".autoquant" / "journal.json").read_text())[
+        "steps"
+    ]["upload tester/t@main"]["facts"]["files"]["README.md"]
     assert sha256_of(user.cwd / "tiny-GGUF" / "LICENSE")

@@ -15,7 +15,8 @@ import pytest
 from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, User
 
-# IPython itself with what makes its shell a notebook's: a kernel. The page that would draw the bars is not there, so they come as text.
+# IPython itself with what makes its shell a notebook's: a kernel. The page that would draw the bars
+# is not there, so they come as text.
 NOTEBOOK = """
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
@@ -29,7 +30,9 @@ result.upload("tester/t")
 
 
 @pytest.mark.parametrize(("where", "shown"), [("notebook", True), ("script", False)])
-def test_bars_in_a_notebook_and_not_in_a_script(where: str, shown: bool, user: User, hub: Hub) -> None:
+def test_bars_in_a_notebook_and_not_in_a_script(
+    where: str, shown: bool, user: User, hub: Hub
+) -> None:
     hub.bandwidth = 20e6
     process = user.start_python((NOTEBOOK if where == "notebook" else "") + RUN)
     _, err = process.communicate(timeout=120)
@@ -44,8 +47,25 @@ def test_bars_on_a_terminal(user: User, hub: Hub) -> None:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     user.cwd.mkdir(parents=True)
-    words = [sys.executable, "-m", "autoquant.cli", "quantize", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q8_0", "--evaluate", "off", "--upload", "tester/t"]
-    process = subprocess.Popen(words, cwd=user.cwd, env=user.environment(), stdout=slave, stderr=slave)
+    words = [
+        sys.executable,
+        "-m",
+        "autoquant.cli",
+        "quantize",
+        "gguf",
+        MODEL,
+        "--pre-tokenizer",
+        "gpt-2",
+        "--types",
+        "Q8_0",
+        "--evaluate",
+        "off",
+        "--upload",
+        "tester/t",
+    ]
+    process = subprocess.Popen(
+        words, cwd=user.cwd, env=user.environment(), stdout=slave, stderr=slave
+    )
     os.close(slave)
     said = b""
     while True:

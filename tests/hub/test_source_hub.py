@@ -1,4 +1,6 @@
-"""From a name on the Hub to files at hand: what is fetched, what is not, and what is said when it does not work."""
+"""From a name on the Hub to files at hand: what is fetched, what is not, and what is said when it
+does not work.
+"""
 
 from __future__ import annotations
 
@@ -19,39 +21,83 @@ from tests.hub.conftest import MODEL, QUICK, User, checkpoint
 STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
 
 
-@pytest.mark.parametrize(("text", "parsed"), [
-    ("owner/name", ("owner/name", None)), ("owner/name@v1.0", ("owner/name", "v1.0")), ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
-    ("https://huggingface.co/owner/name", ("owner/name", None)), ("https://huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
-    ("https://hf.co/owner/name/", ("owner/name", None)), ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main")),
-    ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", ("owner/name", "refs/pr/1")), ("https://huggingface.co/owner/name/commit/abc", ("owner/name", "abc")),
-    ("hf.co/owner/name", ("owner/name", None)), ("huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
-    ("https://github.com/owner/name", None), ("owner/na--me", None), ("owner/name.git", None), ("owner/" + "n" * 100, None),
-    ("gpt2", None), ("./folder/name", None), ("/abs/folder", None), ("a/b/c", None), ("", None)])
-def test_names(text: str, parsed: tuple[str, str | None] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@v1.0", ("owner/name", "v1.0")),
+        ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
+        ("https://huggingface.co/owner/name", ("owner/name", None)),
+        ("https://huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
+        ("https://hf.co/owner/name/", ("owner/name", None)),
+        ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main")),
+        ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", ("owner/name", "refs/pr/1")),
+        ("https://huggingface.co/owner/name/commit/abc", ("owner/name", "abc")),
+        ("hf.co/owner/name", ("owner/name", None)),
+        ("huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
+        ("https://github.com/owner/name", None),
+        ("owner/na--me", None),
+        ("owner/name.git", None),
+        ("owner/" + "n" * 100, None),
+        ("gpt2", None),
+        ("./folder/name", None),
+        ("/abs/folder", None),
+        ("a/b/c", None),
+        ("", None),
+    ],
+)
+def test_names(
+    text: str, parsed: tuple[str, str | None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:8800")
     assert parse(text) == parsed
 
 
 def test_a_plan_is_exact_and_fetches_no_weight(user: User, hub: Hub) -> None:
-    out = user.run("plan", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M").stdout
+    out = user.run(
+        "plan", "gguf", MODEL, "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M"
+    ).stdout
     assert "maker/tiny: LlamaForCausalLM, 4.2 million parameters, F16, 8.40 MB" in out
     assert "to download: 8.40 MB" in out
     assert hub.served < 400_000, "config, tokenizer, card and the header of the weights"
-    assert all(request.range for request in hub.requests("GET /_cdn/") if hub.repos[MODEL].at("main").files["model.safetensors"].sha256 in request.path)
-    local = user.run("plan", "gguf", "demo", "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M").stdout
+    assert all(
+        request.range
+        for request in hub.requests("GET /_cdn/")
+        if hub.repos[MODEL].at("main").files["model.safetensors"].sha256 in request.path
+    )
+    local = user.run(
+        "plan", "gguf", "demo", "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M"
+    ).stdout
     rows = [line for line in out.splitlines() if line.startswith(("Q8_0", "Q4_K_M"))]
-    assert rows == [line for line in local.splitlines() if line.startswith(("Q8_0", "Q4_K_M"))], "the same sizes as with the weights at hand"
+    assert rows == [line for line in local.splitlines() if line.startswith(("Q8_0", "Q4_K_M"))], (
+        "the same sizes as with the weights at hand"
+    )
 
 
-def test_only_needed_files_are_fetched_and_the_result_is_that_of_the_folder(user: User, hub: Hub) -> None:
+def test_only_needed_files_are_fetched_and_the_result_is_that_of_the_folder(
+    user: User, hub: Hub
+) -> None:
     user.quantize()
-    fetched = {request.path.split("/")[-1].split("?")[0] for request in hub.requests(r"(GET|HEAD) /maker/tiny/resolve")}
+    fetched = {
+        request.path.split("/")[-1].split("?")[0]
+        for request in hub.requests(r"(GET|HEAD) /maker/tiny/resolve")
+    }
     assert "model.safetensors" in fetched
-    assert not fetched & {"pytorch_model.bin", "consolidated.00.pth", "flax_model.msgpack", "model.onnx"}
+    assert not fetched & {
+        "pytorch_model.bin",
+        "consolidated.00.pth",
+        "flax_model.msgpack",
+        "model.onnx",
+    }
     user.run("quantize", "gguf", str(DEMO_FOLDER), *QUICK, "--out", "local")
     for name in ("Q8_0", "Q4_K_M"):
-        hub_file, local_file = user.cwd / "tiny-GGUF" / f"tiny-{name}.gguf", user.cwd / "local" / f"tiny-austen-4m-{name}.gguf"
-        assert abs(hub_file.stat().st_size - local_file.stat().st_size) <= 64, "they differ in the model's name only"
+        hub_file, local_file = (
+            user.cwd / "tiny-GGUF" / f"tiny-{name}.gguf",
+            user.cwd / "local" / f"tiny-austen-4m-{name}.gguf",
+        )
+        assert abs(hub_file.stat().st_size - local_file.stat().st_size) <= 64, (
+            "they differ in the model's name only"
+        )
     card = (user.cwd / "tiny-GGUF" / "README.md").read_text()
     assert "base_model: maker/tiny" in card
     assert f"| source commit | {hub.repos[MODEL].branches['main']} |" in card
@@ -71,22 +117,58 @@ def test_a_revision_is_pinned(user: User, hub: Hub) -> None:
     assert sums[0] != sums[1] == sums[2]
 
 
-@pytest.mark.parametrize(("model", "said"), [
-    ("maker/none", "there is no repository maker/none at http://127.0.0.1:"), (f"{MODEL}@none", "maker/tiny has no such revision"),
-    ("maker/gated", "maker/gated is gated, and the token from the environment variable HF_TOKEN has no access to it (the Hub says: Access to model "),
-    ("maker/pickled", "maker/pickled has only pickle weights"), ("maker/gguf", "maker/gguf holds no transformers checkpoint: it has no config.json. It has: m.gguf"),
-    ("maker/shards", "lacks 1 of its 2 shards: model-00002-of-00002.safetensors"), ("maker/cut", "model.safetensors has no valid safetensors header"),
-    ("maker/index", "is not valid JSON"), ("nowhere", "no such folder: nowhere. Give a folder")])
-def test_refusals_are_one_line_before_anything_is_fetched(model: str, said: str, user: User, hub: Hub) -> None:
-    small = {name: content for name, content in checkpoint().items() if "/" not in name and name not in ("pytorch_model.bin", "model.safetensors")}
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("maker/none", "there is no repository maker/none at http://127.0.0.1:"),
+        (f"{MODEL}@none", "maker/tiny has no such revision"),
+        (
+            "maker/gated",
+            (
+                "maker/gated is gated, and the token from the environment variable HF_TOKEN has no"
+                " access to it (the Hub says: Access to model "
+            ),
+        ),
+        ("maker/pickled", "maker/pickled has only pickle weights"),
+        (
+            "maker/gguf",
+            "maker/gguf holds no transformers checkpoint: it has no config.json. It has: m.gguf",
+        ),
+        ("maker/shards", "lacks 1 of its 2 shards: model-00002-of-00002.safetensors"),
+        ("maker/cut", "model.safetensors has no valid safetensors header"),
+        ("maker/index", "is not valid JSON"),
+        ("nowhere", "no such folder: nowhere. Give a folder"),
+    ],
+)
+def test_refusals_are_one_line_before_anything_is_fetched(
+    model: str, said: str, user: User, hub: Hub
+) -> None:
+    small = {
+        name: content
+        for name, content in checkpoint().items()
+        if "/" not in name and name not in ("pytorch_model.bin", "model.safetensors")
+    }
     whole = (DEMO_FOLDER / "model.safetensors").read_bytes()
-    index = json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors", "lm_head.weight": "model-00002-of-00002.safetensors"}}).encode()
+    index = json.dumps(
+        {
+            "weight_map": {
+                "model.norm.weight": "model-00001-of-00002.safetensors",
+                "lm_head.weight": "model-00002-of-00002.safetensors",
+            }
+        }
+    ).encode()
     hub.seed("maker/gated", checkpoint(), gated=True)
     hub.seed("maker/pickled", {**small, "pytorch_model.bin": b"b" * 1000})
     hub.seed("maker/gguf", {"m.gguf": b"GGUF"})
-    hub.seed("maker/shards", {**small, "model.safetensors.index.json": index, "model-00001-of-00002.safetensors": whole})
+    hub.seed(
+        "maker/shards",
+        {**small, "model.safetensors.index.json": index, "model-00001-of-00002.safetensors": whole},
+    )
     hub.seed("maker/cut", {**small, "model.safetensors": b"\xff" * 1000})
-    hub.seed("maker/index", {**small, "model.safetensors.index.json": b"{", "model-00001-of-00002.safetensors": whole})
+    hub.seed(
+        "maker/index",
+        {**small, "model.safetensors.index.json": b"{", "model-00001-of-00002.safetensors": whole},
+    )
     err = user.quantize(model=model, status=2).stderr
     assert said in err
     assert "huggingface.co" not in err, "it is not where the model was looked for"
@@ -97,14 +179,27 @@ def test_refusals_are_one_line_before_anything_is_fetched(model: str, said: str,
 def test_gated_without_a_token_says_how_to_get_one(user: User, hub: Hub) -> None:
     hub.seed("maker/gated", checkpoint(), gated=True)
     err = user.quantize(model="maker/gated", status=2, HF_TOKEN="").stderr
-    assert f"accept its terms at {hub.url}/maker/gated, make a token with read access at {hub.url}/settings/tokens, and set HF_TOKEN or run `hf auth login`" in err
+    assert (
+        f"accept its terms at {hub.url}/maker/gated, make a token with read access at"
+        f" {hub.url}/settings/tokens, and set HF_TOKEN or run `hf auth login`" in err
+    )
     hub.repos["maker/gated"].allowed.add("tester")
     user.quantize(model="maker/gated")
 
 
-@pytest.mark.parametrize(("more", "said"), [("", "llama.cpp does not know the pre-tokenizer of tiny"),
-                                            (', pre_tokenizer="gpt-2", tensor_types="ffn=IQ2_XXS"', "Q4_K_M needs an importance matrix for this model")])
-def test_a_large_model_is_planned_before_its_weights_are_fetched(more: str, said: str, user: User, hub: Hub) -> None:
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("", "llama.cpp does not know the pre-tokenizer of tiny"),
+        (
+            ', pre_tokenizer="gpt-2", tensor_types="ffn=IQ2_XXS"',
+            "Q4_K_M needs an importance matrix for this model",
+        ),
+    ],
+)
+def test_a_large_model_is_planned_before_its_weights_are_fetched(
+    more: str, said: str, user: User, hub: Hub
+) -> None:
     """The limit is set to nothing, so that the embedded model counts as large."""
     process = user.start_python(f"""
 from autoquant import run
@@ -134,8 +229,15 @@ def test_the_cache_is_enough_without_a_network(user: User, hub: Hub) -> None:
     hub.stop()
     user.quantize("--out", "offline", HF_HUB_OFFLINE="1")
     done = user.quantize("--out", "down")
-    assert f"{hub.url} cannot be reached; using maker/tiny from the cache, commit {hub.repos[MODEL].branches['main'][:10]}" in done.stderr
-    assert sha256_of(user.cwd / "offline" / "tiny-Q8_0.gguf") == sha256_of(user.cwd / "first" / "tiny-Q8_0.gguf") == sha256_of(user.cwd / "down" / "tiny-Q8_0.gguf")
+    assert (
+        f"{hub.url} cannot be reached; using maker/tiny from the cache, commit"
+        f" {hub.repos[MODEL].branches['main'][:10]}" in done.stderr
+    )
+    assert (
+        sha256_of(user.cwd / "offline" / "tiny-Q8_0.gguf")
+        == sha256_of(user.cwd / "first" / "tiny-Q8_0.gguf")
+        == sha256_of(user.cwd / "down" / "tiny-Q8_0.gguf")
+    )
     for status, more in ((2, {"HF_HUB_OFFLINE": "1"}), (1, {})):
         err = user.quantize(model="maker/other", status=status, **more).stderr
         assert "cannot be reached" in err
@@ -156,12 +258,16 @@ print(json.dumps(str(source.fetch(source.resolve("maker/big")).folder)))"""
 
 
 def big(hub: Hub) -> bytes:
-    """A repository with 40 MB of weights: the client keeps whole pieces of 10 MiB, so the embedded model is too small to see it going on."""
+    """A repository with 40 MB of weights: the client keeps whole pieces of 10 MiB, so the embedded
+    model is too small to see it going on.
+    """
     import numpy as np
     from safetensors.numpy import save
 
     weights = save({"w": np.random.default_rng(0).integers(0, 255, 40_000_000, dtype=np.uint8)})
-    hub.seed("maker/big", {"config.json": b'{"architectures": ["X"]}', "model.safetensors": weights})
+    hub.seed(
+        "maker/big", {"config.json": b'{"architectures": ["X"]}', "model.safetensors": weights}
+    )
     return weights
 
 
@@ -170,11 +276,16 @@ def test_a_cut_download_is_resumed(user: User, hub: Hub) -> None:
     hub.fail("GET /_cdn/", cut=23_000_000, skip=1)  # after the header
     folder = user.python(FETCH)
     assert (Path(folder) / "model.safetensors").read_bytes() == weights
-    assert [request.range for request in hub.requests("GET /_cdn/")][1:] == ["", f"bytes={20 << 20}-"]
+    assert [request.range for request in hub.requests("GET /_cdn/")][1:] == [
+        "",
+        f"bytes={20 << 20}-",
+    ]
 
 
 def test_a_killed_download_of_a_large_file_goes_on(user: User, hub: Hub) -> None:
-    """Also by a signed address that has expired meanwhile (403), and without sending the token to where it points."""
+    """Also by a signed address that has expired meanwhile (403), and without sending the token to
+    where it points.
+    """
     weights = big(hub)
     sha = hub.repos["maker/big"].at("main").files["model.safetensors"].sha256
     part = user.home / "hf" / "hub" / "models--maker--big" / "blobs" / f"{sha}.part"
@@ -194,11 +305,15 @@ def test_a_killed_download_of_a_large_file_goes_on(user: User, hub: Hub) -> None
     hub.fail(f"GET /_cdn/{sha}", 403)
     folder = user.python(FETCH)
     assert (Path(folder) / "model.safetensors").read_bytes() == weights
-    assert [request.range for request in hub.log[before:] if request.path == f"/_cdn/{sha}"] == [f"bytes={arrived}-"] * 2
+    assert [request.range for request in hub.log[before:] if request.path == f"/_cdn/{sha}"] == [
+        f"bytes={arrived}-"
+    ] * 2
     assert not part.exists()
     before = len(hub.log)
     user.python(FETCH)
-    assert not [request for request in hub.log[before:] if "/_cdn/" in request.path], "it is in the cache now"
+    assert not [request for request in hub.log[before:] if "/_cdn/" in request.path], (
+        "it is in the cache now"
+    )
 
 
 def test_what_is_not_what_the_hub_lists_is_not_used(user: User, hub: Hub) -> None:
@@ -232,8 +347,16 @@ def test_one_server_error_does_not_bring_an_old_commit(user: User, hub: Hub) -> 
 
 
 def test_what_a_card_says_wrongly_is_not_inherited(user: User, hub: Hub) -> None:
-    """Norwegian, which YAML takes for false; a language that is none; a licence name with spaces."""
-    hub.seed(MODEL, {"README.md": b"---\nlicense: other\nlicense_name: My Own Terms!\nlanguage: [en, no, Klingon]\n---\n"})
+    """Norwegian, which YAML takes for false; no language at all; a licence name with spaces."""
+    hub.seed(
+        MODEL,
+        {
+            "README.md": (
+                b"---\nlicense: other\nlicense_name: My Own Terms!\nlanguage: [en, no,"
+                b" Klingon]\n---\n"
+            )
+        },
+    )
     user.quantize("--upload", "tester/t")
     card = metadata(hub.content("tester/t", "README.md").decode())
     assert (card["language"], card["license_name"]) == (["en", "no"], "my-own-terms")
@@ -241,13 +364,15 @@ def test_what_a_card_says_wrongly_is_not_inherited(user: User, hub: Hub) -> None
     assert "the model's card cannot be read" in user.quantize("--out", "again").stderr
 
 
-def test_a_nearly_finished_download_needs_only_the_rest(user: User, hub: Hub, small_disk: Callable[[int], Path]) -> None:
+def test_a_nearly_finished_download_needs_only_the_rest(
+    user: User, hub: Hub, small_disk: Callable[[int], Path]
+) -> None:
     weights = big(hub)
     disk = small_disk(45)
     sha = hub.repos["maker/big"].at("main").files["model.safetensors"].sha256
     blobs = disk / "hf" / "hub" / "models--maker--big" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / f"{sha}.part").write_bytes(weights[:30 << 20])
+    (blobs / f"{sha}.part").write_bytes(weights[: 30 << 20])
     folder = user.python(FETCH, HF_HOME=str(disk / "hf"))
     assert (Path(folder) / "model.safetensors").read_bytes() == weights
 
@@ -258,20 +383,28 @@ def two_shards() -> dict[str, bytes | Path]:
 
     tensors = load_file(DEMO_FOLDER / "model.safetensors")
     names = sorted(tensors)
-    files: dict[str, bytes | Path] = {path.name: path for path in DEMO_FOLDER.iterdir() if path.suffix != ".safetensors"}
+    files: dict[str, bytes | Path] = {
+        path.name: path for path in DEMO_FOLDER.iterdir() if path.suffix != ".safetensors"
+    }
     weight_map = {}
-    for i, part in enumerate((names[:len(names) // 2], names[len(names) // 2:]), 1):
+    for i, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
         file = f"model-{i:05d}-of-00002.safetensors"
         files[file] = save({name: tensors[name] for name in part}, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
-    return {**files, "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()}
+    return {
+        **files,
+        "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
+    }
 
 
 @pytest.mark.slow
 def test_killed_while_downloading(user: User, hub: Hub) -> None:
     """What has arrived is not fetched again, and what the dead process has left is removed."""
     hub.seed("maker/shards", two_shards())
-    sums = [hub.repos["maker/shards"].at("main").files[f"model-0000{i}-of-00002.safetensors"].sha256 for i in (1, 2)]
+    sums = [
+        hub.repos["maker/shards"].at("main").files[f"model-0000{i}-of-00002.safetensors"].sha256
+        for i in (1, 2)
+    ]
     blobs = user.home / "hf" / "hub" / "models--maker--shards" / "blobs"
     hub.bandwidth = 4e6
     process = user.start("quantize", "gguf", "maker/shards", *QUICK)
@@ -289,7 +422,11 @@ def test_killed_while_downloading(user: User, hub: Hub) -> None:
     time.sleep(0.3)
     before = len(hub.log)
     user.quantize(model="maker/shards")
-    again = {request.path.split("/")[-1] for request in hub.log[before:] if request.method == "GET" and "/_cdn/" in request.path and not request.range}
+    again = {
+        request.path.split("/")[-1]
+        for request in hub.log[before:]
+        if request.method == "GET" and "/_cdn/" in request.path and not request.range
+    }
     assert again & set(sums) == set(sums) - arrived
     assert not list(blobs.glob("*.incomplete"))
 
@@ -300,7 +437,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     folder.mkdir()
 
     def mount(megabytes: int) -> Path:
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder)],
+            capture_output=True,
+            check=False,
+        ).returncode:
             pytest.skip("mounting needs root")
         return folder
 
@@ -308,7 +449,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     subprocess.run(["umount", str(folder)], capture_output=True, check=False)
 
 
-def test_a_disk_too_small_for_the_download(user: User, hub: Hub, small_disk: Callable[[int], Path]) -> None:
+def test_a_disk_too_small_for_the_download(
+    user: User, hub: Hub, small_disk: Callable[[int], Path]
+) -> None:
     disk = small_disk(6)
     err = user.quantize(status=2, HF_HOME=str(disk / "hf")).stderr
     assert "downloading maker/tiny needs 0.01 GB in " in err
@@ -316,7 +459,9 @@ def test_a_disk_too_small_for_the_download(user: User, hub: Hub, small_disk: Cal
     assert hub.served < 400_000
 
 
-def test_a_disk_that_fills_up_while_downloading(user: User, hub: Hub, small_disk: Callable[[int], Path]) -> None:
+def test_a_disk_that_fills_up_while_downloading(
+    user: User, hub: Hub, small_disk: Callable[[int], Path]
+) -> None:
     """Another program takes the room once the weights are on their way."""
     disk = small_disk(12)
     sha = hub.repos[MODEL].at("main").files["model.safetensors"].sha256
@@ -324,7 +469,8 @@ def test_a_disk_that_fills_up_while_downloading(user: User, hub: Hub, small_disk
     def fill() -> None:
         (disk / "other").write_bytes(bytes(9_000_000))
 
-    hub.on(f"GET /_cdn/{sha}$", lambda: hub.on(f"GET /_cdn/{sha}$", fill))  # the first request is for the header
+    # the first request is for the header
+    hub.on(f"GET /_cdn/{sha}$", lambda: hub.on(f"GET /_cdn/{sha}$", fill))
     err = user.quantize(status=2, HF_HOME=str(disk / "hf")).stderr
     assert "no space left on the disk" in err
     assert not list(disk.rglob("*.incomplete"))

@@ -27,29 +27,83 @@ InteractiveShell.instance().kernel = object()
 """
 
 
-@pytest.mark.parametrize(("where", "secrets", "environment", "stored", "wanted", "origin"), [
-    ("colab", {"HF_TOKEN": SECRET}, ENVIRONMENT, STORED, SECRET, "the Colab secret HF_TOKEN"),
-    ("colab", {"HF_TOKEN": "refused"}, ENVIRONMENT, STORED, ENVIRONMENT, "the environment variable HF_TOKEN"),
-    ("colab", {"HF_TOKEN": "timeout"}, "", STORED, STORED, "the login stored by `hf auth login`"),
-    ("colab", {}, "", "", None, None),
-    ("colab command", {"HF_TOKEN": SECRET}, ENVIRONMENT, "", ENVIRONMENT, "the environment variable HF_TOKEN"),
-    ("colab command", {"HF_TOKEN": SECRET}, "", "", None, None),
-    ("elsewhere", {"HF_TOKEN": SECRET}, ENVIRONMENT, STORED, ENVIRONMENT, "the environment variable HF_TOKEN"),
-    ("elsewhere", {}, "", STORED, STORED, "the login stored by `hf auth login`"),
-    ("elsewhere", {}, "", "", None, None)])
-def test_the_order(where: str, secrets: dict[str, str], environment: str, stored: str, wanted: str | None, origin: str | None, user: User) -> None:
+@pytest.mark.parametrize(
+    ("where", "secrets", "environment", "stored", "wanted", "origin"),
+    [
+        ("colab", {"HF_TOKEN": SECRET}, ENVIRONMENT, STORED, SECRET, "the Colab secret HF_TOKEN"),
+        (
+            "colab",
+            {"HF_TOKEN": "refused"},
+            ENVIRONMENT,
+            STORED,
+            ENVIRONMENT,
+            "the environment variable HF_TOKEN",
+        ),
+        (
+            "colab",
+            {"HF_TOKEN": "timeout"},
+            "",
+            STORED,
+            STORED,
+            "the login stored by `hf auth login`",
+        ),
+        ("colab", {}, "", "", None, None),
+        (
+            "colab command",
+            {"HF_TOKEN": SECRET},
+            ENVIRONMENT,
+            "",
+            ENVIRONMENT,
+            "the environment variable HF_TOKEN",
+        ),
+        ("colab command", {"HF_TOKEN": SECRET}, "", "", None, None),
+        (
+            "elsewhere",
+            {"HF_TOKEN": SECRET},
+            ENVIRONMENT,
+            STORED,
+            ENVIRONMENT,
+            "the environment variable HF_TOKEN",
+        ),
+        ("elsewhere", {}, "", STORED, STORED, "the login stored by `hf auth login`"),
+        ("elsewhere", {}, "", "", None, None),
+    ],
+)
+def test_the_order(
+    where: str,
+    secrets: dict[str, str],
+    environment: str,
+    stored: str,
+    wanted: str | None,
+    origin: str | None,
+    user: User,
+) -> None:
     """A command behind "!" in Colab has no page to ask for the secret."""
     if stored:
         (user.home / "hf").mkdir(parents=True)
         (user.home / "hf" / "token").write_text(stored)
-    found = user.python((NOTEBOOK if where != "colab command" else "") + FIND, HF_TOKEN=environment, PYTHONPATH=FAKES, FAKE_COLAB_SECRETS=json.dumps(secrets),
-                        COLAB_RELEASE_TAG="release-colab" if "colab" in where else "")
+    found = user.python(
+        (NOTEBOOK if where != "colab command" else "") + FIND,
+        HF_TOKEN=environment,
+        PYTHONPATH=FAKES,
+        FAKE_COLAB_SECRETS=json.dumps(secrets),
+        COLAB_RELEASE_TAG="release-colab" if "colab" in where else "",
+    )
     assert (found[:2] if found else [None, None]) == [wanted, origin]
     assert not found or wanted not in found[2]
 
 
-@pytest.mark.parametrize("text", [f"Bearer {TOKEN}", f"https://user:{TOKEN}@host/x", f'{{"token": "{TOKEN}"}}', "hf_oauth_eyJhbGciOi.JFZERTQSJ9_x-y.z",
-                                  "hf_jwt_eyJhbGciOi.JFZ-x_y.z", "api_org_" + "a" * 30])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Bearer {TOKEN}",
+        f"https://user:{TOKEN}@host/x",
+        f'{{"token": "{TOKEN}"}}',
+        "hf_oauth_eyJhbGciOi.JFZERTQSJ9_x-y.z",
+        "hf_jwt_eyJhbGciOi.JFZ-x_y.z",
+        "api_org_" + "a" * 30,
+    ],
+)
 def test_redacting(text: str) -> None:
     assert "<token>" in redact(text)
     assert TOKEN not in redact(text)
@@ -63,7 +117,9 @@ def test_redacting_leaves_other_words_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert redact("got a-token-of-another-shape!") == "got <token>!"
 
 
-def test_log_records_are_redacted_with_arguments_and_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_records_are_redacted_with_arguments_and_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     import logging
     import sys
 
@@ -85,8 +141,11 @@ def test_log_records_are_redacted_with_arguments_and_traceback(capsys: pytest.Ca
 
 
 def test_the_form_for_a_token(user: User, hub: Hub) -> None:
-    """A wrong one is refused and stored nowhere; a right one is stored; the field is empty afterwards."""
-    seen = user.python("""
+    """A wrong one is refused and stored nowhere; a right one is stored; the field is empty
+    afterwards.
+    """
+    seen = user.python(
+        """
 import json, contextlib, io
 from pathlib import Path
 from autoquant import forms
@@ -100,13 +159,20 @@ with contextlib.redirect_stdout(io.StringIO()):
         field.value = token
         button.click()
         out += [said.value, field.value, Path(constants.HF_TOKEN_PATH).exists()]
-print(json.dumps([*out, find_token().origin]))""".replace("TESTER", TOKEN), HF_TOKEN="")
+print(json.dumps([*out, find_token().origin]))""".replace("TESTER", TOKEN),
+        HF_TOKEN="",
+    )
     assert hub.url in seen[0]
     assert seen[1:4] == ["Paste a token first.", "", False]
     assert seen[4].startswith("Not accepted (")
     assert "Wrong" not in seen[4]
     assert seen[5:7] == ["", False]
-    assert seen[7:] == ["Logged in as <b>tester</b>.", "", True, "the login stored by `hf auth login`"]
+    assert seen[7:] == [
+        "Logged in as <b>tester</b>.",
+        "",
+        True,
+        "the login stored by `hf auth login`",
+    ]
 
 
 @pytest.mark.parametrize("word", ["login", "logout", "whoami"])

@@ -16,20 +16,54 @@ FOLDER = ROOT / "notebooks"
 
 
 def environment(cache: Path, *, colab: bool) -> dict[str, str]:
-    """A kernel's environment: a cache folder of its own, no network to the Hub, and in Colab's guise Colab's module and variable."""
+    """A kernel's environment: a cache folder of its own, no network to the Hub, and in Colab's
+    guise Colab's module and variable.
+    """
     more = filter(None, [os.environ.get("PYTHONPATH")])  # a stand-in for a GPU
-    return {"AUTOQUANT_CACHE": str(cache), "AUTOQUANT_LLAMA_CPP": str(converter.locate()), "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache / "hf"), "MPLBACKEND": "",
-            **({"COLAB_RELEASE_TAG": "release-colab-test", "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "fakes"), *more])} if colab else {})}
+    return {
+        "AUTOQUANT_CACHE": str(cache),
+        "AUTOQUANT_LLAMA_CPP": str(converter.locate()),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(cache / "hf"),
+        "MPLBACKEND": "",
+        **(
+            {
+                "COLAB_RELEASE_TAG": "release-colab-test",
+                "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "fakes"), *more]),
+            }
+            if colab
+            else {}
+        ),
+    }
 
 
-def run(path: Path, work: Path, env: dict[str, str], parameters: dict[str, Any] | None = None, timeout: int = 900) -> Any:
-    """The executed notebook. ``parameters`` are put after the parameters cell, as papermill does. A cell that fails raises, with what it said."""
+def run(
+    path: Path,
+    work: Path,
+    env: dict[str, str],
+    parameters: dict[str, Any] | None = None,
+    timeout: int = 900,
+) -> Any:
+    """The executed notebook. ``parameters`` are put after the parameters cell, as papermill does. A
+    cell that fails raises, with what it said.
+    """
     notebook = nbformat.read(path, as_version=4)
     if parameters:
         at = next(i for i, cell in enumerate(notebook.cells) if cell.id == "parameters")
-        notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in parameters.items()), id="injected"))
+        notebook.cells.insert(
+            at + 1,
+            nbformat.v4.new_code_cell(
+                "\n".join(f"{name} = {value!r}" for name, value in parameters.items()),
+                id="injected",
+            ),
+        )
     work.mkdir(parents=True, exist_ok=True)
-    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(work)}})
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(work)}},
+    )
     client.execute(env={**os.environ, **env})
     return notebook
 
@@ -38,5 +72,11 @@ def shown(cell: Any) -> str:
     """All that a cell shows, as text: plain text, HTML, Markdown, streams."""
     parts = []
     for output in cell.outputs:
-        parts += [output.get("text", ""), *(str(output.get("data", {}).get(kind, "")) for kind in ("text/plain", "text/html", "text/markdown"))]
+        parts += [
+            output.get("text", ""),
+            *(
+                str(output.get("data", {}).get(kind, ""))
+                for kind in ("text/plain", "text/html", "text/markdown")
+            ),
+        ]
     return "\n".join(parts)

@@ -1,4 +1,6 @@
-"""Every notebook from top to bottom in a kernel, without a network and a GPU: as Jupyter, and (AUTOQUANT_GUISE=colab, in .venv-colab) as Colab."""
+"""Every notebook from top to bottom in a kernel, without a network and a GPU: as Jupyter, and
+(AUTOQUANT_GUISE=colab, in .venv-colab) as Colab.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,38 @@ from tests.notebooks.running import FOLDER, environment, run, shown
 COLAB = os.environ.get("AUTOQUANT_GUISE") == "colab"
 # 02's defaults are run by test_papermill_runs_and_validates
 QUICK: dict[str, dict[str, Any]] = {
-    "02_GGUF_llama_cpp": {"imatrix": "calibration", "calibration_samples": 16, "compare": "Q6_K,Q2_K"},
+    "02_GGUF_llama_cpp": {
+        "imatrix": "calibration",
+        "calibration_samples": 16,
+        "compare": "Q6_K,Q2_K",
+    },
     "03_GPTQ": {"calibration_samples": 8, "calibration_length": 64, "compare": "2"},
-    "04_EXL2": {"calibration": "builtin", "calibration_samples": 4, "calibration_length": 64, "measurement_samples": 2, "compare": "3.0", "eval_chunks": 4},
-    "05_AWQ": {"calibration_samples": 8, "calibration_length": 64, "iterations": 4, "eval_chunks": 4}, "06_HQQ_and_more": {"compare": "3,nf4,fp8-dynamic", "eval_chunks": 4},
-    "07_Compare": {"calibration_samples": 8, "gptq_bits": "4", "eval_chunks": 4, "out": "compared"}}
-BESIDE = {"02_GGUF_llama_cpp": ["Q6_K", "Q2_K"], "03_GPTQ": ["2bit-128g"], "04_EXL2": ["3.0bpw"], "05_AWQ": [">autoround<", ">awq<"],
-          "06_HQQ_and_more": ["HQQ, 3bit-64g", "bitsandbytes, nf4", "W8A8, fp8-dynamic"]}
-if COLAB:  # what is made beside a run is the same cell in both guises; the longest two make it in Jupyter only
+    "04_EXL2": {
+        "calibration": "builtin",
+        "calibration_samples": 4,
+        "calibration_length": 64,
+        "measurement_samples": 2,
+        "compare": "3.0",
+        "eval_chunks": 4,
+    },
+    "05_AWQ": {
+        "calibration_samples": 8,
+        "calibration_length": 64,
+        "iterations": 4,
+        "eval_chunks": 4,
+    },
+    "06_HQQ_and_more": {"compare": "3,nf4,fp8-dynamic", "eval_chunks": 4},
+    "07_Compare": {"calibration_samples": 8, "gptq_bits": "4", "eval_chunks": 4, "out": "compared"},
+}
+BESIDE = {
+    "02_GGUF_llama_cpp": ["Q6_K", "Q2_K"],
+    "03_GPTQ": ["2bit-128g"],
+    "04_EXL2": ["3.0bpw"],
+    "05_AWQ": [">autoround<", ">awq<"],
+    "06_HQQ_and_more": ["HQQ, 3bit-64g", "bitsandbytes, nf4", "W8A8, fp8-dynamic"],
+}
+# what is made beside a run is the same cell in both guises; the longest two make it in Jupyter only
+if COLAB:
     for name in ("04_EXL2", "06_HQQ_and_more"):
         QUICK[name]["compare"] = ""
         del BESIDE[name]
@@ -44,11 +70,31 @@ def cells(notebook: Any) -> dict[str, str]:
 
 
 def start(name: str, tmp_path: Path, cache: Path, **parameters: Any) -> dict[str, str]:
-    return cells(run(FOLDER / f"{name}.ipynb", tmp_path / "work", environment(cache, colab=COLAB), {**QUICK.get(name, {}), **parameters}))
+    return cells(
+        run(
+            FOLDER / f"{name}.ipynb",
+            tmp_path / "work",
+            environment(cache, colab=COLAB),
+            {**QUICK.get(name, {}), **parameters},
+        )
+    )
 
 
-@pytest.mark.parametrize("name", ["00_AutoQuant", "02_GGUF_llama_cpp", "03_GPTQ", "04_EXL2", "05_AWQ", "06_HQQ_and_more", "07_Compare"])
-def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "00_AutoQuant",
+        "02_GGUF_llama_cpp",
+        "03_GPTQ",
+        "04_EXL2",
+        "05_AWQ",
+        "06_HQQ_and_more",
+        "07_Compare",
+    ],
+)
+def test_run_all_ends_well_without_network_and_gpu(
+    name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name == "04_EXL2":  # which needs a GPU: the stand-in
         monkeypatch.setenv("PYTHONPATH", STAND_IN)
     said = start(name, tmp_path, cache)
@@ -66,29 +112,45 @@ def test_run_all_ends_well_without_network_and_gpu(name: str, tmp_path: Path, ca
     if name == "07_Compare":
         assert said["plan"].count("it fits") >= 3, "both models as GGUF, the larger one by GPTQ"
         assert said["answer"].count("MB: ") == 4
-        assert all(" ± " in line and line.split(" -> ")[1] in ("within the error", "tiny-austen-4m is better", "tiny-austen-2m is better")
-                   for line in said["answer"].splitlines() if " -> " in line)
+        assert all(
+            " ± " in line
+            and line.split(" -> ")[1]
+            in ("within the error", "tiny-austen-4m is better", "tiny-austen-2m is better")
+            for line in said["answer"].splitlines()
+            if " -> " in line
+        )
         assert sorted(one.name for one in (tmp_path / "work" / "compared").iterdir()) == [
-            "tiny-austen-2m-GGUF", "tiny-austen-4m-GGUF", "tiny-austen-4m-GPTQ-4bit-128g"]
+            "tiny-austen-2m-GGUF",
+            "tiny-austen-4m-GGUF",
+            "tiny-austen-4m-GPTQ-4bit-128g",
+        ]
         assert "tiny-austen-2m" in said["equal"]
         assert "data:image/png;base64," in said["equal"]
     if name in ("02_GGUF_llama_cpp", "03_GPTQ", "04_EXL2", "05_AWQ", "06_HQQ_and_more"):
         assert said["size"].count("tiny-austen-4m") >= 1
-        assert all(kind in said["size"] for kind in BESIDE.get(name, ())), "what it made beside the run"
+        assert all(kind in said["size"] for kind in BESIDE.get(name, ())), (
+            "what it made beside the run"
+        )
         assert "data:image/png;base64," in said["size"], "the plot beside the table"
-    assert ("VBox" in said["form"]) is not COLAB, "widgets in Jupyter; in Colab the parameters cell is the form"
+    assert ("VBox" in said["form"]) is not COLAB, (
+        "widgets in Jupyter; in Colab the parameters cell is the form"
+    )
     if COLAB:
         assert "Change them in the form above" in said["form"]
 
 
-def test_exl2_without_a_gpu_shows_the_sizes_and_says_what_to_do(tmp_path: Path, cache: Path) -> None:
+def test_exl2_without_a_gpu_shows_the_sizes_and_says_what_to_do(
+    tmp_path: Path, cache: Path
+) -> None:
     with pytest.raises(CellExecutionError) as stopped:
         start("04_EXL2", tmp_path, cache)
     assert "InputError: exl2: exllamav2 quantizes on an NVIDIA" in str(stopped.value)
     assert "site-packages" not in str(stopped.value).split("InputError")[-1], "a line, no traceback"
 
 
-@pytest.mark.parametrize("path", ["01_Introduction_to_Quantization.ipynb", "tr/01_Introduction_to_Quantization.ipynb"])
+@pytest.mark.parametrize(
+    "path", ["01_Introduction_to_Quantization.ipynb", "tr/01_Introduction_to_Quantization.ipynb"]
+)
 def test_the_lesson(path: str, tmp_path: Path, cache: Path) -> None:
     started = time.monotonic()
     said = cells(run(FOLDER / path, tmp_path / "work", environment(cache, colab=COLAB)))
@@ -96,12 +158,25 @@ def test_the_lesson(path: str, tmp_path: Path, cache: Path) -> None:
     assert [said[f"ex{i}"].split()[0] for i in range(1, 5)] == ["…"] * 4, "not answered yet"
     assert "BF16" in said["floats"]
     errors = [float(line.split()[-2]) for line in said["scales"].splitlines()[1:] if line.strip()]
-    assert errors == sorted(errors, reverse=True), "the fewer weights share a scale, the smaller the error"
-    rounded, calibrated = (float(value) for value in re.findall(r"‖XW‖ = ([\d.]+)", said["calibration"]))
+    assert errors == sorted(errors, reverse=True), (
+        "the fewer weights share a scale, the smaller the error"
+    )
+    rounded, calibrated = (
+        float(value) for value in re.findall(r"‖XW‖ = ([\d.]+)", said["calibration"])
+    )
     assert calibrated < 0.9 * rounded, "on text that was not calibrated on"
-    rows = {line[:16].strip(): [float(value) for value in line[16:].split()] for line in said["perplexity"].splitlines() if "," in line[:16]}
+    rows = {
+        line[:16].strip(): [float(value) for value in line[16:].split()]
+        for line in said["perplexity"].splitlines()
+        if "," in line[:16]
+    }
     assert list(rows) == ["absmax, tensor", "absmax, row", "absmax, 128", "zero-point, 128"]
-    formats = {name: float(value) for name, value in re.findall(r"^(BF16|FP8 E4M3|FP8 E5M2) +([\d.]+)$", said["perplexity"], re.MULTILINE)}
+    formats = {
+        name: float(value)
+        for name, value in re.findall(
+            r"^(BF16|FP8 E4M3|FP8 E5M2) +([\d.]+)$", said["perplexity"], re.MULTILINE
+        )
+    }
     by_bits = rows["absmax, 128"]
     unquantized = float(re.search(r"unquantized +([\d.]+)", said["perplexity"])[1])  # type: ignore[index]
     assert formats["BF16"] == pytest.approx(unquantized, rel=0.002)
@@ -110,22 +185,40 @@ def test_the_lesson(path: str, tmp_path: Path, cache: Path) -> None:
     assert len(by_bits) == 6
     assert by_bits[0] == pytest.approx(unquantized, rel=0.01)
     assert by_bits[-1] > 2 * unquantized
-    assert rows["absmax, tensor"][-1] > rows["absmax, row"][-1] > by_bits[-1], "the fewer weights share a scale, the better"
+    assert rows["absmax, tensor"][-1] > rows["absmax, row"][-1] > by_bits[-1], (
+        "the fewer weights share a scale, the better"
+    )
 
 
 def test_papermill_runs_and_validates(tmp_path: Path, cache: Path) -> None:
     env = {**os.environ, **environment(cache, colab=COLAB)}
 
     def papermill(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "papermill", str(FOLDER / "02_GGUF_llama_cpp.ipynb"), str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path), *words]
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(FOLDER / "02_GGUF_llama_cpp.ipynb"),
+            str(tmp_path / "out.ipynb"),
+            "--cwd",
+            str(tmp_path),
+            *words,
+        ]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
     good = papermill("-p", "model", "demo", "-p", "types", "Q8_0,Q4_K_M", "-p", "eval_chunks", "4")
     assert good.returncode == 0, good.stderr[-2000:]
-    assert sorted(path.name for path in (tmp_path / "tiny-austen-4m-GGUF").glob("*.gguf")) == ["tiny-austen-4m-Q4_K_M.gguf", "tiny-austen-4m-Q8_0.gguf"]
+    assert sorted(path.name for path in (tmp_path / "tiny-austen-4m-GGUF").glob("*.gguf")) == [
+        "tiny-austen-4m-Q4_K_M.gguf",
+        "tiny-austen-4m-Q8_0.gguf",
+    ]
     bad = papermill("-p", "model", "demo", "-p", "types", "Q9_0")
     assert bad.returncode != 0
-    said = "\n".join(str(output) for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells for output in cell.get("outputs", []))
+    said = "\n".join(
+        str(output)
+        for cell in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+        for output in cell.get("outputs", [])
+    )
     assert "types: 'Q9_0' is no GGUF type" in said
     assert "site-packages" not in said, "a line, no traceback"
 

@@ -18,8 +18,30 @@ from tests.notebooks.running import FOLDER, ROOT
 ALL = sorted(path for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 each = pytest.mark.parametrize("path", ALL, ids=lambda path: path.relative_to(FOLDER).as_posix())
 SKELETON = ["title", "badge", "what-you-get", "install"]
-METHOD = [*SKELETON, "idea", "picture", "options", "parameters", "form", "plan-text", "plan", "run-text", "run", "check-text", "check", "look-text", "look", "size-text", "size",
-          "choose", "card-text", "card", "upload-text", "upload", "next"]
+METHOD = [
+    *SKELETON,
+    "idea",
+    "picture",
+    "options",
+    "parameters",
+    "form",
+    "plan-text",
+    "plan",
+    "run-text",
+    "run",
+    "check-text",
+    "check",
+    "look-text",
+    "look",
+    "size-text",
+    "size",
+    "choose",
+    "card-text",
+    "card",
+    "upload-text",
+    "upload",
+    "next",
+]
 
 
 def read(path: Path) -> Any:
@@ -27,7 +49,12 @@ def read(path: Path) -> Any:
 
 
 def test_they_are_what_sync_makes_of_them() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "sync_notebooks.py"), "--check"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "sync_notebooks.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -38,17 +65,27 @@ def test_schema_ids_metadata_and_no_outputs(path: Path) -> None:
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert set(notebook.metadata) == {"accelerator", "colab", "kernelspec", "language_info"}
     assert notebook.metadata["accelerator"] == "GPU"
-    assert dict(notebook.metadata["colab"]) == {"gpuType": "T4", "name": path.name, "provenance": []}
+    assert dict(notebook.metadata["colab"]) == {
+        "gpuType": "T4",
+        "name": path.name,
+        "provenance": [],
+    }
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", one) for one in ids), "names for people, not random"
     for cell in notebook.cells:
         assert set(cell.metadata) <= {"cellView", "jupyter", "tags"}
-        assert ("cellView" in cell.metadata) == (cell.get("metadata", {}).get("jupyter") == {"source_hidden": True}) == (cell.id in ("install", "parameters")), "folded in both"
+        assert (
+            ("cellView" in cell.metadata)
+            == (cell.get("metadata", {}).get("jupyter") == {"source_hidden": True})
+            == (cell.id in ("install", "parameters"))
+        ), "folded in both"
         if cell.cell_type == "code":
             assert cell.outputs == []
             assert cell.execution_count is None
-    assert [cell.id for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])] == ["parameters"]
+    assert [
+        cell.id for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    ] == ["parameters"]
 
 
 @each
@@ -63,12 +100,20 @@ def test_the_same_skeleton(path: Path) -> None:
 @each
 def test_thin_and_without_secrets(path: Path) -> None:
     for cell in read(path).cells:
-        assert not re.search(r"hf_[A-Za-z0-9]{8}|/work/|/root/|/home/", cell.source), "a token, or a path of somebody's machine"
+        assert not re.search(r"hf_[A-Za-z0-9]{8}|/work/|/root/|/home/", cell.source), (
+            "a token, or a path of somebody's machine"
+        )
         if cell.cell_type == "code":
-            assert not cell.source.startswith(("!", "%")), "a failing command behind ! does not stop Run All"
+            assert not cell.source.startswith(("!", "%")), (
+                "a failing command behind ! does not stop Run All"
+            )
             kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-            assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)], cell.id
-            assert len(cell.source.splitlines()) <= 35 or cell.id == "parameters", f"{cell.id} is too long for a notebook"
+            assert not [
+                node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)
+            ], cell.id
+            assert len(cell.source.splitlines()) <= 35 or cell.id == "parameters", (
+                f"{cell.id} is too long for a notebook"
+            )
 
 
 @each
@@ -81,7 +126,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_parameters_cell_is_plain() -> None:
-    """Colab's form and papermill take nothing but assignments of literals, each with its # @param."""
+    """Colab's form and papermill take only assignments of literals, each with its # @param."""
     for path in ALL:
         source = next(cell.source for cell in read(path).cells if cell.id == "parameters")
         assert source.splitlines()[0].startswith("# @title ")
@@ -90,7 +135,9 @@ def test_the_parameters_cell_is_plain() -> None:
             assert isinstance(node, ast.Assign)
             assert isinstance(ast.literal_eval(node.value), (str, int, float, bool))
             line = source.splitlines()[node.lineno - 1]
-            assert re.search(r'  # @param (\{type:"\w+".*\}|\[.*\]( \{(type:"raw"|allow-input: true)\})?)$', line), line
+            assert re.search(
+                r'  # @param (\{type:"\w+".*\}|\[.*\]( \{(type:"raw"|allow-input: true)\})?)$', line
+            ), line
             offered = re.search(r"@param (\[.*\])", line)
             if offered and "allow-input" not in line:
                 assert ast.literal_eval(node.value) in json.loads(offered[1]), line
@@ -98,24 +145,55 @@ def test_the_parameters_cell_is_plain() -> None:
 
 @each
 def test_no_cell_overwrites_a_parameter(path: Path) -> None:
-    """The form is read again when its cell runs again: a loop that counts in ``bits`` would be taken for a choice."""
+    """The form is read again when its cell runs again: a loop that counts in ``bits`` would be
+    taken for a choice.
+    """
     notebook = read(path)
-    named = {name.id for cell in notebook.cells if cell.id == "parameters" for name in ast.walk(ast.parse(cell.source)) if isinstance(name, ast.Name)}
+    named = {
+        name.id
+        for cell in notebook.cells
+        if cell.id == "parameters"
+        for name in ast.walk(ast.parse(cell.source))
+        if isinstance(name, ast.Name)
+    }
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell.id != "parameters":
-            stored = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            stored = {
+                node.id
+                for node in ast.walk(ast.parse(cell.source))
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
             assert not stored & named, cell.id
 
 
 def test_the_turkish_notebook_has_the_english_ones_code_and_the_fields_words() -> None:
     for path in (FOLDER / "tr").glob("*.ipynb"):
         english, turkish = read(FOLDER / path.name), read(path)
-        code = [[(cell.id, cell.source) for cell in notebook.cells if cell.cell_type == "code"] for notebook in (english, turkish)]
+        code = [
+            [(cell.id, cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+            for notebook in (english, turkish)
+        ]
         assert code[0] == code[1]
         assert [cell.id for cell in english.cells] == [cell.id for cell in turkish.cells]
-        same = [cell.id for cell, other in zip(english.cells, turkish.cells, strict=True) if cell.cell_type == "markdown" and cell.source == other.source]
+        same = [
+            cell.id
+            for cell, other in zip(english.cells, turkish.cells, strict=True)
+            if cell.cell_type == "markdown" and cell.source == other.source
+        ]
         assert same == [], "left untranslated"
-        text = "\n".join(cell.source for cell in turkish.cells if cell.cell_type == "markdown").lower()
-        for word in ("nicemleme", "ağırlıklar", "aktivasyonlar", "düşük hassasiyetli veri türleri", "kayan noktalı format", "bellek ayak izi", "çıkarım", "bellek kullanımı",
-                     "hesaplama karmaşıklığı", "sinir ağı"):
+        text = "\n".join(
+            cell.source for cell in turkish.cells if cell.cell_type == "markdown"
+        ).lower()
+        for word in (
+            "nicemleme",
+            "ağırlıklar",
+            "aktivasyonlar",
+            "düşük hassasiyetli veri türleri",
+            "kayan noktalı format",
+            "bellek ayak izi",
+            "çıkarım",
+            "bellek kullanımı",
+            "hesaplama karmaşıklığı",
+            "sinir ağı",
+        ):
             assert word in text, word

@@ -1,4 +1,6 @@
-"""torch with one CUDA device, which is the CPU: what exllamav2's converter asks of ``torch.cuda`` answers, and tensors made for "cuda" are made on the CPU."""
+"""torch with one CUDA device, which is the CPU: what exllamav2's converter asks of ``torch.cuda``
+answers, and tensors made for "cuda" are made on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,19 @@ KEPT: list[Any] = []  # the mode lasts as long as the process
 def _cpu(device: Any) -> Any:
     if isinstance(device, str) and device.startswith("cuda"):
         return "cpu"
-    return torch.device("cpu") if isinstance(device, torch.device) and device.type == "cuda" else device
+    return (
+        torch.device("cpu")
+        if isinstance(device, torch.device) and device.type == "cuda"
+        else device
+    )
 
 
 class CudaOnCpu(TorchFunctionMode):
     """Every call of torch, with "cuda" read as "cpu"."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if function is torch.Tensor.cuda:
             return args[0]
@@ -28,9 +36,18 @@ class CudaOnCpu(TorchFunctionMode):
             kwargs["device"] = _cpu(kwargs["device"])
         if function in (torch.Tensor.to, torch.Tensor.new_tensor):
             first, *rest = args
-            rest = ["cpu" if i == 0 and isinstance(one, int) and not isinstance(one, bool) else _cpu(one) for i, one in enumerate(rest)]  # .to(0) is the first GPU
+            # .to(0) is the first GPU
+            rest = [
+                (
+                    "cpu"
+                    if i == 0 and isinstance(one, int) and not isinstance(one, bool)
+                    else _cpu(one)
+                )
+                for i, one in enumerate(rest)
+            ]
             args = (first, *rest)
-        if function is torch.matmul and args[0].dtype == args[1].dtype == torch.half:  # a GPU sums in float32 too, and a CPU's half precision takes ten times as long
+        # a GPU sums in float32 too, and a CPU's half precision takes ten times as long
+        if function is torch.matmul and args[0].dtype == args[1].dtype == torch.half:
             made = torch.matmul(args[0].float(), args[1].float()).half()
             return made if kwargs.get("out") is None else kwargs["out"].copy_(made)
         return function(*args, **kwargs)

@@ -1,6 +1,8 @@
-"""A CPU where exllamav2 wants an NVIDIA GPU: put this folder on PYTHONPATH, and every Python process that imports exllamav2, or looks for a GPU for it, finds one.
+"""A CPU where exllamav2 wants an NVIDIA GPU: put this folder on PYTHONPATH, and every Python
+process that imports exllamav2, or looks for a GPU for it, finds one.
 
-Python imports a module of this name when it starts. All else is exllamav2's own code, unmodified; no other process is touched.
+Python imports a module of this name when it starts. All else is exllamav2's own code, unmodified;
+no other process is touched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Colab's secrets. FAKE_COLAB_SECRETS is a JSON object of them; a value of "refused" or "timeout" raises as Colab does."""
+"""Colab's secrets. FAKE_COLAB_SECRETS is a JSON object of them; a value of "refused" or "timeout"
+raises as Colab does.
+"""
 
 import json
 import os
