@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import (
+from autoquant.core.errors import (
     AutoQuantError,
     CheckFailed,
     HubFailed,
@@ -62,7 +62,8 @@ def _function(name: str) -> Callable[..., Result]:
     """The public function of a method, with a signature and docstring rendered from its options."""
     import inspect
 
-    from autoquant import options, run
+    from autoquant import run
+    from autoquant.core import options
     from autoquant.methods import METHODS
 
     method = METHODS[name]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoquant.errors import CheckFailed, InputError
+from autoquant.core.errors import CheckFailed, InputError
 from autoquant.worker import Report
 
 BESIDE = (

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from autoquant import licenses
-from autoquant.errors import InputError
-from autoquant.options import MethodOptions, option
+from autoquant.core import licenses
+from autoquant.core.errors import InputError
+from autoquant.core.options import MethodOptions, option
 
 BUILTIN = Path(__file__).parent / "demo" / "austen_calibration.txt"
 # a token, generously; a dataset on the Hub is read until it has four times what the samples need

@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from autoquant import __version__, licenses, report
-from autoquant.errors import InputError
-from autoquant.journal import write_atomically
+from autoquant import __version__, report
+from autoquant.core import licenses
+from autoquant.core.errors import InputError
+from autoquant.core.files import write_atomically
 from autoquant.methods import METHODS
 from autoquant.results import Result
 from autoquant.source import DEMOS

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import __version__
-from autoquant.cache import cache_folder
-from autoquant.errors import AutoQuantError
-from autoquant.redact import RedactingFilter, redact
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import AutoQuantError
+from autoquant.core.redact import RedactingFilter, redact
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="the same for every command")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    from autoquant.core.options import UploadOptions, add_arguments
     from autoquant.methods import METHODS
-    from autoquant.options import UploadOptions, add_arguments
 
     for name, text in (
         ("quantize", "quantize a model with a method"),
@@ -130,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
-    from autoquant import options, run
+    from autoquant import run
+    from autoquant.core import options
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
@@ -145,7 +146,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from autoquant import options, run
+    from autoquant import run
+    from autoquant.core import options
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
@@ -164,7 +166,8 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from autoquant import options, report, run
+    from autoquant import report, run
+    from autoquant.core import options
 
     checked = options.build(options.MethodOptions, {"eval_chunks": arguments.chunks})
     rows = run.evaluate_files(
@@ -177,7 +180,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _upload(arguments: argparse.Namespace) -> None:
-    from autoquant import options, run
+    from autoquant import run
+    from autoquant.core import options
 
     given = {
         name: getattr(arguments, name)

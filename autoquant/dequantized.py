@@ -23,7 +23,7 @@ from autoquant import (
     hqq_format,
 )
 from autoquant.auto_gptq import weight_files
-from autoquant.errors import CheckFailed
+from autoquant.core.errors import CheckFailed
 from autoquant.exllama import format as exl2_format
 
 Floats = npt.NDArray[np.float32]

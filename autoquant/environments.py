@@ -20,10 +20,10 @@ import sysconfig
 from pathlib import Path
 
 from autoquant import process
-from autoquant.cache import cache_folder
-from autoquant.errors import InputError, ProcessFailed
-from autoquant.journal import key_of
-from autoquant.progress import Bar
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.core.files import key_of
+from autoquant.core.progress import Bar
 
 log = logging.getLogger(__name__)
 PACKAGE = "autoquant-notebooks"

@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoquant import dequantized, process, trace
-from autoquant.errors import InputError, ProcessFailed
-from autoquant.journal import write_atomically
+from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.core.files import read_text, write_atomically
 from autoquant.results import Evaluation
 from autoquant.worker import Report
 
@@ -405,46 +404,3 @@ class Evaluator:
     def reference_bytes(self, vocab: int) -> int:
         """What the reference will take on the disk."""
         return 4 * vocab * self.wanted * (self.context // 2)
-
-
-def read_text(name: str, option: str, builtin: Path) -> str:
-    """A text by its option's value: "builtin" or the name of a UTF-8 file. Raises InputError."""
-    path = builtin if name == "builtin" else Path(name).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(
-            f"{option}: no such file: {name}; give a UTF-8 text file, or builtin"
-        ) from None
-    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
-        raise InputError(
-            f"{option}: {name} cannot be read as UTF-8 text ({type(error).__name__})"
-        ) from None
-    if not text.strip():
-        raise InputError(f"{option}: {name} is empty")
-    return text
-
-
-def memory_available() -> int:
-    """Bytes of memory a new process can have: the system's MemAvailable, or less inside a limited
-    control group.
-    """
-    # a system without /proc/meminfo (macOS): do not refuse for lack of knowledge
-    available = shutil.disk_usage("/").free
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        if Path(limit).is_file() and Path(used).is_file():
-            bound = Path(limit).read_text().strip()
-            if bound.isdigit():
-                available = min(available, int(bound) - int(Path(used).read_text()))
-    return max(0, available)

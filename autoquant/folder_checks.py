@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from autoquant import dequantized
+from autoquant.core.errors import CheckFailed
+from autoquant.core.files import sha256_of
 from autoquant.dequantized import Floats, Tensors
-from autoquant.errors import CheckFailed
-from autoquant.source import sha256_of
 from autoquant.worker import Report
 
 PROMPT = "Once upon a time, there was a"

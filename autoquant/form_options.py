@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 from pydantic.fields import FieldInfo
 
-from autoquant import options
-from autoquant.errors import InputError
+from autoquant.core import options
+from autoquant.core.errors import InputError
+from autoquant.core.options import MethodOptions, UploadOptions, option
 from autoquant.llama.types import parse
 from autoquant.methods import METHODS
 from autoquant.notebook import LARGER, MODEL, SMALLER
-from autoquant.options import MethodOptions, UploadOptions, option
 
 OUT = option(
     "",

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
 
-from autoquant import evaluate, options, source
-from autoquant.errors import AutoQuantError, InputError
+from autoquant import evaluate, source
+from autoquant.core import files, options
+from autoquant.core.errors import AutoQuantError, InputError
+from autoquant.core.options import MethodOptions, UploadOptions
+from autoquant.core.progress import in_notebook
 from autoquant.form_options import HIDDEN, TITLES, calibrates, declared, entries, existing, meant
 from autoquant.methods import METHODS
 from autoquant.notebook import (
@@ -36,8 +39,6 @@ from autoquant.notebook import (
     stoppable,
     tooltip,
 )
-from autoquant.options import MethodOptions, UploadOptions
-from autoquant.progress import in_notebook
 
 if TYPE_CHECKING:
     from autoquant.results import Result
@@ -121,9 +122,8 @@ def _kind(field: FieldInfo) -> str:
         return json.dumps(offered) + ' {type:"raw"}'
     if offered:
         return json.dumps(offered) + (" {allow-input: true}" if free else "")
-    return {int: '{type:"integer"}', float: '{type:"number"}'}.get(
-        field.annotation, '{type:"string"}'
-    )  # type: ignore[arg-type]
+    kinds: dict[Any, str] = {int: "integer", float: "number"}
+    return f'{{type:"{kinds.get(field.annotation, "string")}"}}'
 
 
 # --- the form -------------------------------------------------------------------------------------
@@ -524,7 +524,7 @@ def _refusal(method: str, chosen: MethodOptions, stamps: tuple[tuple[str, int, i
         found = source.resolve(source.DEMO)
         own.check(found, own.settle(found, chosen))
         if chosen.evaluate != "off":
-            evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
+            files.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
     except InputError as error:
         return str(error)
     except (OSError, RuntimeError, ValueError) as error:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoquant.errors import CheckFailed
+from autoquant.core.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
 PARTS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")

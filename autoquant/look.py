@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoquant import process
-from autoquant.errors import InputError
+from autoquant.core.errors import InputError
 
 if TYPE_CHECKING:
     from autoquant.results import Result
@@ -113,7 +113,7 @@ class Look:
 
 def look(result: Result, type: str = "", layer: str = "") -> Look:
     """See :meth:`autoquant.results.Result.look`."""
-    from autoquant import options
+    from autoquant.core import options
     from autoquant.methods import METHODS, folders
 
     method = METHODS[result.method]

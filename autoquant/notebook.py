@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import source
-from autoquant.errors import HubFailed, InputError, Stopped
+from autoquant.core.errors import HubFailed, InputError, Stopped
+from autoquant.core.progress import in_notebook
 from autoquant.hub.client import offline
-from autoquant.progress import in_notebook
 
 log = logging.getLogger(__name__)
 # small, open (Apache-2.0), and of a size that a free machine quantizes in minutes

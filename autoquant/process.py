@@ -18,8 +18,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
-from autoquant import errors
-from autoquant.redact import TOKEN_VARIABLES
+from autoquant.core import errors
+from autoquant.core.redact import TOKEN_VARIABLES
 from autoquant.worker import WITHOUT
 
 T = TypeVar("T")
@@ -159,7 +159,7 @@ def run(
     afterwards: an exit status of 0 alone is not believed. Standard input is /dev/null. ``on_line``
     gets each line of its standard output. ``name`` is what errors call it.
 
-    Raises :class:`~autoquant.errors.ProcessFailed` with the status and the log's last lines.
+    Raises :class:`~autoquant.core.errors.ProcessFailed` with the status and the log's last lines.
     """
     with _watched(_open(argv, log, env, subprocess.DEVNULL), children) as child:
         assert child.stdout is not None
@@ -311,7 +311,7 @@ def call(
 
     Native code may abort there without taking the notebook's kernel along, memory is given back at
     the end, and the libraries that patch others on import touch nobody else. An
-    :class:`~autoquant.errors.AutoQuantError` or :class:`OSError` raised there is raised here.
+    :class:`~autoquant.core.errors.AutoQuantError` or :class:`OSError` raised there is raised here.
     ``on_part`` gets the pieces of the result that the function emits before its end. If this
     process dies, the child is killed (Linux). ``python`` is the interpreter of another environment
     to run it in, which must have this package on its path. ``ahead`` is a process that may have

@@ -22,7 +22,7 @@ from typing import Any
 
 from autoquant import calibration, hqq_format
 from autoquant.auto_gptq import BESIDE, weight_files
-from autoquant.errors import InputError
+from autoquant.core.errors import InputError
 from autoquant.worker import Report
 
 BLOCKS = re.compile(r"(^|\.)layers\.\d+\.")

@@ -198,7 +198,7 @@ class Result:
         for artifact in self.artifacts:
             if artifact.type == type:
                 return artifact.path_in(self.folder)
-        from autoquant.errors import InputError
+        from autoquant.core.errors import InputError
 
         raise InputError(
             f"this run has no {type!r}; it has: {', '.join(a.type for a in self.artifacts)}"

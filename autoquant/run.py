@@ -21,25 +21,19 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from autoquant import (
-    __version__,
-    environments,
-    evaluate,
-    journal,
-    licenses,
-    options,
-    process,
-    source,
-)
-from autoquant.cache import cache_folder
+from autoquant import __version__, environments, evaluate, process, source
 from autoquant.calibration import Calibration
-from autoquant.errors import HubFailed, InputError
-from autoquant.evaluate import Evaluator, memory_available
-from autoquant.journal import RunFolder, key_of
+from autoquant.core import files, journal, licenses, options
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import HubFailed, InputError
+from autoquant.core.files import key_of
+from autoquant.core.journal import RunFolder
+from autoquant.core.memory import memory_available
+from autoquant.core.options import MethodOptions
+from autoquant.core.progress import hidden
+from autoquant.evaluate import Evaluator
 from autoquant.methods import METHODS, Method
-from autoquant.options import MethodOptions
 from autoquant.plans import Plan
-from autoquant.progress import hidden
 from autoquant.results import Artifact, Comparison, Evaluation, Receipt, Result
 from autoquant.source import Snapshot, Source
 
@@ -68,7 +62,7 @@ def quantize(
     chosen = method.settle(found, chosen)
     method.check(found, chosen)
     if chosen.evaluate != "off":
-        evaluate.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
+        files.read_text(chosen.eval_text, "eval_text", evaluate.BUILTIN)
     folder = output_folder(method, found, out, chosen)
     journal.check_place(folder, method.name, found.id)
     method.machine(chosen, folder)
@@ -200,7 +194,7 @@ def _finish(result: Result, run: RunFolder) -> Result:
 
     readme = result.folder / "README.md"
     before = run.steps.get("result", {}).get("facts", {})
-    edited = readme.is_file() and before.get("card sha256") not in (None, source.sha256_of(readme))
+    edited = readme.is_file() and before.get("card sha256") not in (None, files.sha256_of(readme))
     made = json.loads(json.dumps(result.to_json()))  # as it comes back from the journal
     same = edited and all(before[name] == made[name] for name in ("artifacts", "reference"))
     if same:
@@ -228,7 +222,7 @@ def _finish(result: Result, run: RunFolder) -> Result:
         [],
         {
             **result.to_json(),
-            "card sha256": before["card sha256"] if same else source.sha256_of(readme),
+            "card sha256": before["card sha256"] if same else files.sha256_of(readme),
         },
     )
     return result
@@ -325,7 +319,7 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
         if named:
             # it may have been edited by hand: only the name is changed
             readme = result.folder / "README.md"
-            journal.write_atomically(
+            files.write_atomically(
                 readme, card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model)
             )
             run.record(
@@ -428,10 +422,7 @@ def _evaluate(
             raise InputError(_no_room_to_measure(snapshot.source))
         through_gguf = unquantized
     room = evaluator.reference_bytes(snapshot.source.vocab_size)
-    standing = next(
-        parent for parent in (evaluator.cache, *evaluator.cache.parents) if parent.exists()
-    )
-    if room > shutil.disk_usage(standing).free:
+    if room > files.free_bytes(evaluator.cache):
         raise InputError(
             f"measuring needs {room / 1e9:.2f} GB in {evaluator.cache} for the unquantized model's"
             " log-probabilities; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"

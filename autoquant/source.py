@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autoquant import licenses
-from autoquant.errors import InputError
+from autoquant.core import licenses
+from autoquant.core.errors import InputError
+from autoquant.core.files import sha256_of
 from autoquant.hub import fetch as hub
 
 log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
 
     ``model`` is a folder with a Hugging Face checkpoint, ``owner/name``, ``owner/name@revision`` or
     a URL for the Hub, or ``"demo"`` for the embedded one (``"demo-small"``: its smaller sister); a
-    folder of that name goes before the Hub. Raises :class:`~autoquant.errors.InputError` for a
+    folder of that name goes before the Hub. Raises :class:`~autoquant.core.errors.InputError` for a
     model that is missing, gated, no checkpoint, cut short, incomplete or pickle-only, HubFailed if
     the Hub cannot be reached.
 
@@ -332,12 +333,6 @@ def _pickle_header_in_worker(path: Path) -> dict[str, tuple[str, list[int]]]:
                 "autoquant.source:pickle_header", log=Path(scratch) / "log", path=str(path)
             )
         )
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def bytes_to_fetch(source: Source) -> int:

@@ -25,7 +25,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from autoquant import errors, trace
+from autoquant import trace
+from autoquant.core import errors
 
 Report = Callable[[int, int], None]
 Emit = Callable[[Any], None]

@@ -40,7 +40,8 @@ SAMPLES, LENGTH, ROUNDS = 128, 512, 2  # the defaults
 def cost(work: Path) -> None:
     """Alternate the two sides; print each and the ratio of the medians."""
     import autoquant
-    from autoquant import calibration, options, process
+    from autoquant import calibration, process
+    from autoquant.core import options
     from autoquant.methods.folders import environment
 
     parts: dict[str, float] = {}

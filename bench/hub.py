@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 from autoquant import card, source
-from autoquant.journal import RunFolder
+from autoquant.core import files
+from autoquant.core.journal import RunFolder
 from autoquant.results import Artifact, Check, Result, Stored
 from tests.fakes.hub import TOKEN, Hub
 
@@ -98,7 +99,7 @@ def finished_run(folder: Path, megabytes: int) -> None:
                 out.write(os.urandom(1_000_000))
         artifact = Artifact(
             "Q8_0",
-            (Stored(path.name, path.stat().st_size, source.sha256_of(path)),),
+            (Stored(path.name, path.stat().st_size, files.sha256_of(path)),),
             8.5,
             checks=(Check("made", "for the benchmark"),),
         )

@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 import autoquant
-from autoquant import options, source
+from autoquant import source
+from autoquant.core import options
 from autoquant.llama.types import TYPES
 from autoquant.methods import METHODS, measured
 

@@ -13,8 +13,8 @@ import pytest
 
 import autoquant
 from autoquant import auto_gptq, environments
-from autoquant.cache import cache_folder
-from autoquant.errors import InputError
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import InputError
 from autoquant.source import DEMO_FOLDER
 
 

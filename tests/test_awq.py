@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 import autoquant
 from autoquant import awq_format, folder_checks, source
+from autoquant.core.errors import CheckFailed, InputError
 from autoquant.dequantized import Tensors
-from autoquant.errors import CheckFailed, InputError
 from autoquant.methods import folders
 from autoquant.results import Result
 from tests import test_gguf

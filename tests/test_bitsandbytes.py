@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant.errors import InputError
+from autoquant.core.errors import InputError
 from autoquant.results import Result
 from tests.test_gptq import in_worker
 

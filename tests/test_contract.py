@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import options, run
-from autoquant.errors import InputError
+from autoquant import run
+from autoquant.core import options
+from autoquant.core.errors import InputError
+from autoquant.core.files import sha256_of
 from autoquant.methods import METHODS, Method
-from autoquant.source import sha256_of
 from tests.conftest import STAND_IN
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoquant.errors import InputError, ProcessFailed
+from autoquant.core.errors import InputError, ProcessFailed
 from autoquant.llama import converter
 
 

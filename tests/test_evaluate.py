@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autoquant import process, run
-from autoquant.errors import InputError
+from autoquant.core.errors import InputError
 from autoquant.evaluate import BUILTIN, Measure, log_softmax
 from autoquant.methods.gguf import CALIBRATION
 from autoquant.results import Result

@@ -21,13 +21,13 @@ import pytest
 
 import autoquant
 from autoquant import process, source
+from autoquant.core.errors import CheckFailed, InputError, OutOfMemory, ProcessFailed
+from autoquant.core.files import sha256_of
 from autoquant.dequantized import Tensors
-from autoquant.errors import CheckFailed, InputError, OutOfMemory, ProcessFailed
 from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, format, measurement
 from autoquant.methods import exl2, folders
 from autoquant.results import Result
-from autoquant.source import sha256_of
 from tests.conftest import STAND_IN
 from tests.test_resume import alive, wait_for, workers_of
 
@@ -925,7 +925,7 @@ def test_samples_are_those_of_the_other_methods(model: Path, tmp_path: Path) -> 
 
 
 def autoquant_options() -> Any:
-    from autoquant import options
+    from autoquant.core import options
     from autoquant.methods.exl2 import Exl2Options
 
     return options.build(Exl2Options, {"calibration": "builtin"})

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import forms, lesson, notebook, options, report
-from autoquant.errors import InputError, Stopped
+from autoquant import forms, lesson, notebook, report
+from autoquant.core import options
+from autoquant.core.errors import InputError, Stopped
 from autoquant.methods import METHODS
 
 each = pytest.mark.parametrize("name", METHODS)

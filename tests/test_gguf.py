@@ -12,10 +12,10 @@ import pytest
 
 import autoquant
 from autoquant import process
-from autoquant.errors import CheckFailed, InputError
+from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.files import sha256_of
 from autoquant.llama import converter
 from autoquant.results import Result
-from autoquant.source import sha256_of
 
 QUICK: dict[str, Any] = {"pre_tokenizer": "gpt-2", "evaluate": "off"}
 

@@ -16,13 +16,15 @@ import pytest
 from safetensors import safe_open
 
 import autoquant
-from autoquant import calibration, gptq_format, options, process
-from autoquant.errors import CheckFailed, InputError
+from autoquant import calibration, gptq_format, process
+from autoquant.core import options
+from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.files import sha256_of
 from autoquant.folder_checks import layer_errors
 from autoquant.methods.folders import environment
 from autoquant.methods.gptq import GptqOptions, how_to_run
 from autoquant.results import Result
-from autoquant.source import DEMO_FOLDER, sha256_of
+from autoquant.source import DEMO_FOLDER
 
 QUICK: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128, "evaluate": "off"}
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import autoquant
-from autoquant import hqq_format, options, source
-from autoquant.errors import CheckFailed, InputError
+from autoquant import hqq_format, source
+from autoquant.core import options
+from autoquant.core.errors import CheckFailed, InputError
 from autoquant.methods import hqq
 from autoquant.results import Result
 from autoquant.source import DEMO_FOLDER

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import autoquant
-from autoquant.errors import CheckFailed, InputError
+from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.files import sha256_of
 from autoquant.results import Result
-from autoquant.source import sha256_of
 
 COMMAND = [
     sys.executable,
@@ -283,7 +283,7 @@ def test_a_disk_that_fills_up_in_mid_run(
 
 
 def test_a_folder_of_a_run_that_had_made_nothing_is_free_for_another(tmp_path: Path) -> None:
-    from autoquant.journal import RunFolder
+    from autoquant.core.journal import RunFolder
 
     first = RunFolder(tmp_path / "out", method="gguf", source_id="one", source_sha256="1")
     first.__enter__()

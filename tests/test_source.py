@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoquant import source
-from autoquant.errors import InputError
+from autoquant.core.errors import InputError
 
 
 def test_the_embedded_model() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import sync_notebooks
 
 from autoquant import report
+from autoquant.core.options import markdown_table
 from autoquant.llama.types import TYPES
 from autoquant.methods import METHODS
-from autoquant.options import markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, README = ROOT / "docs" / "methods.md", ROOT / "README.md"

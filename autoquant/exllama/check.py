@@ -12,12 +12,12 @@ import numpy as np
 from safetensors import SafetensorError
 
 from autoquant import calibration, dequantized
+from autoquant.core.errors import CheckFailed
+from autoquant.core.files import sha256_of
+from autoquant.core.memory import memory_available
 from autoquant.dequantized import Tensors
-from autoquant.errors import CheckFailed
-from autoquant.evaluate import memory_available
 from autoquant.exllama import format
 from autoquant.folder_checks import WORST, continuation, layer_errors
-from autoquant.source import sha256_of
 from autoquant.worker import Report
 
 HEAD = "lm_head"

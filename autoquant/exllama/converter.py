@@ -20,7 +20,7 @@ from typing import Any
 
 from autoquant import process
 from autoquant.auto_gptq import BESIDE, legacy_config, weight_files
-from autoquant.errors import OutOfMemory, ProcessFailed
+from autoquant.core.errors import OutOfMemory, ProcessFailed
 from autoquant.exllama.environment import VARIABLES
 
 STATUS = re.compile(r"\[STATUS\](\{.*\})\[/STATUS\]")

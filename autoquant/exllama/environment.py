@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import environments, process
-from autoquant.errors import InputError, ProcessFailed
-from autoquant.progress import Bar
+from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.core.progress import Bar
 
 log = logging.getLogger(__name__)
 VERSION = "0.3.2"

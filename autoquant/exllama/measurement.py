@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoquant import licenses
 from autoquant.auto_gptq import BESIDE
-from autoquant.cache import cache_folder
-from autoquant.errors import InputError
-from autoquant.journal import key_of, write_atomically
+from autoquant.core import licenses
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import InputError
+from autoquant.core.files import key_of, write_atomically
 from autoquant.source import Snapshot, Source
 
 log = logging.getLogger(__name__)

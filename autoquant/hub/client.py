@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from autoquant.errors import AutoQuantError, HubFailed, InputError
-from autoquant.progress import in_notebook
-from autoquant.redact import RedactingFilter, redact, remember
+from autoquant.core.errors import AutoQuantError, HubFailed, InputError
+from autoquant.core.progress import in_notebook
+from autoquant.core.redact import RedactingFilter, redact, remember
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from autoquant.cache import cache_folder
-from autoquant.errors import AutoQuantError, HubFailed, InputError
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import AutoQuantError, HubFailed, InputError
+from autoquant.core.files import write_atomically
+from autoquant.core.progress import Bar
 from autoquant.hub.client import Client, connect, offline, patiently
-from autoquant.journal import write_atomically
-from autoquant.progress import Bar
 
 log = logging.getLogger(__name__)
 

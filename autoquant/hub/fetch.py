@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from autoquant import licenses
-from autoquant.cache import cache_folder
-from autoquant.errors import CheckFailed, HubFailed, InputError
+from autoquant.core import licenses
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import CheckFailed, HubFailed, InputError
+from autoquant.core.files import existing_parent, free_bytes
 from autoquant.hub.client import (
     PASSING,
     Client,
@@ -370,7 +371,7 @@ def _download(client: Client, repo: str, commit: str, names: list[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    from autoquant.progress import ByteBar
+    from autoquant.core.progress import ByteBar
 
     patterns = [glob.escape(name) for name in names]
     return Path(
@@ -423,15 +424,7 @@ def same_disk(folder: Path) -> bool:
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
-    return (
-        len(
-            {
-                next(parent for parent in (path, *path.parents) if parent.exists()).stat().st_dev
-                for path in (cache, folder)
-            }
-        )
-        == 1
-    )
+    return existing_parent(cache).stat().st_dev == existing_parent(folder).stat().st_dev
 
 
 def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
@@ -451,8 +444,7 @@ def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
         if offline():
             raise _not_cached(seen.id, None, client)
         _remove_leftovers(cache / f"models--{seen.id.replace('/', '--')}", absent)
-        standing = next(parent for parent in (cache, *cache.parents) if parent.exists())
-        needed, free = bytes_missing(seen), shutil.disk_usage(standing).free
+        needed, free = bytes_missing(seen), free_bytes(cache)
         if needed > free:
             raise InputError(
                 f"downloading {seen.id} needs {needed / 1e9:.2f} GB in {cache}, {free / 1e9:.2f} GB"
@@ -489,7 +481,7 @@ def _verified(path: Path, file: RemoteFile, seen: Look) -> str:
     """The sha256 of a fetched file; if it is not what the Hub lists, the file is removed from the
     cache and CheckFailed raised.
     """
-    from autoquant.source import sha256_of
+    from autoquant.core.files import sha256_of
 
     found = sha256_of(path)
     if file.same_as(path, found):

@@ -52,7 +52,7 @@ def _fetch(
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
 
-    from autoquant.progress import ByteBar
+    from autoquant.core.progress import ByteBar
 
     found = get_hf_file_metadata(
         hf_hub_url(repo, name, revision=commit, endpoint=client.endpoint),

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import CheckFailed, HubFailed
+from autoquant.core.errors import CheckFailed, HubFailed
+from autoquant.core.options import UploadOptions
+from autoquant.core.progress import hidden
 from autoquant.hub.client import Client, patiently
 from autoquant.hub.fetch import RemoteFile
 from autoquant.hub.upload import (
@@ -32,15 +34,13 @@ from autoquant.hub.upload import (
     state_of,
     step_of,
 )
-from autoquant.options import UploadOptions
-from autoquant.progress import hidden
 from autoquant.results import Artifact, Receipt, Result, Stored
 from autoquant.source import Source
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-    from autoquant.journal import RunFolder
+    from autoquant.core.journal import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ foreign in a repository, after it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoquant import licenses
-from autoquant.errors import InputError
+from autoquant.core import licenses
+from autoquant.core.errors import InputError
+from autoquant.core.files import sha256_of
+from autoquant.core.options import UploadOptions
 from autoquant.hub.client import Client, connect, offline, patiently, status_of
 from autoquant.hub.fetch import RemoteFile, git_sha
-from autoquant.options import UploadOptions
 from autoquant.results import Result
-from autoquant.source import Source, sha256_of
+from autoquant.source import Source
 
 log = logging.getLogger(__name__)
 SMALL = 10 << 20  # bytes; the Hub keeps files below this, and of a text type, in git itself
@@ -193,12 +195,8 @@ def check(
         state = state_of(client, one, branch)
         if state is None:
             continue
-        patiently(
-            lambda one=one: client.api.auth_check(one, write=True),
-            f"testing write access to {one}",
-            client,
-            one,
-        )  # type: ignore[misc]
+        allowed = functools.partial(client.api.auth_check, one, write=True)
+        patiently(allowed, f"testing write access to {one}", client, one)
         files = [name for name in state[1] if name != ".gitattributes"]
         if files and not options.overwrite and step_of(one, branch) not in known:
             some = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")

@@ -12,10 +12,10 @@ import gguf
 import numpy as np
 
 from autoquant import trace
-from autoquant.errors import CheckFailed
+from autoquant.core.errors import CheckFailed
+from autoquant.core.files import sha256_of
 from autoquant.llama import library
 from autoquant.llama.header import Header, Tensor
-from autoquant.source import sha256_of
 from autoquant.worker import Emit, Report
 
 SAMPLE_ROWS = 8  # rows dequantized a tensor: first, last and evenly between

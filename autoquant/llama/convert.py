@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import trace
-from autoquant.errors import InputError, ProcessFailed
-from autoquant.licenses import languages
+from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.core.licenses import languages
 from autoquant.llama.types import nearest
 from autoquant.worker import Report
 

@@ -21,9 +21,9 @@ import tempfile
 from pathlib import Path
 
 from autoquant import process
-from autoquant.cache import cache_folder
-from autoquant.errors import InputError, ProcessFailed
-from autoquant.source import sha256_of
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.core.files import sha256_of
 
 log = logging.getLogger(__name__)
 PACKAGE = "llama-cpp-python"

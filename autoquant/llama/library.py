@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoquant import trace
-from autoquant.errors import InputError, ProcessFailed
+from autoquant.core.errors import InputError, ProcessFailed
 from autoquant.llama.header import Header, function
 from autoquant.llama.types import TYPES
 from autoquant.worker import Report

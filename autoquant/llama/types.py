@@ -12,7 +12,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from autoquant.errors import InputError
+from autoquant.core.errors import InputError
 
 
 @dataclass(frozen=True)

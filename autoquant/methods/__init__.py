@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autoquant.options import MethodOptions
+from autoquant.core.options import MethodOptions
 
 if TYPE_CHECKING:
-    from autoquant.journal import RunFolder
+    from autoquant.core.journal import RunFolder
     from autoquant.plans import Plan
     from autoquant.results import Artifact, Result
     from autoquant.source import Snapshot, Source

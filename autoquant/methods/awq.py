@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from autoquant import environments
-from autoquant.journal import RunFolder
+from autoquant.core.journal import RunFolder
+from autoquant.core.options import option
 from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import FolderOptions, Recipe
-from autoquant.options import option
 from autoquant.plans import Plan
 from autoquant.source import Snapshot, Source
 

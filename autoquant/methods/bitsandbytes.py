@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from autoquant import environments
-from autoquant.errors import InputError
-from autoquant.journal import RunFolder
+from autoquant.core.errors import InputError
+from autoquant.core.journal import RunFolder
+from autoquant.core.options import MethodOptions, option
 from autoquant.methods import Facts, Made, Method, folders
 from autoquant.methods.folders import Recipe
-from autoquant.options import MethodOptions, option
 from autoquant.plans import Plan
 from autoquant.results import Result
 from autoquant.source import Snapshot, Source

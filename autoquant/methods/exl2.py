@@ -15,21 +15,23 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from autoquant import calibration, environments, journal, process
+from autoquant import calibration, environments, process
 from autoquant.auto_gptq import BESIDE
 from autoquant.calibration import CalibrationOptions
-from autoquant.errors import CheckFailed, InputError
-from autoquant.evaluate import memory_available
+from autoquant.core import journal
+from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.files import free_bytes, key_of, sha256_of
+from autoquant.core.journal import RunFolder
+from autoquant.core.memory import memory_available
+from autoquant.core.options import option
+from autoquant.core.progress import Bar
 from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, measurement
 from autoquant.hub.fetch import same_disk
-from autoquant.journal import RunFolder, key_of
 from autoquant.methods import Beside, Facts, Made, Method, folders
-from autoquant.options import option
 from autoquant.plans import Plan, PlanItem
-from autoquant.progress import Bar
 from autoquant.results import Artifact, Check, Result, Stored
-from autoquant.source import Snapshot, Source, bytes_to_fetch, sha256_of, shapes
+from autoquant.source import Snapshot, Source, bytes_to_fetch, shapes
 
 log = logging.getLogger(__name__)
 OWN = "exllamav2"  # the calibration text that comes with the library
@@ -274,8 +276,7 @@ def plan(source: Source, options: Exl2Options, out: Path) -> Plan:
         for name, bpw in zip(options.types, options.bpw, strict=True)
     ]
     download = bytes_to_fetch(source)
-    standing = next(parent for parent in (out, *out.parents) if parent.exists())
-    free = shutil.disk_usage(standing).free
+    free = free_bytes(out)
     length = min(options.calibration_length, source.context)
     hidden = min(inputs for _, inputs in layers.values())
     states = 2 * 2 * (OWN_ROWS if _own(options) else options.calibration_samples) * length * hidden

@@ -22,14 +22,15 @@ from pydantic import field_validator
 
 from autoquant import calibration, environments, process
 from autoquant.calibration import CalibrationOptions
-from autoquant.errors import InputError, OutOfMemory, ProcessFailed
-from autoquant.evaluate import memory_available
+from autoquant.core.errors import InputError, OutOfMemory, ProcessFailed
+from autoquant.core.files import free_bytes, key_of
+from autoquant.core.journal import RunFolder
+from autoquant.core.memory import memory_available
+from autoquant.core.options import MethodOptions, option
+from autoquant.core.progress import Bar
 from autoquant.hub.fetch import same_disk
-from autoquant.journal import RunFolder, key_of
 from autoquant.methods import Made
-from autoquant.options import MethodOptions, option
 from autoquant.plans import Plan, PlanItem
-from autoquant.progress import Bar
 from autoquant.results import Artifact, Check, Result, Stored
 from autoquant.source import Snapshot, Source, bytes_to_fetch, shapes
 
@@ -291,8 +292,7 @@ def memory_needed(source: Source, options: FolderOptions, algorithm: str) -> int
 def plan(method: str, source: Source, out: Path, *, type: str, size: int, memory: int) -> Plan:
     """A plan from headers alone, of a folder of ``size`` bytes that is made in ``memory`` bytes."""
     download = bytes_to_fetch(source)
-    standing = next(parent for parent in (out, *out.parents) if parent.exists())
-    free = shutil.disk_usage(standing).free
+    free = free_bytes(out)
     # GPTQModel keeps finished layers in a folder of its own (ours, under the run's scratch) until
     # it saves
     needed = (download if download and same_disk(out) else 0) + 2 * source.parameters + size

@@ -15,19 +15,21 @@ from pydantic import field_validator
 
 from autoquant import calibration, process
 from autoquant.calibration import CalibrationOptions
-from autoquant.errors import InputError
-from autoquant.evaluate import CONTEXT, memory_available, read_text
+from autoquant.core.errors import InputError
+from autoquant.core.files import free_bytes, key_of, read_text, sha256_of
+from autoquant.core.journal import RunFolder
+from autoquant.core.memory import memory_available
+from autoquant.core.options import option
+from autoquant.core.progress import Bar
+from autoquant.evaluate import CONTEXT
 from autoquant.hub.fetch import same_disk
-from autoquant.journal import RunFolder, key_of
 from autoquant.llama import converter as llama
 from autoquant.llama.convert import refuse
 from autoquant.llama.types import TENSOR_TYPES, TYPES, UNQUANTIZED, nearest, parse
 from autoquant.methods import Beside, Facts, Made, Method
-from autoquant.options import option
 from autoquant.plans import Plan, PlanItem
-from autoquant.progress import Bar
 from autoquant.results import Artifact, Check, Result, Stored
-from autoquant.source import DEMOS, Snapshot, Source, bytes_to_fetch, sha256_of
+from autoquant.source import DEMOS, Snapshot, Source, bytes_to_fetch
 
 log = logging.getLogger(__name__)
 CALIBRATION = Path(__file__).parent.parent / "demo" / "austen_calibration.txt"
@@ -363,9 +365,8 @@ def plan(source: Source, options: GgufOptions, out: Path) -> Plan:
         )
         for p in made["plans"]
     )
-    standing = next(parent for parent in (out, *out.parents) if parent.exists())
     intermediate = 0 if _direct(options) else made["intermediate"]
-    download, free, refused = bytes_to_fetch(source), shutil.disk_usage(standing).free, ""
+    download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
     here = download if download and same_disk(out) else 0
     try:
         refuse(
@@ -462,7 +463,7 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
                 plans,
                 intermediate=0,
                 other=0,
-                room=shutil.disk_usage(run.folder).free,
+                room=free_bytes(run.folder),
                 imatrix=options.imatrix != "none",
                 finished=set(artifacts),
             )
@@ -487,7 +488,7 @@ def quantize(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Made:
                     logs=run.logs,
                     types=list(options.types),
                     outtype=outtype,
-                    room=shutil.disk_usage(run.folder).free,
+                    room=free_bytes(run.folder),
                     need={"other": 0, "intermediate": 0 if whole in options.types else 1},
                     only_plan=False,
                     progress=progress,
@@ -718,7 +719,7 @@ def _write_modelfile(folder: Path, artifact: Artifact) -> None:
     if len(artifact.files) > 1:
         log.warning("no Modelfile for %s: Ollama does not load split GGUF files", artifact.type)
         return
-    from autoquant.journal import write_atomically
+    from autoquant.core.files import write_atomically
 
     name = artifact.name.removesuffix(".gguf")
     write_atomically(

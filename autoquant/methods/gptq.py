@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from autoquant import environments, process
-from autoquant.errors import InputError
-from autoquant.journal import RunFolder
+from autoquant.core.errors import InputError
+from autoquant.core.journal import RunFolder
+from autoquant.core.options import option
 from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import FolderOptions, Recipe
-from autoquant.options import option
 from autoquant.plans import Plan
 from autoquant.results import Result
 from autoquant.source import Snapshot, Source

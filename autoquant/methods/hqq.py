@@ -10,11 +10,11 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from autoquant import environments, hqq_format
-from autoquant.errors import InputError
-from autoquant.journal import RunFolder
+from autoquant.core.errors import InputError
+from autoquant.core.journal import RunFolder
+from autoquant.core.options import MethodOptions, option
 from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import AUTO, Recipe
-from autoquant.options import MethodOptions, option
 from autoquant.plans import Plan
 from autoquant.results import Result
 from autoquant.source import Snapshot, Source

@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 
 from autoquant import calibration, compressed_format, environments
 from autoquant.calibration import CalibrationOptions
-from autoquant.errors import InputError
-from autoquant.journal import RunFolder
+from autoquant.core.errors import InputError
+from autoquant.core.journal import RunFolder
+from autoquant.core.options import option
 from autoquant.methods import Facts, Made, Method, folders
 from autoquant.methods.folders import Recipe
-from autoquant.options import option
 from autoquant.plans import Plan
 from autoquant.results import Result
 from autoquant.source import Snapshot, Source

@@ -25,8 +25,8 @@ configs:
 ASK = """
 import json, sys
 from autoquant import calibration
-from autoquant.errors import AutoQuantError
-from autoquant.options import build
+from autoquant.core.errors import AutoQuantError
+from autoquant.core.options import build
 values = json.loads(sys.argv[1])
 try:
     built = build(calibration.CalibrationOptions, values)

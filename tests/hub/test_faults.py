@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from autoquant.card import at
-from autoquant.errors import InputError
-from autoquant.source import sha256_of
+from autoquant.core.errors import InputError
+from autoquant.core.files import sha256_of
 from tests.fakes.hub import TOKEN, Hub
 from tests.hub.conftest import MODEL, User
 from tests.hub.test_upload import FILES, OTHER

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from autoquant.card import metadata
+from autoquant.core.files import sha256_of
 from autoquant.hub.fetch import parse
-from autoquant.source import DEMO_FOLDER, sha256_of
+from autoquant.source import DEMO_FOLDER
 from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, QUICK, User, checkpoint
 

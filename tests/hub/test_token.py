@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoquant.redact import redact
+from autoquant.core.redact import redact
 from tests.fakes.hub import TOKEN, Hub
 from tests.hub.conftest import User
 
@@ -123,7 +123,7 @@ def test_log_records_are_redacted_with_arguments_and_traceback(
     import logging
     import sys
 
-    from autoquant.redact import RedactingFilter
+    from autoquant.core.redact import RedactingFilter
 
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(RedactingFilter())

@@ -12,8 +12,8 @@ import threading
 
 import pytest
 
-from autoquant import licenses
 from autoquant.card import at, metadata
+from autoquant.core import licenses
 from tests.fakes.hub import TOKEN, Hub
 from tests.hub.conftest import MODEL, User, checkpoint
 
@@ -662,6 +662,6 @@ def test_xet(done: User, hub: Hub) -> None:
 
 
 def test_the_token_of_the_fixture_is_redacted() -> None:
-    from autoquant.redact import redact
+    from autoquant.core.redact import redact
 
     assert redact(f"x {TOKEN} y") == "x <token> y"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoquant.redact import redact
+from autoquant.core.redact import redact
 
 
 class AutoQuantError(Exception):

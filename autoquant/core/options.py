@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from autoquant import licenses
-from autoquant.errors import InputError
+from autoquant.core import licenses
+from autoquant.core.errors import InputError
 
 O = TypeVar("O", bound="UploadOptions")
 
@@ -195,7 +195,7 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
     A list may be given as one comma-separated text, and a
     :class:`~autoquant.calibration.Calibration` for the option that names a calibration text.
 
-    Raises :class:`~autoquant.errors.InputError` with one line: the option, the value, what is
+    Raises :class:`~autoquant.core.errors.InputError` with one line: the option, the value, what is
     allowed, what it means.
     """
     given: dict[str, Any] = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from autoquant.errors import InputError
+from autoquant.core.errors import InputError
+from autoquant.core.files import existing_parent, sha256_of, write_atomically
 
 if TYPE_CHECKING:
     from autoquant.results import Artifact
@@ -29,26 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FORMAT = 1
 OURS = ".autoquant"
-
-
-def key_of(*parts: Any) -> str:
-    """A short hash of JSON-able values: what a step depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, text: str, *, shared: bool = False) -> None:
-    """Write a text file beside its place, then rename it into it. ``shared``: several processes may
-    do so at once.
-    """
-    part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if shared else ''}part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -73,7 +53,7 @@ def check_place(folder: Path, method: str, source_id: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; name a folder")
-    standing = next(one for one in (folder, *folder.parents) if one.exists())
+    standing = existing_parent(folder)
     if not standing.is_dir():
         raise InputError(
             f"out: {standing} is a file, so there can be no folder {folder}; name another"
@@ -239,11 +219,9 @@ class RunFolder:
             path = self.folder / output["name"]
             if not path.is_file() or path.stat().st_size != output["bytes"]:
                 return None
-            if path.stat().st_mtime_ns != output["mtime_ns"]:
-                from autoquant.source import sha256_of
-
-                if not output["sha256"] or sha256_of(path) != output["sha256"]:
-                    return None
+            touched = path.stat().st_mtime_ns != output["mtime_ns"]
+            if touched and (not output["sha256"] or sha256_of(path) != output["sha256"]):
+                return None
         return dict(record["facts"])
 
     def record(

@@ -1,0 +1,66 @@
+"""Files: hashes, writing in one step, free space, texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from autoquant.core.errors import InputError
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(*parts: Any) -> str:
+    """A short hash of JSON-able values: what a step depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write a text file beside its place, then rename it into it. ``shared``: several processes may
+    do so at once.
+    """
+    part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if shared else ''}part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes of the disk that a path lies on, or would lie on."""
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def read_text(name: str, option: str, builtin: Path) -> str:
+    """A text by its option's value: "builtin" or the name of a UTF-8 file. Raises InputError."""
+    path = builtin if name == "builtin" else Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            f"{option}: no such file: {name}; give a UTF-8 text file, or builtin"
+        ) from None
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+        raise InputError(
+            f"{option}: {name} cannot be read as UTF-8 text ({type(error).__name__})"
+        ) from None
+    if not text.strip():
+        raise InputError(f"{option}: {name} is empty")
+    return text
