@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from autoquant.calibration import Calibration
-    from autoquant.results import Comparison, Result
+    from autoquant.result import Comparison, Result
 
     gguf: Callable[..., Result]
     gptq: Callable[..., Result]
@@ -62,14 +62,14 @@ def _function(name: str) -> Callable[..., Result]:
     """The public function of a method, with a signature and docstring rendered from its options."""
     import inspect
 
-    from autoquant import run
+    from autoquant import result
     from autoquant.core import options
     from autoquant.methods import METHODS
 
     method = METHODS[name]
 
     def function(model: str | Path, *, out: str | Path | None = None, **values: Any) -> Any:
-        return run.quantize(method, model, out=out, values=values)
+        return result.quantize(method, model, out=out, values=values)
 
     leading = [
         inspect.Parameter(
@@ -102,12 +102,12 @@ def plan(method: str, model: str, *, out: str | None = None, **values: Any) -> A
     """What ``autoquant.<method>(model, …)`` would make and need; takes the same options and writes
     nothing. Returns a Plan.
     """
-    from autoquant import run
+    from autoquant import result
     from autoquant.methods import METHODS
 
     if method not in METHODS:
         raise InputError(f"no method is called {method!r}; there are: {', '.join(METHODS)}")
-    return run.plan(METHODS[method], model, out=out, values=values)
+    return result.plan(METHODS[method], model, out=out, values=values)
 
 
 def compare(
@@ -123,21 +123,21 @@ def compare(
     own in there. The other options are the method's. Returns a Comparison: it prints as a table,
     and ``comparison["code"]`` is a Result. Raises what the method raises.
     """
-    from autoquant import run
+    from autoquant import result
     from autoquant.methods import METHODS
 
     if method not in METHODS:
         raise InputError(f"no method is called {method!r}; there are: {', '.join(METHODS)}")
-    return run.compare(METHODS[method], model, calibrations, out=out, values=values)
+    return result.compare(METHODS[method], model, calibrations, out=out, values=values)
 
 
 def load(folder: str) -> Any:
     """The Result of an earlier run, from its folder: to look at, to measure again, to upload.
     Raises InputError if it holds no finished run.
     """
-    from autoquant import run
+    from autoquant import result
 
-    return run.load(folder)
+    return result.load(folder)
 
 
 def __getattr__(name: str) -> Any:
@@ -149,7 +149,7 @@ def __getattr__(name: str) -> Any:
 
         return Calibration
     if name == "Comparison":
-        from autoquant.results import Comparison
+        from autoquant.result import Comparison
 
         return Comparison
     raise AttributeError(f"module 'autoquant' has no attribute {name!r}")

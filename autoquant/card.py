@@ -11,19 +11,20 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from autoquant import __version__, report
+from autoquant import __version__
 from autoquant.core import licenses
 from autoquant.core.errors import InputError
 from autoquant.core.files import write_atomically
+from autoquant.core.records import RunRecord
+from autoquant.display import plot, tables
 from autoquant.methods import METHODS
-from autoquant.results import Result
 from autoquant.source import DEMOS
 
 PROJECT = "AutoQuant"
 RUNNING = "\n## How to run\n"
 
 
-def base_model(result: Result) -> str | None:
+def base_model(result: RunRecord) -> str | None:
     """The unquantized model's repository: as the user says, or where it came from; None for a
     folder of unknown origin.
     """
@@ -31,7 +32,7 @@ def base_model(result: Result) -> str | None:
     return name if licenses.is_repo_id(name) else None
 
 
-def data(result: Result) -> ModelCardData:
+def data(result: RunRecord) -> ModelCardData:
     """The card's metadata. Licence and language are the source's; where the source names none, none
     is invented.
 
@@ -61,7 +62,7 @@ def data(result: Result) -> ModelCardData:
     )
 
 
-def command(result: Result) -> str:
+def command(result: RunRecord) -> str:
     """The command line that makes the same files."""
     source = result.source
     embedded = next((name for name, folder in DEMOS.items() if folder == source.folder), "")
@@ -112,7 +113,7 @@ def at(text: str, repo: str) -> str:
     return before + heading + re.sub(r"\n{3,}", "\n\n", section) + following + rest
 
 
-def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
+def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
     """The whole card as Markdown with its YAML front matter. ``links`` are where each type's files
     lie, if not beside the card.
     """
@@ -130,7 +131,7 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
     )
     body = []
     for artifact in ordered:
-        quality = report.quality(artifact.evaluation)
+        quality = tables.quality(artifact.evaluation)
         more = len(artifact.files) - 1
         shards = (
             f" (+ {more} more {'files' if method.kind == 'folder' else 'shards'})" if more else ""
@@ -141,7 +142,7 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
                 f"{link}{shards}",
                 artifact.type,
                 f"{artifact.bits_per_weight:.2f}",
-                report.size(artifact.bytes),
+                tables.size(artifact.bytes),
                 quality[0],
                 quality[1],
                 quality[4],
@@ -160,7 +161,7 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
             " was made."
         ),
         "",
-        report.markdown(head, body, left=2, words=1),
+        tables.markdown(head, body, left=2, words=1),
         "",
     ]
     if result.reference is not None:
@@ -175,7 +176,7 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
                 " with each other; perplexities on another text or tokenizer are not comparable."
             ),
             "",
-            f"![Size against quality](./{report.PLOT})",
+            f"![Size against quality](./{plot.PLOT})",
             "",
         ]
     notes = [f"- {artifact.type}: {note}." for artifact in ordered for note in artifact.notes]
@@ -191,7 +192,7 @@ def text(result: Result, *, links: Mapping[str, str] | None = None) -> str:
     ]
     provenance = [(name, _in_words(value)) for name, value in result.provenance.items()]
     parts += [
-        report.markdown(
+        tables.markdown(
             ("", ""),
             [
                 (name, f"`{value}`" if name in ("source sha256",) else value or "defaults")
@@ -226,9 +227,9 @@ def _in_words(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def write(result: Result) -> Path:
+def write(result: RunRecord) -> Path:
     """Write README.md and the plot into the run folder, each all or nothing."""
-    report.plot(result, result.folder / report.PLOT)
+    plot.write(result, result.folder / plot.PLOT)
     path = result.folder / "README.md"
     write_atomically(path, text(result))
     return path

@@ -130,13 +130,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
-    from autoquant import run
+    from autoquant import result
     from autoquant.core import options
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
     print(
-        run.quantize(
+        result.quantize(
             method,
             arguments.model,
             out=arguments.out,
@@ -146,7 +146,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from autoquant import run
+    from autoquant import result
     from autoquant.core import options
     from autoquant.methods import METHODS
 
@@ -156,7 +156,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     print(
-        run.plan(
+        result.plan(
             method,
             arguments.model,
             out=arguments.out,
@@ -166,8 +166,9 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from autoquant import report, run
+    from autoquant import pipeline as run
     from autoquant.core import options
+    from autoquant.display import tables
 
     checked = options.build(options.MethodOptions, {"eval_chunks": arguments.chunks})
     rows = run.evaluate_files(
@@ -176,11 +177,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         text=arguments.text,
         chunks=checked.eval_chunks,
     )
-    print(report.evaluations(rows))
+    print(tables.evaluations(rows))
 
 
 def _upload(arguments: argparse.Namespace) -> None:
-    from autoquant import run
+    from autoquant import pipeline as run
     from autoquant.core import options
 
     given = {
@@ -202,19 +203,20 @@ def _upload(arguments: argparse.Namespace) -> None:
 
 
 def _methods(_: argparse.Namespace) -> None:
-    from autoquant import report
+    from autoquant.display import tables
+    from autoquant.methods import overview
 
-    head, body = report.methods()
-    print(report.table(head, body, left=7))
-    print(f"\n{report.METHODS_NOTE}\n`autoquant quantize METHOD --help` says what each is.")
+    head, body = overview.table()
+    print(tables.table(head, body, left=7))
+    print(f"\n{overview.NOTE}\n`autoquant quantize METHOD --help` says what each is.")
 
 
 def _types(_: argparse.Namespace) -> None:
-    from autoquant import report
+    from autoquant.display import tables
     from autoquant.llama.types import TYPES
 
     print(
-        report.table(
+        tables.table(
             ("type", "when", "imatrix", "bits/weight"),
             [(t.name, t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()],
             left=3,

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from autoquant import dequantized, process, trace
 from autoquant.core.errors import InputError, ProcessFailed
 from autoquant.core.files import read_text, write_atomically
-from autoquant.results import Evaluation
+from autoquant.core.records import Evaluation
 from autoquant.worker import Report
 
 log = logging.getLogger(__name__)

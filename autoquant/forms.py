@@ -41,7 +41,7 @@ from autoquant.notebook import (
 )
 
 if TYPE_CHECKING:
-    from autoquant.results import Result
+    from autoquant.result import Result
 
 # what notebooks use; the rest of autoquant.notebook goes by the same name here so that one import
 # is enough for them
@@ -422,7 +422,8 @@ class Form:
         self._planned.value = ""
 
     def _plan(self) -> None:
-        from autoquant import report, run
+        from autoquant import result
+        from autoquant.display import html as shown
 
         self._planned.value = '<span role="status">looking at the model …</span>'
         try:
@@ -432,10 +433,12 @@ class Form:
                 else [(method, self.model, self.values(method)) for method in self.methods]
             )
             plans = [
-                run.plan(METHODS[method], model, out=Path.cwd() / "run", values=values)
+                result.plan(METHODS[method], model, out=Path.cwd() / "run", values=values)
                 for method, model, values in wanted
             ]
-            self._planned.value = "".join(report.plan_html(plan) for plan in plans)
+            self._planned.value = "".join(
+                shown.plan(plan, METHODS[plan.method].title) for plan in plans
+            )
         except (AutoQuantError, OSError) as error:
             self._planned.value = (
                 '<span role="alert" style="color:var(--jp-error-color1,#b00020)">✗'

@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import tempfile
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autoquant import process
+from autoquant.core import options
 from autoquant.core.errors import InputError
-
-if TYPE_CHECKING:
-    from autoquant.results import Result
+from autoquant.core.records import Artifact, RunRecord
+from autoquant.display import html
+from autoquant.methods import METHODS, folders
 
 # weights of one row that are drawn one by one: a block of llama.cpp's simple types, or a quarter of
 # the usual group
@@ -61,11 +63,7 @@ class Look:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        import html
-
-        from autoquant.report import picture_html
-
-        return f"<div>{picture_html(self.png(), str(self))}<p>{html.escape(str(self))}</p></div>"
+        return f"<div>{html.picture(self.png(), str(self))}<p>{escape(str(self))}</p></div>"
 
     def png(self) -> bytes:
         """The pictures: histogram before and after, a stretch of a row, histogram of the errors."""
@@ -111,14 +109,9 @@ class Look:
         return drawn.getvalue()
 
 
-def look(result: Result, type: str = "", layer: str = "") -> Look:
-    """See :meth:`autoquant.results.Result.look`."""
-    from autoquant.core import options
-    from autoquant.methods import METHODS, folders
-
+def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
+    """See :meth:`autoquant.result.Result.look`."""
     method = METHODS[result.method]
-    chosen = type or result.artifacts[0].type
-    path = result.path(chosen)
     if not result.source.folder.is_dir() or result.source.remote:
         raise InputError(
             f"the unquantized model is not at hand ({result.source.folder}); run the method again,"
@@ -144,15 +137,15 @@ def look(result: Result, type: str = "", layer: str = "") -> Look:
             "autoquant.look:read",
             log=Path(scratch) / "log",
             env=method.environment(options.build(method.options, {})),
-            path=str(path),
+            path=str(artifact.path_in(result.folder)),
             original=str(result.source.folder),
             layer=wanted,
-            scaled=str(result.provenance.get("algorithm", "")).startswith("AWQ"),
+            scaled=bool(artifact.facts.get("scaled")),
         )
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in seen.items()
     }
-    return Look(model=result.source.id, type=chosen, layer=wanted, **values)
+    return Look(model=result.source.id, type=artifact.type, layer=wanted, **values)
 
 
 def read(path: str, original: str, layer: str, scaled: bool) -> dict[str, Any]:

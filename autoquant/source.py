@@ -10,76 +10,29 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from autoquant.core import licenses
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
+from autoquant.core.records import Snapshot, Source
 from autoquant.hub import fetch as hub
 
 log = logging.getLogger(__name__)
+
 DEMO = "demo"
+
 DEMOS = {
     DEMO: Path(__file__).parent / "demo" / "tiny-austen-4m",
     "demo-small": Path(__file__).parent / "demo" / "tiny-austen-2m",
 }
+
 DEMO_FOLDER = DEMOS[DEMO]
+
 # Everything a converter or transformers may read beside the weights. Code (*.py) is left out: it is
 # not run.
 SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md", *licenses.FILES)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model before anything heavy is read: all of this comes from config, headers and the card.
-
-    ``revision`` is the Hub commit, or None for a folder. ``dtype`` is the type most weights have
-    (F32, F16, BF16 …). ``bytes`` are the weight files' bytes. ``remote`` means the weights are
-    still on the Hub: ``folder`` then has the small files and, for each weight file, its header
-    followed by a hole.
-    """
-
-    id: str
-    folder: Path
-    revision: str | None
-    architecture: str
-    parameters: int
-    largest_tensor: int
-    dtype: str
-    bytes: int
-    weights: tuple[str, ...]
-    pickle: bool
-    license: str | None
-    language: tuple[str, ...]
-    base_model: str | None
-    chat_template: bool
-    vocab_size: int
-    context: int
-    quantized: str | None
-    license_name: str | None = None
-    license_link: str | None = None
-    gated: bool = False
-    private: bool = False
-    remote: bool = False
-
-    @property
-    def name(self) -> str:
-        """The model's own name, without its owner; safe in a file name."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.id.rsplit("/", 1)[-1])
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A Source with its files at hand and hashed. ``sha256`` covers the names and contents of all
-    of them.
-    """
-
-    source: Source
-    folder: Path
-    sha256: str
-    files: dict[str, str]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -377,20 +330,3 @@ def fetch(source: Source) -> Snapshot:
 def _snapshot(source: Source, files: Mapping[str, str]) -> Snapshot:
     digest = hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
     return Snapshot(source=source, folder=source.folder, sha256=digest, files=dict(files))
-
-
-def to_json(source: Source) -> dict[str, Any]:
-    """A JSON-able form for the journal."""
-    return {**asdict(source), "folder": str(source.folder)}
-
-
-def from_json(data: Mapping[str, Any]) -> Source:
-    """The inverse of :func:`to_json`."""
-    return Source(
-        **{
-            **data,
-            "folder": Path(data["folder"]),
-            "weights": tuple(data["weights"]),
-            "language": tuple(data["language"]),
-        }
-    )

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import autoquant
-from autoquant import process, report
+from autoquant import process
+from autoquant.core.records import Artifact
+from autoquant.display import tables
 from autoquant.methods import folders
-from autoquant.results import Artifact
 
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent / "tests" / "fakes" / "exl2")
 WORK = Path("bench-work/exl2")
@@ -42,14 +43,14 @@ HEAD = (
 
 def row(format: str, artifact: Artifact, target: str, achieved: str) -> str:
     """One row."""
-    quality = report.quality(artifact.evaluation)
+    quality = tables.quality(artifact.evaluation)
     cells = (
         format,
         artifact.type,
         target,
         achieved,
         f"{artifact.bits_per_weight:.2f}",
-        report.size(artifact.bytes),
+        tables.size(artifact.bytes),
         quality[0],
         quality[1],
         quality[4],
@@ -84,7 +85,7 @@ def main() -> None:
         )
 
     process.run = timed
-    print(report.markdown(HEAD, [], left=2), flush=True)
+    print(tables.markdown(HEAD, [], left=2), flush=True)
     result = autoquant.exl2(
         "demo", bpw=RATES, measurement_samples=16, **CALIBRATION, eval_chunks=40, out=WORK / "exl2"
     )

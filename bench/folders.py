@@ -20,7 +20,7 @@ from pathlib import Path
 from memory import resident
 
 import autoquant
-from autoquant import report
+from autoquant.display import tables
 from autoquant.methods import METHODS
 
 HEAD = (
@@ -145,14 +145,14 @@ def main(model: str, sets: list[str]) -> None:
         (artifact,) = result.artifacts
         if i == 0:
             print(
-                report.markdown(
+                tables.markdown(
                     HEAD,
-                    [("unquantized", "", "", *report.rows(result)[0][1:4], "0", "100.0%", "", "")],
+                    [("unquantized", "", "", *tables.rows(result)[0][1:4], "0", "100.0%", "", "")],
                     left=3,
                 ),
                 flush=True,
             )
-        quality = report.quality(artifact.evaluation)
+        quality = tables.quality(artifact.evaluation)
         algorithm = str(artifact.facts["algorithm"]).split(" ")[0].rstrip(":") + (
             f", {more[more.index('--iterations') + 1]} steps" if "--iterations" in more else ""
         )
@@ -161,7 +161,7 @@ def main(model: str, sets: list[str]) -> None:
             algorithm,
             artifact.type.removesuffix("-autoround"),
             f"{artifact.bits_per_weight:.2f}",
-            report.size(artifact.bytes),
+            tables.size(artifact.bytes),
             quality[0],
             quality[1],
             quality[4],

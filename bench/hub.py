@@ -23,7 +23,8 @@ from pathlib import Path
 from autoquant import card, source
 from autoquant.core import files
 from autoquant.core.journal import RunFolder
-from autoquant.results import Artifact, Check, Result, Stored
+from autoquant.core.records import Artifact, Check, Stored
+from autoquant.result import Result
 from tests.fakes.hub import TOKEN, Hub
 
 BIN = Path(sys.executable).parent

@@ -18,7 +18,8 @@ import autoquant
 from autoquant import source
 from autoquant.core import options
 from autoquant.llama.types import TYPES
-from autoquant.methods import METHODS, measured
+from autoquant.methods import METHODS
+from autoquant.methods.overview import measured
 
 CHUNKS = 40  # of 256 tokens, all of the embedded model's context; as in bench/folders.py
 WIDTH, INNER, LAYERS, VOCABULARY, KEYS = 4096, 14336, 32, 128256, 1024

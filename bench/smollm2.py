@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import autoquant
-from autoquant import report
+from autoquant.display import tables
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
@@ -24,14 +24,14 @@ def main(model: Path) -> None:
             evaluate="on",
             out=Path("bench-work") / f"smollm2-{imatrix}",
         )
-        rows = report.rows(result)
+        rows = tables.rows(result)
         if not body:
             body.append((rows[0][0], "", *rows[0][1:]))
         body += [(row[0], "" if imatrix == "none" else "yes", *row[1:]) for row in rows[1:]]
         for artifact in result.artifacts:
             for note in artifact.notes:
                 print(f"{artifact.type}: {note}", file=sys.stderr)
-    print(report.markdown(("type", "imatrix", *report.HEAD[1:]), body, left=2))
+    print(tables.markdown(("type", "imatrix", *tables.HEAD[1:]), body, left=2))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import autoquant
 from autoquant.llama import converter
-from autoquant.results import Result
+from autoquant.result import Result
 from autoquant.source import DEMO_FOLDER
 
 # Where make has put the converter: fetched once, before the tests get a cache folder of their own.

@@ -20,7 +20,7 @@ from autoquant import awq_format, folder_checks, source
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.dequantized import Tensors
 from autoquant.methods import folders
-from autoquant.results import Result
+from autoquant.result import Result
 from tests import test_gguf
 from tests.test_gptq import QUICK, in_worker
 

@@ -12,7 +12,7 @@ import pytest
 
 import autoquant
 from autoquant.core.errors import InputError
-from autoquant.results import Result
+from autoquant.result import Result
 from tests.test_gptq import in_worker
 
 

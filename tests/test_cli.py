@@ -29,7 +29,7 @@ def autoquant(*arguments: str, **kwargs: object) -> subprocess.CompletedProcess[
     [
         "import autoquant",
         "import autoquant; autoquant.gguf; autoquant.plan",
-        "from autoquant import run, card, report, cli",
+        "from autoquant import result, cli",
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str) -> None:

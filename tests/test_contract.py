@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import run
+from autoquant import pipeline as run
+from autoquant import result
 from autoquant.core import options
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
@@ -77,7 +78,7 @@ def test_demo_run_checks_measures_resumes_and_writes_its_card(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", STAND_IN)  # exllamav2 wants a GPU; nobody else takes notice
     out = tmp_path / "out"
-    result = run.quantize(
+    made = result.quantize(
         method,
         "demo",
         out=out,
@@ -85,15 +86,15 @@ def test_demo_run_checks_measures_resumes_and_writes_its_card(
     )
     files = {
         stored.name: sha256_of(out / stored.name)
-        for artifact in result.artifacts
+        for artifact in made.artifacts
         for stored in artifact.files
     }
-    for artifact in result.artifacts:
+    for artifact in made.artifacts:
         assert artifact.checks
         assert {stored.name: stored.sha256 for stored in artifact.files}.items() <= files.items()
         assert artifact.evaluation is not None
         assert artifact.evaluation.agreement > 0.5
-    card = result.card()
+    card = made.card()
     for wanted in (
         "base_model: maker/tiny-austen",
         "base_model_relation: quantized",
@@ -111,7 +112,7 @@ def test_demo_run_checks_measures_resumes_and_writes_its_card(
         "autoquant.process.call",
         lambda target, /, **kwargs: started.append(target) or real(target, **kwargs),
     )
-    again = run.quantize(method, "demo", out=out, values={**method.demo, "eval_chunks": 4})
+    again = result.quantize(method, "demo", out=out, values={**method.demo, "eval_chunks": 4})
     assert started == [], "a finished run starts no process"
-    assert again.artifacts == result.artifacts
+    assert again.artifacts == made.artifacts
     assert {name: sha256_of(out / name) for name in files} == files

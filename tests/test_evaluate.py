@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoquant import process, run
+from autoquant import pipeline as run
+from autoquant import process
 from autoquant.core.errors import InputError
 from autoquant.evaluate import BUILTIN, Measure, log_softmax
 from autoquant.methods.gguf import CALIBRATION
-from autoquant.results import Result
+from autoquant.result import Result
 from autoquant.source import DEMO_FOLDER
 
 
@@ -131,7 +132,7 @@ def test_the_unquantized_gguf_is_the_reference_where_memory_is_short(
 ) -> None:
     import autoquant
 
-    monkeypatch.setattr("autoquant.run.memory_available", lambda: 900_000_000)
+    monkeypatch.setattr("autoquant.pipeline.memory_available", lambda: 900_000_000)
     result = autoquant.gguf(
         "demo",
         types=["Q4_K_M"],

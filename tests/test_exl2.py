@@ -27,7 +27,7 @@ from autoquant.dequantized import Tensors
 from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, format, measurement
 from autoquant.methods import exl2, folders
-from autoquant.results import Result
+from autoquant.result import Result
 from tests.conftest import STAND_IN
 from tests.test_resume import alive, wait_for, workers_of
 

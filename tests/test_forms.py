@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import forms, lesson, notebook, report
+from autoquant import forms, lesson, notebook
 from autoquant.core import options
 from autoquant.core.errors import InputError, Stopped
+from autoquant.display import plot
 from autoquant.methods import METHODS
 
 each = pytest.mark.parametrize("name", METHODS)
@@ -514,7 +515,7 @@ def test_a_plot_of_nearly_equal_files_far_from_the_unquantized_model_can_be_read
         )
         for i, one in enumerate(demo.artifacts[:2])
     )
-    figure = report._figure({"a": dataclasses.replace(demo, artifacts=two)})
+    figure = plot.figure({"a": dataclasses.replace(demo, artifacts=two)})
     figure.canvas.draw()
     left, right = figure.axes
     assert left.get_ylim()[0] < demo.reference.perplexity < 900 < left.get_ylim()[1], (

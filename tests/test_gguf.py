@@ -15,7 +15,7 @@ from autoquant import process
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import sha256_of
 from autoquant.llama import converter
-from autoquant.results import Result
+from autoquant.result import Result
 
 QUICK: dict[str, Any] = {"pre_tokenizer": "gpt-2", "evaluate": "off"}
 

@@ -23,7 +23,7 @@ from autoquant.core.files import sha256_of
 from autoquant.folder_checks import layer_errors
 from autoquant.methods.folders import environment
 from autoquant.methods.gptq import GptqOptions, how_to_run
-from autoquant.results import Result
+from autoquant.result import Result
 from autoquant.source import DEMO_FOLDER
 
 QUICK: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128, "evaluate": "off"}
@@ -313,7 +313,7 @@ def test_a_text_that_gives_fewer_samples_is_named_on_the_card(tmp_path: Path) ->
 def test_a_model_too_large_to_be_measured_is_known_before_it_is_quantized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("autoquant.run.memory_available", lambda: 900_000_000)
+    monkeypatch.setattr("autoquant.pipeline.memory_available", lambda: 900_000_000)
     with pytest.raises(InputError, match="measuring needs the unquantized model in memory"):
         autoquant.gptq("demo", **{**QUICK, "evaluate": "on"}, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

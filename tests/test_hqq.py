@@ -16,7 +16,7 @@ from autoquant import hqq_format, source
 from autoquant.core import options
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.methods import hqq
-from autoquant.results import Result
+from autoquant.result import Result
 from autoquant.source import DEMO_FOLDER
 from tests.test_gptq import in_worker
 

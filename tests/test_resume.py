@@ -17,7 +17,7 @@ import pytest
 import autoquant
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import sha256_of
-from autoquant.results import Result
+from autoquant.result import Result
 
 COMMAND = [
     sys.executable,

@@ -13,7 +13,7 @@ import pytest
 import autoquant
 from autoquant import compressed_format
 from autoquant.core.errors import CheckFailed, InputError
-from autoquant.results import Result
+from autoquant.result import Result
 from autoquant.source import DEMO_FOLDER
 from tests.test_gptq import in_worker
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import sync_notebooks
 
-from autoquant import report
 from autoquant.core.options import markdown_table
+from autoquant.display import tables
 from autoquant.llama.types import TYPES
-from autoquant.methods import METHODS
+from autoquant.methods import METHODS, overview
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
@@ -24,8 +24,8 @@ def generated() -> dict[str, str]:
     parts = {
         f"options of {method.name}": markdown_table(method.options) for method in METHODS.values()
     }
-    parts["methods"] = report.markdown(*report.methods(), left=7) + f"\n\n{report.METHODS_NOTE}"
-    parts["gguf types"] = report.markdown(
+    parts["methods"] = tables.markdown(*overview.table(), left=7) + f"\n\n{overview.NOTE}"
+    parts["gguf types"] = tables.markdown(
         ("type", "when", "imatrix", "bits/weight"),
         [(f"`{t.name}`", t.when, t.imatrix, f"{t.bits_per_weight:.2f}") for t in TYPES.values()],
         left=3,

@@ -24,7 +24,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.files import existing_parent, sha256_of, write_atomically
 
 if TYPE_CHECKING:
-    from autoquant.results import Artifact
+    from autoquant.core.records import Artifact
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -17,7 +17,7 @@ from autoquant.core import licenses
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, write_atomically
-from autoquant.source import Snapshot, Source
+from autoquant.core.records import Snapshot, Source
 
 log = logging.getLogger(__name__)
 NAME = "measurement.json"

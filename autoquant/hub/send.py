@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from autoquant.core.errors import CheckFailed, HubFailed
 from autoquant.core.options import UploadOptions
 from autoquant.core.progress import hidden
+from autoquant.core.records import Artifact, Receipt, RunRecord, Source, Stored
 from autoquant.hub.client import Client, patiently
 from autoquant.hub.fetch import RemoteFile
 from autoquant.hub.upload import (
@@ -34,8 +35,6 @@ from autoquant.hub.upload import (
     state_of,
     step_of,
 )
-from autoquant.results import Artifact, Receipt, Result, Stored
-from autoquant.source import Source
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -232,7 +231,7 @@ class Ahead:
 
         self._background.submit(job)
 
-    def finish(self, result: Result) -> tuple[Receipt, ...]:
+    def finish(self, result: RunRecord) -> tuple[Receipt, ...]:
         """Wait for what is on its way, then send what is missing, commit and compare."""
         try:
             self._background.join()
@@ -255,7 +254,7 @@ def _intend(run: RunFolder, repo: str, branch: str) -> None:
 
 
 def upload(
-    sender: Sender, result: Result, options: UploadOptions, run: RunFolder
+    sender: Sender, result: RunRecord, options: UploadOptions, run: RunFolder
 ) -> tuple[Receipt, ...]:
     """Send what is missing, commit, compare the server's sizes and hashes with ours, and note the
     receipts in the journal.
@@ -293,7 +292,7 @@ def _ids(run: RunFolder, target: Target) -> dict[str, list[str]]:
     return known
 
 
-def _commit(sender: Sender, target: Target, result: Result, run: RunFolder) -> str:
+def _commit(sender: Sender, target: Target, result: RunRecord, run: RunFolder) -> str:
     client, repo = sender.client, target.repo
     # of a new one: a commit that is repeated must not be made twice
     parent = target.head or (state_of(client, repo, target.branch) or ("",))[0]

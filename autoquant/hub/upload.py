@@ -17,10 +17,9 @@ from autoquant.core import licenses
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
 from autoquant.core.options import UploadOptions
+from autoquant.core.records import RunRecord, Source
 from autoquant.hub.client import Client, connect, offline, patiently, status_of
 from autoquant.hub.fetch import RemoteFile, git_sha
-from autoquant.results import Result
-from autoquant.source import Source
 
 log = logging.getLogger(__name__)
 SMALL = 10 << 20  # bytes; the Hub keeps files below this, and of a text type, in git itself
@@ -87,7 +86,7 @@ class UploadPlan:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        from autoquant import report
+        from autoquant.display import tables
 
         lines: list[str] = []
         for target in self.targets:
@@ -95,7 +94,7 @@ class UploadPlan:
             how = "is there and is" if target.exists else "would be created,"
             lines += [
                 f"{where} ({how} {'private' if target.private else 'public'})",
-                report.table(
+                tables.table(
                     ("file", "would be", "size", "sha256"),
                     [
                         (
@@ -103,7 +102,7 @@ class UploadPlan:
                             {"new": "added", "unchanged": "left as it is", "changes": "replaced"}[
                                 i.state
                             ],
-                            report.size(i.bytes),
+                            tables.size(i.bytes),
                             i.sha256[:12],
                         )
                         for i in target.items
@@ -116,7 +115,7 @@ class UploadPlan:
         lines += [
             (
                 f"to send: {len(due)} file{'s' if len(due) != 1 else ''},"
-                f" {report.size(sum(item.bytes for item in due))}"
+                f" {tables.size(sum(item.bytes for item in due))}"
             ),
             *(f"note: {note}" for note in self.notes),
         ]
@@ -313,7 +312,7 @@ def ask_state(
 
 
 def _wanted(
-    result: Result, options: UploadOptions, endpoint: str, card_text: str | None
+    result: RunRecord, options: UploadOptions, endpoint: str, card_text: str | None
 ) -> dict[tuple[str, str], list[Item]]:
     """What each branch of each repository is to hold."""
     from autoquant import card
@@ -392,7 +391,7 @@ def journaled(steps: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def plan(
     client: Client,
-    result: Result,
+    result: RunRecord,
     options: UploadOptions,
     earlier: Mapping[str, dict[str, Any]],
     card_text: str | None = None,

@@ -13,9 +13,7 @@ from autoquant.core.options import MethodOptions
 
 if TYPE_CHECKING:
     from autoquant.core.journal import RunFolder
-    from autoquant.plans import Plan
-    from autoquant.results import Artifact, Result
-    from autoquant.source import Snapshot, Source
+    from autoquant.core.records import Artifact, Plan, RunRecord, Snapshot, Source
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Method:
     quantize: Callable[[Snapshot, Any, RunFolder], Made]
     environment: Callable[[Any], dict[str, str]]
     who_for: Callable[[str], str]
-    how_to_run: Callable[[Result], str]
+    how_to_run: Callable[[RunRecord], str]
     folder_suffix: Callable[[Any], str]
     packages: Sequence[str]
     prepare: Callable[[Path], None]
@@ -130,14 +128,3 @@ def _methods() -> dict[str, Method]:
 
 
 METHODS = _methods()
-
-
-def measured() -> dict[str, dict[str, Any]]:
-    """Figures of each method at its defaults, by its name, as bench/methods.py has measured them:
-    ``type``, ``bits_per_weight`` at the shapes of Llama-3.1-8B, and of the embedded model
-    ``kl_mean`` (nats a token) and ``agreement`` (share of same top tokens). A method that has not
-    been measured is not in it.
-    """
-    import json
-
-    return dict(json.loads(Path(__file__).with_name("measured.json").read_text(encoding="utf-8")))

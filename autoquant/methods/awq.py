@@ -13,10 +13,9 @@ from pydantic import field_validator
 from autoquant import environments
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import option
+from autoquant.core.records import Plan, Snapshot, Source
 from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import FolderOptions, Recipe
-from autoquant.plans import Plan
-from autoquant.source import Snapshot, Source
 
 # GPTQModel's AWQ looks for clipping bounds that many outputs at a time, and fails if they do not
 # come out even

@@ -11,11 +11,9 @@ from autoquant import environments
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions, option
+from autoquant.core.records import Plan, RunRecord, Snapshot, Source
 from autoquant.methods import Facts, Made, Method, folders
 from autoquant.methods.folders import Recipe
-from autoquant.plans import Plan
-from autoquant.results import Result
-from autoquant.source import Snapshot, Source
 
 # weights that share a scale, and scales that share one with double quantization: the library's own,
 # which transformers leaves as they are
@@ -165,7 +163,7 @@ def who_for(type: str) -> str:
     }[type.split("-")[0]]
 
 
-def how_to_run(result: Result) -> str:
+def how_to_run(result: RunRecord) -> str:
     """The card's section on running the model."""
     parts = (
         folders.INTRODUCED,

@@ -25,13 +25,21 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.memory import memory_available
 from autoquant.core.options import option
 from autoquant.core.progress import Bar
+from autoquant.core.records import (
+    Artifact,
+    Check,
+    Plan,
+    PlanItem,
+    RunRecord,
+    Snapshot,
+    Source,
+    Stored,
+)
 from autoquant.exllama import check as exl2_check
 from autoquant.exllama import converter, environment, measurement
 from autoquant.hub.fetch import same_disk
 from autoquant.methods import Beside, Facts, Made, Method, folders
-from autoquant.plans import Plan, PlanItem
-from autoquant.results import Artifact, Check, Result, Stored
-from autoquant.source import Snapshot, Source, bytes_to_fetch, shapes
+from autoquant.source import bytes_to_fetch, shapes
 
 log = logging.getLogger(__name__)
 OWN = "exllamav2"  # the calibration text that comes with the library
@@ -698,7 +706,7 @@ def who_for(type: str) -> str:
     )
 
 
-def how_to_run(result: Result) -> str:
+def how_to_run(result: RunRecord) -> str:
     """The card's section on running the model."""
     types = [artifact.type for artifact in result.artifacts]
     return f"""Fetch one bitrate (a branch of its name, if this repository has branches for them;

@@ -28,11 +28,19 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.memory import memory_available
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.progress import Bar
+from autoquant.core.records import (
+    Artifact,
+    Check,
+    Plan,
+    PlanItem,
+    RunRecord,
+    Snapshot,
+    Source,
+    Stored,
+)
 from autoquant.hub.fetch import same_disk
 from autoquant.methods import Made
-from autoquant.plans import Plan, PlanItem
-from autoquant.results import Artifact, Check, Result, Stored
-from autoquant.source import Snapshot, Source, bytes_to_fetch, shapes
+from autoquant.source import bytes_to_fetch, shapes
 
 log = logging.getLogger(__name__)
 AUTO, GROUP_SIZES = 0, (-1, 32, 64, 128)
@@ -514,7 +522,7 @@ def quantize(snapshot: Snapshot, options: MethodOptions, run: RunFolder, recipe:
             bits_per_weight=seen["bits_per_weight"],
             checks=tuple(Check(*one) for one in seen["checks"]),
             notes=(*recipe.notes, *few, *seen["notes"]),
-            facts={**used, "algorithm": recipe.algorithm},
+            facts={**used, "algorithm": recipe.algorithm, "scaled": recipe.scaled},
         )
         names = {stored.name for stored in artifact.files}
         # of an earlier run with other settings: no shard of it may stay beside the new files
@@ -628,7 +636,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```"""
 
 
-def with_vllm(result: Result, more: str = "", options: str = "") -> str:
+def with_vllm(result: RunRecord, more: str = "", options: str = "") -> str:
     """How to serve a folder with vLLM, for a card; ``options`` are further ones of its command."""
     return f"""```bash
 # vLLM, on a GPU{more}
@@ -636,7 +644,7 @@ vllm serve MODEL --max-model-len {min(result.source.context, 4096)}{options}
 ```"""
 
 
-def how_to_run(result: Result, more: str = "", options: str = "") -> str:
+def how_to_run(result: RunRecord, more: str = "", options: str = "") -> str:
     """The card's section on running a model of GPTQ or AWQ; ``more`` and ``options`` are those of
     :func:`with_vllm`.
     """

@@ -21,15 +21,23 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.memory import memory_available
 from autoquant.core.options import option
 from autoquant.core.progress import Bar
+from autoquant.core.records import (
+    Artifact,
+    Check,
+    Plan,
+    PlanItem,
+    RunRecord,
+    Snapshot,
+    Source,
+    Stored,
+)
 from autoquant.evaluate import CONTEXT
 from autoquant.hub.fetch import same_disk
 from autoquant.llama import converter as llama
 from autoquant.llama.convert import refuse
 from autoquant.llama.types import TENSOR_TYPES, TYPES, UNQUANTIZED, nearest, parse
 from autoquant.methods import Beside, Facts, Made, Method
-from autoquant.plans import Plan, PlanItem
-from autoquant.results import Artifact, Check, Result, Stored
-from autoquant.source import DEMOS, Snapshot, Source, bytes_to_fetch
+from autoquant.source import DEMOS, bytes_to_fetch
 
 log = logging.getLogger(__name__)
 CALIBRATION = Path(__file__).parent.parent / "demo" / "austen_calibration.txt"
@@ -739,7 +747,7 @@ def who_for(type: str) -> str:
     return TYPES[type].when
 
 
-def how_to_run(result: Result) -> str:
+def how_to_run(result: RunRecord) -> str:
     """The card's section on running the files."""
     pick = next((a for a in result.artifacts if a.type == "Q4_K_M"), result.artifacts[0])
     name = result.source.name.lower()

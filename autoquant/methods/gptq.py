@@ -15,11 +15,9 @@ from autoquant import environments, process
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import option
+from autoquant.core.records import Plan, RunRecord, Snapshot, Source
 from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import FolderOptions, Recipe
-from autoquant.plans import Plan
-from autoquant.results import Result
-from autoquant.source import Snapshot, Source
 
 BITS = (2, 3, 4, 8)
 DAMP = 0.05  # GPTQModel's default; AutoGPTQ's is 0.01
@@ -239,7 +237,7 @@ def who_for(type: str) -> str:
     }[type[0]]
 
 
-def how_to_run(result: Result) -> str:
+def how_to_run(result: RunRecord) -> str:
     """The card's section on running the model. vLLM's Marlin kernels run symmetric codes of 4 and 8
     bits (its TYPE_MAP); all others need float16.
     """

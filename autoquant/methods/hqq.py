@@ -13,11 +13,9 @@ from autoquant import environments, hqq_format
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions, option
+from autoquant.core.records import Plan, RunRecord, Snapshot, Source
 from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
 from autoquant.methods.folders import AUTO, Recipe
-from autoquant.plans import Plan
-from autoquant.results import Result
-from autoquant.source import Snapshot, Source
 
 BITS, GROUP_SIZES = (1, 2, 3, 4, 8), (-1, 8, 16, 32, 64, 128, 256)
 DEFAULT_GROUP = 64  # hqq's own default
@@ -193,7 +191,7 @@ def who_for(type: str) -> str:
     }[type[0]]
 
 
-def how_to_run(result: Result) -> str:
+def how_to_run(result: RunRecord) -> str:
     """The card's section on running the model."""
     more = ""
     if any(artifact.type == "4bit-64g" for artifact in result.artifacts):

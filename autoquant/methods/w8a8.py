@@ -14,11 +14,9 @@ from autoquant.calibration import CalibrationOptions
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import option
+from autoquant.core.records import Plan, RunRecord, Snapshot, Source
 from autoquant.methods import Facts, Made, Method, folders
 from autoquant.methods.folders import Recipe
-from autoquant.plans import Plan
-from autoquant.results import Result
-from autoquant.source import Snapshot, Source
 
 STATIC = "int8-static"
 CALIBRATION = tuple(
@@ -129,7 +127,7 @@ def who_for(type: str) -> str:
     }[type]
 
 
-def how_to_run(result: Result) -> str:
+def how_to_run(result: RunRecord) -> str:
     """The card's section on running the model."""
     simulated = (
         ": to look at, not faster; activations are rounded as they should be, but computed with in"

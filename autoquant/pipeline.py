@@ -1,7 +1,7 @@
 """The pipeline, and the only place that knows its order:
 
 model -> Source -> (check, plan) -> Snapshot -> run folder -> quantize and verify -> evaluate ->
-card, plot -> Result -> Receipt
+card, plot -> RunRecord -> Receipt
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import sys
 import time
@@ -22,7 +21,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from autoquant import __version__, environments, evaluate, process, source
-from autoquant.calibration import Calibration
 from autoquant.core import files, journal, licenses, options
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import HubFailed, InputError
@@ -31,11 +29,9 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.memory import memory_available
 from autoquant.core.options import MethodOptions
 from autoquant.core.progress import hidden
+from autoquant.core.records import Artifact, Evaluation, Plan, Receipt, RunRecord, Snapshot, Source
 from autoquant.evaluate import Evaluator
 from autoquant.methods import METHODS, Method
-from autoquant.plans import Plan
-from autoquant.results import Artifact, Comparison, Evaluation, Receipt, Result
-from autoquant.source import Snapshot, Source
 
 log = logging.getLogger(__name__)
 SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
@@ -49,7 +45,7 @@ def quantize(
     *,
     out: str | Path | None = None,
     values: Mapping[str, Any] | MethodOptions,
-) -> Result:
+) -> RunRecord:
     """Run a method on a model; see the method's own function for its options.
 
     Writes into ``out`` (default: ``./<model>-<METHOD>``) the artifacts, README.md (model card),
@@ -107,7 +103,7 @@ def quantize(
                     SMALL // 10**9,
                 )
             extras = ("README.md", *_carry_licence(snapshot, folder), *made.extras)
-            result = Result(
+            result = RunRecord(
                 folder=folder,
                 method=method.name,
                 source=found,
@@ -136,61 +132,12 @@ def quantize(
     return result
 
 
-def compare(
-    method: Method,
-    model: str | Path,
-    calibrations: Mapping[str, Any],
-    *,
-    out: str | Path,
-    values: Mapping[str, Any],
-) -> Comparison:
-    """Run a method once for each calibration set, each into its own folder ``out/<name>``; see
-    :func:`autoquant.compare`.
-    """
-    if not calibrations:
-        raise InputError(
-            "calibrations: none given; give names and Calibrations, e.g. {'novels': Calibration(),"
-            " 'code': Calibration('owner/dataset')}"
-        )
-    if values.get("upload"):
-        raise InputError(
-            "upload: several results would go into one repository; compare first, then upload the"
-            " one you choose: comparison[name].upload(…)"
-        )
-    for name, one in calibrations.items():
-        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-            raise InputError(
-                f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _"
-            )
-        if not isinstance(one, Calibration):
-            raise InputError(
-                f"calibrations: {name} is no Calibration but {type(one).__name__}; write"
-                f" autoquant.Calibration({str(one)!r})"
-            )
-        # all are looked at before the first is run
-        chosen = options.build(method.options, {**values, method.options.calibrated_by: one})
-        found = source.resolve(model, allow_pickle=chosen.pickled)
-        method.check(found, method.settle(found, chosen))
-    return Comparison(
-        {
-            name: quantize(
-                method,
-                model,
-                out=Path(out) / name,
-                values={**values, method.options.calibrated_by: one},
-            )
-            for name, one in calibrations.items()
-        },
-        label="calibration",
-    )
-
-
-def _finish(result: Result, run: RunFolder) -> Result:
+def _finish(result: RunRecord, run: RunFolder) -> RunRecord:
     """Write card and plot and note the result in the journal, so that it can be loaded and uploaded
     later.
     """
     from autoquant import card  # imports huggingface_hub, a quarter of a second
-    from autoquant.report import PLOT
+    from autoquant.display.plot import PLOT
 
     readme = result.folder / "README.md"
     before = run.steps.get("result", {}).get("facts", {})
@@ -253,7 +200,7 @@ def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
     return names
 
 
-def load(folder: str | Path) -> Result:
+def load(folder: str | Path) -> RunRecord:
     """The result of an earlier run, from its folder's journal. Raises InputError if the folder
     holds no finished run.
     """
@@ -271,7 +218,7 @@ def load(folder: str | Path) -> Result:
         for name, record in steps.items()
         if name.startswith("upload ") and "receipt" in record["facts"]
     )
-    return Result.from_json(
+    return RunRecord.from_json(
         path,
         {name: value for name, value in steps["result"]["facts"].items() if name != "card sha256"},
         receipts,
@@ -495,7 +442,7 @@ def _evaluate(
     )
 
 
-def evaluate_result(result: Result, *, text: str, chunks: int) -> Result:
+def evaluate_run(result: RunRecord, *, text: str, chunks: int) -> RunRecord:
     """Measure a result's artifacts again with another text or number of chunks."""
     method = METHODS[result.method]
     chosen = options.build(

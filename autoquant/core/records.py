@@ -1,0 +1,307 @@
+"""The frozen values that a run hands from one step to the next. They import nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file of an artifact: its name in the run folder, bytes and sha256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at on an artifact, and what was seen. A check that fails raises
+    instead.
+    """
+
+    name: str
+    seen: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Quality of one artifact, on the same tokens as every other row of its table.
+
+    ``perplexity_error`` is one standard error of the perplexity. KL divergence is KL(unquantized ‖
+    quantized) in nats a token. ``agreement`` is the share of positions where both models' most
+    probable token is the same. ``tokens`` counts the scored predictions.
+    """
+
+    perplexity: float
+    perplexity_error: float
+    kl_mean: float
+    kl_median: float
+    kl_99: float
+    agreement: float
+    tokens: int
+    engine: str
+    text_sha256: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One quantized model: a GGUF file (or its shards), or a folder that transformers loads (its
+    first file is config.json).
+
+    ``bits_per_weight`` counts all tensor bytes (scales and unquantized tensors too) over all
+    parameters. ``notes`` are things the user should know, such as tensors that fell back to another
+    type.
+    """
+
+    type: str
+    files: tuple[Stored, ...]
+    bits_per_weight: float
+    notes: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk of all its files."""
+        return sum(stored.bytes for stored in self.files)
+
+    @property
+    def name(self) -> str:
+        """The file to open: the only one, or the first shard."""
+        return self.files[0].name
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder that transformers (or its own library) loads, and not a file."""
+        return Path(self.name).name == "config.json"
+
+    def path_in(self, folder: Path) -> Path:
+        """What to open, in the run's folder: the file, or the folder that has its files."""
+        return (folder / self.name).parent if self.is_folder else folder / self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form for the journal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Artifact:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            **{
+                **data,
+                "files": tuple(Stored(**f) for f in data["files"]),
+                "notes": tuple(data["notes"]),
+                "checks": tuple(Check(**c) for c in data["checks"]),
+                "evaluation": Evaluation(**data["evaluation"]) if data["evaluation"] else None,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """An upload that was compared with the server: every file's size and hash at ``commit`` is
+    ours.
+    """
+
+    repo: str
+    branch: str
+    url: str
+    commit: str
+    files: tuple[Stored, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form for the journal."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Receipt:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**data, "files": tuple(Stored(**f) for f in data["files"])})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model before anything heavy is read: all of this comes from config, headers and the card.
+
+    ``revision`` is the Hub commit, or None for a folder. ``dtype`` is the type most weights have
+    (F32, F16, BF16 …). ``bytes`` are the weight files' bytes. ``remote`` means the weights are
+    still on the Hub: ``folder`` then has the small files and, for each weight file, its header
+    followed by a hole.
+    """
+
+    id: str
+    folder: Path
+    revision: str | None
+    architecture: str
+    parameters: int
+    largest_tensor: int
+    dtype: str
+    bytes: int
+    weights: tuple[str, ...]
+    pickle: bool
+    license: str | None
+    language: tuple[str, ...]
+    base_model: str | None
+    chat_template: bool
+    vocab_size: int
+    context: int
+    quantized: str | None
+    license_name: str | None = None
+    license_link: str | None = None
+    gated: bool = False
+    private: bool = False
+    remote: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's own name, without its owner; safe in a file name."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.id.rsplit("/", 1)[-1])
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form for the journal."""
+        return {**dataclasses.asdict(self), "folder": str(self.folder)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Source:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            **{
+                **data,
+                "folder": Path(data["folder"]),
+                "weights": tuple(data["weights"]),
+                "language": tuple(data["language"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A Source with its files at hand and hashed. ``sha256`` covers the names and contents of all
+    of them.
+    """
+
+    source: Source
+    folder: Path
+    sha256: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """One artifact to be: exact bytes on disk, bits per weight, and what to know about it.
+    ``impossible`` says why it cannot be made.
+    """
+
+    type: str
+    bytes: int
+    bits_per_weight: float
+    needs_imatrix: bool
+    note: str
+    impossible: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes are bytes. ``disk_needed`` is for all items together, with what is downloaded, and what
+    is written in between and removed again.
+
+    ``refused`` says why a run with these options would be refused, if it would.
+    """
+
+    method: str
+    source: Source
+    items: tuple[PlanItem, ...]
+    intermediate: int
+    disk_needed: int
+    disk_free: int
+    memory_needed: int
+    memory_available: int
+    notes: tuple[str, ...] = ()
+    download: int = 0
+    refused: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether disk and memory suffice for all items together."""
+        return self.disk_needed <= self.disk_free and self.memory_needed <= self.memory_available
+
+    @property
+    def verdict(self) -> tuple[bool, str]:
+        """Whether it can be done here, and that in words. Types that lack an importance matrix are
+        marked in the table: a list of all types is no request for them.
+        """
+        if not self.fits:
+            return False, "it does NOT fit" + (
+                ": ask for fewer or smaller types" if self.disk_needed > self.disk_free else ""
+            )
+        if self.refused and not any(item.needs_imatrix for item in self.items):
+            return False, f"it cannot be made here: {self.refused}"
+        return True, "it fits"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run made, as its journal keeps it.
+
+    ``extras`` are files that belong to it beside the artifacts: card, plot, importance matrix,
+    licence. ``receipts`` are its uploads.
+    """
+
+    folder: Path
+    method: str
+    source: Source
+    artifacts: tuple[Artifact, ...]
+    reference: Evaluation | None
+    seconds: float
+    provenance: dict[str, Any]
+    extras: tuple[str, ...] = ()
+    base_model: str = ""
+    receipts: tuple[Receipt, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able form for the journal; the folder and the receipts are left out: the journal
+        has them.
+        """
+        return {
+            "method": self.method,
+            "source": self.source.to_json(),
+            "artifacts": [a.to_json() for a in self.artifacts],
+            "reference": dataclasses.asdict(self.reference) if self.reference else None,
+            "seconds": self.seconds,
+            "provenance": self.provenance,
+            "extras": list(self.extras),
+            "base_model": self.base_model,
+        }
+
+    @classmethod
+    def from_json(
+        cls, folder: Path, data: dict[str, Any], receipts: tuple[Receipt, ...] = ()
+    ) -> Self:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            **{
+                **data,
+                "source": Source.from_json(data["source"]),
+                "artifacts": tuple(Artifact.from_json(a) for a in data["artifacts"]),
+                "reference": Evaluation(**data["reference"]) if data["reference"] else None,
+                "extras": tuple(data["extras"]),
+            },
+            folder=folder,
+            receipts=receipts,
+        )
+
+    @property
+    def tokenizer(self) -> str:
+        """A hash of the source's tokenizer; empty if its folder is gone. Perplexities compare only
+        between models that have the same.
+        """
+        path = self.source.folder / "tokenizer.json"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

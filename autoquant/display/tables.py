@@ -1,0 +1,243 @@
+"""Records as tables of text: for the terminal, and Markdown for cards and docs."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from autoquant.core.records import Evaluation, Plan, RunRecord
+
+HEAD = (
+    "type",
+    "bits/weight",
+    "size",
+    "perplexity",
+    "KL mean",
+    "KL median",
+    "KL 99 %",
+    "same top token",
+)
+
+
+def size(n: int) -> str:
+    """Bytes in decimal units, as the Hub shows them."""
+    value, unit = (n / 1e9, "GB") if n >= 1e9 else (n / 1e6, "MB") if n >= 1e5 else (n / 1e3, "kB")
+    return f"{value:.2f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def quality(row: Evaluation | None) -> tuple[str, ...]:
+    """The quality columns of a row; dashes if it was not measured."""
+    if row is None:
+        return ("–",) * 5
+    return (
+        f"{row.perplexity:.3f} ± {row.perplexity_error:.3f}",
+        f"{row.kl_mean:.4f}",
+        f"{row.kl_median:.4f}",
+        f"{row.kl_99:.3f}",
+        f"{row.agreement:.1%}",
+    )
+
+
+def rows(result: RunRecord) -> list[tuple[str, ...]]:
+    """The table's rows, largest first; the unquantized model on top."""
+    out: list[tuple[str, ...]] = []
+    if result.reference is not None:
+        perplexity = quality(result.reference)[0]
+        bits = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}.get(result.source.dtype, "")
+        out.append(
+            ("unquantized", bits, size(result.source.bytes), perplexity, "0", "0", "0", "100.0%")
+        )
+    for artifact in sorted(result.artifacts, key=lambda a: -a.bytes):
+        out.append(
+            (
+                artifact.type,
+                f"{artifact.bits_per_weight:.2f}",
+                size(artifact.bytes),
+                *quality(artifact.evaluation),
+            )
+        )
+    return out
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A plain table; the first ``left`` columns are set to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+
+    return "\n".join([line(head), "  ".join("─" * width for width in widths), *map(line, body)])
+
+
+def markdown(
+    head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1, words: int = 0
+) -> str:
+    """The same as a Markdown table; the last ``words`` columns are set to the left too."""
+    right = range(left, len(head) - words)
+    lines = [
+        "| " + " | ".join(head) + " |",
+        "| " + " | ".join("---:" if i in right else "---" for i in range(len(head))) + " |",
+    ]
+    return "\n".join(
+        lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
+    )
+
+
+def evaluations(measured: Sequence[tuple[str, Evaluation]]) -> str:
+    """A table of measured files."""
+    return table(("model", *HEAD[3:]), [(name, *quality(row)) for name, row in measured])
+
+
+def protocol(result: RunRecord) -> str:
+    """How a run's artifacts were measured, in one sentence; empty if they were not."""
+    row = next((a.evaluation for a in result.artifacts if a.evaluation), None)
+    if row is None:
+        return ""
+    return (
+        "Perplexity ± one standard error and KL divergence (nats a token) against the unquantized"
+        f" model, on the same {row.tokens:,} predictions."
+    )
+
+
+def result(run: RunRecord, title: str) -> str:
+    """A run's table for a terminal, with what it means and where the files are. ``title`` is the
+    method's.
+    """
+    kind = "model" if any(artifact.is_folder for artifact in run.artifacts) else "file"
+    count = f"{len(run.artifacts)} {kind}{'s' if len(run.artifacts) != 1 else ''}"
+    plot = " and plot" if run.reference else ""
+    lines = [
+        f"{run.source.id}: {title}",
+        "",
+        table(HEAD, rows(run)),
+        "",
+        protocol(run),
+        *(
+            f"note: {artifact.type}: {note}"
+            for artifact in run.artifacts
+            for note in artifact.notes
+        ),
+        f"{count}, model card{plot} in {run.folder} ({run.seconds:.0f} s)",
+    ]
+    lines += [
+        f"uploaded and compared with the server: {receipt.url} (commit {receipt.commit[:10]},"
+        f" {len(receipt.files)} files)"
+        for receipt in run.receipts
+    ]
+    width = min(120, shutil.get_terminal_size().columns)
+    return "\n".join(
+        line if "  " in line or "─" in line else textwrap.fill(line, width, break_long_words=False)
+        for line in lines
+    )
+
+
+def checks(run: RunRecord) -> str:
+    """What was looked at on each file of a run, and what was seen."""
+    return table(("type", "check", "seen"), checked(run), left=3)
+
+
+def checked(run: RunRecord) -> list[tuple[str, str, str]]:
+    """The rows of :func:`checks`."""
+    return [(one.type, check.name, check.seen) for one in run.artifacts for check in one.checks]
+
+
+def comparison(results: Mapping[str, RunRecord], label: str, titles: Sequence[str]) -> str:
+    """The table of several runs. ``label`` is what their names are, ``titles`` are the methods'."""
+    head, body = compared(results, label)
+    title, said = about(results, titles)
+    folders = (f"{name}: {one.folder}" for name, one in results.items())
+    return "\n".join([title, "", table(head, body, left=2), "", said, *folders])
+
+
+def compared(
+    results: Mapping[str, RunRecord], label: str
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of a comparison; each unquantized model once."""
+    body: list[tuple[str, ...]] = []
+    shown: set[str] = set()
+    for name, one in results.items():
+        first = one.source.id not in shown and one.reference is not None
+        shown |= {one.source.id} if first else set()
+        body += [
+            (one.source.id if row[0] == "unquantized" else name, *row)
+            for row in rows(one)
+            if row[0] != "unquantized" or first
+        ]
+    return (label, *HEAD), body
+
+
+def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str, str]:
+    """A comparison in words: what is compared, and how far."""
+    sources = list(dict.fromkeys(one.source.id for one in results.values()))
+    said = next(filter(None, map(protocol, results.values())), "")
+    evaluations = [a.evaluation for one in results.values() for a in one.artifacts if a.evaluation]
+    texts = {(row.text_sha256, row.tokens) for row in evaluations}
+    if len(sources) < len(results) and len(texts) > 1:
+        said = (
+            "These were not measured on the same tokens (another text, or more of it): the rows do"
+            " not compare with each other."
+        )
+    if len({one.tokenizer for one in results.values() if one.tokenizer}) > 1:
+        said += (
+            " These models have different tokenizers: their perplexities a token do not compare"
+            " with each other."
+        )
+    return f"{', '.join(sources)}: {', '.join(titles)}", said
+
+
+def plan(planned: Plan) -> str:
+    """A plan as a table, with the verdict below."""
+    title, head, body, notes, verdict = plan_parts(planned)
+    wrapped = (textwrap.fill(note, 110, subsequent_indent="    ") for note in notes)
+    return "\n".join([title, "", table(head, body), *wrapped, "", *verdict])
+
+
+def plan_parts(
+    planned: Plan,
+) -> tuple[str, tuple[str, ...], list[tuple[str, ...]], list[str], list[str]]:
+    """A plan's parts: the model in words, head and rows of the table, notes, verdict."""
+    head = ("type", "bits/weight", "size", "imatrix", "note")
+    body = [
+        (item.type, "–", "–", "", f"cannot be made: {item.impossible}")
+        if item.impossible
+        else (
+            item.type,
+            f"{item.bits_per_weight:.2f}",
+            size(item.bytes),
+            "needed" if item.needs_imatrix else "",
+            item.note,
+        )
+        for item in planned.items
+    ]
+    notes = sorted({row[4] for row in body if row[4]})
+    below = []
+    if len(notes) > 1 or any(len(note) > 40 for note in notes):  # long notes go below the table
+        marks = {note: f"[{i}]" for i, note in enumerate(notes, 1)}
+        body = [(*row[:4], marks.get(row[4], "")) for row in body]
+        below = [f"{mark} {note}" for note, mark in marks.items()]
+    # a method without importance matrix needs no column for it
+    filled = [i for i in range(len(head)) if any(row[i] for row in body)]
+    source = planned.source
+    disk, free = size(planned.disk_needed), size(planned.disk_free)
+    memory, available = size(planned.memory_needed), size(planned.memory_available)
+    verdict = [
+        *([f"to download: {size(planned.download)}"] if planned.download else []),
+        f"all of these together: {disk} on the disk (free: {free})",
+        f"memory while working: about {memory} (available: {available})",
+        planned.verdict[1],
+    ]
+    title = (
+        f"{source.id}: {source.architecture}, {source.parameters / 1e6:,.1f} million parameters,"
+        f" {source.dtype}, {size(source.bytes)}"
+    )
+    return (
+        title,
+        tuple(head[i] for i in filled),
+        [tuple(row[i] for i in filled) for row in body],
+        [*below, *(f"note: {note}" for note in planned.notes)],
+        verdict,
+    )

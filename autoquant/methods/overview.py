@@ -1,0 +1,66 @@
+"""The table of all methods: what somebody asks who chooses one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autoquant.methods import METHODS, Method
+
+NOTE = (
+    "Type, bits a weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats a"
+    " token) and share of same top tokens (of the embedded model) are those of a run without"
+    " options. What loads the files: transformers, llama.cpp and hqq were run in the tests, the"
+    " others were not. EXL2 was made on a CPU with the tests' stand-in for a GPU."
+)
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    """Figures of each method at its defaults, by its name, as bench/methods.py has measured them:
+    ``type``, ``bits_per_weight`` at the shapes of Llama-3.1-8B, and of the embedded model
+    ``kl_mean`` (nats a token) and ``agreement`` (share of same top tokens). A method that has not
+    been measured is not in it.
+    """
+    return dict(json.loads(Path(__file__).with_name("measured.json").read_text(encoding="utf-8")))
+
+
+def table() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table of all methods: head and rows."""
+    seen = measured()
+    head = (
+        "method",
+        "bits",
+        "calibration",
+        "GPU to quantize",
+        "GPU to run",
+        "loaded by",
+        "type",
+        "bits/weight",
+        "KL mean",
+        "same top token",
+    )
+
+    def row(method: Method) -> tuple[str, ...]:
+        facts, found = method.facts, seen.get(method.name)
+        figures = (
+            (
+                found["type"],
+                f"{found['bits_per_weight']:.2f}",
+                f"{found['kl_mean']:.4f}",
+                f"{found['agreement']:.1%}",
+            )
+            if found
+            else ("–",) * 4
+        )
+        return (
+            method.name,
+            facts.bits,
+            facts.calibration,
+            facts.gpu_to_quantize,
+            facts.gpu_to_run,
+            facts.runtimes,
+            *figures,
+        )
+
+    return head, [row(method) for method in METHODS.values()]

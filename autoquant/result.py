@@ -1,0 +1,285 @@
+"""What users hold: a Result, a Plan, a Comparison, which show themselves, and the functions that
+return them.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoquant import look as looking
+from autoquant import pipeline, source
+from autoquant.calibration import Calibration
+from autoquant.core import options, records
+from autoquant.core.errors import InputError
+from autoquant.core.options import MethodOptions
+from autoquant.core.records import Artifact, RunRecord
+from autoquant.display import html, tables
+from autoquant.methods import METHODS, Method
+
+
+@dataclass(frozen=True, repr=False)
+class Result(RunRecord):
+    """What a run made. Prints as a table; in a notebook it shows the table with the plot.
+
+    ``extras`` are files that belong to it beside the artifacts: card, plot, importance matrix,
+    licence. ``receipts`` are its uploads.
+    """
+
+    def __str__(self) -> str:
+        return tables.result(self, METHODS[self.method].title)
+
+    __repr__ = __str__  # what a Python prompt shows
+
+    def _repr_html_(self) -> str:
+        return html.result(self, METHODS[self.method].title)
+
+    @classmethod
+    def of(cls, record: RunRecord) -> Result:
+        """A run's record as a Result."""
+        return cls(**{one.name: getattr(record, one.name) for one in dataclasses.fields(record)})
+
+    def artifact(self, type: str = "") -> Artifact:
+        """The artifact of one type; the first if none is named. Raises InputError."""
+        for artifact in self.artifacts:
+            if type in ("", artifact.type):
+                return artifact
+        raise InputError(
+            f"this run has no {type!r}; it has: {', '.join(a.type for a in self.artifacts)}"
+        )
+
+    def path(self, type: str) -> Path:
+        """The file of one type (its first shard if it is split), or its folder."""
+        return self.artifact(type).path_in(self.folder)
+
+    def evaluate(self, *, text: str = "builtin", chunks: int = 20) -> Result:
+        """Measure every artifact again, on another text or more of it; rewrites card and plot and
+        returns a new Result.
+        """
+        return Result.of(pipeline.evaluate_run(self, text=text, chunks=chunks))
+
+    def upload(
+        self,
+        repo: str,
+        *,
+        private: bool | str | None = None,
+        layout: str = "",
+        overwrite: bool = False,
+        base_model: str = "",
+        dry_run: bool = False,
+    ) -> Any:
+        """Upload the artifacts with card, plot and licence, and compare the server's sizes and
+        hashes with ours.
+
+        repo: owner/name; it is created if there is none. private: of a repository that is created,
+            True or "yes", False or "no"; default: if the source is private or gated.
+        layout: "one-repo", "repo-per-type" (owner/name-TYPE) or "branch-per-type"; default: what is
+            usual for the method.
+        overwrite: replace files of the same name that this folder has not put there.
+        base_model: owner/name of the unquantized model, of a folder. dry_run: send nothing, return
+            an UploadPlan that prints exactly what would be sent.
+
+        Returns the Receipts, which are also kept in the journal. Repeated after an interrupt it
+        sends only what has not arrived. Raises InputError (no token, no right, something else is
+        there), HubFailed (the Hub cannot be reached), CheckFailed (a file is not what was checked).
+        """
+        visible = (
+            {None: "auto", True: "yes", False: "no"}.get(private, private)
+            if private is None or isinstance(private, bool)
+            else private
+        )
+        given = {
+            "upload": repo,
+            "private": visible,
+            "overwrite": overwrite,
+            "base_model": base_model or self.base_model,
+            **({"layout": layout} if layout else {}),
+        }
+        return pipeline.upload_folder(self.folder, given, dry_run=dry_run)
+
+    def card(self) -> Card:
+        """The model card's text (README.md of the run folder); in a notebook it shows itself
+        rendered.
+        """
+        return Card((self.folder / "README.md").read_text(encoding="utf-8")).beside(self.folder)
+
+    def checks(self) -> Checks:
+        """What was looked at on each file, and what was seen; prints as a table."""
+        return Checks(self)
+
+    def look(self, type: str = "", layer: str = "") -> looking.Look:
+        """Look inside one quantized layer: its weights before and after, the error, one group of
+        weights code by code. In a notebook it shows itself as pictures.
+
+        type: one of the run's types; default the first. layer: a layer's name in the unquantized
+        model, e.g. model.layers.3.mlp.up_proj; default one in the middle. Raises InputError for a
+        layer that there is not, or that the format stores in another order.
+        """
+        return looking.look(self, self.artifact(type), layer)
+
+
+class Card(str):
+    """A model card's text."""
+
+    folder: Path | None = None
+
+    def beside(self, folder: Path) -> Card:
+        """The same card, which knows the folder where its picture lies."""
+        self.folder = folder
+        return self
+
+    def _repr_markdown_(self) -> str:
+        # the metadata is for the Hub
+        shown = str(self).split("\n---\n", 1)[-1] if self.startswith("---\n") else str(self)
+
+        def inside(found: re.Match[str]) -> str:  # a notebook looks for pictures beside itself
+            picture = self.folder / found[1] if self.folder is not None else None
+            return (
+                f"](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"
+                if picture is not None and picture.is_file()
+                else found[0]
+            )
+
+        return re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown)
+
+
+@dataclass(frozen=True, repr=False)
+class Checks:
+    """A result's checks, to be shown."""
+
+    result: Result
+
+    def __str__(self) -> str:
+        return tables.checks(self.result)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html.checks(self.result)
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Several results by name: of calibration sets, methods, bit widths or models. Prints as one
+    table; in a notebook it shows itself with one plot.
+
+    ``label`` is what the names are.
+    """
+
+    results: dict[str, Result]
+    label: str = "run"
+
+    def __getitem__(self, name: str) -> Result:
+        return self.results[name]
+
+    def __str__(self) -> str:
+        return tables.comparison(self.results, self.label, self._titles())
+
+    __repr__ = __str__  # what a Python prompt shows
+
+    def _repr_html_(self) -> str:
+        return html.comparison(self.results, self.label, self._titles())
+
+    def _titles(self) -> list[str]:
+        return list(dict.fromkeys(METHODS[one.method].title for one in self.results.values()))
+
+
+@dataclass(frozen=True, repr=False)
+class Plan(records.Plan):
+    """What a run will need and whether it fits. Prints as a table, in a notebook too."""
+
+    @classmethod
+    def of(cls, plan: records.Plan) -> Plan:
+        """A method's plan as one that shows itself."""
+        return cls(**{one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)})
+
+    def __str__(self) -> str:
+        return tables.plan(self)
+
+    __repr__ = __str__  # what a Python prompt shows
+
+    def _repr_html_(self) -> str:
+        return html.plan(self, METHODS[self.method].title)
+
+
+def quantize(
+    method: Method,
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    values: Mapping[str, Any] | MethodOptions,
+) -> Result:
+    """Run a method on a model; see :func:`autoquant.pipeline.quantize`."""
+    return Result.of(pipeline.quantize(method, model, out=out, values=values))
+
+
+def plan(
+    method: Method,
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    values: Mapping[str, Any] | MethodOptions,
+) -> Plan:
+    """What a run would make and need; nothing is written."""
+    return Plan.of(pipeline.plan(method, model, out=out, values=values))
+
+
+def load(folder: str | Path) -> Result:
+    """The result of an earlier run, from its folder's journal. Raises InputError if the folder
+    holds no finished run.
+    """
+    return Result.of(pipeline.load(folder))
+
+
+def compare(
+    method: Method,
+    model: str | Path,
+    calibrations: Mapping[str, Any],
+    *,
+    out: str | Path,
+    values: Mapping[str, Any],
+) -> Comparison:
+    """Run a method once for each calibration set, each into its own folder ``out/<name>``; see
+    :func:`autoquant.compare`.
+    """
+    if not calibrations:
+        raise InputError(
+            "calibrations: none given; give names and Calibrations, e.g. {'novels': Calibration(),"
+            " 'code': Calibration('owner/dataset')}"
+        )
+    if values.get("upload"):
+        raise InputError(
+            "upload: several results would go into one repository; compare first, then upload the"
+            " one you choose: comparison[name].upload(…)"
+        )
+    for name, one in calibrations.items():
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise InputError(
+                f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _"
+            )
+        if not isinstance(one, Calibration):
+            raise InputError(
+                f"calibrations: {name} is no Calibration but {type(one).__name__}; write"
+                f" autoquant.Calibration({str(one)!r})"
+            )
+        # all are looked at before the first is run
+        chosen = options.build(method.options, {**values, method.options.calibrated_by: one})
+        found = source.resolve(model, allow_pickle=chosen.pickled)
+        method.check(found, method.settle(found, chosen))
+    return Comparison(
+        {
+            name: quantize(
+                method,
+                model,
+                out=Path(out) / name,
+                values={**values, method.options.calibrated_by: one},
+            )
+            for name, one in calibrations.items()
+        },
+        label="calibration",
+    )
