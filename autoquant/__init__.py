@@ -6,42 +6,26 @@
     result.upload("you/model-GGUF")
 
 Each method is one function (``help(autoquant.gguf)`` lists its options). Importing this package
-loads no torch, transformers or quantization library: those run in processes of their own.
+loads no torch, transformers or quantization library: those run in processes of their own. What an
+editor and a type checker see of it is in ``__init__.pyi``, which ``make sync`` writes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib.util
+from pathlib import Path
+from typing import Any
 
-from autoquant.core.errors import (
-    AutoQuantError,
-    CheckFailed,
-    HubFailed,
-    InputError,
-    OutOfMemory,
-    ProcessFailed,
-    Stopped,
-)
+from autoquant.core.errors import AutoQuantError as AutoQuantError
+from autoquant.core.errors import CheckFailed as CheckFailed
+from autoquant.core.errors import HubFailed as HubFailed
+from autoquant.core.errors import InputError as InputError
+from autoquant.core.errors import OutOfMemory as OutOfMemory
+from autoquant.core.errors import ProcessFailed as ProcessFailed
+from autoquant.core.errors import Stopped as Stopped
+from autoquant.core.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from autoquant.calibration import Calibration
-    from autoquant.result import Comparison, Result
-
-    gguf: Callable[..., Result]
-    gptq: Callable[..., Result]
-    exl2: Callable[..., Result]
-    awq: Callable[..., Result]
-    hqq: Callable[..., Result]
-    bitsandbytes: Callable[..., Result]
-    w8a8: Callable[..., Result]
-
-__version__ = "0.1.0"
-# a test compares it with METHODS; here so that importing this package stays cheap
-_METHOD_NAMES = ("gguf", "gptq", "exl2", "awq", "hqq", "bitsandbytes", "w8a8")
-__all__ = [
+_PUBLIC = (
     "AutoQuantError",
     "Calibration",
     "CheckFailed",
@@ -49,16 +33,18 @@ __all__ = [
     "HubFailed",
     "InputError",
     "OutOfMemory",
+    "Plan",
     "ProcessFailed",
+    "Result",
     "Stopped",
+    "__version__",
     "compare",
     "load",
     "plan",
-    *_METHOD_NAMES,
-]
+)
 
 
-def _function(name: str) -> Callable[..., Result]:
+def _function(name: str) -> Any:
     """The public function of a method, with a signature and docstring rendered from its options."""
     import inspect
 
@@ -80,15 +66,15 @@ def _function(name: str) -> Callable[..., Result]:
         ),
     ]
     function.__name__ = function.__qualname__ = name
-    function.__signature__ = options.signature(method.options, leading)  # type: ignore[attr-defined]
+    function.__signature__ = options.signature(method.Options, leading)  # type: ignore[attr-defined]
     function.__doc__ = f"""{method.title}: {method.summary}.
 
     model: a model on the Hugging Face Hub ("owner/name", "owner/name@revision" or its URL), a
         folder with a checkpoint, or "demo" for the bundled one.
-    out: the folder to write to; default ./<model>-{method.folder_suffix(method.options())}.
+    out: the folder to write to; default ./<model>-{method.folder_suffix(method.Options())}.
         Calling again continues after the last finished step.
 
-{options.help_lines(method.options)}
+{options.help_lines(method.Options)}
 
     Returns a Result. Writes the files, README.md (model card), size-against-quality.png and the
     source's licence; a model from the Hub is downloaded into huggingface_hub's cache (HF_HOME).
@@ -98,40 +84,47 @@ def _function(name: str) -> Callable[..., Result]:
     return function
 
 
-def plan(method: str, model: str, *, out: str | None = None, **values: Any) -> Any:
+def _method(name: str) -> Any:
+    from autoquant.methods import METHODS
+
+    if name not in METHODS:
+        raise InputError(f"no method is called {name!r}; there are: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def plan(method: str, model: str | Path, *, out: str | Path | None = None, **values: Any) -> Any:
     """What ``autoquant.<method>(model, …)`` would make and need; takes the same options and writes
     nothing. Returns a Plan.
     """
     from autoquant import result
-    from autoquant.methods import METHODS
 
-    if method not in METHODS:
-        raise InputError(f"no method is called {method!r}; there are: {', '.join(METHODS)}")
-    return result.plan(METHODS[method], model, out=out, values=values)
+    return result.plan(_method(method), model, out=out, values=values)
 
 
 def compare(
-    method: str, model: str | Path, calibrations: dict[str, Any], *, out: str | Path, **values: Any
+    method: str,
+    model: str | Path,
+    calibrations: dict[str, Any],
+    *,
+    out: str | Path,
+    **values: Any,
 ) -> Any:
     """The same method with several calibration sets (languages, domains), measured on the same
     tokens, in one table.
 
-        autoquant.compare("gptq", "owner/model", {"novels": Calibration(), "code":
-        Calibration("owner/dataset", column="content")}, out="compared", bits=3)
+        autoquant.compare("gptq", "owner/model", {"novels": Calibration(),
+            "code": Calibration("owner/dataset", column="content")}, out="compared", bits=3)
 
     calibrations: names and :class:`Calibration` objects. out: each run goes into a folder of its
     own in there. The other options are the method's. Returns a Comparison: it prints as a table,
     and ``comparison["code"]`` is a Result. Raises what the method raises.
     """
     from autoquant import result
-    from autoquant.methods import METHODS
 
-    if method not in METHODS:
-        raise InputError(f"no method is called {method!r}; there are: {', '.join(METHODS)}")
-    return result.compare(METHODS[method], model, calibrations, out=out, values=values)
+    return result.compare(_method(method), model, calibrations, out=out, values=values)
 
 
-def load(folder: str) -> Any:
+def load(folder: str | Path) -> Any:
     """The Result of an earlier run, from its folder: to look at, to measure again, to upload.
     Raises InputError if it holds no finished run.
     """
@@ -141,19 +134,28 @@ def load(folder: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _METHOD_NAMES:
-        globals()[name] = _function(name)
-        return globals()[name]
-    if name == "Calibration":  # brings pydantic
+    """The methods' functions, and classes that bring pydantic, when they are first asked for."""
+    if name == "__all__":
+        return __dir__()
+    if name == "Calibration":
         from autoquant.calibration import Calibration
 
         return Calibration
-    if name == "Comparison":
-        from autoquant.result import Comparison
+    if name in ("Comparison", "Plan", "Result"):
+        from autoquant import result
 
-        return Comparison
+        return getattr(result, name)
+    # "from autoquant import core" asks for an attribute before it imports the module
+    if not name.startswith("_") and importlib.util.find_spec(f"autoquant.{name}") is None:
+        from autoquant.methods import METHODS
+
+        if name in METHODS:
+            globals()[name] = _function(name)
+            return globals()[name]
     raise AttributeError(f"module 'autoquant' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "Calibration", "Comparison", *_METHOD_NAMES])
+    from autoquant.methods import METHODS
+
+    return sorted({*_PUBLIC, *METHODS})

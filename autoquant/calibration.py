@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from autoquant.core import licenses
+from autoquant.core.bundled import CALIBRATION_TEXT
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 
-BUILTIN = Path(__file__).parent / "demo" / "austen_calibration.txt"
 # a token, generously; a dataset on the Hub is read until it has four times what the samples need
 CHARACTERS = 6
 DEFAULT_SPLIT = "train"
@@ -173,7 +173,7 @@ def documents(options: CalibrationOptions) -> Documents:
 def _file(options: CalibrationOptions) -> Path | None:
     """The file the option names; None if it names a dataset on the Hub."""
     if options.calibration == "builtin":
-        return BUILTIN
+        return CALIBRATION_TEXT
     path = Path(options.calibration).expanduser()
     return path if path.is_file() else None
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from autoquant import __version__
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import AutoQuantError
 from autoquant.core.redact import RedactingFilter, redact
+from autoquant.core.version import __version__
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,10 +65,10 @@ def _parser() -> argparse.ArgumentParser:
                 "--out",
                 metavar="FOLDER",
                 help=(
-                    f"where to write (default: ./<model>-{method.folder_suffix(method.options())})"
+                    f"where to write (default: ./<model>-{method.folder_suffix(method.Options())})"
                 ),
             )
-            add_arguments(sub, method.options)
+            add_arguments(sub, method.Options)
     measure = commands.add_parser(
         "evaluate",
         help="measure files against the unquantized model",
@@ -140,7 +140,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
             method,
             arguments.model,
             out=arguments.out,
-            values=options.from_arguments(arguments, method.options),
+            values=options.from_arguments(arguments, method.Options),
         )
     )
 
@@ -152,7 +152,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     method = METHODS[arguments.method]
     # without a choice, a plan shows everything there is
-    for name, value in method.survey(vars(arguments)).items():
+    for name, value in method.plan_defaults(vars(arguments)).items():
         if not hasattr(arguments, name):
             setattr(arguments, name, value)
     print(
@@ -160,7 +160,7 @@ def _plan(arguments: argparse.Namespace) -> None:
             method,
             arguments.model,
             out=arguments.out,
-            values=options.from_arguments(arguments, method.options),
+            values=options.from_arguments(arguments, method.Options),
         )
     )
 
@@ -181,8 +181,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _upload(arguments: argparse.Namespace) -> None:
-    from autoquant import pipeline as run
     from autoquant.core import options
+    from autoquant.publish import finished as run
 
     given = {
         name: getattr(arguments, name)
@@ -212,8 +212,8 @@ def _methods(_: argparse.Namespace) -> None:
 
 
 def _types(_: argparse.Namespace) -> None:
+    from autoquant.backends.llamacpp.types import TYPES
     from autoquant.display import tables
-    from autoquant.llama.types import TYPES
 
     print(
         tables.table(

@@ -9,12 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from autoquant import process
 from autoquant.core import options
 from autoquant.core.errors import InputError
 from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import html
-from autoquant.methods import METHODS, folders
+from autoquant.methods import METHODS
+from autoquant.runtime import process
+from autoquant.source.layers import linears
 
 # weights of one row that are drawn one by one: a block of llama.cpp's simple types, or a quarter of
 # the usual group
@@ -117,10 +118,10 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
             f"the unquantized model is not at hand ({result.source.folder}); run the method again,"
             " which fetches it"
         )
-    layers = folders.linears(result.source)
+    layers = linears(result.source)
     if not layers:
         raise InputError(f"{result.source.id} has no layers that are known by name")
-    names = [name for name in layers if not (method.kind == "gguf" and name.endswith(PERMUTED))]
+    names = [name for name in layers if artifact.is_folder or not name.endswith(PERMUTED)]
     wanted = layer.removesuffix(".weight") or next(
         (name for name in names[len(names) // 2 :] if name.endswith("up_proj")),
         names[len(names) // 2],
@@ -136,7 +137,7 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
         seen = process.call(
             "autoquant.look:read",
             log=Path(scratch) / "log",
-            env=method.environment(options.build(method.options, {})),
+            env=method.environment(options.build(method.Options, {})),
             path=str(artifact.path_in(result.folder)),
             original=str(result.source.folder),
             layer=wanted,
@@ -152,8 +153,9 @@ def read(path: str, original: str, layer: str, scaled: bool) -> dict[str, Any]:
     """Read a layer before and after, and count. Runs in a worker."""
     import numpy as np
 
-    from autoquant.dequantized import Tensors, quantization, weight
-    from autoquant.folder_checks import relative_error
+    from autoquant.formats.checks import relative_error
+    from autoquant.formats.dequantized import quantization, weight
+    from autoquant.formats.tensors import Tensors
 
     before = Tensors(original).get(f"{layer}.weight").astype(np.float32)
     after, stored = (
@@ -188,7 +190,7 @@ def _gguf(path: str, layer: str) -> tuple[Any, str]:
     import gguf
     import numpy as np
 
-    from autoquant.llama.header import Header
+    from autoquant.formats.gguf import Header
 
     files = [Path(path)]
     if "-00001-of-" in path:

@@ -20,7 +20,9 @@ from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import html, tables
-from autoquant.methods import METHODS, Method
+from autoquant.methods import METHODS
+from autoquant.methods.base import AnyMethod
+from autoquant.publish import finished
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +102,7 @@ class Result(RunRecord):
             "base_model": base_model or self.base_model,
             **({"layout": layout} if layout else {}),
         }
-        return pipeline.upload_folder(self.folder, given, dry_run=dry_run)
+        return finished.upload_folder(self.folder, given, dry_run=dry_run)
 
     def card(self) -> Card:
         """The model card's text (README.md of the run folder); in a notebook it shows itself
@@ -208,7 +210,7 @@ class Plan(records.Plan):
 
 
 def quantize(
-    method: Method,
+    method: AnyMethod,
     model: str | Path,
     *,
     out: str | Path | None = None,
@@ -219,7 +221,7 @@ def quantize(
 
 
 def plan(
-    method: Method,
+    method: AnyMethod,
     model: str | Path,
     *,
     out: str | Path | None = None,
@@ -233,11 +235,11 @@ def load(folder: str | Path) -> Result:
     """The result of an earlier run, from its folder's journal. Raises InputError if the folder
     holds no finished run.
     """
-    return Result.of(pipeline.load(folder))
+    return Result.of(finished.load(folder))
 
 
 def compare(
-    method: Method,
+    method: AnyMethod,
     model: str | Path,
     calibrations: Mapping[str, Any],
     *,
@@ -268,16 +270,16 @@ def compare(
                 f" autoquant.Calibration({str(one)!r})"
             )
         # all are looked at before the first is run
-        chosen = options.build(method.options, {**values, method.options.calibrated_by: one})
+        chosen = options.build(method.Options, {**values, method.Options.calibrated_by: one})
         found = source.resolve(model, allow_pickle=chosen.pickled)
-        method.check(found, method.settle(found, chosen))
+        method.check(found, method.resolve_defaults(found, chosen))
     return Comparison(
         {
             name: quantize(
                 method,
                 model,
                 out=Path(out) / name,
-                values={**values, method.options.calibrated_by: one},
+                values={**values, method.Options.calibrated_by: one},
             )
             for name, one in calibrations.items()
         },

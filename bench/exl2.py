@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import autoquant
-from autoquant import process
 from autoquant.core.records import Artifact
 from autoquant.display import tables
-from autoquant.methods import folders
+from autoquant.runtime import process
+from autoquant.source.layers import linears
 
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent / "tests" / "fakes" / "exl2")
 WORK = Path("bench-work/exl2")
@@ -62,7 +62,7 @@ def blocks(artifact: Artifact, result: Any) -> str:
     """Bits a weight of the blocks' matrices of a GPTQ folder, from its size: embeddings, head and
     norms have 16 bits there.
     """
-    layers = sum(outputs * inputs for outputs, inputs in folders.linears(result.source).values())
+    layers = sum(outputs * inputs for outputs, inputs in linears(result.source).values())
     parameters = result.source.parameters
     bits = artifact.bits_per_weight * parameters - 16 * (parameters - layers)
     return f"{bits / layers:.2f}"

@@ -40,9 +40,11 @@ SAMPLES, LENGTH, ROUNDS = 128, 512, 2  # the defaults
 def cost(work: Path) -> None:
     """Alternate the two sides; print each and the ratio of the medians."""
     import autoquant
-    from autoquant import calibration, process
+    from autoquant import calibration
     from autoquant.core import options
-    from autoquant.methods.folders import environment
+    from autoquant.methods import METHODS
+    from autoquant.methods.gptq import GptqOptions
+    from autoquant.runtime import process
 
     parts: dict[str, float] = {}
     real = process.call
@@ -80,7 +82,7 @@ def cost(work: Path) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=scratch,
-            env={**os.environ, **environment(None)},
+            env={**os.environ, **METHODS["gptq"].environment(GptqOptions())},
         )
         direct.append(time.monotonic() - start)
         parts.clear()

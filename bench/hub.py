@@ -20,10 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from autoquant import card, source
-from autoquant.core import files
+from autoquant import source
+from autoquant.core import bundled, files
 from autoquant.core.journal import RunFolder
 from autoquant.core.records import Artifact, Check, Stored
+from autoquant.publish import card
 from autoquant.result import Result
 from tests.fakes.hub import TOKEN, Hub
 
@@ -33,7 +34,7 @@ TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M"
 
 def environment(hub: Hub, home: Path) -> dict[str, str]:
     """A user's variables, without Xet: its servers cannot be run here."""
-    from autoquant.llama import converter
+    from autoquant.backends.llamacpp import converter
 
     return {
         **os.environ,
@@ -61,7 +62,7 @@ def timed(words: list[str], env: dict[str, str]) -> tuple[float, float]:
 
 def fetch(work: Path, _: Path) -> None:
     """Ratio of bytes."""
-    folder = source.DEMO_FOLDER
+    folder = bundled.MODEL
     weights = (folder / "model.safetensors").read_bytes()
     files: dict[str, bytes | Path] = {path.name: path for path in folder.iterdir()}
     files |= {

@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 
 import autoquant
-from autoquant import process
-from autoquant.evaluate import BUILTIN
-from autoquant.llama import converter
+from autoquant.backends.llamacpp import converter
+from autoquant.core.bundled import EVALUATION_TEXT
 from autoquant.methods.gguf import CALIBRATION
+from autoquant.runtime import process
 
 CHUNKS = 20
 
@@ -87,7 +87,7 @@ def main(model: Path, work: Path) -> None:
                 "-m",
                 str(result.folder / artifact.name),
                 "-f",
-                str(BUILTIN),
+                str(EVALUATION_TEXT),
                 "-c",
                 "512",
                 "-b",
@@ -164,7 +164,7 @@ def compare(ours: str, theirs: str) -> dict[str, object]:
     """The names and sums of two importance matrices. Runs in a worker."""
     import numpy as np
 
-    from autoquant.llama.library import read_imatrix
+    from autoquant.backends.llamacpp.imatrix import read_imatrix
 
     a, b = read_imatrix(ours), read_imatrix(theirs)
     worst = max(float(np.abs(a[name] - b[name]).sum() / b[name].sum()) for name in set(a) & set(b))

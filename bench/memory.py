@@ -33,7 +33,7 @@ def checkpoint(
     import torch
     from safetensors.torch import save_file
 
-    from autoquant.source import DEMO_FOLDER
+    from autoquant.core.bundled import MODEL as DEMO_FOLDER
 
     folder.mkdir(parents=True)
     vocabulary = (

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import autoquant
 from autoquant import source
+from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core import options
-from autoquant.llama.types import TYPES
 from autoquant.methods import METHODS
 from autoquant.methods.overview import measured
 
@@ -98,7 +98,7 @@ def main(names: list[str]) -> None:
                 raise SystemExit(f"{' '.join(words)} exited with status {status}")
             artifact = autoquant.load(str(out)).artifacts[0]
             assert artifact.evaluation is not None
-            chosen = method.settle(large, options.build(method.options, {}))
+            chosen = method.resolve_defaults(large, options.build(method.Options, {}))
             bits = (
                 TYPES[artifact.type].bits_per_weight
                 if method.kind == "gguf"

@@ -65,7 +65,7 @@ def main(model: Path) -> None:
 
 
 def _converter() -> Path:
-    from autoquant.llama import converter
+    from autoquant.backends.llamacpp import converter
 
     return converter.locate()
 

@@ -22,14 +22,14 @@ import sys
 import time
 from pathlib import Path
 
-from autoquant.llama import converter
+from autoquant.backends.llamacpp import converter
 from bench.memory import checkpoint
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M")
 QUANTIZE = """
 import ctypes, sys, time
 from llama_cpp import llama_cpp as L
-from autoquant.llama.types import TYPES
+from autoquant.backends.llamacpp.types import TYPES
 quiet = L.llama_log_callback(lambda *_: None)
 L.llama_log_set(quiet, ctypes.c_void_p(0))
 p = L.llama_model_quantize_default_params(); p.ftype = TYPES[sys.argv[3]].number

@@ -20,9 +20,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 import autoquant
-from autoquant.llama import converter
+from autoquant.backends.llamacpp import converter
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.result import Result
-from autoquant.source import DEMO_FOLDER
 
 # Where make has put the converter: fetched once, before the tests get a cache folder of their own.
 CONVERTER = converter.locate()

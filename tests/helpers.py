@@ -9,17 +9,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from autoquant.source import DEMO_FOLDER
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
+from autoquant.formats.tensors import Tensors
 
 
 def tensor_types(path: str) -> dict[str, str]:
-    from autoquant.llama.header import Header
+    from autoquant.formats.gguf import Header
 
     return {name: tensor.type for name, tensor in Header(path).tensors.items()}
 
 
 def value(path: str, key: str) -> Any:
-    from autoquant.llama.header import Header
+    from autoquant.formats.gguf import Header
 
     return Header(path).get(key)
 
@@ -117,7 +118,7 @@ def bits_of_llama_8b(path: str, types: list[str]) -> dict[str, tuple[float, bool
     import gguf
     import numpy as np
 
-    from autoquant.llama.library import dry_run
+    from autoquant.backends.llamacpp.quantize import dry_run
 
     width, inner, layers, vocabulary = 4096, 14336, 32, 128256
     writer = gguf.GGUFWriter(None, "llama")
@@ -175,7 +176,7 @@ def imatrix_against_transformers(imatrix: str, chunks: int) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from autoquant.methods.gguf import CALIBRATION
+    from autoquant.core.bundled import CALIBRATION_TEXT
 
     names = {
         "self_attn.q_proj": "attn_q",
@@ -188,7 +189,7 @@ def imatrix_against_transformers(imatrix: str, chunks: int) -> dict[str, Any]:
     }
     model = AutoModelForCausalLM.from_pretrained(DEMO_FOLDER, dtype=torch.float32).eval()
     ids = AutoTokenizer.from_pretrained(DEMO_FOLDER).encode(
-        CALIBRATION.read_text()[: chunks * 256 * 12], add_special_tokens=False
+        CALIBRATION_TEXT.read_text()[: chunks * 256 * 12], add_special_tokens=False
     )
     sums: dict[str, Any] = {}
     for i, layer in enumerate(model.model.layers):
@@ -245,10 +246,10 @@ def gptqmodel_in_little_memory(**kwargs: Any) -> None:
 
     import torch  # noqa: F401 (its libraries first)
 
-    from autoquant import quantizers
+    from autoquant.backends import gptqmodel
 
     resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-    quantizers.gptqmodel(**kwargs, report=lambda *_: None)
+    gptqmodel.quantize(**kwargs, report=lambda *_: None)
 
 
 def format_against_library(folder: str, reader: str, bits: int) -> dict[str, Any]:
@@ -259,8 +260,8 @@ def format_against_library(folder: str, reader: str, bits: int) -> dict[str, Any
     import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    from autoquant import awq_format, gptq_format
-    from autoquant.dequantized import Tensors
+    from autoquant.formats import awq as awq_format
+    from autoquant.formats import gptq as gptq_format
 
     model = GPTQModel.load(
         folder,
@@ -310,7 +311,7 @@ def dequantized_against_transformers(folder: str) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from autoquant import dequantized
+    from autoquant.formats import dequantized
 
     ids = AutoTokenizer.from_pretrained(DEMO_FOLDER).encode(
         (DEMO_FOLDER.parent / "austen_persuasion_heldout.txt").read_text()[:3000],
@@ -335,14 +336,14 @@ def spoil(path: str, name: str) -> None:
 
 
 def instructions() -> list[Any]:
-    """Whether quantizers finds bfloat16 instructions on some processors, by who says that it has
+    """Whether arithmetic finds bfloat16 instructions on some processors, by who says that it has
     them.
     """
     import platform
 
     import torch
 
-    from autoquant import quantizers
+    from autoquant.backends import arithmetic
 
     found = []
     for machine, who in (
@@ -354,7 +355,7 @@ def instructions() -> list[Any]:
         platform.machine = lambda machine=machine: machine  # type: ignore[misc]
         torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda who=who: "oneDNN" in who  # type: ignore[misc]
         torch.cpu._is_avx512_bf16_supported = lambda who=who: "AVX" in who  # type: ignore[misc]
-        found.append([machine, who, quantizers._bfloat16_instructions()])
+        found.append([machine, who, arithmetic.has_bfloat16_instructions()])
     return found
 
 
@@ -362,7 +363,7 @@ def products(instructions: bool) -> dict[str, Any]:
     """Linear layers and attention of 16 bits on a processor with bfloat16 instructions or not."""
     import torch
 
-    from autoquant import quantizers
+    from autoquant.backends import arithmetic
 
     torch.manual_seed(0)
     functional = torch.nn.functional
@@ -371,8 +372,8 @@ def products(instructions: bool) -> dict[str, Any]:
         functional.scaled_dot_product_attention,
         torch.matmul,
     )
-    quantizers._bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
-    quantizers._multiply_in_float32()
+    arithmetic.has_bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
+    arithmetic.multiply_in_float32()
     layer, inputs, heads = (
         torch.nn.Linear(64, 48),
         torch.randn(5, 64),
@@ -416,13 +417,14 @@ def widths_in_autoround(instructions: bool, model: str, folder: str) -> dict[str
     import auto_round
     import torch
 
-    from autoquant import quantizers
+    from autoquant.backends import arithmetic
+    from autoquant.backends import auto_round as backend
 
     plain, real, held, seen = torch.nn.functional.linear, auto_round.AutoRound, [], {}
     # what it finds out by itself
     auto_round.utils.device.CpuInfo.bf16 = property(lambda _: instructions)
     torch.cuda.is_available = lambda: False
-    quantizers._bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
+    arithmetic.has_bfloat16_instructions = lambda: instructions  # type: ignore[assignment]
 
     def given(model: Any, *args: Any, **more: Any) -> Any:
         held.append(model)
@@ -434,7 +436,7 @@ def widths_in_autoround(instructions: bool, model: str, folder: str) -> dict[str
 
     auto_round.AutoRound = given
     text = " ".join(str(i) for i in range(2000))
-    quantizers.autoround(
+    backend.quantize(
         model,
         f"{folder}/out",
         {"texts": [text], "samples": 2, "length": 32, "seed": 0},
@@ -531,7 +533,7 @@ def _beside_transformers(folder: str, staged: str) -> dict[str, Any]:
     from exllamav2.parallel_decoder import ExLlamaV2ParallelDecoder
     from transformers import AutoModelForCausalLM
 
-    from autoquant.exllama import converter
+    from autoquant.backends.exllamav2 import converter
 
     config = ExLlamaV2Config()
     config.model_dir = str(converter.stage(Path(folder), Path(staged)))
@@ -580,7 +582,7 @@ def exl2_weights(folder: str, layers: list[str]) -> dict[str, Any]:
     from exllamav2.ext import exllamav2_ext, make_q_matrix, none_tensor
     from safetensors.torch import load_file
 
-    from autoquant.exllama import format
+    from autoquant.formats import exl2 as format
 
     tensors = load_file(f"{folder}/output.safetensors")
     made = {}
@@ -623,16 +625,17 @@ def hqq_grid(scratch: str) -> list[dict[str, Any]]:
     import numpy as np
     import torch
 
-    from autoquant import hqq_format, quantizers
-    from autoquant.dequantized import Tensors, weight
-    from autoquant.source import DEMOS
+    from autoquant.backends import hqq
+    from autoquant.core.bundled import MODELS as DEMOS
+    from autoquant.formats import hqq as hqq_format
+    from autoquant.formats.dequantized import weight
 
     original, out = Tensors(str(DEMOS["demo-small"])), []
     for bits in (1, 2, 3, 4, 8):
         for axis in (0, 1):
             for group_size in (-1, 16, 32, 64):
                 folder = f"{scratch}/{bits}-{axis}-{group_size}"
-                quantizers.hqq(
+                hqq.quantize(
                     str(DEMOS["demo-small"]),
                     folder,
                     bits=bits,
@@ -682,7 +685,9 @@ def hqq_reloaded(folder: str, scratch: str) -> dict[str, Any]:
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
-    from autoquant import hqq_format, quantizers
+    from autoquant.backends import folder as quantizers
+    from autoquant.backends import hqq
+    from autoquant.formats import hqq as hqq_format
 
     def by_library(path: str) -> Any:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float16)
@@ -728,7 +733,7 @@ def hqq_reloaded(folder: str, scratch: str) -> dict[str, Any]:
     tied.tie_weights()
     tied.half().save_pretrained(f"{scratch}-tied")
     quantizers.SHARD = "1MB"
-    quantizers.hqq(
+    hqq.quantize(
         f"{scratch}-tied",
         f"{scratch}-quantized",
         bits=4,
@@ -749,7 +754,7 @@ def hqq_incomplete(folder: str, scratch: str) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from autoquant import hqq_format
+    from autoquant.formats import hqq as hqq_format
 
     shutil.copytree(folder, scratch, ignore=shutil.ignore_patterns(".autoquant"))
     tensors = load_file(Path(scratch) / "model.safetensors")
@@ -771,12 +776,13 @@ def bitsandbytes_grid(scratch: str) -> list[dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from autoquant import dequantized, quantizers
+    from autoquant.backends import bitsandbytes as backend
+    from autoquant.formats import dequantized
 
     out = []
     for kind, double in (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)):
         folder = f"{scratch}/{kind}-{double}"
-        quantizers.bitsandbytes(
+        backend.quantize(
             str(DEMO_FOLDER),
             folder,
             quant_type=kind,
@@ -786,7 +792,7 @@ def bitsandbytes_grid(scratch: str) -> list[dict[str, Any]]:
             report=lambda *_: None,
         )
         tensors, block, model = (
-            dequantized.Tensors(folder),
+            Tensors(folder),
             dequantized.quantization(folder),
             AutoModelForCausalLM.from_pretrained(folder),
         )
@@ -838,10 +844,10 @@ def llm_int8_layer(folder: str) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from autoquant import dequantized
+    from autoquant.formats import dequantized
 
     name = "model.layers.1.mlp.up_proj"
-    tensors = dequantized.Tensors(folder)
+    tensors = Tensors(folder)
     codes, scale = (
         tensors.get(f"{name}.weight").astype(np.float64),
         tensors.get(f"{name}.SCB").astype(np.float64) / 127,
@@ -921,10 +927,10 @@ def w8a8_layer(folder: str) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from autoquant import dequantized
+    from autoquant.formats import dequantized
 
     name = "model.layers.1.mlp.up_proj"
-    tensors, block = dequantized.Tensors(folder), dequantized.quantization(folder)
+    tensors, block = Tensors(folder), dequantized.quantization(folder)
     codes, scale = (
         tensors.get(f"{name}.weight").astype(np.float64),
         tensors.get(f"{name}.weight_scale").astype(np.float64)[:, 0],

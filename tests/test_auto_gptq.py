@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import auto_gptq, environments
+from autoquant.backends import auto_gptq
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
-from autoquant.source import DEMO_FOLDER
+from autoquant.formats import checkpoint
+from autoquant.runtime import environments
 
 
 def test_without_cuda_it_is_refused_and_nothing_is_installed(tmp_path: Path) -> None:
@@ -65,18 +67,18 @@ def test_the_config_as_transformers_4_reads_it() -> None:
             "low_freq_factor": 1.0,
         },
     }
-    old = auto_gptq.legacy_config(new)
+    old = checkpoint.legacy_config(new)
     assert old == {
         "model_type": "llama",
         "torch_dtype": "bfloat16",
         "rope_theta": 500000.0,
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
     }
-    assert auto_gptq.legacy_config(
+    assert checkpoint.legacy_config(
         {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
     ) == {"rope_theta": 7.0, "rope_scaling": None}
     with pytest.raises(InputError, match="differ from layer to layer"):
-        auto_gptq.legacy_config({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}})
+        checkpoint.legacy_config({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}})
 
 
 @pytest.mark.slow
@@ -141,7 +143,7 @@ def test_its_real_quantize_path_and_a_folder_that_todays_transformers_loads(
             interpreter,
             "-c",
             (
-                "import transformers, numpy, autoquant.auto_gptq as a;"
+                "import transformers, numpy, autoquant.backends.auto_gptq as a;"
                 " print(transformers.__version__, numpy.__version__, a.__file__)"
             ),
         ],

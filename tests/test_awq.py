@@ -16,10 +16,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import autoquant
-from autoquant import awq_format, folder_checks, source
+from autoquant import source
 from autoquant.core.errors import CheckFailed, InputError
-from autoquant.dequantized import Tensors
-from autoquant.methods import folders
+from autoquant.formats import awq as awq_format
+from autoquant.formats import checks as folder_checks
+from autoquant.formats.tensors import Tensors
+from autoquant.methods import folder, grouped
 from autoquant.result import Result
 from tests import test_gguf
 from tests.test_gptq import QUICK, in_worker
@@ -195,23 +197,27 @@ def test_learned_rounding_is_better_than_gptq_at_two_bits(tmp_path: Path) -> Non
         (
             "awq",
             {"algorithm": "awq", "iterations": 50},
-            "iterations: 50 has a meaning for algorithm autoround only",
+            "iterations: 50 has an effect only with algorithm='autoround'",
         ),
-        ("gptq", {"iterations": 50}, "iterations: 50 has a meaning for algorithm autoround only"),
+        (
+            "gptq",
+            {"iterations": 50},
+            "iterations: 50 has an effect only with algorithm='autoround'",
+        ),
         (
             "gptq",
             {"algorithm": "autoround", "desc_act": True},
-            "desc_act: AutoRound has no such setting",
+            "desc_act: on has an effect only with algorithm='gptq'",
         ),
         (
             "gptq",
             {"algorithm": "autoround", "damp_percent": 0.1},
-            "damp_percent: AutoRound has no such setting",
+            "damp_percent: 0.1 has an effect only with algorithm='gptq'",
         ),
         (
             "gptq",
             {"algorithm": "autoround", "backend": "auto-gptq"},
-            "backend: auto-gptq runs the algorithm gptq only",
+            "backend: auto-gptq has an effect only with algorithm='gptq'",
         ),
         (
             "gguf",
@@ -281,9 +287,9 @@ def test_at_few_bits_a_layer_may_move_far_but_not_unsaid(tmp_path: Path) -> None
         lambda *_: None,
         limit=folder_checks.LOW_BITS,
     )
-    (said,) = folder_checks.warnings(seen, folders.ADVICE)
+    (said,) = folder_checks.warnings(seen, grouped.ADVICE)
     assert said.startswith("b is off by 109% of its own size: at so few bits")
-    assert folder_checks.warnings({"a": 0.99}, folders.ADVICE) == []
+    assert folder_checks.warnings({"a": 0.99}, grouped.ADVICE) == []
     with pytest.raises(CheckFailed, match="a is off by 109%"):
         folder_checks.layer_errors(["a", "b"], tensors, lambda name: weight * 2.09, lambda *_: None)
 
@@ -342,15 +348,15 @@ def test_too_little_memory_says_what_would_fit(
     """The worker may have 3 GB of addresses, torch's libraries among them; its allocator then
     really fails.
     """
-    monkeypatch.setattr(folders, "memory_available", lambda: 3_000_000_000)
-    real = folders.process.call
+    monkeypatch.setattr(folder, "memory_available", lambda: 3_000_000_000)
+    real = folder.process.call
 
     def call(target: str, /, **kwargs: Any) -> Any:
-        if target != "autoquant.quantizers:gptqmodel":
+        if target != "autoquant.backends.gptqmodel:quantize":
             return real(target, **kwargs)
         return real("tests.helpers:gptqmodel_in_little_memory", **kwargs)
 
-    monkeypatch.setattr(folders.process, "call", call)
+    monkeypatch.setattr(folder.process, "call", call)
     with pytest.raises(
         InputError,
         match=(
@@ -380,7 +386,7 @@ def test_too_little_memory_says_what_would_fit(
     ],
 )
 def test_torchs_ways_to_say_out_of_memory(text: str, found: str | None) -> None:
-    from autoquant.worker import out_of_memory
+    from autoquant.runtime.worker import out_of_memory
 
     try:
         try:

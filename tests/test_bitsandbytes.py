@@ -104,10 +104,10 @@ def test_the_folder_is_a_model_and_its_card_says_how_to_run_it(nf4: Result, int8
     ("values", "said"),
     [
         ({"quant_type": "int4"}, "quant_type: int4 is not allowed; allowed: nf4, fp4, int8"),
-        ({"threshold": 4.0}, "threshold: 4 has a meaning for quant_type int8 only"),
+        ({"threshold": 4.0}, "threshold: 4.0 has an effect only with quant_type='int8'"),
         (
             {"quant_type": "int8", "double_quant": False},
-            "double_quant: has a meaning for quant_type nf4 and fp4 only",
+            "double_quant: off has no effect with quant_type='int8'",
         ),
         (
             {"quant_type": "int8", "threshold": -1},

@@ -10,55 +10,59 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import pipeline as run
 from autoquant import result
 from autoquant.core import options
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
-from autoquant.methods import METHODS, Method
+from autoquant.methods import METHODS
+from autoquant.methods.base import AnyMethod
+from autoquant.runtime import process
 from tests.conftest import STAND_IN
 
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=list(METHODS))
 
 
 def test_the_package_offers_every_method() -> None:
-    assert tuple(METHODS) == autoquant._METHOD_NAMES
+    assert set(METHODS) <= set(dir(autoquant))
+    assert all(callable(getattr(autoquant, name)) for name in METHODS)
+    with pytest.raises(AttributeError, match="has no attribute 'nonesuch'"):
+        autoquant.nonesuch  # noqa: B018
 
 
 @each_method
 def test_defaults_build_and_are_the_same_from_python_command_line_and_signature(
-    method: Method,
+    method: AnyMethod,
 ) -> None:
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser, method.options)
-    built = options.build(method.options, {})
-    assert options.from_arguments(parser.parse_args([]), method.options) == built
+    options.add_arguments(parser, method.Options)
+    built = options.build(method.Options, {})
+    assert options.from_arguments(parser.parse_args([]), method.Options) == built
     shown = inspect.signature(getattr(autoquant, method.name)).parameters
-    assert {name: shown[name].default for name in method.options.model_fields} == built.model_dump()
+    assert {name: shown[name].default for name in method.Options.model_fields} == built.model_dump()
 
 
 @each_method
-def test_every_option_has_help_and_is_frozen(method: Method) -> None:
-    for name, field in method.options.model_fields.items():
+def test_every_option_has_help_and_is_frozen(method: AnyMethod) -> None:
+    for name, field in method.Options.model_fields.items():
         assert field.description, name
         assert len(field.description) > 20, name
     with pytest.raises(Exception, match="frozen"):
-        method.options().eval_chunks = 3  # type: ignore[misc]
+        method.Options().eval_chunks = 3  # type: ignore[misc]
 
 
 @each_method
 @pytest.mark.parametrize("value", [0, -1, "many", 10**9])
 def test_an_out_of_range_value_says_the_same_from_python_and_command_line(
-    method: Method, value: Any
+    method: AnyMethod, value: Any
 ) -> None:
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser, method.options)
+    options.add_arguments(parser, method.Options)
     messages = []
     with pytest.raises(InputError) as from_python:
         getattr(autoquant, method.name)("demo", eval_chunks=value)
     messages.append(str(from_python.value))
     with pytest.raises(InputError) as from_shell:
-        options.from_arguments(parser.parse_args([f"--eval-chunks={value}"]), method.options)
+        options.from_arguments(parser.parse_args([f"--eval-chunks={value}"]), method.Options)
     messages.append(str(from_shell.value))
     assert messages[0] == messages[1]
     assert str(value) in messages[0]
@@ -67,14 +71,14 @@ def test_an_out_of_range_value_says_the_same_from_python_and_command_line(
 
 
 @each_method
-def test_an_unknown_option_names_the_nearest(method: Method) -> None:
+def test_an_unknown_option_names_the_nearest(method: AnyMethod) -> None:
     with pytest.raises(InputError, match="eval_chunks"):
         getattr(autoquant, method.name)("demo", eval_chunk=3)
 
 
 @each_method
 def test_demo_run_checks_measures_resumes_and_writes_its_card(
-    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: AnyMethod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", STAND_IN)  # exllamav2 wants a GPU; nobody else takes notice
     out = tmp_path / "out"
@@ -82,7 +86,7 @@ def test_demo_run_checks_measures_resumes_and_writes_its_card(
         method,
         "demo",
         out=out,
-        values={**method.demo, "eval_chunks": 4, "base_model": "maker/tiny-austen"},
+        values={**method.demo_options, "eval_chunks": 4, "base_model": "maker/tiny-austen"},
     )
     files = {
         stored.name: sha256_of(out / stored.name)
@@ -107,12 +111,14 @@ def test_demo_run_checks_measures_resumes_and_writes_its_card(
     assert str(tmp_path) not in card, "the card must not name a path of this machine"
 
     started: list[str] = []
-    real = run.process.call
+    real = process.call
     monkeypatch.setattr(
-        "autoquant.process.call",
+        "autoquant.runtime.process.call",
         lambda target, /, **kwargs: started.append(target) or real(target, **kwargs),
     )
-    again = result.quantize(method, "demo", out=out, values={**method.demo, "eval_chunks": 4})
+    again = result.quantize(
+        method, "demo", out=out, values={**method.demo_options, "eval_chunks": 4}
+    )
     assert started == [], "a finished run starts no process"
     assert again.artifacts == made.artifacts
     assert {name: sha256_of(out / name) for name in files} == files

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from autoquant.backends.llamacpp import converter
 from autoquant.core.errors import InputError, ProcessFailed
-from autoquant.llama import converter
 
 
 @pytest.fixture

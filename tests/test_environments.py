@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import autoquant
-from autoquant import environments
+from autoquant.runtime import environments
 
 
 @pytest.mark.slow

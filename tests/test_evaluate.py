@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from autoquant import pipeline as run
-from autoquant import process
+from autoquant.core.bundled import CALIBRATION_TEXT, EVALUATION_TEXT
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import InputError
-from autoquant.evaluate import BUILTIN, Measure, log_softmax
-from autoquant.methods.gguf import CALIBRATION
+from autoquant.evaluate.scoring import Measure, log_softmax
 from autoquant.result import Result
-from autoquant.source import DEMO_FOLDER
+from autoquant.runtime import process
 
 
 def test_metrics_by_hand() -> None:
@@ -44,9 +44,9 @@ def test_log_softmax_bears_large_logits_and_leaves_its_input() -> None:
 def test_tokens_are_the_source_tokenizers_in_whole_chunks(tmp_path: Path) -> None:
     from tokenizers import Tokenizer
 
-    text = BUILTIN.read_text()[:20_000]
+    text = EVALUATION_TEXT.read_text()[:20_000]
     chunks = process.call(
-        "autoquant.evaluate:tokenize",
+        "autoquant.evaluate.scoring:tokenize",
         log=tmp_path / "log",
         folder=str(DEMO_FOLDER),
         text=text,
@@ -57,7 +57,7 @@ def test_tokens_are_the_source_tokenizers_in_whole_chunks(tmp_path: Path) -> Non
     assert chunks == [ids[i * 256 : (i + 1) * 256] for i in range(5)]
     with pytest.raises(InputError, match="at least one chunk of 256 is needed"):
         process.call(
-            "autoquant.evaluate:tokenize",
+            "autoquant.evaluate.scoring:tokenize",
             log=tmp_path / "log",
             folder=str(DEMO_FOLDER),
             text="Too short.",
@@ -83,10 +83,10 @@ def test_a_bos_token_starts_every_chunk(tmp_path: Path) -> None:
     }
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     chunks = process.call(
-        "autoquant.evaluate:tokenize",
+        "autoquant.evaluate.scoring:tokenize",
         log=tmp_path / "log",
         folder=str(folder),
-        text=BUILTIN.read_text()[:20_000],
+        text=EVALUATION_TEXT.read_text()[:20_000],
         chunks=3,
         context=128,
     )["chunks"]
@@ -95,8 +95,8 @@ def test_a_bos_token_starts_every_chunk(tmp_path: Path) -> None:
 
 
 def test_calibration_and_held_out_text_share_nothing() -> None:
-    calibration = CALIBRATION.read_text()
-    paragraphs = [part for part in BUILTIN.read_text().split("\n\n") if len(part) > 200]
+    calibration = CALIBRATION_TEXT.read_text()
+    paragraphs = [part for part in EVALUATION_TEXT.read_text().split("\n\n") if len(part) > 200]
     assert len(paragraphs) > 500
     assert not [part for part in paragraphs if part in calibration]
 
@@ -106,7 +106,7 @@ def test_any_file_or_folder_can_be_measured(
 ) -> None:
     real, started = process.call, []
     monkeypatch.setattr(
-        "autoquant.process.call",
+        "autoquant.runtime.process.call",
         lambda target, /, **kwargs: started.append(target) or real(target, **kwargs),
     )
     rows = run.evaluate_files([demo.path("Q4_K_M"), DEMO_FOLDER], "demo", chunks=30)
@@ -120,7 +120,7 @@ def test_any_file_or_folder_can_be_measured(
     assert rows[1][1].kl_mean == pytest.approx(known.kl_mean, rel=0.02)
     assert rows[2][1].kl_mean < 1e-9, "the model against itself"
     assert rows[2][1].agreement == 1.0
-    assert started == ["autoquant.evaluate:score"] * 2, (
+    assert started == ["autoquant.evaluate.scoring:score"] * 2, (
         "tokens and log-probabilities of the unquantized model are kept from the run before"
     )
     with pytest.raises(InputError, match="no such file"):
@@ -162,7 +162,7 @@ def test_a_crash_in_kernels_for_repacked_weights_is_survived(
                 return real("tests.helpers:abort", log=kwargs["log"])  # type: ignore[arg-type]
         return real(target, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("autoquant.process.call", call)
+    monkeypatch.setattr("autoquant.runtime.process.call", call)
     rows = run.evaluate_files([demo.path("Q8_0"), demo.path("Q4_K_M")], "demo", chunks=2)
     assert [row.kl_mean < 0.02 for _, row in rows] == [True] * 3
     assert repacked == [True, False, False], "one crash is enough to know"
@@ -175,7 +175,7 @@ def test_a_result_can_be_measured_again_on_another_text(demo: Result, tmp_path: 
 
     shutil.copytree(demo.folder, tmp_path / "copy")
     text = tmp_path / "text.txt"
-    text.write_text(CALIBRATION.read_text()[:60_000])
+    text.write_text(CALIBRATION_TEXT.read_text()[:60_000])
     again = replace(demo, folder=tmp_path / "copy").evaluate(text=str(text), chunks=10)
     assert again.reference is not None
     assert demo.reference is not None

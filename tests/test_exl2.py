@@ -20,14 +20,17 @@ import numpy as np
 import pytest
 
 import autoquant
-from autoquant import process, source
+from autoquant import source
+from autoquant.backends.exllamav2 import check as exl2_check
+from autoquant.backends.exllamav2 import converter, environment, measurement
 from autoquant.core.errors import CheckFailed, InputError, OutOfMemory, ProcessFailed
 from autoquant.core.files import sha256_of
-from autoquant.dequantized import Tensors
-from autoquant.exllama import check as exl2_check
-from autoquant.exllama import converter, environment, format, measurement
-from autoquant.methods import exl2, folders
+from autoquant.formats import exl2 as format
+from autoquant.formats.tensors import Tensors
+from autoquant.methods import exl2
 from autoquant.result import Result
+from autoquant.runtime import process
+from autoquant.source.layers import linears
 from tests.conftest import STAND_IN
 from tests.test_resume import alive, wait_for, workers_of
 
@@ -79,7 +82,7 @@ def made(model: Path, scratch: Path) -> tuple[Result, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", STAND_IN)
         patch.setattr(
-            "autoquant.process.run",
+            "autoquant.runtime.process.run",
             lambda argv, **more: lines.append(" ".join(argv)) or REAL(argv, **more),
         )
         result = autoquant.exl2(model, bpw=[4, "3.5"], **QUICK, eval_chunks=4, out=scratch / "out")
@@ -243,7 +246,7 @@ def test_a_finished_run_starts_nothing_and_another_bitrate_is_not_measured_again
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(
-        "autoquant.process.run",
+        "autoquant.runtime.process.run",
         lambda argv, **more: lines.append(" ".join(argv)) or REAL(argv, **more),
     )
     again = autoquant.exl2(model, bpw=[4, "3.5"], **QUICK, eval_chunks=4, out=made[0].folder)
@@ -275,7 +278,7 @@ def test_the_text_that_comes_with_the_library(
     """The default; the numbers of its samples are the library's."""
     from safetensors.numpy import load_file
 
-    from autoquant.methods.exl2 import OWN_MEASURED, OWN_ROWS
+    from autoquant.methods.exl2.options import OWN_MEASURED, OWN_ROWS
 
     real, seen = exl2_check.used, []
     monkeypatch.setattr(
@@ -343,7 +346,9 @@ def test_killed_while_measuring_and_while_quantizing_the_result_is_the_same_byte
                 with contextlib.suppress(OSError):
                     line = Path(f"/proc/{child}/cmdline").read_text().replace("\0", " ")
                     seen[-1] |= (
-                        {line} if "autoquant.exllama.run" in line and alive(child) else set()
+                        {line}
+                        if "autoquant.backends.exllamav2.run" in line and alive(child)
+                        else set()
                     )
             return bool(met())
 
@@ -423,7 +428,8 @@ def test_only_a_job_of_this_model_and_place_is_gone_on_with(tmp_path: Path) -> N
 def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
     """The converter, replaced by a line of Python."""
     monkeypatch.setattr(
-        "autoquant.process.run", lambda argv, **more: REAL([sys.executable, "-c", does], **more)
+        "autoquant.runtime.process.run",
+        lambda argv, **more: REAL([sys.executable, "-c", does], **more),
     )
     converter.convert(
         [],
@@ -556,7 +562,7 @@ def test_checks_find_a_spoiled_layer_a_lost_one_and_a_missed_target(
 
 
 def autoquant_layers(model: Path) -> dict[str, tuple[int, int]]:
-    return folders.linears(source.resolve(model))
+    return linears(source.resolve(model))
 
 
 # --- its traps ------------------------------------------------------------------------------------
@@ -780,7 +786,7 @@ def test_the_reader_on_a_file_of_our_making() -> None:
         ({"head_bits": 7}, "head_bits: 7 is not allowed; allowed: 2, 3, 4, 5, 6, 8"),
         (
             {"calibration_samples": 10},
-            "calibration_samples: the text that comes with exllamav2 has samples of its own",
+            "calibration_samples: .* has no effect with calibration='exllamav2'",
         ),
         (
             {"calibration_length": 100},

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import forms, lesson, notebook
 from autoquant.core import options
 from autoquant.core.errors import InputError, Stopped
 from autoquant.display import plot
 from autoquant.methods import METHODS
+from autoquant.notebook import forms, lesson
+from autoquant.notebook import page as notebook
 
 each = pytest.mark.parametrize("name", METHODS)
 
@@ -39,7 +40,7 @@ def test_the_cell_is_the_defaults(name: str) -> None:
     space = _of(name)
     form = forms.form(name, space)
     assert form.values() == {}
-    cls = METHODS[name].options
+    cls = METHODS[name].Options
     assert set(cls.model_fields) | {"model", "out"} == set(space) - {
         forms.KEPT,
         "compare",
@@ -113,7 +114,17 @@ def test_every_face_says_the_same(tmp_path: Path) -> None:
         (
             "exl2",
             {"calibration_samples": 5},
-            "calibration_samples: the text that comes with exllamav2 has samples of its own",
+            "calibration_samples: .* has no effect with calibration='exllamav2'",
+        ),
+        (
+            "hqq",
+            {"eval_text": "nope.txt", "evaluate": "off"},
+            "eval_text: nope.txt has no effect with evaluate='off'",
+        ),
+        (
+            "gguf",
+            {"imatrix_chunks": 32},
+            "imatrix_chunks: 32 has no effect with imatrix='none'",
         ),
         (
             "all",
@@ -122,7 +133,7 @@ def test_every_face_says_the_same(tmp_path: Path) -> None:
                 "bitsandbytes_quant_type": "int8",
                 "bitsandbytes_double_quant": False,
             },
-            "bitsandbytes_double_quant: has a meaning for quant_type nf4",
+            "bitsandbytes_double_quant: off has no effect with quant_type='int8'",
         ),
         ("all", {"gguf_types": "IQ3_XXS"}, "gguf_types: IQ3_XXS needs an importance matrix"),
         (
@@ -154,7 +165,6 @@ def test_what_no_model_is_needed_for_is_refused_by_the_form(
     ("name", "values"),
     [
         ("gguf", {"types": "IQ3_XXS", "imatrix": "builtin"}),
-        ("hqq", {"eval_text": "nope.txt", "evaluate": "off"}),
         ("awq", {"algorithm": "awq", "group_size": -1}),
         ("hqq", {"bits": 3, "group_size": 256, "axis": 0}),
         ("gptq", {"bits": 3, "group_size": 32}),
@@ -210,14 +220,14 @@ def test_a_notebooks_own_default_is_not_held_against_the_user() -> None:
     """05's cell says iterations = 50, which algorithm awq has no use for: chosen in Colab, it must
     not be refused for a value that nobody typed.
     """
-    space = {**_of("awq"), **METHODS["awq"].lighter}
-    assert forms.form("awq", space).values() == METHODS["awq"].lighter
+    space = {**_of("awq"), **METHODS["awq"].notebook_defaults}
+    assert forms.form("awq", space).values() == METHODS["awq"].notebook_defaults
     assert forms.form("awq", {**space, "algorithm": "awq"}).values() == {
         "algorithm": "awq",
         "calibration_samples": 32,
     }
     with pytest.raises(
-        InputError, match="iterations: 60 has a meaning for algorithm autoround only"
+        InputError, match="iterations: 60 has an effect only with algorithm='autoround'"
     ):
         forms.form("awq", {**space, "algorithm": "awq", "iterations": 60}).check()
 
@@ -237,7 +247,7 @@ class TestWidgets:
         assert "the values are valid" in form._said.value
         form._widgets["types"].value = "Q4_K_X"
         with pytest.raises(InputError) as said:
-            options.build(METHODS["gguf"].options, {"types": "Q4_K_X"})
+            options.build(METHODS["gguf"].Options, {"types": "Q4_K_X"})
         assert 'role="alert"' in form._said.value
         assert str(said.value)[:40].replace("'", "&#x27;") in form._said.value
         form._widgets["types"].value = "Q8_0, Q2_K"

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import process
+from autoquant.backends.llamacpp import converter
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import sha256_of
-from autoquant.llama import converter
 from autoquant.result import Result
+from autoquant.runtime import process
 
 QUICK: dict[str, Any] = {"pre_tokenizer": "gpt-2", "evaluate": "off"}
 
@@ -208,7 +208,7 @@ def test_one_plain_type_is_written_by_the_converter_itself(
     asked: list[dict[str, Any]] = []
     real = process.call
     monkeypatch.setattr(
-        "autoquant.process.call",
+        "autoquant.runtime.process.call",
         lambda target, /, **kwargs: asked.append(kwargs) or real(target, **kwargs),
     )
     result = autoquant.gguf("demo", types=[name], out=tmp_path / "out", **QUICK)
@@ -290,7 +290,7 @@ def test_keep_intermediate_and_add_a_type_later_without_converting_again(
     started: list[str] = []
     real = process.call
     monkeypatch.setattr(
-        "autoquant.process.call",
+        "autoquant.runtime.process.call",
         lambda target, /, **kwargs: started.append(target) or real(target, **kwargs),
     )
     second = autoquant.gguf(
@@ -422,7 +422,7 @@ def test_a_run_that_will_not_fit_is_refused_before_converting(
 
 def test_sizes_of_llama_8b_are_the_tables(tmp_path: Path) -> None:
     """Nominal bits per weight, by llama.cpp's dry run on a header with Llama-3.1-8B's shapes."""
-    from autoquant.llama.types import TYPES
+    from autoquant.backends.llamacpp.types import TYPES
 
     names = [name for name, row in TYPES.items() if not row.special]
     found = in_worker(
@@ -439,7 +439,7 @@ def test_sizes_of_llama_8b_are_the_tables(tmp_path: Path) -> None:
 def test_every_file_type_of_the_library_is_listed() -> None:
     import llama_cpp.llama_cpp as library
 
-    from autoquant.llama.types import NOT_OFFERED, TYPES
+    from autoquant.backends.llamacpp.types import NOT_OFFERED, TYPES
 
     numbers = {
         name.removeprefix("LLAMA_FTYPE_MOSTLY_")
@@ -482,7 +482,7 @@ def test_a_damaged_file_fails_its_checks(
     demo: Result, tmp_path: Path, damage: str, said: str
 ) -> None:
     plans = in_worker(
-        "autoquant.llama.library:dry_run",
+        "autoquant.backends.llamacpp.quantize:dry_run",
         tmp_path,
         header=str(demo.folder / ".autoquant" / "header.gguf"),
         types=["Q4_K_M", "Q8_0"],
@@ -497,7 +497,7 @@ def test_a_damaged_file_fails_its_checks(
     plan = plans[0] if damage == "kind" else plans[1]
     with pytest.raises(CheckFailed, match=said):
         in_worker(
-            "autoquant.llama.check:verify",
+            "autoquant.backends.llamacpp.check:verify",
             tmp_path,
             path=str(copy),
             header=str(demo.folder / ".autoquant" / "header.gguf"),

@@ -16,15 +16,17 @@ import pytest
 from safetensors import safe_open
 
 import autoquant
-from autoquant import calibration, gptq_format, process
+from autoquant import calibration
 from autoquant.core import options
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import sha256_of
-from autoquant.folder_checks import layer_errors
-from autoquant.methods.folders import environment
-from autoquant.methods.gptq import GptqOptions, how_to_run
+from autoquant.formats import gptq as gptq_format
+from autoquant.formats.checks import layer_errors
+from autoquant.methods import METHODS
+from autoquant.methods.gptq import GptqOptions
 from autoquant.result import Result
-from autoquant.source import DEMO_FOLDER
+from autoquant.runtime import process
 
 QUICK: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128, "evaluate": "off"}
 
@@ -34,7 +36,7 @@ def in_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
         target,
         log=tmp_path / "log",
         env={
-            **environment(None),
+            **METHODS["gptq"].environment(GptqOptions()),
             "TORCHDYNAMO_DISABLE": "1",
             **process.finding(kwargs.pop("finding", ())),
         },
@@ -202,9 +204,12 @@ def test_the_card_of_codes_that_only_plain_kernels_run_says_so(four_bits: Result
     from dataclasses import replace
 
     assert "--dtype float16" not in four_bits.card()
-    for type in ("3bit-64g", "4bit-64g-asym"):
-        other = replace(four_bits, artifacts=(replace(four_bits.artifacts[0], type=type),))
-        assert "vllm serve MODEL --max-model-len 256 --dtype float16" in how_to_run(other)
+    first = four_bits.artifacts[0]
+    for changed in ({"bits": 3}, {"sym": False}):
+        facts = {**first.facts, "settings": {**first.facts["settings"], **changed}}
+        other = replace(four_bits, artifacts=(replace(first, facts=facts),))
+        said = METHODS["gptq"].how_to_run(other)
+        assert "vllm serve MODEL --max-model-len 256 --dtype float16" in said
 
 
 def test_the_plan_is_the_size(
@@ -317,7 +322,7 @@ def test_a_model_too_large_to_be_measured_is_known_before_it_is_quantized(
     with pytest.raises(InputError, match="measuring needs the unquantized model in memory"):
         autoquant.gptq("demo", **{**QUICK, "evaluate": "on"}, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("autoquant.source.fetch", lambda _: pytest.fail("far enough"))
+    monkeypatch.setattr("autoquant.pipeline.fetch", lambda _: pytest.fail("far enough"))
     with pytest.raises(pytest.fail.Exception, match="far enough"):
         autoquant.gptq("demo", **{**QUICK, "evaluate": "auto"}, out=tmp_path / "out")
     assert "it will not be measured: measuring needs" in caplog.text
@@ -326,8 +331,9 @@ def test_a_model_too_large_to_be_measured_is_known_before_it_is_quantized(
 def test_an_unknown_architecture_is_refused_before_much_is_downloaded(
     model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoquant.methods.folders.bytes_to_fetch", lambda _: 1 << 30)
-    monkeypatch.setattr("autoquant.source.fetch", lambda _: pytest.fail("it was downloaded first"))
+    monkeypatch.setattr("autoquant.source.layers.bytes_to_fetch", lambda _: 1 << 30)
+    early = lambda _: pytest.fail("it was downloaded first")  # noqa: E731
+    monkeypatch.setattr("autoquant.pipeline.fetch", early)
     with pytest.raises(InputError, match="does not know the architecture 'nonesuch'; nearest of"):
         autoquant.gptq(model("odd", model_type="nonesuch"), **QUICK, out=tmp_path / "out")
 
@@ -385,10 +391,10 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(
         "parameters": 4_196_608,
     }
     with pytest.raises(CheckFailed, match=r"model.layers.2.mlp.down_proj is off by"):
-        in_worker("autoquant.folder_checks:verify", tmp_path, folder=str(folder), **known)
+        in_worker("autoquant.formats.checks:verify", tmp_path, folder=str(folder), **known)
     with pytest.raises(CheckFailed, match=r"quantization_config has \{'bits': 4\}"):
         in_worker(
-            "autoquant.folder_checks:verify",
+            "autoquant.formats.checks:verify",
             tmp_path,
             folder=str(four_bits.folder),
             **{**known, "wanted": {"bits": 8}},

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import autoquant
-from autoquant import hqq_format, source
+from autoquant import source
 from autoquant.core import options
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import CheckFailed, InputError
+from autoquant.formats import hqq as hqq_format
 from autoquant.methods import hqq
 from autoquant.result import Result
-from autoquant.source import DEMO_FOLDER
+from autoquant.source.layers import linears
 from tests.test_gptq import in_worker
 
 
@@ -56,8 +58,8 @@ def test_every_width_axis_and_group_size_is_read_as_the_library_reads_it_and_has
         chosen = options.build(
             hqq.HqqOptions, {name: one[name] for name in ("bits", "axis", "group_size")}
         )
-        assert hqq.size(found, chosen) == one["bytes"], one
-        assert hqq.misfits(hqq.folders.linears(found), chosen, one["group_size"]) == []
+        assert hqq.Hqq().size(found, chosen) == one["bytes"], one
+        assert hqq.misfits(linears(found), chosen, one["group_size"]) == []
     errors = {(one["bits"], one["axis"], one["group_size"]): one["error"] for one in seen}
     assert (
         errors[8, 1, 64]
@@ -121,7 +123,7 @@ def test_the_folder_is_safe_and_its_card_says_what_loads_it(four_bits: Result) -
     for wanted in (
         "library_name: hqq",
         "| algorithm | HQQ (hqq 0.2.8",
-        "hqq_format.load(",
+        "hqq.load(",
         "Not with transformers 5",
         "hqq_marlin",
     ):

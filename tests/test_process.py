@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autoquant import process
 from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.runtime import process
 
 
 def test_exit_status_zero_without_the_file_is_a_failure(tmp_path: Path) -> None:

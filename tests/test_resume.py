@@ -197,7 +197,7 @@ def test_a_failed_check_keeps_what_was_finished(
     """The plan is falsified for one type: its file must not appear, the other's must, and the
     intermediate file must be gone.
     """
-    from autoquant import process
+    from autoquant.runtime import process
 
     real = process.call
 
@@ -207,7 +207,7 @@ def test_a_failed_check_keeps_what_was_finished(
                 job["plan"] = {**job["plan"], "bytes": 1}
         return real(target, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("autoquant.process.call", falsify)
+    monkeypatch.setattr("autoquant.runtime.process.call", falsify)
     out = tmp_path / "out"
     with pytest.raises(
         CheckFailed, match=r"tiny-austen-4m-Q8_0.gguf has [\d,]+ bytes, planned were 1"

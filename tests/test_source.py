@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from autoquant import source
+from autoquant.core import bundled
 from autoquant.core.errors import InputError
+from autoquant.source import headers
 
 
 def test_the_embedded_model() -> None:
@@ -22,7 +24,7 @@ def test_the_embedded_model() -> None:
         ("en",),
     )
     assert found.parameters == 4_196_608
-    assert found.bytes == (source.DEMO_FOLDER / "model.safetensors").stat().st_size
+    assert found.bytes == (bundled.MODEL / "model.safetensors").stat().st_size
     assert (
         found.vocab_size,
         found.context,
@@ -72,7 +74,7 @@ def test_damage_is_found_without_reading_the_weights(
 def test_shards(model: Callable[..., Path]) -> None:
     folder = model("sharded")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    names = source._safetensors_header(folder / "model-00001-of-00002.safetensors")
+    names = headers.safetensors_header(folder / "model-00001-of-00002.safetensors")
     index = folder / "model.safetensors.index.json"
     weight_map = dict.fromkeys(names, "model-00001-of-00002.safetensors")
     with pytest.raises(

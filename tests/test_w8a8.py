@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant import compressed_format
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import CheckFailed, InputError
+from autoquant.formats import compressed_tensors as compressed_format
 from autoquant.result import Result
-from autoquant.source import DEMO_FOLDER
 from tests.test_gptq import in_worker
 
 SCHEMES = ("int8-dynamic", "int8-static", "fp8-dynamic")
@@ -114,11 +114,11 @@ def test_static_scales_come_from_the_samples(made: dict[str, Result], tmp_path: 
         ),
         (
             {"calibration_samples": 8},
-            "calibration_samples: has a meaning for scheme int8-static only",
+            "calibration_samples: 8 has an effect only with scheme='int8-static'",
         ),
         (
             {"scheme": "fp8-dynamic", "calibration": "text.txt"},
-            "calibration: has a meaning for scheme int8-static only",
+            "calibration: .* has an effect only with scheme='int8-static'",
         ),
         (
             {"scheme": "int8-static", "calibration": "nowhere.txt"},
@@ -148,7 +148,7 @@ def test_another_scheme_fails_the_check_and_a_quantized_source_is_refused(
     }
     with pytest.raises(CheckFailed, match=r"quantization_config has \{'format': 'int-quantized'\}"):
         in_worker(
-            "autoquant.folder_checks:verify",
+            "autoquant.formats.checks:verify",
             tmp_path,
             folder=str(made["int8-static"].folder),
             wanted={"format": "float-quantized"},

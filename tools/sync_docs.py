@@ -10,9 +10,9 @@ from pathlib import Path
 
 import sync_notebooks
 
+from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core.options import markdown_table
 from autoquant.display import tables
-from autoquant.llama.types import TYPES
 from autoquant.methods import METHODS, overview
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,7 @@ DOCS, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
 def generated() -> dict[str, str]:
     """The text of each generated part of docs/methods.md by its name."""
     parts = {
-        f"options of {method.name}": markdown_table(method.options) for method in METHODS.values()
+        f"options of {method.name}": markdown_table(method.Options) for method in METHODS.values()
     }
     parts["methods"] = tables.markdown(*overview.table(), left=7) + f"\n\n{overview.NOTE}"
     parts["gguf types"] = tables.markdown(

@@ -16,8 +16,8 @@ from typing import Any
 
 import nbformat
 
-from autoquant import forms
 from autoquant.methods import METHODS
+from autoquant.notebook import forms
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -32,7 +32,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
     "03_GPTQ": ("gptq", ("gptq",), {}),
     "04_EXL2": ("exl2", ("exl2",), {}),
-    "05_AWQ": ("awq", ("gptq",), METHODS["awq"].lighter),
+    "05_AWQ": ("awq", ("gptq",), METHODS["awq"].notebook_defaults),
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
 }

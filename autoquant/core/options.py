@@ -47,8 +47,8 @@ class UploadOptions(BaseModel):
         "layout": "upload",
         "overwrite": "upload",
     }
-    """When an option has a meaning, for forms to grey it out: "other" (is given), "other=value",
-    "other!=value", or "other~value" (a list with it).
+    """When an option has an effect: "other" (is given), "other=value", "other!=value" or
+    "other!=value|value". Forms grey it out where it has none, and :func:`build` refuses it.
     """
     main: ClassVar[tuple[str, ...]] = ()
     """The options that a form shows at first; the others are folded."""
@@ -174,14 +174,29 @@ def meant(cls: type[UploadOptions], name: str, values: Mapping[str, Any]) -> boo
         return True
     other, unequal, unwanted = rule.partition("!=")
     if unequal:
-        return bool(str(values[other]) != unwanted) and meant(cls, other, values)
-    other, contains, wanted = rule.partition("~")
-    if contains:
-        return wanted in _split(str(values[other]))
+        return str(values[other]) not in unwanted.split("|") and meant(cls, other, values)
     other, equal, wanted = rule.partition("=")
-    return (str(values[other]) == wanted if equal else bool(values[other])) and meant(
-        cls, other, values
-    )
+    here = str(values[other]) == wanted if equal else bool(values[other])
+    return here and meant(cls, other, values)
+
+
+def refuse_idle(chosen: UploadOptions) -> None:
+    """Refuse an option that was given and would do nothing beside the others. Raises InputError."""
+    cls = type(chosen)
+    values = {name: getattr(chosen, name) for name in cls.model_fields}
+    for name, field in cls.model_fields.items():
+        if values[name] == field.default or meant(cls, name, values):
+            continue
+        other, unequal, _ = cls.applies[name].partition("!=")
+        flag = "--" + other.partition("=")[0].replace("_", "-")
+        if unequal:
+            now = values[other]
+            reason = f"has no effect with {other}={now!r} ({flag} {now}); take another {other}"
+        else:
+            other, equal, wanted = other.partition("=")
+            asked = f"{other}={wanted!r} ({flag} {wanted})" if equal else f"{other} ({flag})"
+            reason = f"has an effect only with {asked}; add that"
+        raise InputError(f"{name}: {_default_text(values[name])} {reason}, or leave {name} out")
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -216,14 +231,21 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
                     if cls.calibrated_by
                     else f"{name}: nothing here takes a Calibration"
                 )
-            meant = value.as_options(name)
-            twice = sorted((set(meant) - {name}) & set(values))
+            parts = value.as_options(name)
+            twice = sorted((set(parts) - {name}) & set(values))
             if twice:
                 raise InputError(
                     f"{twice[0]}: the Calibration given as {name} says that already; leave it out,"
                     " or change the Calibration"
                 )
-            given.update(meant)
+            given.update(parts)
+    chosen = _validated(cls, given)
+    refuse_idle(chosen)
+    return chosen
+
+
+def _validated(cls: type[O], given: Mapping[str, Any]) -> O:
+    """Let pydantic check the values; its errors in one line."""
     try:
         return cls(**given)
     except ValidationError as invalid:

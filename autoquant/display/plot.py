@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoquant import trace
 from autoquant.core.records import RunRecord
+from autoquant.runtime import trace
 
 PLOT = "size-against-quality.png"
 COLORS = (

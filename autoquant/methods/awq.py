@@ -4,25 +4,26 @@ format are two things: the card names both.
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from autoquant import environments
-from autoquant.core.journal import RunFolder
-from autoquant.core.options import option
-from autoquant.core.records import Plan, Snapshot, Source
-from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
-from autoquant.methods.folders import FolderOptions, Recipe
+from autoquant.core.options import MethodOptions, option
+from autoquant.core.records import Artifact, Source
+from autoquant.methods import grouped
+from autoquant.methods.base import ComparisonVariants, choice, parse_choice
+from autoquant.methods.folder import Recipe
+from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
+from autoquant.runtime import environments
+from autoquant.source.layers import linears
 
 # GPTQModel's AWQ looks for clipping bounds that many outputs at a time, and fails if they do not
 # come out even
 CLIP_ROWS = 64
 
 
-class AwqOptions(FolderOptions):
+class AwqOptions(GroupedOptions):
     """The options of AWQ. Names are AutoAWQ's."""
 
     main: ClassVar[tuple[str, ...]] = (
@@ -51,134 +52,90 @@ class AwqOptions(FolderOptions):
     @field_validator("bits")
     @classmethod
     def _bits(cls, value: int) -> int:
-        return folders.choice(
+        return choice(
             value, (4,), " (AWQ's file format has no other; for 2, 3 or 8 bits take GPTQ)"
         )
 
-    @property
-    def type(self) -> str:
-        """The artifact's name: 4bit-128g, with -sym and -autoround where they are chosen."""
-        sym = "" if self.zero_point else "-sym"
-        algorithm = "-autoround" if self.algorithm == "autoround" else ""
-        return f"{self.bits}bit-{folders.group(self.group_size)}{sym}{algorithm}"
 
+class Awq(GroupedMethod[AwqOptions]):
+    """AWQ."""
 
-def check(source: Source, options: AwqOptions) -> None:
-    """What can be refused within a second."""
-    folders.refuse_iterations(options, options.algorithm)
-    layers = folders.check(source, options, "AWQ")
-    if options.algorithm == "awq":
-        folders.refuse_uneven(
-            layers, CLIP_ROWS, "the AWQ algorithm clips outputs that many at a time:"
-        )
-    else:
-        folders.refuse_uneven(
-            layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of"
-        )
-
-
-def size(source: Source, options: AwqOptions) -> int:
-    """The size to be: codes, zero points and 16-bit scales of each layer, 16 bits for all else."""
-    layers = folders.linears(source)
-    total = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
-    for outputs, inputs in layers.values():
-        groups = 1 if options.group_size == -1 else inputs // options.group_size
-        total += (outputs * inputs + groups * outputs) // 2 + 2 * groups * outputs
-    return total
-
-
-def plan(source: Source, options: AwqOptions, out: Path) -> Plan:
-    """The size to be, from the headers alone."""
-    check(source, options)
-    memory = folders.memory_needed(source, options, options.algorithm)
-    return folders.plan(
-        "awq", source, out, type=options.type, size=size(source, options), memory=memory
-    )
-
-
-def recipe(options: AwqOptions) -> Recipe:
-    """By which function."""
-    basic = {"bits": options.bits, "group_size": options.group_size, "sym": not options.zero_point}
-    wanted = {
-        "quant_method": "awq",
-        "bits": options.bits,
-        "group_size": options.group_size,
-        "zero_point": options.zero_point,
-        "version": "gemm",
-    }
-    if options.algorithm == "autoround":
-        algorithm = f"AutoRound {environments.version('auto-round')}"
-        return Recipe(
-            type=options.type,
-            target="autoquant.quantizers:autoround",
-            settings={**basic, "format": "auto_awq", "iterations": options.iterations},
-            algorithm=algorithm,
-            file_format="AWQ (gemm)",
-            wanted=wanted,
-            bits=options.bits,
-            estimate="autoround",
-        )
-    return Recipe(
-        type=options.type,
-        target="autoquant.quantizers:gptqmodel",
-        settings={**basic, "algorithm": "awq"},
-        algorithm=(
-            "AWQ: activation-aware scaling and clipping (GPTQModel"
-            f" {environments.version('gptqmodel')})"
-        ),
-        file_format="AWQ (gemm)",
-        wanted=wanted,
-        bits=options.bits,
-        estimate="awq",
-        scaled=True,
-    )
-
-
-def quantize(snapshot: Snapshot, options: AwqOptions, run: RunFolder) -> Made:
-    """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes
-    the model's folder.
-    """
-    return folders.quantize(snapshot, options, run, recipe(options))
-
-
-def who_for(type: str) -> str:
-    """One line: when to take this type."""
-    return (
-        "the usual choice for vLLM, SGLang and transformers on GPUs"
-        if "row" not in type
-        else "one scale a row: smaller, clearly worse than groups"
-    )
-
-
-METHOD = Method(
-    name="awq",
-    title="AWQ",
-    summary=(
+    name: ClassVar[str] = "awq"
+    title: ClassVar[str] = "AWQ"
+    summary: ClassVar[str] = (
         "weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang,"
         " transformers"
-    ),
-    facts=Facts(
-        bits="4",
-        calibration="yes",
-        gpu_to_quantize="no, but quicker",
-        gpu_to_run="yes, for speed",
-        runtimes="vLLM, SGLang, transformers",
-    ),
-    lighter={"calibration_samples": 32, "iterations": 50},
-    beside=Beside(("autoround", "awq"), one_of("autoround", "awq"), "algorithms (autoround, awq)"),
-    options=AwqOptions,
-    kind="folder",
-    library_name="transformers",
-    demo={"calibration_samples": 16, "calibration_length": 256, "iterations": 20},
-    variants=lambda options: (options.type,),
-    settle=folders.settle,
-    check=check,
-    plan=plan,
-    quantize=quantize,
-    environment=folders.environment,
-    who_for=who_for,
-    how_to_run=folders.how_to_run,
-    prepare=partial(folders.prepare, "gptq"),
-    folder_suffix=lambda options: f"AWQ-{options.type}",
-    packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"),
-)
+    )
+    Options: ClassVar[type[MethodOptions]] = AwqOptions
+    bits: ClassVar[str] = "4"
+    demo_options: ClassVar[Mapping[str, Any]] = {
+        "calibration_samples": 16,
+        "calibration_length": 256,
+        "iterations": 20,
+    }
+    notebook_defaults: ClassVar[Mapping[str, Any]] = {"calibration_samples": 32, "iterations": 50}
+    comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
+        ("autoround", "awq"), parse_choice("autoround", "awq"), "algorithms (autoround, awq)"
+    )
+
+    def type_of(self, options: AwqOptions) -> str:
+        """4bit-128g, with -sym and -autoround where they are chosen."""
+        sym = "" if options.zero_point else "-sym"
+        algorithm = "-autoround" if options.algorithm == "autoround" else ""
+        return f"{options.bits}bit-{group(options.group_size)}{sym}{algorithm}"
+
+    def folder_suffix(self, options: AwqOptions) -> str:
+        """AWQ-4bit-128g."""
+        return f"AWQ-{self.type_of(options)}"
+
+    def check(self, source: Source, options: AwqOptions) -> None:
+        """What can be refused within a second."""
+        layers = self.check_layers(source, options)
+        if options.algorithm == "awq":
+            grouped.refuse_uneven(
+                layers, CLIP_ROWS, "the AWQ algorithm clips outputs that many at a time:"
+            )
+        else:
+            grouped.refuse_uneven(
+                layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of"
+            )
+
+    def size(self, source: Source, options: AwqOptions) -> int:
+        """Codes, zero points and 16-bit scales of each layer, 16 bits for all else."""
+        return grouped.size_of(linears(source), source, options, options.bits)
+
+    def recipe(self, options: AwqOptions) -> Recipe:
+        """By which function."""
+        basic = {"bits": options.bits, "group_size": options.group_size}
+        basic |= {"sym": not options.zero_point}
+        learned = options.algorithm == "autoround"
+        settings: dict[str, Any] = {**basic, "algorithm": "awq"}
+        if learned:
+            settings = {**basic, "format": "auto_awq", "iterations": options.iterations}
+        return Recipe(
+            target=f"autoquant.backends.{'auto_round' if learned else 'gptqmodel'}:quantize",
+            settings=settings,
+            algorithm=f"AutoRound {environments.version('auto-round')}"
+            if learned
+            else "AWQ: activation-aware scaling and clipping (GPTQModel"
+            f" {environments.version('gptqmodel')})",
+            file_format="AWQ (gemm)",
+            wanted={
+                "quant_method": "awq",
+                "bits": options.bits,
+                "group_size": options.group_size,
+                "zero_point": options.zero_point,
+                "version": "gemm",
+            },
+            bits=options.bits,
+            advice=grouped.ADVICE,
+            samples=True,
+            arguments={"batch_size": options.batch_size},
+            scaled=not learned,
+        )
+
+    def describe_type(self, artifact: Artifact) -> str:
+        """One line: when to take an artifact of its type."""
+        if artifact.facts["settings"]["group_size"] == -1:
+            return "one scale a row: smaller, clearly worse than groups"
+        return "the usual choice for vLLM, SGLang and transformers on GPUs"

@@ -4,33 +4,37 @@ or by AutoRound.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from autoquant import environments, process
 from autoquant.core.errors import InputError
-from autoquant.core.journal import RunFolder
-from autoquant.core.options import option
-from autoquant.core.records import Plan, RunRecord, Snapshot, Source
-from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
-from autoquant.methods.folders import FolderOptions, Recipe
+from autoquant.core.options import MethodOptions, option
+from autoquant.core.records import Artifact, RunRecord, Source
+from autoquant.methods import grouped
+from autoquant.methods.base import ComparisonVariants, choice, parse_choice
+from autoquant.methods.folder import Recipe
+from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
+from autoquant.runtime import environments, process
+from autoquant.source.layers import linears
 
 BITS = (2, 3, 4, 8)
 DAMP = 0.05  # GPTQModel's default; AutoGPTQ's is 0.01
 # those of AutoGPTQ 0.7.1 that transformers has, whose blocks are called layers.N, and that are no
 # mixtures of experts
 AUTO_GPTQ_MODELS = ("gemma", "gpt_neox", "llama", "mistral", "opt", "qwen2")
+WIDTHS = tuple(str(bits) for bits in reversed(BITS))
 
 
-class GptqOptions(FolderOptions):
+class GptqOptions(GroupedOptions):
     """The options of GPTQ. Names are GPTQModel's and AutoGPTQ's."""
 
     applies: ClassVar[Mapping[str, str]] = {
-        **FolderOptions.applies,
+        **GroupedOptions.applies,
         "desc_act": "algorithm=gptq",
         "damp_percent": "algorithm=gptq",
         "backend": "algorithm=gptq",
@@ -80,59 +84,132 @@ class GptqOptions(FolderOptions):
     @field_validator("bits")
     @classmethod
     def _bits(cls, value: int) -> int:
-        return folders.choice(value, BITS)
-
-    @property
-    def type(self) -> str:
-        """The artifact's name: 4bit-128g, with -act, -asym and -autoround where they are chosen."""
-        order, sym = "-act" if self.desc_act else "", "" if self.sym else "-asym"
-        algorithm = "-autoround" if self.algorithm == "autoround" else ""
-        return f"{self.bits}bit-{folders.group(self.group_size)}{order}{sym}{algorithm}"
+        return choice(value, BITS)
 
 
-def check(source: Source, options: GptqOptions) -> None:
-    """What can be refused within a second (backend auto-gptq: some; CUDA is looked for)."""
-    folders.refuse_iterations(options, options.algorithm)
-    if options.algorithm == "autoround":
-        for name, idle in (
-            ("desc_act", options.desc_act),
-            ("damp_percent", options.damp_percent != DAMP),
-        ):
-            if idle:
-                raise InputError(
-                    f"{name}: AutoRound has no such setting; leave it out, or take algorithm='gptq'"
-                )
-        if options.backend == "auto-gptq":
-            raise InputError(
-                "backend: auto-gptq runs the algorithm gptq only; leave out backend or algorithm"
+class Gptq(GroupedMethod[GptqOptions]):
+    """GPTQ."""
+
+    name: ClassVar[str] = "gptq"
+    title: ClassVar[str] = "GPTQ"
+    summary: ClassVar[str] = (
+        "weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers"
+    )
+    Options: ClassVar[type[MethodOptions]] = GptqOptions
+    bits: ClassVar[str] = ", ".join(WIDTHS)
+    demo_options: ClassVar[Mapping[str, Any]] = {
+        "calibration_samples": 16,
+        "calibration_length": 256,
+    }
+    comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
+        WIDTHS, parse_choice(*WIDTHS), f"bit widths ({', '.join(WIDTHS)})"
+    )
+
+    def type_of(self, options: GptqOptions) -> str:
+        """4bit-128g, with -act, -asym and -autoround where they are chosen."""
+        order, sym = "-act" if options.desc_act else "", "" if options.sym else "-asym"
+        algorithm = "-autoround" if options.algorithm == "autoround" else ""
+        return f"{options.bits}bit-{group(options.group_size)}{order}{sym}{algorithm}"
+
+    def folder_suffix(self, options: GptqOptions) -> str:
+        """GPTQ-4bit-128g."""
+        return f"GPTQ-{self.type_of(options)}"
+
+    def check(self, source: Source, options: GptqOptions) -> None:
+        """What can be refused within a second (backend auto-gptq: some; CUDA is looked for)."""
+        layers = self.check_layers(source, options)
+        if options.algorithm == "autoround":
+            grouped.refuse_uneven(
+                layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of"
             )
-    layers = folders.check(source, options, "GPTQ")
-    if options.algorithm == "autoround":
-        folders.refuse_uneven(
-            layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of"
+        fit = [bits for bits in BITS if _packs(layers, bits)]
+        if options.bits not in fit:
+            raise InputError(
+                "bits: the widths of this model's layers cannot be packed into words of 32 at"
+                f" {options.bits} bits; widths that fit: {', '.join(map(str, fit)) or 'none'}"
+            )
+        if options.backend == "auto-gptq":
+            _refuse_auto_gptq(source)
+
+    def size(self, source: Source, options: GptqOptions) -> int:
+        """Codes, zero points, scales (float16) and group numbers (int32) of each layer, and 16 bits
+        for all else.
+        """
+        layers = linears(source)
+        numbers = 4 * sum(inputs for _, inputs in layers.values())
+        return grouped.size_of(layers, source, options, options.bits) + numbers
+
+    def recipe(self, options: GptqOptions) -> Recipe:
+        """By which function, in which environment."""
+        basic: dict[str, Any] = {
+            "bits": options.bits,
+            "group_size": options.group_size,
+            "sym": options.sym,
+        }
+        gptq = {**basic, "desc_act": options.desc_act, "damp_percent": options.damp_percent}
+        learned = {**basic, "format": "auto_gptq", "iterations": options.iterations}
+        wanted: dict[str, Any] = {
+            "quant_method": "gptq",
+            **basic,
+            "desc_act": options.desc_act,
+            "checkpoint_format": "gptq",
+        }
+        settings: dict[str, Any]
+        if options.algorithm == "autoround":
+            target, settings = "autoquant.backends.auto_round:quantize", learned
+            algorithm = f"AutoRound {environments.version('auto-round')}"
+        elif options.backend == "auto-gptq":
+            target, settings = environments.AUTO_GPTQ_WORKER, gptq
+            algorithm = f"GPTQ (AutoGPTQ {environments.PINS['auto-gptq']['auto-gptq']})"
+        else:
+            target, settings = "autoquant.backends.gptqmodel:quantize", gptq
+            settings |= {"algorithm": "gptq"}
+            algorithm = f"GPTQ (GPTQModel {environments.version('gptqmodel')})"
+        by_gptqmodel = options.algorithm == "gptq" and options.backend == "gptqmodel"
+        return Recipe(
+            target=target,
+            settings=settings,
+            algorithm=algorithm,
+            file_format="GPTQ (version 1)",
+            wanted=wanted,
+            bits=options.bits,
+            advice=grouped.ADVICE,
+            samples=True,
+            arguments={"batch_size": options.batch_size},
+            environment="auto-gptq" if options.backend == "auto-gptq" else "",
+            notes=() if options.sym or by_gptqmodel else (grouped.FOREIGN,),
         )
 
-    def packs(bits: int) -> bool:
-        return all(
-            outputs * bits % 32 == 0 and inputs * bits % 32 == 0
-            for outputs, inputs in layers.values()
+    def describe_type(self, artifact: Artifact) -> str:
+        """One line: when to take an artifact of its type."""
+        return {
+            8: "practically lossless, at half the size",
+            4: "the usual choice for GPUs: vLLM, SGLang, transformers",
+            3: "when 4 bits do not fit; clear loss on small models",
+            2: "experiments; large models only",
+        }[artifact.facts["settings"]["bits"]]
+
+    def how_to_run(self, record: RunRecord) -> str:
+        """The card's section on running the model. vLLM's Marlin kernels run symmetric codes of 4
+        and 8 bits (its TYPE_MAP); all others need float16.
+        """
+        settings = [artifact.facts["settings"] for artifact in record.artifacts]
+        if all(one["bits"] in (4, 8) and one["sym"] for one in settings):
+            return grouped.card(record)
+        return grouped.card(
+            record,
+            "; such codes run in its plain GPTQ kernels, which take float16 only",
+            " --dtype float16",
         )
 
-    if not packs(options.bits):
-        fit = ", ".join(str(bits) for bits in BITS if packs(bits)) or "none"
-        raise InputError(
-            "bits: the widths of this model's layers cannot be packed into words of 32 at"
-            f" {options.bits} bits; widths that fit: {fit}"
-        )
-    if options.backend == "auto-gptq":
-        _refuse_auto_gptq(source)
+
+def _packs(layers: Mapping[str, tuple[int, int]], bits: int) -> bool:
+    """Whether every layer's rows and columns come out even in words of 32 bits."""
+    return all(size * bits % 32 == 0 for shape in layers.values() for size in shape)
 
 
 def _refuse_auto_gptq(source: Source) -> None:
     """AutoGPTQ needs CUDA and a model it knows: both are looked at before anything is installed."""
-    import json
-    import tempfile
-
     kind = json.loads((source.folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind not in AUTO_GPTQ_MODELS:
         raise InputError(
@@ -147,138 +224,3 @@ def _refuse_auto_gptq(source: Source) -> None:
                 " CPU too. In Colab: Runtime, Change runtime type, T4 GPU"
             )
     environments.refuse("auto-gptq")
-
-
-def size(source: Source, options: GptqOptions) -> int:
-    """The size to be: codes, zero points, scales (float16) and group numbers (int32) of each layer,
-    and 16 bits for all else.
-    """
-    layers = folders.linears(source)
-    total = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
-    for outputs, inputs in layers.values():
-        groups = 1 if options.group_size == -1 else inputs // options.group_size
-        total += (
-            (outputs * inputs + groups * outputs) * options.bits // 8
-            + 2 * groups * outputs
-            + 4 * inputs
-        )
-    return total
-
-
-def plan(source: Source, options: GptqOptions, out: Path) -> Plan:
-    """The size to be, from the headers alone."""
-    check(source, options)
-    memory = folders.memory_needed(source, options, options.algorithm)
-    return folders.plan(
-        "gptq", source, out, type=options.type, size=size(source, options), memory=memory
-    )
-
-
-def recipe(options: GptqOptions) -> Recipe:
-    """By which function, in which environment."""
-    settings: dict[str, Any]
-    basic = {"bits": options.bits, "group_size": options.group_size, "sym": options.sym}
-    gptq = {**basic, "desc_act": options.desc_act, "damp_percent": options.damp_percent}
-    wanted = {
-        "quant_method": "gptq",
-        "bits": options.bits,
-        "group_size": options.group_size,
-        "sym": options.sym,
-        "desc_act": options.desc_act,
-        "checkpoint_format": "gptq",
-    }
-    if options.algorithm == "autoround":
-        target, settings = (
-            "autoquant.quantizers:autoround",
-            {
-                **basic,
-                "format": "auto_gptq",
-                "iterations": options.iterations,
-            },
-        )
-        algorithm = f"AutoRound {environments.version('auto-round')}"
-    elif options.backend == "auto-gptq":
-        target, settings, algorithm = (
-            environments.AUTO_GPTQ_WORKER,
-            gptq,
-            f"GPTQ (AutoGPTQ {environments.PINS['auto-gptq']['auto-gptq']})",
-        )
-    else:
-        target, settings = "autoquant.quantizers:gptqmodel", {**gptq, "algorithm": "gptq"}
-        algorithm = f"GPTQ (GPTQModel {environments.version('gptqmodel')})"
-    return Recipe(
-        type=options.type,
-        target=target,
-        settings=settings,
-        algorithm=algorithm,
-        file_format="GPTQ (version 1)",
-        wanted=wanted,
-        bits=options.bits,
-        estimate=options.algorithm,
-        environment="auto-gptq" if options.backend == "auto-gptq" else "gptq",
-        notes=() if options.sym or "GPTQModel" in algorithm else (folders.FOREIGN,),
-    )
-
-
-def quantize(snapshot: Snapshot, options: GptqOptions, run: RunFolder) -> Made:
-    """Calibrate, quantize and verify, unless the journal knows it as done. The run's folder becomes
-    the model's folder.
-    """
-    return folders.quantize(snapshot, options, run, recipe(options))
-
-
-def who_for(type: str) -> str:
-    """One line: when to take this type."""
-    return {
-        "8": "practically lossless, at half the size",
-        "4": "the usual choice for GPUs: vLLM, SGLang, transformers",
-        "3": "when 4 bits do not fit; clear loss on small models",
-        "2": "experiments; large models only",
-    }[type[0]]
-
-
-def how_to_run(result: RunRecord) -> str:
-    """The card's section on running the model. vLLM's Marlin kernels run symmetric codes of 4 and 8
-    bits (its TYPE_MAP); all others need float16.
-    """
-    if all(
-        artifact.type[0] in "48" and "-asym" not in artifact.type for artifact in result.artifacts
-    ):
-        return folders.how_to_run(result)
-    return folders.how_to_run(
-        result,
-        "; such codes run in its plain GPTQ kernels, which take float16 only",
-        " --dtype float16",
-    )
-
-
-METHOD = Method(
-    name="gptq",
-    title="GPTQ",
-    summary=(
-        "weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers"
-    ),
-    facts=Facts(
-        bits="8, 4, 3, 2",
-        calibration="yes",
-        gpu_to_quantize="no, but quicker",
-        gpu_to_run="yes, for speed",
-        runtimes="vLLM, SGLang, transformers",
-    ),
-    beside=Beside(("8", "4", "3", "2"), one_of("8", "4", "3", "2"), "bit widths (8, 4, 3, 2)"),
-    options=GptqOptions,
-    kind="folder",
-    library_name="transformers",
-    demo={"calibration_samples": 16, "calibration_length": 256},
-    variants=lambda options: (options.type,),
-    settle=folders.settle,
-    check=check,
-    plan=plan,
-    quantize=quantize,
-    environment=folders.environment,
-    who_for=who_for,
-    how_to_run=how_to_run,
-    prepare=partial(folders.prepare, "gptq"),
-    folder_suffix=lambda options: f"GPTQ-{options.type}",
-    packages=("gptqmodel", "optimum", "auto-round", "torch", "transformers", "tokenizers", "numpy"),
-)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import field_validator
 
-from autoquant import environments, hqq_format
 from autoquant.core.errors import InputError
-from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions, option
-from autoquant.core.records import Plan, RunRecord, Snapshot, Source
-from autoquant.methods import Beside, Facts, Made, Method, folders, one_of
-from autoquant.methods.folders import AUTO, Recipe
+from autoquant.core.records import Artifact, RunRecord, Source
+from autoquant.formats import hqq as hqq_format
+from autoquant.methods.base import ComparisonVariants, choice, parse_choice
+from autoquant.methods.folder import FolderMethod, Recipe
+from autoquant.methods.grouped import AUTO, group
+from autoquant.runtime import environments
+from autoquant.source import layers as layers_of
+from autoquant.source.layers import linears
 
 BITS, GROUP_SIZES = (1, 2, 3, 4, 8), (-1, 8, 16, 32, 64, 128, 256)
 DEFAULT_GROUP = 64  # hqq's own default
 VALUES = 68  # bytes of a layer's single values, such as its shape
 ADVICE = "more bits or smaller groups (--group-size 16) do better"
+# its notebook is also that of the other methods without calibration
+TECHNIQUES = ("8", "4", "3", "2", "nf4", "int8", "int8-dynamic", "fp8-dynamic")
+MORE = ("1", "fp4", "int8-static")  # techniques that its notebook knows too
 
 
 class HqqOptions(MethodOptions):
@@ -47,24 +51,162 @@ class HqqOptions(MethodOptions):
     @field_validator("bits")
     @classmethod
     def _bits(cls, value: int) -> int:
-        return folders.choice(value, BITS)
+        return choice(value, BITS)
 
     @field_validator("group_size")
     @classmethod
     def _group(cls, value: int) -> int:
-        return folders.choice(
+        return choice(
             value, (AUTO, *GROUP_SIZES), " (0: chosen by the model; -1: one scale for a whole row)"
         )
 
     @field_validator("axis")
     @classmethod
     def _axis(cls, value: int) -> int:
-        return folders.choice(value, (0, 1))
+        return choice(value, (0, 1))
 
-    @property
-    def type(self) -> str:
-        """The artifact's name: 4bit-64g, with -axis0 where that is chosen."""
-        return f"{self.bits}bit-{folders.group(self.group_size)}{'' if self.axis else '-axis0'}"
+
+class Hqq(FolderMethod[HqqOptions]):
+    """HQQ."""
+
+    name: ClassVar[str] = "hqq"
+    title: ClassVar[str] = "HQQ"
+    summary: ClassVar[str] = (
+        "weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run by"
+        " the library hqq"
+    )
+    Options: ClassVar[type[MethodOptions]] = HqqOptions
+    bits: ClassVar[str] = "8, 4, 3, 2, 1"
+    requires_calibration: ClassVar[str] = "no"
+    gpu_to_run: ClassVar[str] = "no"
+    runtimes: ClassVar[str] = "autoquant.formats.hqq (transformers 5 and hqq); transformers 4"
+    extra: ClassVar[str] = "hqq"
+    heavy_imports: ClassVar[tuple[str, ...]] = ("hqq.core.quantize",)
+    packages: ClassVar[tuple[str, ...]] = ("hqq", "torch", "transformers", "tokenizers", "numpy")
+    library_name: ClassVar[str] = "hqq"
+    comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
+        TECHNIQUES,
+        parse_choice(*TECHNIQUES, *MORE),
+        "techniques (HQQ by its bits: 8, 4, 3, 2, 1; nf4, fp4, int8; int8-dynamic, int8-static,"
+        " fp8-dynamic)",
+    )
+
+    def type_of(self, options: HqqOptions) -> str:
+        """4bit-64g, with -axis0 where that is chosen."""
+        axis = "" if options.axis else "-axis0"
+        return f"{options.bits}bit-{group(options.group_size)}{axis}"
+
+    def folder_suffix(self, options: HqqOptions) -> str:
+        """HQQ-4bit-64g."""
+        return f"HQQ-{self.type_of(options)}"
+
+    def resolve_defaults(self, source: Source, options: HqqOptions) -> HqqOptions:
+        """The options with a group size: 64, or the largest below that fits every layer."""
+        if options.group_size != AUTO:
+            return options
+        sizes = sorted((size for size in GROUP_SIZES if 0 < size <= DEFAULT_GROUP), reverse=True)
+        layers = linears(source)
+        fit = (size for size in sizes if not misfits(layers, options, size))
+        return options.model_copy(update={"group_size": next(fit, DEFAULT_GROUP)})
+
+    def check(self, source: Source, options: HqqOptions) -> None:
+        """What can be refused within a second."""
+        layers = layers_of.check(source, self.title)
+        odd = misfits(layers, options, options.group_size)
+        if odd:
+            fit = [str(size) for size in GROUP_SIZES if not misfits(layers, options, size)]
+            named = ", ".join(
+                f"{name} ({layers[name][1]} inputs, {layers[name][0]} outputs)" for name in odd[:3]
+            )
+            raise InputError(
+                f"group_size: {options.group_size} with axis {options.axis} and {options.bits} bits"
+                f" does not fit {len(odd)} of {len(layers)} layers:"
+                f" {named}{' …' if len(odd) > 3 else ''}. Sizes that fit this model:"
+                f" {', '.join(fit) or 'none'}"
+            )
+
+    def size(self, source: Source, options: HqqOptions) -> int:
+        """Codes, float16 scales and zero points and some single values of each layer, and 16 bits
+        for all else.
+        """
+        layers = linears(source)
+        weights = sum(outputs * inputs for outputs, inputs in layers.values())
+        total = 2 * (source.parameters - weights)
+        for shape in layers.values():
+            rows, columns, groups = grouped(shape, options, options.group_size)
+            codes = rows * columns * options.bits // 8
+            if options.bits == 3:  # ten codes of 3 bits in a word of 32
+                codes = 4 * -(-rows // 10) * columns
+            total += codes + 4 * groups + VALUES
+        return total
+
+    def recipe(self, options: HqqOptions) -> Recipe:
+        """By its own library."""
+        group_size = None if options.group_size == -1 else options.group_size
+        wanted = hqq_format.block(options.bits, group_size, options.axis, [])
+        return Recipe(
+            target="autoquant.backends.hqq:quantize",
+            settings={
+                "bits": options.bits,
+                "group_size": options.group_size,
+                "axis": options.axis,
+            },
+            algorithm=f"HQQ (hqq {environments.version('hqq')})",
+            file_format="hqq in safetensors",
+            wanted={name: wanted[name] for name in ("quant_method", "quant_config")},
+            bits=options.bits,
+            advice=ADVICE,
+        )
+
+    def describe_type(self, artifact: Artifact) -> str:
+        """One line: when to take an artifact of its type."""
+        return {
+            8: "practically lossless, at half the size",
+            4: "the usual choice",
+            3: "when 4 bits do not fit; takes 3.2 bits, ten codes in 32",
+            2: "experiments; small groups",
+            1: "experiments: weights move by about their own size",
+        }[artifact.facts["settings"]["bits"]]
+
+    def how_to_run(self, record: RunRecord) -> str:
+        """The card's section on running the model."""
+        more = ""
+        if any(_marlin(artifact) for artifact in record.artifacts):
+            more = (
+                " vLLM's `hqq_marlin` reads this layout for 4 bits in groups of 64 along axis 1, as"
+                " here; that was not tried."
+            )
+        return f"""**Not with transformers 5**, which fills the quantized layers with random
+numbers and says so only in its log. These files are loaded by `autoquant.formats.hqq`, which makes
+an ordinary transformers model with the layers of [hqq](https://github.com/mobiusml/hqq) in it;
+nothing in the files is pickled, and nothing in them is run.
+Give the name of the repository that holds these files for `MODEL`.
+
+```bash
+pip install "autoquant-notebooks[hqq] @ git+{environments.repository()}"
+```
+
+```python
+from autoquant.formats import hqq
+from huggingface_hub import snapshot_download
+from transformers import AutoTokenizer
+
+folder = snapshot_download("MODEL")  # or a folder
+model = hqq.load(folder, device="cpu")  # or "cuda"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```
+
+The tensors and the block in config.json are laid out as transformers 4 wrote them: version 4.57
+loads such folders with the same outputs (tried on a CPU, with its refusal of CPUs taken
+out).{more}"""
+
+
+def _marlin(artifact: Artifact) -> bool:
+    """Whether an artifact has the layout that vLLM's hqq_marlin names."""
+    settings = artifact.facts["settings"]
+    return bool((settings["bits"], settings["group_size"], settings["axis"]) == (4, 64, 1))
 
 
 def grouped(shape: tuple[int, int], options: HqqOptions, size: int) -> tuple[int, int, int]:
@@ -89,179 +231,3 @@ def misfits(layers: Mapping[str, tuple[int, int]], options: HqqOptions, size: in
         ) and grouped(shape, options, size)[0] % even == 0
 
     return [name for name, shape in layers.items() if not fits(shape)]
-
-
-def settle(source: Source, options: HqqOptions) -> HqqOptions:
-    """The options with a group size: 64, or the largest below that fits every layer."""
-    if options.group_size != AUTO:
-        return options
-    sizes = sorted((size for size in GROUP_SIZES if 0 < size <= DEFAULT_GROUP), reverse=True)
-    layers = folders.linears(source)
-    return options.model_copy(
-        update={
-            "group_size": next(
-                (size for size in sizes if not misfits(layers, options, size)), DEFAULT_GROUP
-            )
-        }
-    )
-
-
-def check(source: Source, options: HqqOptions) -> None:
-    """What can be refused within a second."""
-    layers = folders.check_source(source, "HQQ")
-    odd = misfits(layers, options, options.group_size)
-    if odd:
-        fit = [str(size) for size in GROUP_SIZES if not misfits(layers, options, size)]
-        named = ", ".join(
-            f"{name} ({layers[name][1]} inputs, {layers[name][0]} outputs)" for name in odd[:3]
-        )
-        raise InputError(
-            f"group_size: {options.group_size} with axis {options.axis} and {options.bits} bits"
-            f" does not fit {len(odd)} of {len(layers)} layers:"
-            f" {named}{' …' if len(odd) > 3 else ''}. Sizes that fit this model:"
-            f" {', '.join(fit) or 'none'}"
-        )
-
-
-def size(source: Source, options: HqqOptions) -> int:
-    """The size to be: codes, float16 scales and zero points and some single values of each layer,
-    and 16 bits for all else.
-    """
-    layers = folders.linears(source)
-    total = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
-    for shape in layers.values():
-        rows, columns, groups = grouped(shape, options, options.group_size)
-        # ten codes of 3 bits in a word of 32
-        codes = (
-            4 * -(-rows // 10) * columns
-            if options.bits == 3
-            else rows * columns * options.bits // 8
-        )
-        total += codes + 4 * groups + VALUES
-    return total
-
-
-def plan(source: Source, options: HqqOptions, out: Path) -> Plan:
-    """The size to be, from the headers alone."""
-    check(source, options)
-    return folders.plan(
-        "hqq",
-        source,
-        out,
-        type=options.type,
-        size=size(source, options),
-        memory=folders.memory_whole(source),
-    )
-
-
-def quantize(snapshot: Snapshot, options: HqqOptions, run: RunFolder) -> Made:
-    """Quantize and verify, unless the journal knows it as done. The run's folder becomes the
-    model's folder.
-    """
-    group_size = None if options.group_size == -1 else options.group_size
-    wanted = hqq_format.block(options.bits, group_size, options.axis, [])
-    return folders.quantize(
-        snapshot,
-        options,
-        run,
-        Recipe(
-            type=options.type,
-            target="autoquant.quantizers:hqq",
-            settings={"bits": options.bits, "group_size": options.group_size, "axis": options.axis},
-            algorithm=f"HQQ (hqq {environments.version('hqq')})",
-            file_format="hqq in safetensors",
-            bits=options.bits,
-            calibrates=False,
-            environment="hqq",
-            wanted={name: wanted[name] for name in ("quant_method", "quant_config")},
-            imports=("hqq.core.quantize",),
-            advice=ADVICE,
-        ),
-    )
-
-
-def who_for(type: str) -> str:
-    """One line: when to take this type."""
-    return {
-        "8": "practically lossless, at half the size",
-        "4": "the usual choice",
-        "3": "when 4 bits do not fit; takes 3.2 bits, ten codes in 32",
-        "2": "experiments; small groups",
-        "1": "experiments: weights move by about their own size",
-    }[type[0]]
-
-
-def how_to_run(result: RunRecord) -> str:
-    """The card's section on running the model."""
-    more = ""
-    if any(artifact.type == "4bit-64g" for artifact in result.artifacts):
-        more = (
-            " vLLM's `hqq_marlin` reads this layout for 4 bits in groups of 64 along axis 1, as"
-            " here; that was not tried."
-        )
-    return f"""**Not with transformers 5**, which fills the quantized layers with random numbers and
-says so only in its log. These files are loaded by `autoquant.hqq_format`, which makes an ordinary
-transformers model with the layers of [hqq](https://github.com/mobiusml/hqq) in it; nothing in the
-files is pickled, and nothing in them is run. Give the name of the repository that holds these files
-for `MODEL`.
-
-```bash
-pip install "autoquant-notebooks[hqq] @ git+{environments.repository()}"
-```
-
-```python
-from autoquant import hqq_format
-from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer
-
-folder = snapshot_download("MODEL")  # or a folder
-model = hqq_format.load(folder, device="cpu")  # or "cuda"
-tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
-```
-
-The tensors and the block in config.json are laid out as transformers 4 wrote them: version 4.57
-loads such folders with the same outputs (tried on a CPU, with its refusal of CPUs taken
-out).{more}"""
-
-
-# its notebook is also that of the other methods without calibration
-TECHNIQUES = ("8", "4", "3", "2", "nf4", "int8", "int8-dynamic", "fp8-dynamic")
-
-METHOD = Method(
-    name="hqq",
-    title="HQQ",
-    summary=(
-        "weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run by"
-        " the library hqq"
-    ),
-    facts=Facts(
-        bits="8, 4, 3, 2, 1",
-        calibration="no",
-        gpu_to_quantize="no",
-        gpu_to_run="no",
-        runtimes="autoquant.hqq_format (transformers 5 and hqq); transformers 4",
-    ),
-    beside=Beside(
-        TECHNIQUES,
-        one_of(*TECHNIQUES, "1", "fp4", "int8-static"),
-        "techniques (HQQ by its bits: 8, 4, 3, 2, 1; nf4, fp4, int8; int8-dynamic, int8-static,"
-        " fp8-dynamic)",
-    ),
-    options=HqqOptions,
-    kind="folder",
-    library_name="hqq",
-    demo={},
-    variants=lambda options: (options.type,),
-    settle=settle,
-    check=check,
-    plan=plan,
-    quantize=quantize,
-    environment=folders.environment,
-    who_for=who_for,
-    how_to_run=how_to_run,
-    prepare=partial(folders.prepare, "hqq"),
-    folder_suffix=lambda options: f"HQQ-{options.type}",
-    packages=("hqq", "torch", "transformers", "tokenizers", "numpy"),
-)

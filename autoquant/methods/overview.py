@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autoquant.methods import METHODS, Method
+from autoquant.methods import METHODS
+from autoquant.methods.base import AnyMethod
 
 NOTE = (
     "Type, bits a weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats a"
@@ -41,8 +42,11 @@ def table() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         "same top token",
     )
 
-    def row(method: Method) -> tuple[str, ...]:
-        facts, found = method.facts, seen.get(method.name)
+    def row(method: AnyMethod) -> tuple[str, ...]:
+        found = seen.get(method.name)
+        gpu = "no, but faster"
+        if len(method.runs_on) == 1:
+            gpu = "yes" if method.runs_on == ("cuda",) else "no"
         figures = (
             (
                 found["type"],
@@ -55,11 +59,11 @@ def table() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         )
         return (
             method.name,
-            facts.bits,
-            facts.calibration,
-            facts.gpu_to_quantize,
-            facts.gpu_to_run,
-            facts.runtimes,
+            method.bits,
+            method.requires_calibration,
+            gpu,
+            method.gpu_to_run,
+            method.runtimes,
             *figures,
         )
 

@@ -5,18 +5,18 @@ compressed-tensors format that vLLM loads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import ClassVar, Literal
 
-from autoquant import calibration, compressed_format, environments
+from autoquant import calibration
 from autoquant.calibration import CalibrationOptions
-from autoquant.core.errors import InputError
-from autoquant.core.journal import RunFolder
-from autoquant.core.options import option
-from autoquant.core.records import Plan, RunRecord, Snapshot, Source
-from autoquant.methods import Facts, Made, Method, folders
-from autoquant.methods.folders import Recipe
+from autoquant.core.options import MethodOptions, option
+from autoquant.core.records import Artifact, RunRecord, Source
+from autoquant.formats import compressed_tensors
+from autoquant.methods import how_to_run
+from autoquant.methods.folder import FolderMethod, Recipe
+from autoquant.runtime import environments
+from autoquant.source import layers as layers_of
+from autoquant.source.layers import linears
 
 STATIC = "int8-static"
 CALIBRATION = tuple(
@@ -40,135 +40,91 @@ class W8a8Options(CalibrationOptions):
         " fp8-dynamic: floating point (E4M3), for GPUs from Ada and Hopper on",
     )
 
-    @property
-    def type(self) -> str:
-        """The artifact's name: the scheme."""
-        return self.scheme
 
+class W8a8(FolderMethod[W8a8Options]):
+    """W8A8 and FP8."""
 
-def check(source: Source, options: W8a8Options) -> None:
-    """What can be refused within a second."""
-    if options.scheme != STATIC:
-        idle = [
-            name
-            for name in CALIBRATION
-            if getattr(options, name) != W8a8Options.model_fields[name].default
-        ]
-        if idle:
-            raise InputError(
-                f"{idle[0]}: has a meaning for scheme {STATIC} only, the others look at no text;"
-                f" take scheme='{STATIC}' (--scheme {STATIC}), or leave it out"
-            )
-    folders.check_source(source, "W8A8")
-    calibration.check(options)
-
-
-def size(source: Source, options: W8a8Options) -> int:
-    """The size to be: a byte a weight and 16-bit scales of each layer, and 16 bits for all else."""
-    layers = folders.linears(source)
-    rest = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
-    return rest + sum(
-        outputs * inputs + 2 * outputs + (2 if options.scheme == STATIC else 0)
-        for outputs, inputs in layers.values()
+    name: ClassVar[str] = "w8a8"
+    title: ClassVar[str] = "W8A8 / FP8"
+    summary: ClassVar[str] = (
+        "weights and activations of 8 bits, integers or floating point, in the compressed-tensors"
+        " format; for GPUs with vLLM"
+    )
+    Options: ClassVar[type[MethodOptions]] = W8a8Options
+    bits: ClassVar[str] = "8, activations too"
+    requires_calibration: ClassVar[str] = f"for {STATIC} only"
+    gpu_to_run: ClassVar[str] = "yes: Turing (INT8), Ada (FP8)"
+    runtimes: ClassVar[str] = "vLLM, SGLang; transformers to look at"
+    extra: ClassVar[str] = "w8a8"
+    heavy_imports: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
+    packages: ClassVar[tuple[str, ...]] = (
+        "compressed-tensors",
+        "accelerate",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
     )
 
+    def type_of(self, options: W8a8Options) -> str:
+        """The scheme."""
+        return options.scheme
 
-def plan(source: Source, options: W8a8Options, out: Path) -> Plan:
-    """The size to be, from the headers alone."""
-    check(source, options)
-    return folders.plan(
-        "w8a8",
-        source,
-        out,
-        type=options.type,
-        size=size(source, options),
-        memory=folders.memory_whole(source),
-    )
+    def folder_suffix(self, options: W8a8Options) -> str:
+        """W8A8-int8-dynamic."""
+        return f"W8A8-{options.scheme}"
 
+    def check(self, source: Source, options: W8a8Options) -> None:
+        """What can be refused within a second."""
+        layers_of.check(source, "W8A8")
+        calibration.check(options)
 
-def quantize(snapshot: Snapshot, options: W8a8Options, run: RunFolder) -> Made:
-    """Quantize (and calibrate, if the scheme is static) and verify, unless the journal knows it as
-    done. The run's folder becomes the model's folder.
-    """
-    format = compressed_format.FORMATS["float" if options.scheme.startswith("fp8") else "int"]
-    return folders.quantize(
-        snapshot,
-        options,
-        run,
-        Recipe(
-            type=options.type,
-            target="autoquant.quantizers:w8a8",
+    def size(self, source: Source, options: W8a8Options) -> int:
+        """A byte a weight and 16-bit scales of each layer, and 16 bits for all else."""
+        layers = linears(source)
+        weights = sum(outputs * inputs for outputs, inputs in layers.values())
+        scales = sum(outputs for outputs, _ in layers.values())
+        scales += len(layers) if options.scheme == STATIC else 0
+        return 2 * (source.parameters - weights) + weights + 2 * scales
+
+    def recipe(self, options: W8a8Options) -> Recipe:
+        """By compressed-tensors, plain rounding."""
+        numbers = "float" if options.scheme.startswith("fp8") else "int"
+        format = compressed_tensors.FORMATS[numbers]
+        version = environments.version("compressed-tensors")
+        return Recipe(
+            target="autoquant.backends.compressed_tensors:quantize",
             settings={"scheme": options.scheme},
-            calibrates=options.scheme == STATIC,
-            algorithm=(
-                f"rounding to nearest, {options.scheme} (compressed-tensors"
-                f" {environments.version('compressed-tensors')})"
-            ),
+            algorithm=f"rounding to nearest, {options.scheme} (compressed-tensors {version})",
             file_format=f"compressed-tensors ({format})",
-            bits=8,
             wanted={
                 "quant_method": "compressed-tensors",
                 "format": format,
                 "quantization_status": "compressed",
             },
-            environment="w8a8",
-            imports=("compressed_tensors",),
+            bits=8,
             advice="something is wrong with it: please report it",
-        ),
-    )
-
-
-def who_for(type: str) -> str:
-    """One line: when to take this type."""
-    return {
-        "int8-dynamic": "many requests at once on NVIDIA GPUs from Turing on",
-        "int8-static": "comparison; quicker scales, more loss",
-        "fp8-dynamic": "many requests at once on GPUs from Ada and Hopper on",
-    }[type]
-
-
-def how_to_run(result: RunRecord) -> str:
-    """The card's section on running the model."""
-    simulated = (
-        ": to look at, not faster; activations are rounded as they should be, but computed with in"
-        " 16 bits"
-    )
-    return "\n\n".join(
-        (
-            folders.INTRODUCED,
-            folders.with_vllm(result, " that computes with such numbers"),
-            folders.with_transformers("compressed-tensors accelerate", simulated),
+            samples=options.scheme == STATIC,
         )
-    )
 
+    def describe_type(self, artifact: Artifact) -> str:
+        """One line: when to take an artifact of its type."""
+        return {
+            "int8-dynamic": "many requests at once on NVIDIA GPUs from Turing on",
+            "int8-static": "comparison; faster scales, more loss",
+            "fp8-dynamic": "many requests at once on GPUs from Ada and Hopper on",
+        }[artifact.type]
 
-METHOD = Method(
-    name="w8a8",
-    title="W8A8 / FP8",
-    summary=(
-        "weights and activations of 8 bits, integers or floating point, in the compressed-tensors"
-        " format; for GPUs with vLLM"
-    ),
-    facts=Facts(
-        bits="8, activations too",
-        calibration="for int8-static only",
-        gpu_to_quantize="no",
-        gpu_to_run="yes: Turing (INT8), Ada (FP8)",
-        runtimes="vLLM, SGLang; transformers to look at",
-    ),
-    options=W8a8Options,
-    kind="folder",
-    library_name="transformers",
-    demo={},
-    variants=lambda options: (options.type,),
-    settle=lambda source, options: options,
-    check=check,
-    plan=plan,
-    quantize=quantize,
-    environment=folders.environment,
-    who_for=who_for,
-    how_to_run=how_to_run,
-    prepare=partial(folders.prepare, "w8a8"),
-    folder_suffix=lambda options: f"W8A8-{options.type}",
-    packages=("compressed-tensors", "accelerate", "torch", "transformers", "tokenizers", "numpy"),
-)
+    def how_to_run(self, record: RunRecord) -> str:
+        """The card's section on running the model."""
+        simulated = (
+            ": to look at, not faster; activations are rounded as they should be, but computed with"
+            " in 16 bits"
+        )
+        return "\n\n".join(
+            (
+                how_to_run.INTRODUCED,
+                how_to_run.with_vllm(record, " that computes with such numbers"),
+                how_to_run.with_transformers("compressed-tensors accelerate", simulated),
+            )
+        )

@@ -22,7 +22,7 @@ import nbformat
 import psutil
 import pytest
 
-from autoquant import forms
+from autoquant.notebook import forms
 from tests.notebooks.running import FOLDER, ROOT, environment
 
 CHROMIUM = shutil.which("chromium")
@@ -248,7 +248,7 @@ def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, br
     working = [
         child
         for child in psutil.Process().children(recursive=True)
-        if "autoquant.worker" in " ".join(child.cmdline())
+        if "autoquant.runtime.worker" in " ".join(child.cmdline())
     ]
     assert working == [], "nobody goes on working"
     page.screenshot(path=str(SHOTS / "stop.png"))

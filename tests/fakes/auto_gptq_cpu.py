@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from autoquant import auto_gptq
+from autoquant.backends import auto_gptq
 
 
 def cuda() -> bool:
@@ -30,7 +30,7 @@ class _Torch:
         return getattr(self._torch, name)
 
 
-@functools.wraps(auto_gptq.work)
+@functools.wraps(auto_gptq.quantize)
 def work(*args: Any, **kwargs: Any) -> None:
     import torch
     from auto_gptq.modeling import _base, _utils
@@ -38,12 +38,12 @@ def work(*args: Any, **kwargs: Any) -> None:
     _base.torch = _Torch(torch)
     _base.CUDA_0 = _utils.CUDA_0 = torch.device("cpu")
     torch.cuda.synchronize = lambda *_: None
-    auto_gptq.work(*args, **kwargs)
+    auto_gptq.quantize(*args, **kwargs)
 
 
 def install() -> None:
     """Let this process's runs take these workers for AutoGPTQ's."""
-    from autoquant import environments
+    from autoquant.runtime import environments
 
     environments.CUDA_WORKER = f"{__name__}:cuda"
     environments.AUTO_GPTQ_WORKER = f"{__name__}:work"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from autoquant.source import DEMO_FOLDER
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from tests.fakes.hub import TOKEN, Hub
 
 MODEL = "maker/tiny"

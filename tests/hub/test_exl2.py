@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from autoquant.source import DEMOS
+from autoquant.core.bundled import MODELS as DEMOS
 from tests.conftest import STAND_IN
 from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, User, checkpoint

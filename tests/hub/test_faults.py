@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from autoquant.card import at
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
+from autoquant.publish.card import at
 from tests.fakes.hub import TOKEN, Hub
 from tests.hub.conftest import MODEL, User
 from tests.hub.test_upload import FILES, OTHER

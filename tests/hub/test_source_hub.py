@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from autoquant.card import metadata
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.files import sha256_of
-from autoquant.hub.fetch import parse
-from autoquant.source import DEMO_FOLDER
+from autoquant.hub.look import parse
+from autoquant.publish.card import metadata
 from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, QUICK, User, checkpoint
 
@@ -215,7 +215,7 @@ autoquant.gguf("{MODEL}", types="Q4_K_M"{more})""")
 
 
 def test_a_pickle_checkpoint_works_when_opted_in(user: User, hub: Hub, tmp_path: Path) -> None:
-    from autoquant import process
+    from autoquant.runtime import process
 
     folder = tmp_path / "pickled"
     subprocess.run(["cp", "-r", str(DEMO_FOLDER), str(folder)], check=True)

@@ -12,8 +12,8 @@ import threading
 
 import pytest
 
-from autoquant.card import at, metadata
 from autoquant.core import licenses
+from autoquant.publish.card import at, metadata
 from tests.fakes.hub import TOKEN, Hub
 from tests.hub.conftest import MODEL, User, checkpoint
 

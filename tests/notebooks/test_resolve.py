@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autoquant import environments
+from autoquant.runtime import environments
 from tests.notebooks.running import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-NAMES = ("exllamav2", "exllamav2_ext", "autoquant.exllama.gpu")
+NAMES = ("exllamav2", "exllamav2_ext", "autoquant.backends.exllamav2.gpu")
 
 
 class _Before:

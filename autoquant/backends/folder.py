@@ -1,0 +1,257 @@
+"""What the backends share that turn one folder into another.
+
+Each backend's function takes ``model`` and ``target`` (folders), ``scratch`` (a folder of its own)
+and ``report``; those that calibrate also ``packing`` (the arguments of calibration.pack without the
+folder), GPTQ, AWQ and AutoRound ``batch_size``. Each raises InputError for an architecture it does
+not know, weights that are not finite and a text that is too short. Those that calibrate return how
+many samples there were, and their hash.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from autoquant import calibration
+from autoquant.backends.arithmetic import multiply_in_float32
+from autoquant.core.errors import InputError
+from autoquant.formats.checkpoint import BESIDE, weight_files
+
+BLOCKS = re.compile(r"(^|\.)layers\.\d+\.")
+
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+SHARD = "4GB"  # the most in one file
+
+
+def begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
+    """Refuse damaged weights, move to the scratch folder (GPTQModel writes a logs folder wherever
+    it is started).
+
+    Returns the model's config, and the 16-bit dtype to work in. On a GPU the source's own, bfloat16
+    for one in float32 if the GPU has it. On a CPU bfloat16, GPTQModel's own choice there: float16
+    took 1.2 times as long (embedded model, the quantizing alone, two rounds; with AVX-512); what is
+    not quantized is the source's again in the end.
+    """
+    import torch
+
+    os.makedirs(scratch, exist_ok=True)
+    os.chdir(scratch)
+    sizes = refuse_damaged(model)
+    config: dict[str, Any] = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    own = sizes.most_common(1)[0][0]
+    if not torch.cuda.is_available():
+        multiply_in_float32()
+        return config, torch.bfloat16
+    if own != torch.float16:
+        own = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return config, own
+
+
+def freeze() -> None:
+    """Take what was imported out of garbage collection, in this process: AutoRound and GPTQModel
+    collect after every layer, and went through half a million objects of modules each time. Called
+    before a model is loaded, whose parts are to be found by it. Whole runs on the embedded model,
+    two rounds by hand, on a processor without bfloat16 instructions: AutoRound with 50 steps 49 and
+    45 s before, 36 and 37 s since; AWQ 59 and 57, 53 and 51; GPTQ alike.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def refuse_damaged(model: str) -> Counter[Any]:
+    """Refuse weights that are not finite; how many weights there are of each torch dtype."""
+    import torch
+    from safetensors import safe_open
+
+    sizes = Counter[Any]()
+    for path in weight_files(Path(model)):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                tensor = file.get_tensor(name)
+                if not torch.isfinite(tensor).all():
+                    raise InputError(
+                        f"{path.name}: {name} has NaN or Inf values; the model is damaged"
+                    )
+                sizes[tensor.dtype] += tensor.numel()
+    return sizes
+
+
+def finite(model: str) -> bool:
+    """True, or InputError for weights that are not finite. Runs in a worker."""
+    return bool(refuse_damaged(model))
+
+
+def blocks_of(config: dict[str, Any]) -> int:
+    """How many blocks a model has, by its config."""
+    return int((config.get("text_config") or config).get("num_hidden_layers") or 1)
+
+
+def used(ids: list[list[int]]) -> dict[str, Any]:
+    """What a backend says of the samples it used."""
+    return {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
+
+
+def linear_layers(model: Any) -> tuple[dict[str, Any], list[str]]:
+    """The linear layers of the blocks by name, and the names of the other linear layers, which stay
+    as they are (lm_head).
+    """
+    import torch
+
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    inside = {name: module for name, module in found.items() if BLOCKS.search(name)}
+    return inside, sorted(name for name in found if name not in inside)
+
+
+def half_dtype(model: str) -> Any:
+    """The 16-bit dtype of a model that is quantized without looking at data: its own, bfloat16 for
+    one in float32.
+    """
+    import torch
+
+    return torch.float16 if _dtype(Path(model)) == "float16" else torch.bfloat16
+
+
+def keep_config(folder: Path, config: dict[str, Any]) -> None:
+    """Put the source's own config in place of what transformers 5 made of it, with the quantization
+    block that was written: release 4 finds no ``rope_theta`` in the newer form and silently takes
+    10000. Whether the output head is tied is as it was written, for a library may have untied it.
+    """
+    path = folder / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    kept = {
+        name: written[name]
+        for name in ("quantization_config", "tie_word_embeddings")
+        if name in written
+    }
+    path.write_text(json.dumps({**config, **kept}, indent=2) + "\n", encoding="utf-8")
+
+
+def keep_unquantized(folder: Path, model: str) -> None:
+    """On a CPU, put the source's own values in place of weights that were not quantized but
+    converted: libraries work there in bfloat16, and write all in it. What an algorithm has changed
+    gets the source's dtype; a source in float32 becomes bfloat16.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    if torch.cuda.is_available():  # there the source's dtype is worked in
+        return
+    opened: Any = safe_open  # untyped
+    source = {
+        name: file
+        for file in (opened(path, framework="pt") for path in weight_files(Path(model)))
+        for name in file.keys()  # noqa: SIM118 (not a dict)
+    }
+    wanted = half_dtype(model)
+    for path in sorted(folder.glob("*.safetensors")):
+        with opened(path, framework="pt") as file:
+            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata()
+        kept = {}
+        for name, tensor in held.items():
+            # a tied head that a library writes out is a weight without a source of its name
+            if (
+                (name in source or name.endswith(".weight"))
+                and tensor.is_floating_point()
+                and tensor.dtype != wanted
+            ):
+                own = source[name].get_tensor(name) if name in source else tensor
+                same = own.shape == tensor.shape and torch.equal(
+                    own.to(torch.bfloat16).to(tensor.dtype), tensor
+                )
+                kept[name] = (own if same else tensor).to(wanted)
+        if kept:
+            part = path.with_suffix(".part")
+            save_file({**held, **kept}, part, metadata=metadata)
+            os.replace(part, path)
+
+
+def write_folder(
+    target: str, model: str, config: dict[str, Any], state: dict[str, Any], block: dict[str, Any]
+) -> None:
+    """Write a model folder: tensors in shards, each once (tied ones are tied again by who loads
+    them), the source's config with the quantization block.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    folder = Path(target)
+    folder.mkdir(parents=True)
+    seen: dict[tuple[int, Any], str] = {}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if seen.setdefault((tensor.data_ptr(), tensor.shape), name) == name
+    }
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
+    for file, names in shards.filename_to_tensors.items():
+        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": block}, indent=2) + "\n", encoding="utf-8"
+    )
+    tidy(folder, model)
+
+
+def _dtype(folder: Path) -> str:
+    """The dtype most of the unquantized weights have."""
+    from safetensors import safe_open
+
+    sizes = Counter[str]()
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                if name.endswith(".weight") and part.get_dtype() in FLOATS:
+                    sizes[part.get_dtype()] += math.prod(part.get_shape())
+    return FLOATS[sizes.most_common(1)[0][0]]
+
+
+def tidy(folder: Path, model: str) -> None:
+    """Make one clean model folder: no paths of this machine, no logs; the block that loaders look
+    for is the same whoever wrote it.
+    """
+    (folder / "quant_log.csv").unlink(missing_ok=True)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    block = config["quantization_config"]
+    (block.get("meta") or {}).pop("offload_to_disk_path", None)
+    if block["quant_method"] == "gptq":
+        block.setdefault("checkpoint_format", "gptq")
+    # a path; what dtype says; code of the model, which is not here
+    for name in ("_name_or_path", "torch_dtype", "auto_map"):
+        config.pop(name, None)
+    config["dtype"] = _dtype(folder)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in ("quantize_config.json", "quantization_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    if block["quant_method"] in ("gptq", "awq"):
+        # where older loaders look
+        (folder / "quantize_config.json").write_text(
+            json.dumps(block, indent=2) + "\n", encoding="utf-8"
+        )
+    # the source's own: the libraries write them anew, with names of classes that other releases do
+    # not know
+    for name in BESIDE:
+        if (Path(model) / name).is_file():
+            (folder / name).write_bytes((Path(model) / name).read_bytes())
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():  # the safetensors library writes for the owner only
+        path.chmod(0o666 & ~mask)

@@ -1,0 +1,221 @@
+"""What is looked at on a GGUF file before it counts as done, and splitting into shards. Runs in a
+worker process.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from autoquant.backends.llamacpp import library, quantize
+from autoquant.core.errors import CheckFailed
+from autoquant.core.files import sha256_of
+from autoquant.formats.gguf import Header, Tensor
+from autoquant.runtime import trace
+from autoquant.runtime.worker import Emit, Report
+
+SAMPLE_ROWS = 8  # rows dequantized a tensor: first, last and evenly between
+PROMPT = "Once upon a time, there was a"
+GENERATED = 12  # tokens
+
+
+def _shards(path: Path) -> list[Path]:
+    """The file itself, or all shards of a split file given the first."""
+    n = Header(path).get("split.count", "u16") or 1
+    return [
+        path.with_name(path.name.replace("-00001-of-", f"-{i:05d}-of-")) for i in range(1, n + 1)
+    ]
+
+
+def verify(
+    path: str, header: str, plan: dict[str, Any], *, threads: int, run: bool = True
+) -> dict[str, Any]:
+    """Check one GGUF file (or the first shard of one) against the header-only file of its source
+    and the plan of its type.
+
+    Opens; architecture, tensor names, shapes and types; size on disk; chat template; no NaN or Inf
+    in SAMPLE_ROWS dequantized rows of every tensor; a greedy generation that is neither empty nor
+    one token repeated (``run``). Returns ``checks`` ([name, seen]), ``files`` ([name, bytes,
+    sha256]) and ``bits_per_weight``. Raises CheckFailed naming the file and tensor.
+    """
+    first = Path(path)
+    name = first.name
+    try:
+        files = _shards(first)
+        headers = [Header(file) for file in files]
+    except ValueError as error:
+        raise CheckFailed(f"{name} does not open as GGUF: {error}") from None
+    expected = Header(header)
+    for key in ("general.architecture", "tokenizer.chat_template"):
+        want, have = expected.get(key), headers[0].get(key)
+        if want != have:
+            raise CheckFailed(f"{name}: {key} is {have!r}, the source has {want!r}")
+    tensors = {tensor.name: (file, tensor) for file in headers for tensor in file.tensors.values()}
+    wanted = expected.tensors
+    odd = sorted(set(wanted) ^ set(tensors))
+    if odd:
+        raise CheckFailed(
+            f"{name} has {len(tensors)} tensors, the source {len(wanted)}; {odd[0]} is in one only"
+        )
+    stored = 0
+    for tensor_name, (file, tensor) in tensors.items():
+        if tensor.shape != wanted[tensor_name].shape:
+            raise CheckFailed(
+                f"{name}: {tensor_name} has shape {tensor.shape}, the source"
+                f" {wanted[tensor_name].shape}"
+            )
+        if tensor.type != plan["tensors"][tensor_name]:
+            raise CheckFailed(
+                f"{name}: {tensor_name} is {tensor.type}, planned was"
+                f" {plan['tensors'][tensor_name]}"
+            )
+        if file.path.stat().st_size < tensor.offset + tensor.bytes:
+            raise CheckFailed(
+                f"{file.path.name} is cut short: {tensor_name} would end at byte"
+                f" {tensor.offset + tensor.bytes:,}"
+            )
+        _finite(file, tensor)
+        stored += tensor.bytes
+    size = sum(file.stat().st_size for file in files)
+    if len(files) == 1 and size != plan["bytes"]:
+        raise CheckFailed(f"{name} has {size:,} bytes, planned were {plan['bytes']:,}")
+    bits = stored * 8 / sum(tensor.elements for tensor in wanted.values())
+    if abs(bits - plan["bits_per_weight"]) > 1e-6:
+        raise CheckFailed(
+            f"{name} has {bits:.4f} bits per weight, planned were {plan['bits_per_weight']:.4f}"
+        )
+    checks = [
+        [
+            "opens",
+            (
+                f"{headers[0].get('general.architecture')}, {len(tensors)} tensors, shapes and"
+                " types as planned"
+            ),
+        ],
+        ["finite", f"{SAMPLE_ROWS} rows of each tensor"],
+        ["size", f"{size:,} bytes, {bits:.3f} bits per weight, as planned"],
+    ]
+    if run:
+        tokens = library.generate(str(first), threads=threads, prompt=PROMPT, n=GENERATED)
+        if len(set(tokens)) < 2:
+            raise CheckFailed(
+                f"{name} generates nothing but token {tokens[0]} after {PROMPT!r}: the model is"
+                " broken or the type too small for it"
+            )
+        checks.append(["generates", f"{len(tokens)} tokens, {len(set(tokens))} different"])
+    with trace.library("sha256"):
+        listed = [[file.name, file.stat().st_size, sha256_of(file)] for file in files]
+    return {"checks": checks, "files": listed, "bits_per_weight": bits}
+
+
+def _finite(file: Header, tensor: Tensor) -> None:
+    rows = np.unique(
+        np.linspace(0, tensor.elements // tensor.shape[0] - 1, SAMPLE_ROWS).astype(np.int64)
+    )
+    try:
+        values = file.values(tensor, rows)
+    except NotImplementedError:
+        # gguf-py cannot read the newest block formats; llama.cpp has validated them while writing
+        return
+    if not np.isfinite(values).all():
+        raise CheckFailed(
+            f"{file.path.name}: {tensor.name} ({tensor.type}) has NaN or Inf values; look for them"
+            " in the source's weights"
+        )
+
+
+def quantize_and_verify(
+    source: str,
+    header: str,
+    jobs: list[dict[str, Any]],
+    *,
+    at_once: int,
+    cores: int,
+    imatrix: str,
+    dry: dict[str, Any],
+    split: int,
+    report: Report,
+    emit: Emit,
+) -> None:
+    """Quantize to several types in threads, ``at_once`` at a time, and verify each as soon as it is
+    written.
+
+    A job is ``{"type", "target", "plan", "ready", "imatrix"}``; ``ready`` says that ``target`` is
+    there already and is only to be checked. Emits ``{"type", …}`` with :func:`verify`'s answer for
+    each finished one. One thread a type is faster than all cores on one type after the other; the
+    last one, alone at the end, gets all cores.
+    """
+    done: dict[str, float] = {}
+
+    def work(job: dict[str, Any], threads: int) -> None:
+        path, name = Path(job["target"]), job["type"]
+
+        def progress(tensor: int, tensors: int) -> None:
+            done[name] = tensor / tensors
+            report(int(1000 * sum(done.values())), 1000 * len(jobs))
+
+        if not job["ready"]:
+            quantize.quantize(
+                source,
+                str(path),
+                name,
+                threads=threads,
+                imatrix=imatrix if job["imatrix"] else "",
+                report=progress,
+                **dry,
+            )
+        if split and path.stat().st_size > split:
+            path = split_file(path, split)
+        emit({"type": name, **verify(str(path), header, job["plan"], threads=threads)})
+
+    each = max(1, cores // at_once)
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [
+            pool.submit(work, job, cores if i == len(jobs) - 1 and len(jobs) % at_once else each)
+            for i, job in enumerate(jobs)
+        ]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        failed = next((future for future in futures if future.done() and future.exception()), None)
+        if failed is not None:
+            for future in futures:
+                future.cancel()
+            failed.result()
+
+
+def split_file(path: Path, limit: int) -> Path:
+    """Split a GGUF file into shards of at most ``limit`` bytes of tensors with gguf-py's writer;
+    the whole file is removed.
+
+    Returns the first shard, named ``…-00001-of-0000n.gguf`` as llama.cpp expects. A tensor larger
+    than the limit gets a shard of its own.
+    """
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(
+        None, arch=reader.get_field("general.architecture").contents(), split_max_size=limit
+    )
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        kind = field.types[0]
+        writer.add_key_value(
+            field.name,
+            field.contents(),
+            kind,
+            sub_type=field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None,
+        )
+    for tensor in reader.tensors:
+        writer.add_tensor(
+            tensor.name, tensor.data, raw_shape=tensor.data.shape, raw_dtype=tensor.tensor_type
+        )
+    with trace.library("split"):
+        writer.write_header_to_file(path=path)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    n = len(writer.kv_data)
+    path.unlink()
+    return path.with_name(f"{path.stem}-00001-of-{n:05d}.gguf")

@@ -1,0 +1,311 @@
+"""Hugging Face folder -> GGUF with llama.cpp's own converter, planned first. Runs in a worker
+process.
+
+One process imports torch and transformers once and does, in this order: look the architecture and
+the tokenizer up, write a header-only file (no weight is read), dry-run every asked type on it,
+compare token ids, refuse what cannot work or does not fit, and only then write the weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp.tokens import (
+    TOKENIZER_SAMPLE,
+    compare_tokens,
+    pre_tokenizers,
+    refuse_unknown_pre_tokenizer,
+)
+from autoquant.backends.llamacpp.types import nearest
+from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.core.licenses import languages
+from autoquant.runtime import trace
+from autoquant.runtime.worker import Report
+
+
+class _Stop(Exception):
+    """Raised inside the converter when only the plan was wanted."""
+
+
+class _FirstError(logging.Handler):
+    """Remembers the converter's error messages: some of its failures are a log line and
+    sys.exit(1).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.messages.append(record.getMessage())
+
+
+def _write_header(writer: Any, path: Path) -> int:
+    """Write everything but the weights to ``path``, make it a sparse file of the full size, which
+    is returned.
+    """
+    total: int = sum(
+        -(-info.nbytes // writer.data_alignment) * writer.data_alignment
+        for info in writer.tensors[0].values()
+    )
+    writer.write_header_to_file(path=path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    start = -(-path.stat().st_size // writer.data_alignment) * writer.data_alignment
+    os.truncate(path, start + total)
+    return int(start + total)
+
+
+def _write_weights(writer: Any, header: Path, target: Path, report: Report | None) -> None:
+    """Write the whole file: the header's bytes as they are, then each tensor, computed as it is
+    written (as write_tensors_to_file does).
+    """
+    tensors = list(writer.tensors[0].values())
+    padded = [-(-info.nbytes // writer.data_alignment) * writer.data_alignment for info in tensors]
+    with open(header, "rb") as file:
+        start = header.stat().st_size - sum(padded)
+        head = file.read(start)
+    done = 0
+    with open(target, "wb") as out:
+        out.write(head)
+        for info, size in zip(tensors, padded, strict=True):
+            info.tensor.tofile(out)
+            out.write(bytes(size - info.nbytes))
+            if out.tell() != start + done + size:
+                raise OSError(
+                    f"wrote {out.tell() - start - done} bytes of a tensor of {info.nbytes} to"
+                    f" {target}"
+                )
+            info.tensor = None  # give its memory back
+            done += size
+            if report is not None:
+                report(done, sum(padded))
+
+
+def convert(
+    model: str,
+    converter: str,
+    header: str,
+    target: str,
+    *,
+    outtype: str,
+    name: str,
+    pre_tokenizer: str,
+    sample: str,
+    types: list[str],
+    dry: dict[str, Any],
+    room: int | None,
+    need: dict[str, int],
+    imatrix: bool,
+    imatrix_file: str = "",
+    only_plan: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Plan, and unless ``only_plan``, write the GGUF file ``target`` with ``outtype`` (f32, f16,
+    bf16, q8_0).
+
+    ``header`` is where the header-only file is left. ``imatrix_file`` is a given importance matrix.
+    ``room`` are the free bytes, ``need`` the bytes needed beside the types (``{"other": …,
+    "intermediate": 0 or 1}``). Returns ``plans`` (see :func:`quantize.dry_run`),
+    ``intermediate`` (bytes of the converted file), ``tokens`` ("" or how the token ids differ).
+
+    Raises InputError for an unknown architecture or pre-tokenizer, a type that cannot be, needs an
+    imatrix or does not fit.
+    """
+    # imports of torch and transformers make millions of objects that stay: looking through them
+    # takes a sixth of the time
+    gc.disable()
+    sys.path.insert(0, converter)
+    with trace.library("import the converter and torch"):
+        import convert_hf_to_gguf as script
+        import yaml
+        from conversion import TEXT_MODEL_MAP, base
+        from gguf.metadata import Metadata
+
+    errors = _FirstError()
+    logging.getLogger("hf-to-gguf").addHandler(errors)
+    result: dict[str, Any] = {}
+    load = base.ModelBase.load_hparams
+    read_card = Metadata.load_model_card
+
+    def load_model_card(model_path: Path | None = None) -> dict[str, Any]:
+        """The converter fails on a card that is no YAML, and on one that lists Norwegian ("no",
+        which YAML reads as false).
+        """
+        try:
+            card = dict(read_card(model_path))
+        except yaml.YAMLError:
+            return {}
+        if isinstance(card.get("language"), list):
+            card["language"] = list(languages(card["language"]))
+        return card
+
+    def load_hparams(*arguments: Any, **named: Any) -> Any:
+        with trace.library("convert: config"):  # imports most of transformers
+            return load(*arguments, **named)
+
+    def write(self: Any) -> None:
+        with trace.library("convert: prepare"):
+            self.prepare_tensors()
+            self.prepare_metadata(vocab_only=False)
+        result["intermediate"] = _write_header(self.gguf_writer, Path(header))
+        _judge(
+            model,
+            header,
+            types=types,
+            dry=dry,
+            room=room,
+            need=need,
+            imatrix=imatrix,
+            imatrix_file=imatrix_file,
+            assumed=pre_tokenizer,
+            sample=sample,
+            result=result,
+            known=lambda: pre_tokenizers(base),
+        )
+        if only_plan:
+            raise _Stop
+        gc.enable()
+        with trace.library("convert: write"):
+            _write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
+
+    base.ModelBase.load_hparams = staticmethod(load_hparams)
+    Metadata.load_model_card = staticmethod(load_model_card)
+    base.ModelBase.write = write
+    if pre_tokenizer:
+        base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
+    sys.argv = [
+        "convert_hf_to_gguf.py",
+        model,
+        "--outfile",
+        target,
+        "--outtype",
+        outtype,
+        "--model-name",
+        name,
+    ]
+    try:
+        script.main()
+    except _Stop:
+        pass
+    except NotImplementedError as error:
+        if "pre-tokenizer" in str(error):
+            raise InputError(
+                refuse_unknown_pre_tokenizer(model, name, pre_tokenizers(base))
+            ) from None
+        raise ProcessFailed(f"llama.cpp's converter does not support this model: {error}") from None
+    except SystemExit:
+        said = " ".join(errors.messages) or "no reason given"
+        match = re.search(r"Model (\S+) is not supported", said)
+        if match:
+            raise InputError(
+                f"llama.cpp's converter does not know the architecture {match[1]!r}; nearest of the"
+                f" {len(TEXT_MODEL_MAP)} it knows:"
+                f" {', '.join(nearest(match[1], tuple(TEXT_MODEL_MAP)))}"
+            ) from None
+        raise ProcessFailed(f"llama.cpp's converter gave up: {said}") from None
+    except (
+        ValueError,
+        KeyError,
+        AssertionError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        # whatever the converter stumbles over in config or tokenizer files; the traceback is in the
+        # log
+        logging.getLogger(__name__).exception("converter failed")
+        raise ProcessFailed(
+            f"llama.cpp's converter failed on {model}: {type(error).__name__}: {error}"
+        ) from None
+    return result
+
+
+def _judge(
+    model: str,
+    header: str,
+    *,
+    types: list[str],
+    dry: dict[str, Any],
+    room: int | None,
+    need: dict[str, int],
+    imatrix: bool,
+    imatrix_file: str,
+    assumed: str,
+    sample: str,
+    result: dict[str, Any],
+    known: Callable[[], list[str]],
+) -> None:
+    """Dry-run the types and compare token ids; refuse what cannot work. Fills ``result``."""
+    from autoquant.backends.llamacpp import quantize
+    from autoquant.backends.llamacpp.imatrix import refuse_other_models
+
+    if imatrix_file:
+        refuse_other_models(imatrix_file, header)
+    plans = quantize.dry_run(header, types, imatrix=imatrix, **dry)
+    result["plans"] = plans
+    try:
+        result["tokens"] = compare_tokens(model, header, TOKENIZER_SAMPLE + sample)
+    except ProcessFailed as error:
+        if assumed and "pre-tokenizer" in str(error):
+            raise InputError(
+                f"pre_tokenizer: llama.cpp has none called {assumed!r}; it has:"
+                f" {', '.join(nearest(assumed, tuple(known())) or known())}"
+            ) from None
+        raise
+    if assumed and result["tokens"]:
+        raise InputError(
+            f"pre_tokenizer: {assumed!r} is not right for this model: {result['tokens']}. Try"
+            f" another: {', '.join(known()[:12])} …"
+        )
+    if room is not None:
+        refuse(
+            plans,
+            intermediate=need["intermediate"] * result["intermediate"],
+            other=need["other"],
+            room=room,
+            imatrix=imatrix,
+        )
+
+
+def refuse(
+    plans: list[dict[str, Any]],
+    *,
+    intermediate: int,
+    other: int,
+    room: int,
+    imatrix: bool,
+    finished: set[str] | None = None,
+) -> None:
+    """Raise InputError for types that cannot be made, need an imatrix, or do not fit into ``room``
+    bytes beside the rest.
+    """
+    for plan in plans:
+        if "impossible" in plan:
+            raise InputError(
+                f"types: {plan['type']} cannot be made from this model: {plan['impossible']}"
+            )
+        if plan["needs_imatrix"] and not imatrix:
+            raise InputError(
+                f"types: {plan['type']} needs an importance matrix for this model: add"
+                " imatrix='builtin' (--imatrix builtin) or name a text file"
+            )
+    due = [plan for plan in plans if plan["type"] not in (finished or set())]
+    needed = other + intermediate + sum(plan["bytes"] for plan in due)
+    if needed > room:
+        listed = ", ".join(f"{plan['type']} {plan['bytes'] / 1e9:.3f} GB" for plan in due)
+        raise InputError(
+            f"not enough room on the disk: {needed / 1e9:.3f} GB are needed ({listed}, intermediate"
+            f" file {intermediate / 1e9:.3f} GB), {room / 1e9:.3f} GB are free. Ask for fewer or"
+            " smaller types, or name another folder"
+        )

@@ -1,0 +1,1 @@
+"""The file formats that are written, read back with NumPy."""

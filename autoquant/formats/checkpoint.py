@@ -1,0 +1,70 @@
+"""The files of a checkpoint: which hold its weights, which lie beside them, and its config as
+transformers 4 reads it. Imports nothing but the errors: AutoGPTQ's environment has no more.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autoquant.core.errors import InputError
+
+BESIDE = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold a folder's weights: those that the index names, or
+    model.safetensors; of a folder with neither (exllamav2's) all. What else lies beside them, such
+    as a checkpoint in another layout, is no part of the model.
+    """
+    index = folder / "model.safetensors.index.json"
+    names = (
+        set((json.loads(index.read_text(encoding="utf-8")).get("weight_map") or {}).values())
+        if index.is_file()
+        else set()
+    )
+    if not names and (folder / "model.safetensors").is_file():
+        names = {"model.safetensors"}
+    return [folder / name for name in sorted(names)] or sorted(folder.glob("*.safetensors"))
+
+
+def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, Any]:
+    """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under
+    ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype.
+
+    Raises InputError, that begins with ``option``, for rotary embeddings that differ from layer to
+    layer.
+    """
+    # names code of the model, and AutoGPTQ trusts remote code without asking
+    old = {name: value for name, value in config.items() if name != "auto_map"}
+    rope = old.pop("rope_parameters", None)
+    if isinstance(rope, dict):
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise InputError(
+                f"{option}: this model's rotary embeddings differ from layer to layer, which a"
+                " config of transformers 4 cannot"
+                f" say{'; leave out backend' if option == 'backend' else ''}"
+            )
+        old["rope_theta"] = rope.get("rope_theta", 10000.0)
+        scaling = {
+            name: value
+            for name, value in rope.items()
+            if name not in ("rope_theta", "partial_rotary_factor")
+        }
+        if "partial_rotary_factor" in rope:
+            old["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        old["rope_scaling"] = scaling if scaling.get("rope_type", "default") != "default" else None
+    if "dtype" in old:
+        old["torch_dtype"] = old.pop("dtype")
+    return old

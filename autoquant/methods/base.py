@@ -1,0 +1,153 @@
+"""What a method is: one class, of which the registry has one instance each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+
+from autoquant.core.journal import RunFolder
+from autoquant.core.options import MethodOptions
+from autoquant.core.records import Artifact, Plan, RunRecord, Snapshot, Source
+
+O = TypeVar("O", bound=MethodOptions)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a method hands back: its artifacts, the unquantized GGUF file if one lies around until
+    the run ends, what the card says of how they were made, and files to go with the artifacts.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    unquantized: Path | None
+    provenance: dict[str, Any]
+    extras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparisonVariants:
+    """What a method's notebook makes beside a run, to compare size and quality: names by
+    ``default``; ``parse`` gives a name as it is written, or raises ValueError or InputError;
+    ``kind`` is what they are.
+    """
+
+    default: tuple[str, ...]
+    parse: Callable[[str], str]
+    kind: str
+
+
+def parse_choice(*allowed: str) -> Callable[[str], str]:
+    """For :class:`ComparisonVariants`: a name that is one of a few."""
+
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not allowed; allowed: {', '.join(allowed)}")
+        return value
+
+    return parse
+
+
+def choice(value: int, allowed: Sequence[int], more: str = "") -> int:
+    """A whole number that must be one of a few; a ValueError for pydantic if it is not."""
+    if value not in allowed:
+        raise ValueError(f"{value} is not allowed; allowed: {', '.join(map(str, allowed))}{more}")
+    return value
+
+
+class Method(ABC, Generic[O]):
+    """One way to quantize. The class attributes say what it is and needs; the rest of the package
+    reads them here and never tests a method's name.
+    """
+
+    name: ClassVar[str]
+    """Of the public function and the command."""
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type[MethodOptions]]
+
+    # what somebody asks who chooses a method
+    bits: ClassVar[str]
+    """Bits per weight that are offered, in words."""
+    requires_calibration: ClassVar[str]
+    """Whether it looks at text, in words: yes, no, or when."""
+    runs_on: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    """Where it quantizes; the usual place last."""
+    gpu_to_run: ClassVar[str]
+    """Whether its files need a GPU to run, in words."""
+    runtimes: ClassVar[str]
+    """What loads its files."""
+
+    # what its processes need
+    extra: ClassVar[str]
+    """The extra of this package with its libraries; laid over the environment where missing."""
+    heavy_imports: ClassVar[tuple[str, ...]] = ()
+    """The modules that its workers import beside torch and transformers."""
+    packages: ClassVar[tuple[str, ...]]
+    """Those whose versions the card names."""
+    library_name: ClassVar[str]
+    """The Hub's name for what loads the files (``library_name`` of a card)."""
+    has_unquantized_gguf: ClassVar[bool] = False
+    """Whether a run leaves the unquantized model as GGUF, to measure against through llama.cpp
+    where transformers has no room for it."""
+
+    # what notebooks and tests make with it
+    demo_options: ClassVar[Mapping[str, Any]] = {}
+    """Options that suit the bundled model."""
+    notebook_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of its notebook where its own would keep a CPU busy for long: Run All is a try."""
+    comparison_variants: ClassVar[ComparisonVariants | None] = None
+
+    @abstractmethod
+    def variants(self, options: O) -> Sequence[str]:
+        """The artifact types that options will make."""
+
+    def resolve_defaults(self, source: Source, options: O) -> O:
+        """The options with what they leave to the source."""
+        return options
+
+    @abstractmethod
+    def check(self, source: Source, options: O) -> None:
+        """Refuse within a second what cannot be done. Raises InputError."""
+
+    def check_hardware(self, options: O, folder: Path) -> None:
+        """Refuse a machine that cannot do it, unless the run's folder has all that is asked for.
+        Raises InputError.
+        """
+
+    @abstractmethod
+    def plan(self, source: Source, options: O, out: Path) -> Plan:
+        """What a run would make and need. Takes some seconds; downloads and writes nothing."""
+
+    def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that make a plan show everything, beside those that are given."""
+        return {}
+
+    @abstractmethod
+    def quantize(self, snapshot: Snapshot, options: O, run: RunFolder) -> Output:
+        """Quantize and verify; what the journal knows is not done again."""
+
+    @abstractmethod
+    def environment(self, options: O) -> dict[str, str]:
+        """Variables of its worker processes."""
+
+    def prepare(self, logs: Path) -> None:
+        """Fetch beforehand what it needs beside this package, for work without a network."""
+
+    @abstractmethod
+    def folder_suffix(self, options: O) -> str:
+        """How the default output folder's name ends, after the model's."""
+
+    @abstractmethod
+    def describe_type(self, artifact: Artifact) -> str:
+        """One line: when to take an artifact of its type."""
+
+    @abstractmethod
+    def how_to_run(self, record: RunRecord) -> str:
+        """The card's section on running the model."""
+
+
+AnyMethod: TypeAlias = Method[Any]
+"""A method whose options are not known to the reader."""

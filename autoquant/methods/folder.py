@@ -1,0 +1,318 @@
+"""Methods that write a folder of safetensors: planning, quantizing, checking."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from autoquant import calibration
+from autoquant.core.errors import InputError, OutOfMemory, ProcessFailed
+from autoquant.core.files import free_bytes, key_of
+from autoquant.core.journal import RunFolder
+from autoquant.core.machine import memory_available
+from autoquant.core.options import MethodOptions
+from autoquant.core.progress import Bar
+from autoquant.core.records import Artifact, Check, Plan, PlanItem, Snapshot, Source, Stored
+from autoquant.hub.fetch import same_disk
+from autoquant.methods.base import Method, Output
+from autoquant.methods.samples import Samples
+from autoquant.runtime import environments, process
+from autoquant.source import bytes_to_fetch
+from autoquant.source.layers import linears
+
+log = logging.getLogger(__name__)
+F = TypeVar("F", bound=MethodOptions)
+LIBRARIES = 700_000_000  # bytes of torch, transformers and a library (measured: 0.63 GB)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a folder is made, and what it must be.
+
+    ``algorithm`` and ``file_format`` are kept apart: several algorithms write the same format.
+    ``settings`` go to the backend's function and into the journal's key; ``wanted`` is what the
+    config's quantization block must say; ``bits`` per weight decide how far a layer may move, and
+    ``advice`` is what to do if one moves far; ``scaled``: the algorithm scales weights (see
+    formats.checks.relative_error). ``samples``: the function is given calibration samples;
+    ``arguments`` are further ones that belong to them. ``environment`` is a separate one, of
+    runtime.environments.PINS, in place of the method's own.
+    """
+
+    target: str
+    settings: Mapping[str, Any]
+    algorithm: str
+    file_format: str
+    wanted: Mapping[str, Any]
+    bits: int
+    advice: str
+    samples: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = ""
+    scaled: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class FolderMethod(Method[F]):
+    """A method whose run folder becomes a model folder, made from a few facts: see the abstract
+    methods.
+    """
+
+    library_name: ClassVar[str] = "transformers"
+    default_environment: ClassVar[Mapping[str, str]] = {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+    @abstractmethod
+    def type_of(self, options: F) -> str:
+        """The artifact's name."""
+
+    @abstractmethod
+    def size(self, source: Source, options: F) -> int:
+        """Bytes of the folder's tensors to be, from the headers alone."""
+
+    @abstractmethod
+    def recipe(self, options: F) -> Recipe:
+        """How it is made."""
+
+    def memory(self, source: Source, options: F) -> int:
+        """Bytes that quantizing layer by layer without data needs, roughly: the whole model at 16
+        bits, and the largest matrix some times over in float32.
+        """
+        largest = max(outputs * inputs for outputs, inputs in linears(source).values())
+        return LIBRARIES + 2 * source.parameters + 4 * 5 * largest
+
+    def what_would_fit(self, source: Source, options: F, available: int) -> str:
+        """What to say to somebody whose memory did not suffice; ``available`` bytes were there."""
+        return (
+            f"Quantizing {source.id} needs about {self.memory(source, options) / 1e9:.1f} GB;"
+            f" {available / 1e9:.1f} GB are there: take a machine with more memory, or a smaller"
+            " model"
+        )
+
+    # --- the rest is the same for all
+
+    def variants(self, options: F) -> tuple[str, ...]:
+        """One."""
+        return (self.type_of(options),)
+
+    def environment(self, options: F) -> dict[str, str]:
+        """Variables for the worker."""
+        return dict(self.default_environment)
+
+    def prepare(self, logs: Path) -> None:
+        """Make the overlay of its extra, if its libraries are not here."""
+        self._interpreter(logs)
+
+    def _interpreter(self, logs: Path) -> str:
+        """The interpreter that has the packages of its extra: this one (""), or that of an overlay,
+        which is made on first use.
+        """
+        return "" if environments.here(self.extra) else environments.python(self.extra, logs)
+
+    def plan(self, source: Source, options: F, out: Path) -> Plan:
+        """The size to be, from the headers alone."""
+        self.check(source, options)
+        size, download, free = self.size(source, options), bytes_to_fetch(source), free_bytes(out)
+        # GPTQModel keeps finished layers in a folder of its own (ours, under the run's scratch)
+        # until it saves
+        intermediate = 2 * source.parameters
+        needed = (download if download and same_disk(out) else 0) + intermediate + size
+        refused = ""
+        if needed > free:
+            refused = (
+                f"not enough room on the disk: {needed / 1e9:.3f} GB are needed,"
+                f" {free / 1e9:.3f} GB are free"
+            )
+        item = PlanItem(self.type_of(options), size, 8 * size / source.parameters, False, "")
+        return Plan(
+            self.name,
+            source,
+            (item,),
+            intermediate,
+            disk_needed=needed,
+            disk_free=free,
+            memory_needed=self.memory(source, options),
+            memory_available=memory_available(),
+            download=download,
+            refused=refused,
+        )
+
+    def quantize(self, snapshot: Snapshot, options: F, run: RunFolder) -> Output:
+        """Quantize and verify, unless the journal knows it as done. The run's folder becomes the
+        model's folder.
+        """
+        recipe, type = self.recipe(options), self.type_of(options)
+        samples = Samples.of(snapshot.source, options) if recipe.samples else None
+        step = f"quantize {type}"
+        others = sorted(n for n in run.steps if n.startswith("quantize ") and n != step)
+        if others:
+            raise InputError(
+                f"out: {run.folder} holds a {others[0].removeprefix('quantize ')} model; name"
+                f" another folder for {type}"
+            )
+        depends = [snapshot.sha256, recipe.algorithm, dict(recipe.settings)]
+        key = key_of(*depends, *(samples.depends(recipe.arguments) if samples else ()))
+        facts = run.done(step, key)
+        if facts is None:
+            artifact = self._make(snapshot, options, run, recipe, samples)
+            names = {stored.name for stored in artifact.files}
+            # of an earlier run with other settings: no shard of it may stay beside the new files
+            for output in run.steps.get(step, {}).get("outputs", ()):
+                if output["name"] not in names:
+                    (run.folder / output["name"]).unlink(missing_ok=True)
+            model = run.work / "model"
+            outputs = [run.finish(model / stored.name) for stored in artifact.files]
+            hashes = {stored.name: stored.sha256 for stored in artifact.files}
+            run.record(step, key, outputs, artifact.to_json(), hashes)
+        else:
+            artifact = Artifact.from_json(facts)
+        run.passed(artifact)
+        for note in artifact.notes:
+            log.warning("%s: %s", type, note)
+        provenance = {"algorithm": artifact.facts["algorithm"], "file format": recipe.file_format}
+        if samples:
+            taken = artifact.facts["samples"]
+            provenance["calibration"] = (
+                f"{samples.name}, {taken} samples of {samples.length} tokens"
+            )
+            provenance["calibration sha256"] = artifact.facts["calibration sha256"]
+        provenance["weights"] = next(c.seen for c in artifact.checks if c.name == "layers")
+        return Output((artifact,), None, provenance)
+
+    def _make(
+        self,
+        snapshot: Snapshot,
+        options: F,
+        run: RunFolder,
+        recipe: Recipe,
+        samples: Samples | None,
+    ) -> Artifact:
+        """Quantize into the scratch folder, and check what lies there."""
+        source, type, target = snapshot.source, self.type_of(options), run.work / "model"
+        layers, env = linears(source), self.environment(options)
+        env |= process.finding(self.heavy_imports)
+        log.info(
+            "%s of %s: %s%d layers",
+            recipe.algorithm,
+            source.id,
+            f"at most {samples.asked} samples of {samples.length} tokens, " if samples else "",
+            len(layers),
+        )
+        shutil.rmtree(target, ignore_errors=True)
+        python = self._interpreter(run.logs)
+        # compiling GPTQModel's kernels takes up to half a minute and a C++ compiler, a dozen tokens
+        # do without
+        checking = {**env, "TORCHDYNAMO_DISABLE": "1"}
+        imports = ("transformers", *self.heavy_imports, "autoquant.formats.checks")
+        with process.Ahead(imports, log=run.logs, env=checking, python=python) as checker:
+            with Bar(f"quantize {type}") as progress:
+
+                def report(done: int, total: int) -> None:
+                    progress(done, total)
+                    # what is left is writing the files: time for the next process to import its
+                    # libraries
+                    if done >= total and memory_available() > 2 << 30:
+                        checker.start()
+
+                try:
+                    used = _call_backend(
+                        recipe,
+                        samples,
+                        log=run.logs,
+                        env=env,
+                        python=python,
+                        progress=report,
+                        model=str(snapshot.folder),
+                        target=str(target),
+                        scratch=str(run.work / "scratch"),
+                    )
+                except (OutOfMemory, ProcessFailed) as failure:
+                    raise InputError(self._out_of_memory(source, options, failure)) from None
+            with Bar("check") as progress:
+                seen = process.call(
+                    "autoquant.formats.checks:verify",
+                    log=run.logs,
+                    env=checking,
+                    progress=progress,
+                    python=python,
+                    ahead=checker,
+                    folder=str(target),
+                    source=str(snapshot.folder),
+                    layers=sorted(layers),
+                    wanted=dict(recipe.wanted),
+                    scaled=recipe.scaled,
+                    bits=recipe.bits,
+                    advice=recipe.advice,
+                    parameters=source.parameters,
+                )
+        fewer = samples.fewer(used["samples"]) if samples else ()
+        return Artifact(
+            type=type,
+            files=tuple(Stored(*stored) for stored in seen["files"]),
+            bits_per_weight=seen["bits_per_weight"],
+            checks=tuple(Check(*one) for one in seen["checks"]),
+            notes=(*recipe.notes, *fewer, *seen["notes"]),
+            facts={
+                **used,
+                "algorithm": recipe.algorithm,
+                "scaled": recipe.scaled,
+                "settings": dict(recipe.settings),
+            },
+        )
+
+    def _out_of_memory(self, source: Source, options: F, failure: Exception) -> str:
+        """A failure for want of memory in words, with what would fit; any other is raised again."""
+        if isinstance(failure, OutOfMemory):
+            where, available = failure.where, failure.available or memory_available()
+        elif isinstance(failure, ProcessFailed) and failure.signal == signal.SIGKILL:
+            where, available = (
+                "the process was killed (SIGKILL), which is what the system does when memory runs"
+                " out",
+                memory_available(),
+            )
+        else:
+            raise failure
+        return f"{where}. {self.what_would_fit(source, options, available)}"
+
+
+def _call_backend(
+    recipe: Recipe,
+    samples: Samples | None,
+    *,
+    log: Path,
+    env: dict[str, str],
+    python: str,
+    progress: process.Progress,
+    **work: Any,
+) -> dict[str, Any]:
+    """Run the backend's function; what it says of the samples it used."""
+    work |= {**recipe.settings, **recipe.arguments}
+    if samples and recipe.environment:
+        # a library of another time may read the tokenizer otherwise: the samples are packed here
+        packing = samples.packing()
+        ids = process.call(
+            "autoquant.calibration:pack", log=log, env=env, folder=work["model"], **packing
+        )
+        python = environments.python(recipe.environment, log)
+        process.call(
+            recipe.target, log=log, env=env, progress=progress, python=python, ids=ids, **work
+        )
+        return {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
+    if samples:
+        work["packing"] = samples.packing()
+    called = process.call(recipe.target, log=log, env=env, progress=progress, python=python, **work)
+    return dict(called)
+
+
+def cores_for_gptqmodel() -> dict[str, str]:
+    """GPTQModel 7.6 fails on two processors unless told how many workers there are."""
+    return {"GPTQMODEL_CPU_WORKERS": str(os.cpu_count() or 2)}

@@ -1,0 +1,233 @@
+"""GGUF with llama.cpp: convert once, quantize to any number of types side by side, check each."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from autoquant import calibration
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.convert import refuse
+from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, parse
+from autoquant.core.bundled import CALIBRATION_TEXT, MODELS
+from autoquant.core.errors import InputError
+from autoquant.core.files import free_bytes, read_text
+from autoquant.core.journal import RunFolder
+from autoquant.core.machine import memory_available
+from autoquant.core.options import MethodOptions
+from autoquant.core.records import Artifact, Plan, PlanItem, RunRecord, Snapshot, Source
+from autoquant.hub.fetch import same_disk
+from autoquant.methods.base import ComparisonVariants, Method, Output
+from autoquant.methods.gguf.convert import convert, fallback_note, precision
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.work import Work
+from autoquant.source import bytes_to_fetch
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
+CONVERTER_MEMORY = 1200 << 20
+
+
+class Gguf(Method[GgufOptions]):
+    """GGUF."""
+
+    name: ClassVar[str] = "gguf"
+    title: ClassVar[str] = "GGUF (llama.cpp)"
+    summary: ClassVar[str] = (
+        "one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits"
+    )
+    Options: ClassVar[type[MethodOptions]] = GgufOptions
+    bits: ClassVar[str] = "1.6 to 16, some thirty types"
+    requires_calibration: ClassVar[str] = "optional (importance matrix)"
+    runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
+    gpu_to_run: ClassVar[str] = "no"
+    runtimes: ClassVar[str] = "llama.cpp, Ollama, LM Studio"
+    extra: ClassVar[str] = "gguf"
+    packages: ClassVar[tuple[str, ...]] = (
+        "llama-cpp-python",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
+    )
+    library_name: ClassVar[str] = "gguf"
+    has_unquantized_gguf: ClassVar[bool] = True
+    demo_options: ClassVar[Mapping[str, Any]] = {"types": ("Q4_K_M", "Q8_0")}
+    comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
+        ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), parse, "GGUF types"
+    )
+
+    def variants(self, options: GgufOptions) -> tuple[str, ...]:
+        """The types."""
+        return options.types
+
+    def folder_suffix(self, options: GgufOptions) -> str:
+        """One folder for all types."""
+        return "GGUF"
+
+    def resolve_defaults(self, source: Source, options: GgufOptions) -> GgufOptions:
+        """The bundled models' vocabulary is their own, so llama.cpp cannot know its pre-tokenizer;
+        we do.
+        """
+        if source.folder in MODELS.values() and not options.pre_tokenizer:
+            return options.model_copy(update={"pre_tokenizer": "gpt-2"})
+        return options
+
+    def environment(self, options: GgufOptions) -> dict[str, str]:
+        """The converter's own gguf-py on the path."""
+        return llama.environment(llama.locate(options.converter))
+
+    def prepare(self, logs: Path) -> None:
+        """Fetch the converter."""
+        llama.environment(llama.locate(""))
+
+    def check(self, source: Source, options: GgufOptions) -> None:
+        """What can be refused within a second."""
+        llama.installed_version()
+        if options.imatrix == "none":
+            needing = [name for name in options.types if TYPES[name].imatrix == "needed"]
+            if needing:
+                raise InputError(
+                    f"types: {', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} an"
+                    " importance matrix: add imatrix='builtin' (--imatrix builtin), or name a text"
+                    " file or an imatrix .gguf"
+                )
+        else:
+            self._check_imatrix(options)
+        plain = [name for name in options.types if name in UNQUANTIZED]
+        if plain and options.mixed:
+            raise InputError(
+                f"types: {plain[0]} is unquantized; output_type, embedding_type, tensor_types and"
+                " pure do not go with it. Make it in a run of its own"
+            )
+        if not any((source.folder / name).is_file() for name in TOKENIZERS):
+            raise InputError(
+                f"{source.folder} has no tokenizer (tokenizer.json or tokenizer.model); download it"
+                " too"
+            )
+
+    def _check_imatrix(self, options: GgufOptions) -> None:
+        """Refuse an importance matrix, or a text for one, that is not there."""
+        if options.imatrix == "calibration":
+            calibration.check(options)
+        elif not options.imatrix.endswith(".gguf"):
+            read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
+        elif not Path(options.imatrix).expanduser().is_file():
+            raise InputError(f"imatrix: no such file: {options.imatrix}")
+        elif options.imatrix_chunks != GgufOptions.model_fields["imatrix_chunks"].default:
+            raise InputError(
+                f"imatrix_chunks: {options.imatrix} is computed already; leave imatrix_chunks out"
+            )
+
+    def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every type that goes with the options that are given."""
+        mixing = ("output_type", "embedding_type", "tensor_types", "pure")
+        mixed = any(given.get(name) for name in mixing)
+        return {
+            "types": tuple(
+                name
+                for name, row in TYPES.items()
+                if not row.special and not (mixed and name in UNQUANTIZED)
+            )
+        }
+
+    def plan(self, source: Source, options: GgufOptions, out: Path) -> Plan:
+        """The exact size of every asked type, from a header-only file; no weight is read. Takes as
+        long as importing transformers.
+        """
+        # for planning nothing is refused for want of an imatrix
+        asked = options
+        if options.imatrix == "none":
+            asked = options.model_copy(update={"imatrix": "builtin"})
+        self.check(source, asked)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            converted = convert(
+                source,
+                options,
+                header=folder / "header.gguf",
+                target=folder / "never.gguf",
+                logs=folder / "log",
+                types=list(options.types),
+                outtype=precision(source, options),
+                room=None,
+                need={},
+                only_plan=True,
+            )
+        items = tuple(_item(planned) for planned in converted["plans"])
+        intermediate = 0 if options.direct else converted["intermediate"]
+        download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
+        here = download if download and same_disk(out) else 0
+        try:
+            refuse(
+                converted["plans"],
+                intermediate=intermediate,
+                other=here,
+                room=free,
+                imatrix=options.imatrix != "none",
+            )
+        except InputError as error:
+            refused = str(error)
+        return Plan(
+            self.name,
+            source,
+            items,
+            converted["intermediate"],
+            disk_needed=here + intermediate + sum(item.bytes for item in items),
+            disk_free=free,
+            memory_needed=CONVERTER_MEMORY + 8 * source.largest_tensor,
+            memory_available=memory_available(),
+            notes=(converted["tokens"],) if converted["tokens"] else (),
+            download=download,
+            refused=refused,
+        )
+
+    def quantize(self, snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Output:
+        """Convert, compute the importance matrix, quantize and verify. Steps that the journal knows
+        are not done again.
+        """
+        return Work(snapshot, options, run).output()
+
+    def describe_type(self, artifact: Artifact) -> str:
+        """One line: when to take an artifact of its type."""
+        return TYPES[artifact.type].when
+
+    def how_to_run(self, record: RunRecord) -> str:
+        """The card's section on running the files."""
+        pick = next((a for a in record.artifacts if a.type == "Q4_K_M"), record.artifacts[0])
+        name = record.source.name.lower()
+        ollama = f"""printf 'FROM ./{pick.name}\\n' > Modelfile
+ollama create {name} -f Modelfile && ollama run {name}
+ollama run hf.co/MODEL:{pick.type}    # the same, from the Hub"""
+        if len(pick.files) > 1:
+            ollama = (
+                "# takes one file: llama-gguf-split --merge (of llama.cpp) makes one of the shards"
+            )
+        return f"""Give the name of the repository that holds these files for `MODEL`.
+
+```bash
+# llama.cpp
+llama-cli -m {pick.name} -p "Once upon a time"
+llama-cli -hf MODEL:{pick.type} -p "Once upon a time"    # the same, fetched from the Hub
+
+# Ollama
+{ollama}
+```
+
+```python
+# llama-cpp-python
+from llama_cpp import Llama
+
+llm = Llama("{pick.name}", n_ctx={min(record.source.context, 4096)})
+print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
+```"""
+
+
+def _item(planned: dict[str, Any]) -> PlanItem:
+    """One type of a plan."""
+    if "impossible" in planned:
+        return PlanItem(planned["type"], 0, 0.0, False, "", planned["impossible"])
+    note, needs = fallback_note(planned), planned["needs_imatrix"]
+    return PlanItem(planned["type"], planned["bytes"], planned["bits_per_weight"], needs, note)

@@ -1,0 +1,79 @@
+"""Converting a source to GGUF: what the converter is asked, and what its plans say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.core.bundled import CALIBRATION_TEXT
+from autoquant.core.records import Source
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.runtime import process
+
+
+def precision(source: Source, options: GgufOptions) -> str:
+    """The type of the unquantized file: as asked, or as the source has it."""
+    if options.precision != "auto":
+        return options.precision
+    return {"F32": "f32", "F16": "f16"}.get(source.dtype, "bf16")
+
+
+def fallback_note(planned: dict[str, Any]) -> str:
+    """What to say of tensors whose rows do not fit a type's blocks; empty if there are none."""
+    got: dict[str, int] = {}
+    for _, instead in planned["fallbacks"].values():
+        got[instead] = got.get(instead, 0) + 1
+    if not got:
+        return ""
+    return (
+        f"{len(planned['fallbacks'])} of {len(planned['tensors'])} tensors have rows that are no"
+        " multiple of the block size and fall back: "
+        + ", ".join(f"{n} to {name}" for name, n in sorted(got.items()))
+    )
+
+
+def convert(
+    source: Source,
+    options: GgufOptions,
+    *,
+    header: Path,
+    target: Path,
+    logs: Path,
+    types: list[str],
+    outtype: str,
+    room: int | None,
+    need: dict[str, int],
+    only_plan: bool,
+    progress: process.Progress | None = None,
+) -> dict[str, Any]:
+    """The converter in a worker: plan, and write the GGUF file unless ``only_plan``."""
+    tools = llama.locate(options.converter)
+    sample = CALIBRATION_TEXT.read_text(encoding="utf-8")[:4000]
+    return dict(
+        process.call(
+            "autoquant.backends.llamacpp.convert:convert",
+            log=logs,
+            progress=progress,
+            env=llama.environment(tools),
+            model=str(source.folder),
+            converter=str(tools),
+            header=str(header),
+            target=str(target),
+            outtype=outtype,
+            name=source.name,
+            pre_tokenizer=options.pre_tokenizer,
+            sample=sample,
+            types=types,
+            dry=options.quantizing(),
+            room=room,
+            need=need,
+            imatrix=options.imatrix != "none",
+            imatrix_file=(
+                str(Path(options.imatrix).expanduser().resolve())
+                if options.imatrix.endswith(".gguf") and room is not None
+                else ""
+            ),
+            only_plan=only_plan,
+        )
+    )

@@ -1,0 +1,365 @@
+"""One GGUF run, step by step: converting, the importance matrix, quantizing and checking."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoquant import calibration
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.convert import refuse
+from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
+from autoquant.core.bundled import CALIBRATION_TEXT
+from autoquant.core.files import free_bytes, key_of, read_text, sha256_of, write_atomically
+from autoquant.core.journal import RunFolder
+from autoquant.core.machine import memory_available
+from autoquant.core.progress import Bar
+from autoquant.core.records import Artifact, Check, Snapshot, Stored
+from autoquant.evaluate.scoring import CONTEXT
+from autoquant.methods.base import Output
+from autoquant.methods.gguf.convert import convert, fallback_note, precision
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.runtime import process
+
+log = logging.getLogger(__name__)
+# bytes: llama.cpp's row buffers (128 MiB), Python with NumPy, the vocabulary, a mapped tensor's
+# pages beside
+WORKER_MEMORY = 500 << 20
+
+
+@dataclass
+class Imatrix:
+    """An importance matrix: its file, what it depends on, and its facts once it is there."""
+
+    path: Path
+    key: str
+    facts: dict[str, Any] | None
+
+
+class Work:
+    """One run: its keys and files, and its steps in order (:meth:`output`)."""
+
+    def __init__(self, snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> None:
+        self.snapshot, self.options, self.run, self.source = snapshot, options, run, snapshot.source
+        self.env = llama.environment(llama.locate(options.converter))
+        outtype = options.types[0].lower() if options.direct else precision(self.source, options)
+        # the type of the converted file, which may be one of the asked files
+        self.whole = outtype.upper()
+        self.stem = self.source.name
+        self.kept = options.direct or options.keep_intermediate or self.whole in options.types
+        place = run.folder if self.kept else run.work
+        self.converted = place / f"{self.stem}-{self.whole}.gguf"
+        self.header = run.ours / "header.gguf"
+        self.key = key_of(
+            snapshot.sha256, llama.installed_version(), outtype, options.pre_tokenizer, self.stem
+        )
+        self.imatrix = self._find_imatrix()
+        self.keys = {
+            name: key_of(
+                self.key, self._imatrix_key(name), options.quantizing(), options.split_size
+            )
+            for name in options.types
+        }
+        self.artifacts: dict[str, Artifact] = {}
+
+    def _imatrix_key(self, name: str) -> str | None:
+        """What a type depends on of the importance matrix: nothing, if it does not use it."""
+        uses = name not in UNQUANTIZED and name != "Q8_0"
+        return self.imatrix.key if self.imatrix and uses else None
+
+    def output(self) -> Output:
+        """Do what the journal does not know as done."""
+        for name in self.options.types:
+            facts = self.run.done(f"quantize {name}", self.keys[name])
+            if facts:
+                self.artifacts[name] = Artifact.from_json(facts)
+                self.run.passed(self.artifacts[name])
+        todo = [name for name in self.options.types if name not in self.artifacts]
+        collect = self.imatrix is not None and self.imatrix.facts is None
+        if todo or collect:
+            plans = self._convert()
+            if self.imatrix is not None and collect:
+                self._collect(self.imatrix)
+            if todo:
+                self._quantize(todo, plans)
+            self._remove_whole()
+        ordered = tuple(self.artifacts[name] for name in self.options.types)
+        for artifact in ordered:
+            for note in artifact.notes:
+                log.warning("%s: %s", artifact.type, note)
+            if self.options.modelfile:
+                _write_modelfile(self.run.folder, artifact)
+        unquantized = self.converted if self.converted.is_file() else None
+        return Output(ordered, unquantized, self._provenance(), self._extras(ordered))
+
+    # --- converting
+
+    def _convert(self) -> dict[str, dict[str, Any]]:
+        """The unquantized file, and each type's plan."""
+        facts = self.run.done("convert", self.key)
+        if facts is not None and self.header.is_file() and self.converted.is_file():
+            facts = {**facts, "plans": self._plan_again()}
+        else:
+            facts = self._convert_anew()
+        if facts["tokens"]:
+            log.warning("%s: %s", self.source.id, facts["tokens"])
+        return {planned["type"]: planned for planned in facts["plans"]}
+
+    def _plan_again(self) -> list[dict[str, Any]]:
+        """The plans of the asked types, of a file that an earlier run has converted."""
+        options, run = self.options, self.run
+        if options.imatrix.endswith(".gguf") and self.imatrix is not None:
+            process.call(
+                "autoquant.backends.llamacpp.imatrix:refuse_other_models",
+                log=run.logs,
+                env=self.env,
+                imatrix=str(self.imatrix.path),
+                header=str(self.header),
+            )
+        plans: list[dict[str, Any]] = process.call(
+            "autoquant.backends.llamacpp.quantize:dry_run",
+            log=run.logs,
+            env=self.env,
+            header=str(self.header),
+            types=list(options.types),
+            imatrix=options.imatrix != "none",
+            **options.quantizing(),
+        )
+        refuse(
+            plans,
+            intermediate=0,
+            other=0,
+            room=free_bytes(run.folder),
+            imatrix=options.imatrix != "none",
+            finished=set(self.artifacts),
+        )
+        return plans
+
+    def _convert_anew(self) -> dict[str, Any]:
+        source, run = self.source, self.run
+        log.info(
+            "converting %s (%s, %s million parameters) to %s",
+            source.id,
+            source.architecture,
+            f"{source.parameters / 1e6:,.0f}",
+            self.whole,
+        )
+        # write beside its place and rename: a killed run must not leave half a file under the final
+        # name
+        part = run.work / f"{self.stem}-{self.whole}.part.gguf"
+        with Bar("convert") as progress:
+            facts = convert(
+                source,
+                self.options,
+                header=self.header,
+                target=part,
+                logs=run.logs,
+                types=list(self.options.types),
+                outtype=self.whole.lower(),
+                room=free_bytes(run.folder),
+                need={"other": 0, "intermediate": 0 if self.whole in self.options.types else 1},
+                only_plan=False,
+                progress=progress,
+            )
+        os.replace(part, self.converted)
+        noted = {"tokens": facts["tokens"], "intermediate": facts["intermediate"]}
+        run.record("convert", self.key, [self.converted], noted)
+        return facts
+
+    def _remove_whole(self) -> None:
+        """Take the converted file away where only its shards were asked for."""
+        options = self.options
+        if not (self.kept and options.split_bytes) or options.keep_intermediate or options.direct:
+            return
+        named = {stored.name for one in self.artifacts.values() for stored in one.files}
+        if self.converted.name not in named:
+            self.converted.unlink()
+
+    # --- importance matrix
+
+    def _find_imatrix(self) -> Imatrix | None:
+        """The importance matrix that is given or is to be made; its facts if it is there."""
+        options = self.options
+        if options.imatrix == "none":
+            return None
+        if options.imatrix.endswith(".gguf"):
+            path = Path(options.imatrix).expanduser().resolve()
+            facts = {"text": f"given file {path.name}", "chunks": "given"}
+            return Imatrix(path, sha256_of(path), facts)
+        if options.imatrix == "calibration":
+            key = key_of(
+                self.key,
+                calibration.documents(options).texts,
+                options.calibration_samples,
+                options.calibration_length,
+                options.calibration_seed,
+            )
+        else:
+            text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
+            key = key_of(self.key, text, options.imatrix_chunks)
+        return Imatrix(self.run.folder / "imatrix.gguf", key, self.run.done("imatrix", key))
+
+    def _collect(self, imatrix: Imatrix) -> None:
+        """Run the text through the unquantized model, and keep each layer's squared inputs."""
+        options, run, source = self.options, self.run, self.source
+        ids: list[list[int]] = []
+        text, about = "", dict[str, Any]()
+        if options.imatrix == "calibration":
+            documents = calibration.documents(options)
+            context, name = min(options.calibration_length, source.context), documents.name
+            ids = process.call(
+                "autoquant.calibration:pack",
+                log=run.logs,
+                env=self.env,
+                folder=str(self.snapshot.folder),
+                texts=documents.texts,
+                samples=options.calibration_samples,
+                length=context,
+                seed=options.calibration_seed,
+            )
+            about = {"unit": "samples", "length": context}
+            about |= {"calibration sha256": calibration.digest(ids)}
+        else:
+            context = min(CONTEXT, source.context)
+            builtin = options.imatrix == "builtin"
+            name = CALIBRATION_TEXT.name if builtin else Path(options.imatrix).name
+            # 12 characters a token is more than any tokenizer needs
+            needed = options.imatrix_chunks * context * 12
+            text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)[:needed]
+        part = run.work / imatrix.path.name
+        with Bar("importance matrix") as progress:
+            facts = process.call(
+                "autoquant.backends.llamacpp.imatrix:collect_imatrix",
+                log=run.logs,
+                env=self.env,
+                progress=progress,
+                model=str(self.converted),
+                text=text,
+                ids=ids,
+                target=str(part),
+                dataset=name,
+                chunks=options.imatrix_chunks,
+                threads=options.cores,
+                context=context,
+            )
+        run.finish(part)
+        imatrix.facts = {**facts, "text": name, **about}
+        hashes = {imatrix.path.name: sha256_of(imatrix.path)}
+        run.record("imatrix", imatrix.key, [imatrix.path], imatrix.facts, hashes)
+
+    # --- quantizing
+
+    def _quantize(self, todo: list[str], plans: dict[str, dict[str, Any]]) -> None:
+        """Make and verify the types, as many at a time as memory allows."""
+        options, run = self.options, self.run
+        fit = memory_available() // (WORKER_MEMORY + 4 * self.source.largest_tensor)
+        # the slowest first, so that the last one to finish is a short one
+        slow = sorted(todo, key=lambda n: (not n.startswith("IQ"), TYPES[n].bits_per_weight))
+        with Bar(f"quantize {', '.join(todo)}") as progress:
+            process.call(
+                "autoquant.backends.llamacpp.check:quantize_and_verify",
+                log=run.logs,
+                env=self.env,
+                progress=progress,
+                on_part=lambda answer: self._finished(answer, plans[answer["type"]]),
+                source=str(self.converted),
+                header=str(self.header),
+                jobs=[self._job(name, plans[name]) for name in slow],
+                at_once=max(1, min(len(todo), options.cores, fit)),
+                cores=options.cores,
+                imatrix=str(self.imatrix.path if self.imatrix else ""),
+                dry=options.quantizing(),
+                split=options.split_bytes,
+            )
+
+    def _job(self, name: str, planned: dict[str, Any]) -> dict[str, Any]:
+        """One type to make; the converter has written it already if it is the whole file's."""
+        target, ready = self.run.work / f"{self.stem}-{name}.gguf", name == self.whole
+        split = self.options.split_bytes
+        if ready and split and self.converted.stat().st_size > split:
+            shutil.copyfile(self.converted, target)
+        elif ready:
+            target = self.converted
+        return {
+            "type": name,
+            "target": str(target),
+            "plan": planned,
+            "ready": ready,
+            "imatrix": TYPES[name].imatrix != "no",
+        }
+
+    def _finished(self, answer: dict[str, Any], planned: dict[str, Any]) -> None:
+        """Move one verified type into place and note it; runs while the others are being made."""
+        run, name, note = self.run, answer["type"], fallback_note(planned)
+        artifact = Artifact(
+            type=name,
+            files=tuple(Stored(*stored) for stored in answer["files"]),
+            bits_per_weight=answer["bits_per_weight"],
+            notes=(note,) if note else (),
+            checks=tuple(Check(*seen) for seen in answer["checks"]),
+            facts={
+                "imatrix": self.imatrix is not None and TYPES[name].imatrix != "no",
+                "nominal": TYPES[name].bits_per_weight,
+            },
+        )
+        outputs = [
+            run.finish(run.work / stored.name)
+            if (run.work / stored.name).is_file()
+            else run.folder / stored.name
+            for stored in artifact.files
+        ]
+        hashes = {stored.name: stored.sha256 for stored in artifact.files}
+        run.record(f"quantize {name}", self.keys[name], outputs, artifact.to_json(), hashes)
+        self.artifacts[name] = artifact
+        run.passed(artifact)
+
+    # --- about
+
+    def _provenance(self) -> dict[str, Any]:
+        """What the card says of how the files were made."""
+        version = llama.installed_version()
+        said: dict[str, Any] = {
+            "llama.cpp": f"of llama-cpp-python {version}",
+            "converted as": self.whole,
+        }
+        if self.options.pre_tokenizer:
+            said["pre-tokenizer"] = (
+                f"{self.options.pre_tokenizer} (assumed; token ids equal to the source tokenizer's"
+                " on a sample)"
+            )
+        if self.imatrix is not None:
+            facts = self.imatrix.facts or {}
+            length = facts.get("length", min(CONTEXT, self.source.context))
+            unit = facts.get("unit", "chunks")
+            made = (
+                ""
+                if facts["chunks"] == "given"
+                else f", {facts['chunks']} {unit} of {length} tokens"
+            )
+            said["importance matrix"] = facts["text"] + made
+            if "calibration sha256" in facts:
+                said["calibration sha256"] = facts["calibration sha256"]
+        return said
+
+    def _extras(self, artifacts: tuple[Artifact, ...]) -> tuple[str, ...]:
+        """The files beside the artifacts."""
+        made_here = self.imatrix is not None and self.imatrix.path.parent == self.run.folder
+        whole = [one for one in artifacts if self.options.modelfile and len(one.files) == 1]
+        modelfiles = (f"{one.name.removesuffix('.gguf')}.Modelfile" for one in whole)
+        return (*(["imatrix.gguf"] if made_here else []), *modelfiles)
+
+
+def _write_modelfile(folder: Path, artifact: Artifact) -> None:
+    if len(artifact.files) > 1:
+        log.warning("no Modelfile for %s: Ollama does not load split GGUF files", artifact.type)
+        return
+    name = artifact.name.removesuffix(".gguf")
+    write_atomically(
+        folder / f"{name}.Modelfile",
+        f"# ollama create {name.lower()} -f {name}.Modelfile\n# Ollama takes the chat template and"
+        f" the stop tokens from the file itself.\nFROM ./{artifact.name}\n",
+    )

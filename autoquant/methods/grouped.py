@@ -1,0 +1,237 @@
+"""What GPTQ and AWQ share: weights in groups that share a scale, calibrated on text, by GPTQModel
+or AutoRound.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import field_validator
+
+from autoquant import calibration
+from autoquant.calibration import CalibrationOptions
+from autoquant.core.errors import InputError
+from autoquant.core.options import option
+from autoquant.core.records import RunRecord, Source
+from autoquant.methods import how_to_run
+from autoquant.methods.base import choice
+from autoquant.methods.folder import LIBRARIES, FolderMethod, cores_for_gptqmodel
+from autoquant.source import layers as layers_of
+from autoquant.source.layers import linears, weights_of_blocks
+
+log = logging.getLogger(__name__)
+AUTO, GROUP_SIZES = 0, (-1, 32, 64, 128)
+FOREIGN = (
+    "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads"
+    " them"
+)
+ADVICE = "zero points (--no-sym), smaller groups or algorithm autoround do better"
+ITERATIONS = 200  # AutoRound's own default
+G = TypeVar("G", bound="GroupedOptions")
+
+
+def group(size: int) -> str:
+    """A group size in a type's name."""
+    return {-1: "row", AUTO: "auto"}.get(size, f"{size}g")
+
+
+class GroupedOptions(CalibrationOptions):
+    """The options of methods that quantize the blocks' matrices in groups, and calibrate."""
+
+    applies: ClassVar[Mapping[str, str]] = {
+        **CalibrationOptions.applies,
+        "iterations": "algorithm=autoround",
+    }
+    group_size: int = option(
+        AUTO,
+        "weights that share a scale: 32, 64, 128, or -1 (a whole row); must divide every layer's"
+        " input width. 0 takes 128, or the largest that does",
+        metavar="0|-1|32|64|128",
+    )
+    batch_size: int = option(
+        4,
+        "samples at once through a layer; fewer take less memory",
+        unit="samples",
+        ge=1,
+        le=256,
+    )
+    iterations: int = option(
+        ITERATIONS,
+        "steps of algorithm autoround for each block; fewer are faster, more a little better",
+        unit="steps",
+        ge=1,
+        le=10_000,
+    )
+
+    @field_validator("group_size")
+    @classmethod
+    def _group(cls, value: int) -> int:
+        more = " (0: chosen by the model; -1: one scale for a whole row)"
+        return choice(value, (AUTO, *GROUP_SIZES), more)
+
+
+class GroupedMethod(FolderMethod[G]):
+    """GPTQ or AWQ."""
+
+    requires_calibration: ClassVar[str] = "yes"
+    gpu_to_run: ClassVar[str] = "yes, for speed"
+    runtimes: ClassVar[str] = "vLLM, SGLang, transformers"
+    extra: ClassVar[str] = "gptq"
+    heavy_imports: ClassVar[tuple[str, ...]] = ("gptqmodel",)
+    packages: ClassVar[tuple[str, ...]] = (
+        "gptqmodel",
+        "optimum",
+        "auto-round",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "numpy",
+    )
+
+    def algorithm(self, options: G) -> str:
+        """Which algorithm chooses the codes, as the option says it."""
+        return str(options.algorithm)  # type: ignore[attr-defined]
+
+    def environment(self, options: G) -> dict[str, str]:
+        """Variables for the worker."""
+        return {**super().environment(options), **cores_for_gptqmodel()}
+
+    def resolve_defaults(self, source: Source, options: G) -> G:
+        """The options with a group size: 128, or the largest that divides every layer's input
+        width.
+        """
+        if options.group_size != AUTO:
+            return options
+        inputs = [inputs for _, inputs in linears(source).values()]
+        sizes = sorted((size for size in GROUP_SIZES if size > 0), reverse=True)
+        # 128 that does not fit is refused by check
+        size = next((size for size in sizes if all(n % size == 0 for n in inputs)), 128)
+        if size != 128:
+            log.info("group_size: %d, the largest that divides the inputs of every layer", size)
+        return options.model_copy(update={"group_size": size})
+
+    def check_layers(self, source: Source, options: G) -> dict[str, tuple[int, int]]:
+        """Refuse what cannot work, and return the layers: a source that is quantized, a group size
+        that does not fit, a text that is not there.
+        """
+        experts = (
+            f"transformers 5 does not load experts from {self.title} files (it fills them with"
+            " random numbers and says so only in a log), so none are made"
+        )
+        layers = layers_of.check(source, self.title, experts)
+        if options.group_size > 0:
+            refuse_group_size(layers, options.group_size, GROUP_SIZES)
+        calibration.check(options)
+        return layers
+
+    def memory(self, source: Source, options: G) -> int:
+        """Bytes the quantizing process needs, roughly; GPTQ and AutoRound were measured on a
+        checkpoint of 1.9 GB, AWQ on one of 1.1 GB (bench/RESULTS.md).
+
+        The whole model at 16 bits once (a process of the run had about that much; which one was not
+        looked at), the block at work in float32, its samples' activations; for GPTQ a float32
+        matrix [inputs, inputs] for each matrix of the block, for AWQ every matrix's inputs, for
+        AutoRound the block's gradients.
+        """
+        layers = linears(source)
+        block, model = max(weights_of_blocks(layers).values()), 2 * source.parameters
+        wide = max(inputs for _, inputs in layers.values())
+        hidden = min(inputs for _, inputs in layers.values())
+        length = min(options.calibration_length, source.context)
+        # what enters and leaves a block, 16 bits
+        states = 2 * 2 * options.calibration_samples * length * hidden
+        batch = 4 * 6 * options.batch_size * length * wide
+        if self.algorithm(options) == "autoround":
+            # 300 MB: without them the plan was 3.81 GB where 3.90 and 4.01 were measured
+            return LIBRARIES + 300_000_000 + model + 4 * 5 * block + states + 3 * batch
+        if self.algorithm(options) == "awq":
+            return LIBRARIES + model + 4 * 3 * block + 4 * states + batch
+        return LIBRARIES + model + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
+
+    def what_would_fit(self, source: Source, options: G, available: int) -> str:
+        """What to change so that it fits, by the plan's own estimate."""
+        needed = self.memory(source, options)
+        now = (
+            f"Quantizing {source.id} with {options.calibration_samples} samples of"
+            f" {options.calibration_length} tokens, {options.batch_size} at a time, needs about"
+            f" {needed / 1e9:.1f} GB; {available / 1e9:.1f} GB are there"
+        )
+        # it did not fit into what the estimate says: ask for clearly less
+        budget = min(available, int(0.7 * needed))
+        many, long = options.calibration_samples, options.calibration_length
+        for samples, length in ((many, long), (64, long), (32, 512), (16, 256), (8, 128)):
+            less = {
+                "batch_size": 1,
+                "calibration_samples": min(samples, many),
+                "calibration_length": min(length, long),
+            }
+            smaller = options.model_copy(update=less)
+            fits = self.memory(source, smaller)
+            if smaller != options and fits <= budget:
+                changed = ", ".join(
+                    f"{name}={value}"
+                    for name, value in less.items()
+                    if value != getattr(options, name)
+                )
+                return f"{now}. What would fit: {changed} (about {fits / 1e9:.1f} GB)"
+        return (
+            f"{now}. Fewer or shorter samples would not be enough: take a machine with more"
+            " memory, or a smaller model"
+        )
+
+    def how_to_run(self, record: RunRecord) -> str:
+        """The card's section on running the model."""
+        return card(record)
+
+
+def card(record: RunRecord, more: str = "", options: str = "") -> str:
+    """How to run the files; ``more`` and ``options`` are those of how_to_run.with_vllm."""
+    parts = [
+        how_to_run.INTRODUCED,
+        how_to_run.with_transformers("gptqmodel optimum"),
+        how_to_run.with_vllm(record, more, options),
+    ]
+    if not any(FOREIGN in artifact.notes for artifact in record.artifacts):
+        parts.append(how_to_run.WITH_GPTQMODEL)
+    return "\n\n".join(parts)
+
+
+def refuse_group_size(
+    layers: Mapping[str, tuple[int, int]], size: int, sizes: Sequence[int]
+) -> None:
+    """Refuse a group size that does not divide the inputs of every layer; ``sizes`` are those
+    offered (-1: a whole row).
+    """
+    odd = [(name, inputs) for name, (_, inputs) in layers.items() if inputs % size]
+    if odd:
+        widths = {inputs for _, inputs in layers.values()}
+        fit = [str(s) for s in sizes if s == -1 or all(width % s == 0 for width in widths)]
+        named = ", ".join(f"{name} ({inputs} inputs)" for name, inputs in odd[:3])
+        raise InputError(
+            f"group_size: {size} does not divide the inputs of {len(odd)} of {len(layers)} layers:"
+            f" {named}{' …' if len(odd) > 3 else ''}. Sizes that fit this model: {', '.join(fit)}"
+        )
+
+
+def refuse_uneven(layers: Mapping[str, tuple[int, int]], multiple: int, why: str) -> None:
+    """Refuse layers whose number of outputs is no multiple of what an algorithm works on at a time;
+    ``why`` leads up to that number.
+    """
+    odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % multiple]
+    if odd:
+        raise InputError(
+            f"algorithm: {why} {multiple}; {len(odd)} of {len(layers)} layers do not divide so,"
+            f" e.g. {odd[0][0]} ({odd[0][1]} outputs). Take method gptq with algorithm gptq, or the"
+            " other algorithm of this one"
+        )
+
+
+def size_of(layers: Mapping[str, tuple[int, int]], source: Source, options: Any, bits: int) -> int:
+    """Bytes of codes, zero points and 16-bit scales of each layer, and 16 bits for all else."""
+    total = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
+    for outputs, inputs in layers.values():
+        groups = 1 if options.group_size == -1 else inputs // options.group_size
+        total += (outputs * inputs + groups * outputs) * bits // 8 + 2 * groups * outputs
+    return total

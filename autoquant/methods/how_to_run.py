@@ -1,0 +1,39 @@
+"""How to run a folder: the parts of cards that several methods share."""
+
+from __future__ import annotations
+
+from autoquant.core.records import RunRecord
+
+INTRODUCED = "Give the name of the repository that holds these files, or this folder, for `MODEL`."
+
+
+def with_transformers(install: str, more: str = "") -> str:
+    """With transformers; ``install`` is what that needs from PyPI, ``more`` what else is to be
+    said.
+    """
+    return f"""```python
+# transformers (pip install {install}){more}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("MODEL")
+inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```"""
+
+
+def with_vllm(record: RunRecord, more: str = "", options: str = "") -> str:
+    """Served by vLLM; ``options`` are further ones of its command."""
+    return f"""```bash
+# vLLM, on a GPU{more}
+vllm serve MODEL --max-model-len {min(record.source.context, 4096)}{options}
+```"""
+
+
+WITH_GPTQMODEL = """```python
+# GPTQModel
+from gptqmodel import GPTQModel
+
+model = GPTQModel.load("MODEL")
+print(model.tokenizer.decode(model.generate("Once upon a time")[0]))
+```"""

@@ -1,0 +1,1 @@
+"""What notebooks need: forms, Colab, and the lesson's helpers."""

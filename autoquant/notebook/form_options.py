@@ -1,0 +1,268 @@
+"""The options of each form: those of a method with model and folder, of all methods together, and
+of the comparison of models. Which have a meaning beside the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import field_validator
+from pydantic.fields import FieldInfo
+
+from autoquant.backends.llamacpp.types import parse
+from autoquant.core import options
+from autoquant.core.errors import InputError
+from autoquant.core.options import MethodOptions, UploadOptions, option
+from autoquant.methods import METHODS
+from autoquant.notebook.page import LARGER, MODEL, SMALLER
+
+OUT = option(
+    "",
+    "folder to write to; empty: named after model and method; drive: the folder AutoQuant in your"
+    " Google Drive (in Colab), so that a run goes on after Colab has disconnected",
+    metavar="FOLDER|drive",
+)
+CALIBRATION = option(
+    "builtin",
+    "text for the methods that calibrate (gptq, exl2, awq; w8a8 with int8-static; gguf with imatrix"
+    " calibration): builtin (English novels; for exl2 its own mixture), a .txt, .jsonl or .parquet"
+    " file, or a dataset on the Hugging Face Hub as owner/name",
+    metavar="builtin|FILE|OWNER/NAME",
+)
+
+
+class ModelOptions(MethodOptions):
+    """What a form asks for beside a method's options."""
+
+    model: str = option(
+        MODEL,
+        "a model on the Hugging Face Hub as owner/name or owner/name@revision, a folder with a"
+        " checkpoint, or demo for the embedded one",
+        metavar="OWNER/NAME|FOLDER|demo",
+    )
+    out: str = OUT
+
+
+class CompareOptions(UploadOptions):
+    """What the notebook of comparisons asks for."""
+
+    main: ClassVar[tuple[str, ...]] = ("small", "large", "small_types", "large_types", "gptq_bits")
+
+    small: str = option(
+        SMALLER,
+        "the smaller model: on the Hugging Face Hub as owner/name, or a folder",
+        metavar="OWNER/NAME|FOLDER|demo-small",
+    )
+    large: str = option(
+        LARGER, "the larger model, of the same family", metavar="OWNER/NAME|FOLDER|demo"
+    )
+    small_types: tuple[str, ...] = option(
+        ("F16", "Q8_0", "Q6_K", "Q4_K_M"),
+        "GGUF types of the smaller model",
+        metavar="TYPE,…",
+        min_length=1,
+    )
+    large_types: tuple[str, ...] = option(
+        ("Q3_K_M", "IQ3_XXS", "Q2_K"),
+        "GGUF types of the larger model, to set against those of the smaller",
+        metavar="TYPE,…",
+        min_length=1,
+    )
+    gptq_bits: tuple[str, ...] = option(
+        ("8", "4", "3"),
+        "bit widths of the larger model by GPTQ: 2, 3, 4, 8; may be empty",
+        metavar="BITS,…",
+    )
+    calibration_samples: int = option(
+        32,
+        "samples that GPTQ calibrates on; more are a little better, and take longer",
+        unit="samples",
+        ge=1,
+        le=100_000,
+    )
+    eval_chunks: int = MethodOptions.model_fields["eval_chunks"]  # type: ignore[assignment]
+    out: str = OUT
+
+    @field_validator("small_types", "large_types")
+    @classmethod
+    def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(parse(name) for name in value))
+
+    @field_validator("gptq_bits")
+    @classmethod
+    def _bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for bits in value:
+            if bits not in ("2", "3", "4", "8"):
+                raise ValueError(f"{bits} is not allowed; allowed: 2, 3, 4, 8")
+        return value
+
+
+def _all() -> type[MethodOptions]:
+    """The options of the notebook for every method: which methods, the main options of each, and
+    those all share.
+    """
+    from pydantic import create_model
+
+    fields: dict[str, Any] = {}
+    for method in METHODS.values():
+        for name in method.Options.main:
+            if name not in MethodOptions.model_fields and name != "calibration":
+                fields[f"{method.name}_{name}"] = (
+                    method.Options.model_fields[name].annotation,
+                    method.Options.model_fields[name],
+                )
+    names = tuple(METHODS)
+
+    class Base(ModelOptions):
+        methods: tuple[str, ...] = option(
+            ("gguf",),
+            f"methods, one or several with commas between: {', '.join(names)}",
+            metavar="METHOD,…",
+            min_length=1,
+        )
+        owner: str = option(
+            "",
+            "your name on the Hub: each method's files go to OWNER/<model>-<METHOD>; empty: nothing"
+            " is uploaded",
+            metavar="OWNER",
+        )
+        calibration: str = CALIBRATION
+        applies: ClassVar[Mapping[str, str]] = {**MethodOptions.applies, "private": "owner"}
+        main: ClassVar[tuple[str, ...]] = (
+            "model",
+            "methods",
+            *fields,
+            "calibration",
+            "evaluate",
+            "owner",
+        )
+
+        @field_validator("owner")
+        @classmethod
+        def _owner(cls, value: str) -> str:
+            if value.strip() and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value.strip(), re.ASCII):
+                raise ValueError(
+                    f"{value!r} is no name on the Hub; write your user or organization name only"
+                )
+            return value.strip()
+
+    made: type[MethodOptions] = create_model("AllOptions", __base__=Base, **fields)
+    return made
+
+
+TITLES = {"all": "Model, methods and options", "compare": "Models to compare"}
+HIDDEN = {
+    "compare": tuple(UploadOptions.model_fields),
+    "all": ("upload", "layout", "overwrite", "base_model", "allow_pickle"),
+}
+
+
+@functools.cache
+def declared(name: str) -> type[UploadOptions]:
+    """The options of a form, with model and out: of a method, of "all", or of "compare"."""
+    if name in TITLES:
+        return _all() if name == "all" else CompareOptions
+    if name not in METHODS:
+        raise InputError(f"no form is called {name!r}; there are: {', '.join([*TITLES, *METHODS])}")
+    base = METHODS[name].Options
+
+    class Declared(base, ModelOptions):  # type: ignore[valid-type, misc]
+        applies: ClassVar[Mapping[str, str]] = base.applies
+        main: ClassVar[tuple[str, ...]] = ("model", *base.main)
+
+    others = METHODS[name].comparison_variants
+    if others is None:
+        return Declared
+    default, read, kind = others.default, others.parse, others.kind
+
+    class WithOthers(Declared):
+        main: ClassVar[tuple[str, ...]] = (*Declared.main, "compare")
+        compare: tuple[str, ...] = option(
+            default,
+            f"{kind} to make beside this run and compare with it, one or several with commas"
+            " between; empty: none, which spares a large model's time and disk",
+            metavar="NAME,…",
+        )
+
+        @field_validator("compare")
+        @classmethod
+        def _compare(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+            try:
+                return tuple(dict.fromkeys(read(one) for one in value))
+            except InputError as error:
+                raise ValueError(str(error).partition(": ")[2]) from None
+
+    return WithOthers
+
+
+def entries(name: str) -> tuple[list[tuple[str, FieldInfo]], list[tuple[str, FieldInfo]]]:
+    """The options of a form: those it shows at first, and those that are folded."""
+    cls = declared(name)
+    shown = [(one, cls.model_fields[one]) for one in cls.main]
+    folded = [
+        (one, field)
+        for one, field in options.ordered(cls)
+        if one not in cls.main and one not in HIDDEN.get(name, ())
+    ]
+    return shown, sorted(folded, key=lambda item: item[0] != "out")
+
+
+# --- what has a meaning ---------------------------------------------------------------------------
+
+
+def meant(name: str, one: str, values: Mapping[str, Any]) -> bool:
+    """Whether an option of a form has a meaning beside the other values: by the method's own rules,
+    and for how a calibration text is read, by what text it is.
+    """
+    if name == "all":
+        asked = [
+            method
+            for method in METHODS
+            if method in [part.strip() for part in str(values["methods"]).split(",")]
+        ]
+        if one == "calibration":
+            return any(calibrates(method, values) for method in asked)
+        owner = next((method for method in METHODS if one.startswith(f"{method}_")), "")
+        if owner:
+            return owner in asked and options.meant(
+                METHODS[owner].Options, one.removeprefix(f"{owner}_"), of_method(owner, values)
+            )
+    text = str(values.get("calibration", ""))
+    file = text == "builtin" or existing(text) is not None
+    if (file and one in ("calibration_split", "calibration_subset")) or (
+        file and one == "calibration_column" and not text.endswith((".parquet", ".jsonl", ".json"))
+    ):
+        return False
+    return options.meant(declared(name), one, values)
+
+
+def existing(text: str) -> Path | None:
+    """The file that a text names, if there is one: whatever somebody has typed so far."""
+    try:
+        path = Path(text).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):
+        # too long a name, an unknown user's home, a null byte
+        return None
+
+
+def of_method(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the form for all methods under the names that one method has for them; its
+    defaults for what the form has not.
+    """
+    return {
+        one: values.get(f"{method}_{one}", values.get(one, field.default))
+        for one, field in METHODS[method].Options.model_fields.items()
+    }
+
+
+def calibrates(method: str, values: Mapping[str, Any]) -> bool:
+    """Whether a method looks at the calibration text of the form for all methods."""
+    cls = METHODS[method].Options
+    return "calibration" in cls.model_fields and options.meant(
+        cls, "calibration", of_method(method, values)
+    )

@@ -1,0 +1,233 @@
+"""The model card: README.md of a run folder, through huggingface_hub's ModelCard."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from autoquant.core import licenses
+from autoquant.core.bundled import MODELS
+from autoquant.core.errors import InputError
+from autoquant.core.files import write_atomically
+from autoquant.core.records import RunRecord
+from autoquant.core.version import __version__
+from autoquant.display import plot, tables
+from autoquant.methods import METHODS
+
+PROJECT = "AutoQuant"
+RUNNING = "\n## How to run\n"
+
+
+def base_model(result: RunRecord) -> str | None:
+    """The unquantized model's repository: as the user says, or where it came from; None for a
+    folder of unknown origin.
+    """
+    name = result.base_model or result.source.id
+    return name if licenses.is_repo_id(name) else None
+
+
+def data(result: RunRecord) -> ModelCardData:
+    """The card's metadata. Licence and language are the source's; where the source names none, none
+    is invented.
+
+    A licence that is none of the Hub's identifiers becomes "other" with its name, as the Hub wants
+    it.
+    """
+    source, base = result.source, base_model(result)
+    known = source.license is None or source.license in licenses.IDENTIFIERS
+    name = source.license_name or (None if known else str(source.license))
+    name = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") if name else None
+    return ModelCardData(
+        base_model=base,
+        base_model_relation="quantized" if base else None,
+        license=source.license if known else "other",
+        license_name=name,
+        license_link=source.license_link,
+        language=list(source.language) or None,
+        library_name=METHODS[result.method].library_name,
+        pipeline_tag="text-generation",
+        quantized_by=PROJECT,
+        tags=[
+            result.method,
+            "quantized",
+            "autoquant",
+            *(["imatrix"] if any(a.facts.get("imatrix") for a in result.artifacts) else []),
+        ],
+    )
+
+
+def command(result: RunRecord) -> str:
+    """The command line that makes the same files."""
+    source = result.source
+    embedded = next((name for name, folder in MODELS.items() if folder == source.folder), "")
+    words = [
+        "autoquant",
+        "quantize",
+        result.method,
+        embedded or (f"{source.id}@{source.revision}" if source.revision else source.id),
+    ]
+    if result.base_model:
+        words += ["--base-model", result.base_model]
+    for name, value in result.provenance["options"].items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            words += [flag, ",".join(value) if isinstance(value, (list, tuple)) else str(value)]
+    return shlex.join(words)
+
+
+def metadata(text: str) -> dict[str, Any]:
+    """A card's front matter as plain values. Raises InputError if it is no YAML."""
+    try:
+        return dict(ModelCard(text, ignore_metadata_errors=True).data.to_dict())  # type: ignore[no-untyped-call]
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(
+            "README.md: the lines between --- cannot be read as YAML"
+            f" ({' '.join(str(error).split())[:160]})"
+        ) from None
+
+
+def with_base_model(text: str, name: str) -> str:
+    """A card that names this base model, otherwise as it is."""
+    card = ModelCard(text, ignore_metadata_errors=True)
+    card.data["base_model"], card.data["base_model_relation"] = name, "quantized"
+    return str(card)
+
+
+def at(text: str, repo: str) -> str:
+    """A card with the name of the repository it goes to where its section on running says MODEL.
+    The rest stays, so also what somebody has edited.
+    """
+    before, heading, after = text.partition(RUNNING)
+    section, following, rest = after.partition("\n## ")
+    section = re.sub(
+        r"\bMODEL\b", repo, re.sub(r" ?Give the name of the repository[^\n]*`MODEL`\.", "", section)
+    )
+    return before + heading + re.sub(r"\n{3,}", "\n\n", section) + following + rest
+
+
+def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
+    """The whole card as Markdown with its YAML front matter. ``links`` are where each type's files
+    lie, if not beside the card.
+    """
+    method, source = METHODS[result.method], result.source
+    ordered = sorted(result.artifacts, key=lambda a: -a.bytes)
+    head = (
+        "file",
+        "type",
+        "bits/weight",
+        "size",
+        "perplexity",
+        "KL mean",
+        "same top token",
+        "who it is for",
+    )
+    body = []
+    for artifact in ordered:
+        quality = tables.quality(artifact.evaluation)
+        more = len(artifact.files) - 1
+        shards = f" (+ {more} more {'files' if artifact.is_folder else 'shards'})" if more else ""
+        link = f"[{artifact.name}]({(links or {}).get(artifact.type, './')}{artifact.name})"
+        body.append(
+            (
+                f"{link}{shards}",
+                artifact.type,
+                f"{artifact.bits_per_weight:.2f}",
+                tables.size(artifact.bytes),
+                quality[0],
+                quality[1],
+                quality[4],
+                method.describe_type(artifact),
+            )
+        )
+    base = base_model(result)
+    named = f"[{base}](https://huggingface.co/{base})" if base else f"**{source.id}**"
+    parts = [
+        f"# {source.name}: {method.title}",
+        "",
+        (
+            f"Quantized versions of {named} ({source.architecture}, {source.parameters / 1e6:,.1f}"
+            " million parameters), each"
+            f" opened{', checked and measured' if result.reference else ' and checked'} after it"
+            " was made."
+        ),
+        "",
+        tables.markdown(head, body, left=2, words=1),
+        "",
+    ]
+    if result.reference is not None:
+        reference, text_name = result.reference, result.provenance.get("measured on", "")
+        parts += [
+            (
+                "Perplexity ± one standard error, and KL divergence in nats a token against the"
+                f" unquantized model (perplexity {reference.perplexity:.3f} ±"
+                f" {reference.perplexity_error:.3f}, {reference.engine}), all on the same"
+                f' {reference.tokens:,} predictions of one text ({text_name}). "Same top token" is'
+                " the share of positions where both models rank the same token first. Compare rows"
+                " with each other; perplexities on another text or tokenizer are not comparable."
+            ),
+            "",
+            f"![Size against quality](./{plot.PLOT})",
+            "",
+        ]
+    notes = [f"- {artifact.type}: {note}." for artifact in ordered for note in artifact.notes]
+    if notes:
+        parts += ["Worth knowing:", "", *notes, ""]
+    parts += [
+        RUNNING.strip(),
+        "",
+        method.how_to_run(result),
+        "",
+        "## How these files were made",
+        "",
+    ]
+    provenance = [(name, _in_words(value)) for name, value in result.provenance.items()]
+    parts += [
+        tables.markdown(
+            ("", ""),
+            [
+                (name, f"`{value}`" if name in ("source sha256",) else value or "defaults")
+                for name, value in provenance
+            ],
+            left=2,
+        ),
+        "",
+        "```bash",
+        command(result),
+        "```",
+        "",
+        "sha256 of the files:",
+        "",
+        "```",
+        *(f"{stored.sha256}  {stored.name}" for artifact in ordered for stored in artifact.files),
+        "```",
+        "",
+        f"Made with {PROJECT} {__version__}.",
+        "",
+    ]
+    if source.license is None:
+        parts.insert(
+            4, "The source names no licence in its card: look it up before you share these files.\n"
+        )
+    return str(ModelCard(f"---\n{data(result).to_yaml()}\n---\n\n" + "\n".join(parts)))
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_in_words(one)}" for name, one in value.items())
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def write(result: RunRecord) -> Path:
+    """Write README.md and the plot into the run folder, each all or nothing."""
+    plot.write(result, result.folder / plot.PLOT)
+    path = result.folder / "README.md"
+    write_atomically(path, text(result))
+    return path

@@ -1,0 +1,1 @@
+"""Processes, their environments, and where their time goes."""
