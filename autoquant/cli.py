@@ -14,6 +14,7 @@ from autoquant.core.cache import cache_folder
 from autoquant.core.errors import AutoQuantError
 from autoquant.core.redact import RedactingFilter, redact
 from autoquant.core.version import __version__
+from autoquant.runtime import preload
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -272,7 +273,8 @@ def main(argv: list[str] | None = None) -> int:
         "setup": _setup,
     }
     try:
-        commands[arguments.command](arguments)
+        with preload.kept():
+            commands[arguments.command](arguments)
     except AutoQuantError as error:
         print(f"autoquant: error: {error}", file=sys.stderr)
         return error.exit_status

@@ -27,7 +27,7 @@ from autoquant.core.records import Evaluation, Plan, RunRecord, Snapshot, Source
 from autoquant.evaluate import artifacts as measuring
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
-from autoquant.runtime import environments
+from autoquant.runtime import environments, preload
 from autoquant.source import bytes_to_fetch, fetch, resolve
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
 PLAN_FIRST = 100 << 20
 
 
+@preload.kept()
 def quantize(
     method: AnyMethod,
     model: str | Path,
@@ -168,6 +169,7 @@ def _make(
     return finished.finish(record, run)
 
 
+@preload.kept()
 def plan(
     method: AnyMethod,
     model: str | Path,
@@ -192,6 +194,7 @@ def output_folder(
     return folder
 
 
+@preload.kept()
 def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
     """Measure a run's artifacts again with another text or number of chunks."""
     from autoquant.publish import finished
@@ -224,6 +227,7 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
         return finished.finish(again, run)
 
 
+@preload.kept()
 def evaluate_files(
     paths: Sequence[Path], reference: str, *, text: str = "builtin", chunks: int = 20
 ) -> list[tuple[str, Evaluation]]:

@@ -23,6 +23,7 @@ from autoquant.display import html, tables
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 from autoquant.publish import finished
+from autoquant.runtime import preload
 
 
 @dataclass(frozen=True, repr=False)
@@ -238,6 +239,7 @@ def load(folder: str | Path) -> Result:
     return Result.of(finished.load(folder))
 
 
+@preload.kept()
 def compare(
     method: AnyMethod,
     model: str | Path,

@@ -23,6 +23,7 @@ import autoquant
 from autoquant.backends.llamacpp import converter
 from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.result import Result
+from autoquant.runtime import preload, process
 
 # Where make has put the converter: fetched once, before the tests get a cache folder of their own.
 CONVERTER = converter.locate()
@@ -32,11 +33,14 @@ TYPES = ("F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ3_XXS")
 
 @pytest.fixture(autouse=True, scope="session")
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """No test reads or writes the user's cache, and none reaches a network."""
+    """No test reads or writes the user's cache, and none reaches a network. Workers of all tests and
+    of the commands they start are forked from one preloaded process.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("AUTOQUANT_LLAMA_CPP", str(CONVERTER))
-        yield
+        with preload.shared(process.worker_environment()):
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -453,10 +453,10 @@ def widths_in_autoround(instructions: bool, model: str, folder: str) -> dict[str
 
 
 def who(name: str) -> list[Any]:
-    """This process, and what it has for a variable."""
+    """This process, what it has for a variable, and its parent."""
     import os
 
-    return [os.getpid(), os.environ.get(name)]
+    return [os.getpid(), os.environ.get(name), os.getppid()]
 
 
 def loaded(names: list[str]) -> list[str]:

@@ -37,7 +37,6 @@ def in_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
         log=tmp_path / "log",
         env={
             **METHODS["gptq"].environment(GptqOptions()),
-            "TORCHDYNAMO_DISABLE": "1",
             **process.finding(kwargs.pop("finding", ())),
         },
         **kwargs,

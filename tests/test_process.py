@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autoquant.core.errors import InputError, ProcessFailed
-from autoquant.runtime import process
+from autoquant.runtime import preload, process
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_exit_status_zero_without_the_file_is_a_failure(tmp_path: Path) -> None:
@@ -88,36 +95,6 @@ def _group(stat: Path) -> int:
     return -1 if fields[0] == "Z" else int(fields[2])
 
 
-def test_a_worker_started_ahead_has_imported_when_it_is_called(tmp_path: Path) -> None:
-    with process.Ahead(["no_such_module", "wave"], log=tmp_path / "log") as ahead:
-        ahead.start()
-        ahead.start()  # once
-        child = ahead._child
-        assert child is not None
-        assert process.call(
-            "tests.helpers:loaded",
-            log=tmp_path / "log",
-            ahead=ahead,
-            names=["wave", "no_such_module", "aifc"],
-        ) == ["wave"]
-        assert child.poll() == 0
-        assert (
-            process.call("tests.helpers:loaded", log=tmp_path / "log", ahead=ahead, names=["wave"])
-            == []
-        ), "another process, when it has been used"
-
-
-def test_a_worker_started_ahead_and_not_called_is_ended(tmp_path: Path) -> None:
-    with process.Ahead([], log=tmp_path / "log") as ahead:
-        ahead.start()
-        child = ahead._child
-        assert child is not None
-        assert child.poll() is None
-    assert child.poll() is not None
-    with process.Ahead([], log=tmp_path / "log"):
-        pass  # never started: nothing to end
-
-
 def test_programs_of_an_environment_that_was_not_activated_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,70 +107,123 @@ def test_programs_of_an_environment_that_was_not_activated_are_found(
     )
 
 
-def test_a_pool_keeps_its_workers_until_its_end(tmp_path: Path) -> None:
-    with process.Pool(log=tmp_path / "log", env={"GIVEN": "to all"}) as pool:
-        first = process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN")
-        assert (
-            process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN")
-            == first
-        ), "the same process"
-        assert first[1] == "to all"
-        both = process.side_by_side(
-            [
-                lambda children: process.call(
-                    "tests.helpers:who",
-                    log=tmp_path / "log",
-                    pool=pool,
-                    children=children,
-                    name="GIVEN",
-                )
-            ]
-            * 2,
-            at_once=2,
-        )
-        assert first in both, "the one that is kept serves other threads"
-        assert [child.pid for child in pool.idle] == [first[0]], (
-            "what another thread has started ends with it"
-        )
+needs_fork = pytest.mark.skipif(not preload.usable(), reason="workers are forked on Linux only")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the test run's own preloaded process, and with one that imports next to nothing."""
+    monkeypatch.delenv(preload.SHARED, raising=False)
+    monkeypatch.setattr(preload, "MODULES", "wave")
+
+
+def who(tmp_path: Path, name: str = "GIVEN", **more: Any) -> Any:
+    return process.call("tests.helpers:who", log=tmp_path / "log", name=name, **more)
+
+
+@needs_fork
+def test_workers_are_forked_from_one_process_that_has_imported(alone: None, tmp_path: Path) -> None:
+    with preload.kept():
+        first, second = who(tmp_path, env={"GIVEN": "one"}), who(tmp_path, env={"GIVEN": "two"})
+        assert first[0] != second[0], "a process each"
+        assert (first[1], second[1]) == ("one", "two"), "with variables of its own"
+        assert first[2] == second[2], "the same process has forked them"
+        (server,) = preload._KEPT.processes.values()
+        assert first[2] == server._process.pid
+        assert len(os.listdir(f"/proc/{first[2]}/task")) == 1, "a thread would be lost in a fork"
+        loaded = process.call("tests.helpers:loaded", log=tmp_path / "log", names=["wave"])
+        assert loaded == ["wave"]
+        assert who(tmp_path, fresh=True)[2] == os.getpid()
+        with preload.kept():
+            pass
+        assert server.alive(), "until the outermost ends"
+        who(tmp_path, env={"OMP_NUM_THREADS": "7"})
+        assert len(preload._KEPT.processes) == 2, "what libraries read when imported is another's"
+    assert not server.alive()
+    assert who(tmp_path)[2] == os.getpid(), "started anew where none is kept"
+
+
+@needs_fork
+def test_a_forked_worker_is_like_any_other(alone: None, tmp_path: Path) -> None:
+    with preload.kept():
         with pytest.raises(InputError, match="no space left"):
-            process.call("tests.helpers:raise_enospc", log=tmp_path / "log", pool=pool)
+            process.call("tests.helpers:raise_enospc", log=tmp_path / "log")
         with pytest.raises(ProcessFailed, match="tests.helpers:abort was ended by signal SIGABRT"):
-            process.call("tests.helpers:abort", log=tmp_path / "log", pool=pool)
-        pid, _ = process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN")
-        (child,) = [one for one in pool.idle if one.pid == pid]
-        child.kill()
-        child.wait()
-        assert (
-            process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="GIVEN")[0]
-            != pid
-        ), "one that died while nobody looked is replaced"
-        alive = list(pool.idle)
-        assert alive
-    assert all(child.poll() is not None for child in alive)
-    assert pool.idle == []
-
-
-def test_a_pools_worker_is_ended_with_the_work_it_does(tmp_path: Path) -> None:
-    with process.Pool(log=tmp_path / "log") as pool:
-        process.call("tests.helpers:who", log=tmp_path / "log", pool=pool, name="HOME")
-        (child,) = pool.idle
+            process.call("tests.helpers:abort", log=tmp_path / "log")
+        noisy = process.call("tests.helpers:print_much_and_return", log=tmp_path / "log", n=3)
+        assert noisy == {"n": 3}
+        assert "noise noise noise" in (tmp_path / "log").read_text()
 
         def fails(_: process.Children) -> None:
             time.sleep(1)
             raise ProcessFailed("this one failed")
 
+        def slow(children: process.Children) -> None:
+            where = tmp_path / "slow"
+            process.call("tests.helpers:sleep_forever", log=where, children=children)
+
         with pytest.raises(ProcessFailed, match="this one failed"):
-            process.side_by_side(
-                [
-                    lambda children: process.call(
-                        "tests.helpers:sleep_forever",
-                        log=tmp_path / "log",
-                        pool=pool,
-                        children=children,
-                    ),
-                    fails,
-                ],
-                at_once=2,
-            )
-        assert child.poll() is not None
-        assert pool.idle == []
+            process.side_by_side([slow, fails], at_once=2)
+        (server,) = preload._KEPT.processes.values()
+        assert _children(server._process.pid) == []
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(one) for one in text.split()]
+
+
+@needs_fork
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_die_with_whoever_asked_for_them(
+    alone: None, tmp_path: Path, number: signal.Signals
+) -> None:
+    """However that ends, and whatever they have started."""
+    code = f"""
+import pathlib, sys
+from autoquant.runtime import preload, process
+preload.MODULES = "wave"
+with preload.kept():
+    process.call("tests.helpers:sleep_forever", log=pathlib.Path({str(tmp_path / "log")!r}))
+"""
+    asking = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    try:
+        sleeping = _wait_for(lambda: _grandchildren(asking.pid, depth=3))
+        asking.send_signal(number)
+        asking.wait(20)
+        _wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in sleeping) or None)
+    finally:
+        asking.kill()
+
+
+def _grandchildren(pid: int, depth: int) -> list[int]:
+    """The processes below one: preloaded process, worker, and what the worker has started."""
+    level, every = [pid], []
+    for _ in range(depth):
+        level = [child for one in level for child in _children(one)]
+        every += level
+    return every if level else []
+
+
+def _wait_for(condition: Any, seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(FileNotFoundError):
+            if found := condition():
+                return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come about in time")
+
+
+@needs_fork
+def test_a_test_runs_commands_share_its_preloaded_process(tmp_path: Path) -> None:
+    """As all of these tests do: the variable goes to every command they start."""
+    address = os.environ[preload.SHARED].partition("|")[0]
+    code = f"""
+import json, pathlib
+from autoquant.runtime import preload, process
+print(process.call("tests.helpers:who", log=pathlib.Path({str(tmp_path / "log")!r}), name="HOME"))
+"""
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert Path(address).exists()
+    assert str(who(tmp_path, "HOME")[2]) in said

@@ -84,7 +84,7 @@ def evaluate(
     todo = [artifact for artifact in artifacts if artifact.type not in rows]
     if todo or earlier is None:
         gguf = _refuse_without_room(snapshot.source, evaluator, unquantized)
-        with _Bar(1 + len(artifacts)) as bar, evaluator:
+        with _Bar(1 + len(artifacts)) as bar:
             array, reference = evaluator.reference(bar.part(""), gguf)
             facts = dataclasses.asdict(reference)
             run.record("evaluate unquantized", evaluator.key(), [], facts)
@@ -191,10 +191,8 @@ def evaluate_files(
     env = {}
     if any(path.is_file() for path in paths):
         env = llama.environment(llama.locate(converter))
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        evaluator_of(snapshot, Path(scratch) / "log", text, chunks, env) as evaluator,
-    ):
+    with tempfile.TemporaryDirectory() as scratch:
+        evaluator = evaluator_of(snapshot, Path(scratch) / "log", text, chunks, env)
         array, row = evaluator.reference()
         rows = [(f"{snapshot.source.id} (unquantized)", row)]
         for path in paths:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 class Evaluator:
     """Measures artifacts of one source on one text. Cheap to make; tokens and reference are
-    computed when first needed. A context manager: workers are kept until its end.
+    computed when first needed.
 
     ``cache`` is the folder where references are kept: ``<key>.npy`` (float32 log-probabilities, 4 ·
     vocabulary · tokens bytes), ``<key>.json`` (the unquantized model's own figures) and
@@ -61,14 +61,6 @@ class Evaluator:
         self._chunks: list[list[int]] | None = None
         self._lock = threading.Lock()  # several artifacts are measured at once
         self._repack = True
-        # of what transformers runs; llama.cpp may crash, and each file has a process of its own
-        self._pool = process.Pool(log=logs, env={**self.env, "HF_HUB_OFFLINE": "1"})
-
-    def __enter__(self) -> Evaluator:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.__exit__()
 
     def key(self) -> str:
         """What a measurement depends on beside the artifact itself."""
@@ -92,7 +84,7 @@ class Evaluator:
                     answer = process.call(
                         "autoquant.evaluate.scoring:tokenize",
                         log=self.logs,
-                        pool=self._pool,
+                        env=self.env,
                         folder=str(self.folder),
                         text=text,
                         chunks=self.wanted,
@@ -167,7 +159,6 @@ class Evaluator:
                     "autoquant.evaluate.scoring:score",
                     log=self.logs,
                     env=self.env,
-                    pool=self._pool if kind == "folder" else None,
                     kind=kind,
                     path=str(path),
                     chunks=chunks,

@@ -191,7 +191,9 @@ def continuation(model: Any, folder: str) -> list[int]:
     model.eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(PROMPT, return_tensors="pt").to(model.device)
-    with torch.inference_mode():
+    # compiling GPTQModel's kernels takes up to half a minute and a C++ compiler; a dozen tokens do
+    # without
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
         out = model.generate(
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,

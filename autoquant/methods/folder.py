@@ -209,51 +209,37 @@ class FolderMethod(Method[F]):
         )
         shutil.rmtree(target, ignore_errors=True)
         python = self._interpreter(run.logs)
-        # compiling GPTQModel's kernels takes up to half a minute and a C++ compiler, a dozen tokens
-        # do without
-        checking = {**env, "TORCHDYNAMO_DISABLE": "1"}
-        imports = ("transformers", *self.heavy_imports, "autoquant.formats.checks")
-        with process.Ahead(imports, log=run.logs, env=checking, python=python) as checker:
+        try:
             with Bar(f"quantize {type}") as progress:
-
-                def report(done: int, total: int) -> None:
-                    progress(done, total)
-                    # what is left is writing the files: time for the next process to import its
-                    # libraries
-                    if done >= total and memory_available() > 2 << 30:
-                        checker.start()
-
-                try:
-                    used = _call_backend(
-                        recipe,
-                        samples,
-                        log=run.logs,
-                        env=env,
-                        python=python,
-                        progress=report,
-                        model=str(snapshot.folder),
-                        target=str(target),
-                        scratch=str(run.work / "scratch"),
-                    )
-                except (OutOfMemory, ProcessFailed) as failure:
-                    raise InputError(self._out_of_memory(source, options, failure)) from None
-            with Bar("check") as progress:
-                seen = process.call(
-                    "autoquant.formats.checks:verify",
+                used = _call_backend(
+                    recipe,
+                    samples,
                     log=run.logs,
-                    env=checking,
-                    progress=progress,
+                    env=env,
                     python=python,
-                    ahead=checker,
-                    folder=str(target),
-                    source=str(snapshot.folder),
-                    layers=sorted(layers),
-                    wanted=dict(recipe.wanted),
-                    scaled=recipe.scaled,
-                    bits=recipe.bits,
-                    advice=recipe.advice,
-                    parameters=source.parameters,
+                    progress=progress,
+                    model=str(snapshot.folder),
+                    target=str(target),
+                    scratch=str(run.work / "scratch"),
                 )
+        except (OutOfMemory, ProcessFailed) as failure:
+            raise InputError(self._out_of_memory(source, options, failure)) from None
+        with Bar("check") as progress:
+            seen = process.call(
+                "autoquant.formats.checks:verify",
+                log=run.logs,
+                env=env,
+                progress=progress,
+                python=python,
+                folder=str(target),
+                source=str(snapshot.folder),
+                layers=sorted(layers),
+                wanted=dict(recipe.wanted),
+                scaled=recipe.scaled,
+                bits=recipe.bits,
+                advice=recipe.advice,
+                parameters=source.parameters,
+            )
         fewer = samples.fewer(used["samples"]) if samples else ()
         return Artifact(
             type=type,
@@ -304,7 +290,14 @@ def _call_backend(
         )
         python = environments.python(recipe.environment, log)
         process.call(
-            recipe.target, log=log, env=env, progress=progress, python=python, ids=ids, **work
+            recipe.target,
+            log=log,
+            env=env,
+            progress=progress,
+            python=python,
+            fresh=True,
+            ids=ids,
+            **work,
         )
         return {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
     if samples:

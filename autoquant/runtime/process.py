@@ -16,14 +16,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from autoquant.core import errors
 from autoquant.core.redact import TOKEN_VARIABLES
+from autoquant.runtime import preload
 from autoquant.runtime.worker import WITHOUT
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
+Child: TypeAlias = "subprocess.Popen[str] | preload.Forked"
 # transformers imports hqq, and GPTQModel bitsandbytes, wherever they are installed, and with them
 # torch's compiler, which is half of what starting a worker takes: only those that use them find
 # them
@@ -36,18 +38,18 @@ class Children:
     """
 
     def __init__(self) -> None:
-        self._alive: set[subprocess.Popen[str]] = set()
+        self._alive: set[Child] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
-    def add(self, child: subprocess.Popen[str]) -> None:
+    def add(self, child: Child) -> None:
         """Note a child; it is ended at once if the others have been."""
         with self._lock:
             self._alive.add(child)
             if self._stopped:  # it was started while the others were being ended
                 end(child)
 
-    def remove(self, child: subprocess.Popen[str]) -> None:
+    def remove(self, child: Child) -> None:
         """Forget a child that has ended."""
         with self._lock:
             self._alive.discard(child)
@@ -60,7 +62,7 @@ class Children:
                 end(child)
 
 
-def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
+def end(child: Child, patience: float = 5.0) -> None:
     """End a child and everything it started: SIGTERM to its process group, SIGKILL after
     ``patience`` seconds.
     """
@@ -72,20 +74,21 @@ def end(child: subprocess.Popen[str], patience: float = 5.0) -> None:
             return
 
 
+def _environment(argv: Sequence[str], env: Mapping[str, str] | None) -> dict[str, str]:
+    """A child's variables: ours without tokens, which no child needs, and those given."""
+    inherited = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
+    # what compiles extensions looks for ninja on the path, and an environment that nobody has
+    # activated is not on it
+    if Path(argv[0]).is_absolute():
+        path = [str(Path(argv[0]).parent), *filter(None, [os.environ.get("PATH")])]
+        inherited["PATH"] = os.pathsep.join(path)
+    return {**inherited, **(env or {})}
+
+
 def _open(
-    argv: Sequence[str], log: Path, env: Mapping[str, str] | None, stdin: int
+    argv: Sequence[str], log: Path, env: Mapping[str, str], stdin: int
 ) -> subprocess.Popen[str]:
     with open(log, "a", encoding="utf-8") as sink:
-        # no child needs a token
-        inherited = {
-            name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES
-        }
-        # what compiles extensions looks for ninja on the path, and an environment that nobody has
-        # activated is not on it
-        if Path(argv[0]).is_absolute():
-            inherited["PATH"] = os.pathsep.join(
-                [str(Path(argv[0]).parent), *filter(None, [os.environ.get("PATH")])]
-            )
         return subprocess.Popen(
             list(argv),
             stdin=stdin,
@@ -94,18 +97,14 @@ def _open(
             text=True,
             encoding="utf-8",
             errors="replace",
-            env={**inherited, **(env or {})},
+            env=dict(env),
             start_new_session=True,
         )
 
 
 @contextlib.contextmanager
-def _watched(
-    child: subprocess.Popen[str],
-    children: Children | None,
-    kept: Callable[[], bool] = lambda: False,
-) -> Iterator[subprocess.Popen[str]]:
-    """A child that is ended, whatever happens, unless it is to be ``kept``."""
+def _watched(child: Child, children: Children | None) -> Iterator[Child]:
+    """A child that is ended, whatever happens."""
     try:
         if children is not None:
             children.add(child)
@@ -113,12 +112,12 @@ def _watched(
     finally:
         if children is not None:
             children.remove(child)
-        if not kept():
-            end(child) if child.poll() is None else None
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
+        if child.poll() is None:
+            end(child)
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
 
 
 def tail(log: Path, lines: int = 5) -> str:
@@ -161,7 +160,7 @@ def run(
 
     Raises :class:`~autoquant.core.errors.ProcessFailed` with the status and the log's last lines.
     """
-    with _watched(_open(argv, log, env, subprocess.DEVNULL), children) as child:
+    with _watched(_open(argv, log, _environment(argv, env), subprocess.DEVNULL), children) as child:
         assert child.stdout is not None
         with open(log, "a", encoding="utf-8") as sink:
             for line in child.stdout:
@@ -191,105 +190,33 @@ def finding(modules: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _worker(
-    log: Path, env: Mapping[str, str] | None, python: str, imports: Sequence[str] = ()
-) -> subprocess.Popen[str]:
-    return _open(
-        [python or sys.executable, "-m", "autoquant.runtime.worker", str(os.getpid()), *imports],
-        log,
-        {**finding(()), **(env or {})},
-        subprocess.PIPE,
-    )
-
-
-class Ahead:
-    """A worker that is started while another still works, so that it has imported what it needs
-    (``imports``) when it is called: ``call(…, ahead=it)``.
-
-    Used as a context manager; one that was started and not called is ended. Not started, it changes
-    nothing.
+def worker_environment(python: str = "", env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A worker's variables. None reaches the Hub, so what would differ for it is left out; HEAVY
+    are not found, unless ``env`` says otherwise (:func:`finding`). OpenMP's threads sleep when they
+    are idle: on a busy machine that saves a third of the processor time.
     """
-
-    def __init__(
-        self,
-        imports: Sequence[str],
-        *,
-        log: Path,
-        env: Mapping[str, str] | None = None,
-        python: str = "",
-    ) -> None:
-        self._how = (log, env, python, imports)
-        self._child: subprocess.Popen[str] | None = None
-        self._begun = False
-
-    def start(self) -> None:
-        """Start it, once."""
-        if not self._begun:
-            self._begun, self._child = True, _worker(*self._how)
-
-    def take(self) -> subprocess.Popen[str] | None:
-        """The process, handed over; None if it has not been started."""
-        child, self._child = self._child, None
-        return child
-
-    def __enter__(self) -> Ahead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        child = self.take()
-        if child is not None:
-            with _watched(child, None):
-                pass
+    ours = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), **finding(())}
+    every = _environment([python or sys.executable], {**ours, **(env or {})})
+    kept = {
+        name: value
+        for name, value in every.items()
+        if not name.startswith(("HF_", "HUGGINGFACE_", "HUGGING_FACE_"))
+    }
+    return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
-class Pool:
-    """Workers that are kept from one call to the next, so that they import their libraries once:
-    ``call(…, pool=it)``. For calls that leave nothing behind but imports.
+def begin(env: Mapping[str, str] | None = None, python: str = "") -> None:
+    """Let workers with these variables be prepared, while other work is done (see preload)."""
+    preload.begin(python, worker_environment(python, env))
 
-    Used as a context manager, at whose end they are ended. Calls may come from several threads;
-    each worker serves one at a time, and is kept only if the thread that made the pool has started
-    it: for Linux, a thread is the parent that a worker dies with.
-    """
 
-    def __init__(
-        self, *, log: Path, env: Mapping[str, str] | None = None, python: str = ""
-    ) -> None:
-        self._how = (log, env, python)
-        self._lock = threading.Lock()
-        self._thread = threading.get_ident()
-        self._kept: set[int] = set()  # process ids
-        self.idle: list[subprocess.Popen[str]] = []
-
-    def take(self) -> subprocess.Popen[str]:
-        """A worker that is alive and idle, or a new one."""
-        with self._lock:
-            while self.idle:
-                child = self.idle.pop()
-                if child.poll() is None:
-                    return child
-                with _watched(child, None):
-                    pass
-        child = _worker(*self._how)
-        if threading.get_ident() == self._thread:
-            self._kept.add(child.pid)
-        return child
-
-    def give(self, child: subprocess.Popen[str]) -> None:
-        """Take back a worker that has served a call."""
-        if child.pid in self._kept:
-            with self._lock:
-                self.idle.append(child)
-        else:
-            with _watched(child, None):
-                pass
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self.idle:
-            with _watched(self.idle.pop(), None):
-                pass
+def _worker(log: Path, env: Mapping[str, str] | None, python: str, *, fresh: bool) -> Child:
+    variables = worker_environment(python, env)
+    forked = None if fresh else preload.start([], log, variables, python)
+    if forked is not None:
+        return forked
+    argv = [python or sys.executable, "-m", "autoquant.runtime.worker", str(os.getpid())]
+    return _open(argv, log, variables, subprocess.PIPE)
 
 
 def call(
@@ -302,8 +229,7 @@ def call(
     env: Mapping[str, str] | None = None,
     children: Children | None = None,
     python: str = "",
-    ahead: Ahead | None = None,
-    pool: Pool | None = None,
+    fresh: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Call ``module:function`` with JSON-able keyword arguments in a process of its own and return
@@ -314,21 +240,16 @@ def call(
     :class:`~autoquant.core.errors.AutoQuantError` or :class:`OSError` raised there is raised here.
     ``on_part`` gets the pieces of the result that the function emits before its end. If this
     process dies, the child is killed (Linux). ``python`` is the interpreter of another environment
-    to run it in, which must have this package on its path. ``ahead`` is a process that may have
-    been started before; ``pool`` has processes that are kept for further calls, with a log,
-    variables and an interpreter of its own.
+    to run it in, which must have this package on its path. ``fresh``: not forked from a preloaded
+    process, even where one is kept (see runtime.preload).
     """
     outcome: dict[str, Any] = {}
-    kept = False
-    first = (ahead.take() if ahead is not None else None) or (
-        pool.take() if pool is not None else _worker(log, env, python)
-    )
-    with _watched(first, children, lambda: kept) as child:
+    with _watched(_worker(log, env, python, fresh=fresh), children) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the status below tells
             child.stdin.write(json.dumps({"target": target, "kwargs": kwargs}) + "\n")
-            child.stdin.close() if pool is None else child.stdin.flush()
+            child.stdin.close()
         for line in child.stdout:
             event = json.loads(line)
             if "progress" in event and progress is not None:
@@ -336,32 +257,33 @@ def call(
             elif "part" in event and on_part is not None:
                 on_part(event["part"])
             outcome.update(event)
-            kept = pool is not None and "result" in outcome
-            if kept:
-                break
-        status = 0 if kept else child.wait()
-    if pool is not None and kept:
-        pool.give(child)
+        status = child.wait()
     if status == 0 and "result" in outcome:
         return outcome["result"]
     if "error" in outcome:
-        error = outcome["error"]
-        if error["type"] == "OSError":
-            if error["errno"] == errno.ENOSPC:
-                raise errors.InputError(
-                    f"no space left on the disk: {error['message']}. Free some space and run again;"
-                    " finished steps are kept."
-                )
-            raise OSError(error["errno"], error["message"])
-        if error["type"] == "OutOfMemory":
-            memory = errors.OutOfMemory(
-                f"{error['message']} while running {target}. Close other programs, or take a"
-                f" smaller model. Log: {log}"
-            )
-            memory.where, memory.available = error["message"], int(error["available"])
-            raise memory
-        raise getattr(errors, error["type"])(error["message"])
+        raise _raised(outcome["error"], target, log)
     raise _ended_badly(target, status, log)
+
+
+def _raised(error: Mapping[str, Any], target: str, log: Path) -> Exception:
+    """The error that a worker has told of, to be raised here."""
+    message = str(error["message"])
+    if error["type"] == "OSError":
+        if error["errno"] == errno.ENOSPC:
+            return errors.InputError(
+                f"no space left on the disk: {message}. Free some space and run again; finished"
+                " steps are kept."
+            )
+        return OSError(error["errno"], message)
+    if error["type"] == "OutOfMemory":
+        memory = errors.OutOfMemory(
+            f"{message} while running {target}. Close other programs, or take a smaller model."
+            f" Log: {log}"
+        )
+        memory.where, memory.available = message, int(error["available"])
+        return memory
+    kind: type[errors.AutoQuantError] = getattr(errors, error["type"])
+    return kind(message)
 
 
 def side_by_side(jobs: Sequence[Callable[[Children], T]], at_once: int) -> list[T]:

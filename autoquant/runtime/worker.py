@@ -1,19 +1,16 @@
 """The child's side of :func:`process.call`: one function call in a process of its own.
 
-``python -m autoquant.runtime.worker PARENT [MODULE…]`` imports the modules, if it is given any,
-then reads ``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events to
-standard output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece
-of the result, early), then ``{"result": …}`` or ``{"error": …}``. After a result it reads the next
-request, until its standard input ends; an error ends it. Whatever libraries print goes to standard
-error, which the parent keeps as the log.
+``python -m autoquant.runtime.worker PARENT``, or a process that a preloaded one has forked, reads
+``{"target": "module:function", "kwargs": {…}}`` from standard input and writes events to standard
+output, one JSON object a line: ``{"progress": [done, total]}``, ``{"part": …}`` (a piece of the
+result, early), then ``{"result": …}`` or ``{"error": …}``. Whatever libraries print goes to
+standard error, which the parent keeps as the log.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import gc
 import importlib
 import inspect
 import json
@@ -22,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoquant.core import errors
@@ -69,18 +66,20 @@ def out_of_memory(error: BaseException | None) -> tuple[str, int] | None:
     return None
 
 
+def hide(env: Mapping[str, str]) -> None:
+    """Let the modules that WITHOUT names seem not to be installed."""
+    for name in filter(None, env.get(WITHOUT, "").split(",")):
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
 def main() -> int:
-    """Serve requests until there are no more; return the exit status (0, or 3 for an error that was
-    reported as an event).
+    """Serve one request; return the exit status (0, or 3 for an error that was reported as an
+    event).
     """
     die_with_parent(int(sys.argv[1]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not break the protocol
-    for name in filter(None, os.environ.get(WITHOUT, "").split(",")):
-        sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
-    for name in sys.argv[2:]:
-        with contextlib.suppress(ImportError):  # whoever needs it will say so
-            importlib.import_module(name)
+    hide(os.environ)
     mutex = threading.Lock()
 
     def send(event: dict[str, Any]) -> None:
@@ -88,14 +87,13 @@ def main() -> int:
             events.write(json.dumps(event) + "\n")
             events.flush()
 
-    while line := sys.stdin.readline():
-        request = json.loads(line)
-        outcome = serve(request["target"], request["kwargs"], send)
-        gc.collect()  # a model that the request has loaded, before the parent sends the next one
-        send(outcome)
-        if "error" in outcome:
-            return 3
-    return 0
+    line = sys.stdin.readline()
+    if not line:  # whoever started it has thought better of it
+        return 0
+    request = json.loads(line)
+    outcome = serve(request["target"], request["kwargs"], send)
+    send(outcome)
+    return 3 if "error" in outcome else 0
 
 
 def serve(

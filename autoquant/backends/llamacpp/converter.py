@@ -160,14 +160,10 @@ def locate(given: str = "") -> Path:
 
 
 def environment(converter: Path) -> dict[str, str]:
-    """Environment variables for worker processes: the converter's gguf-py on the path, and threads
-    that sleep when idle.
-    """
+    """Environment variables for worker processes: the converter's gguf-py on the path."""
     paths = [str(converter / "gguf-py"), os.environ.get("PYTHONPATH", "")]
     return {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
     }
