@@ -33,8 +33,8 @@ TYPES = ("F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ3_XXS")
 
 @pytest.fixture(autouse=True, scope="session")
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """No test reads or writes the user's cache, and none reaches a network. Workers of all tests and
-    of the commands they start are forked from one preloaded process.
+    """No test reads or writes the user's cache, and none reaches a network. Workers of all tests,
+    and of the commands they start, are forked from one preloaded process.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))

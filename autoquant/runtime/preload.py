@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import hashlib
 import json
 import os
 import select
@@ -33,6 +32,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from autoquant.core.files import key_of
 from autoquant.runtime.worker import WITHOUT
 
 SHARED = "AUTOQUANT_PRELOADED"
@@ -72,12 +72,10 @@ def usable() -> bool:
     return sys.platform == "linux"
 
 
-def key_of(python: str, env: Mapping[str, str]) -> str:
+def identity(python: str, env: Mapping[str, str]) -> str:
     """What tells preloaded processes apart: interpreter and the variables KEYED."""
     read = {name: value for name, value in env.items() if name.startswith(KEYED)}
-    return hashlib.sha256(
-        json.dumps([python or sys.executable, read], sort_keys=True).encode()
-    ).hexdigest()[:16]
+    return key_of(python or sys.executable, read)
 
 
 class Forked:
@@ -168,7 +166,7 @@ class _Kept:
 
     def address(self, python: str, env: Mapping[str, str]) -> str:
         """Where to ask for a worker; empty where one must be started anew."""
-        key = key_of(python, env)
+        key = identity(python, env)
         shared, _, of = os.environ.get(SHARED, "").partition("|")
         if shared and of == key:
             return shared
@@ -211,7 +209,7 @@ def shared(env: Mapping[str, str]) -> Iterator[None]:
         yield
         return
     process = Preloaded("", env)
-    os.environ[SHARED] = f"{process.address}|{key_of('', env)}"
+    os.environ[SHARED] = f"{process.address}|{identity('', env)}"
     try:
         yield
     finally:
