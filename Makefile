@@ -1,6 +1,6 @@
 # demo  quantize the embedded model and show the result      test  run the tests (with Chromium, which `make browser` installs: Debian, root)
 # notebook  open the notebooks in JupyterLab                 sync  rewrite what is generated in docs and notebooks
-# lint  ruff and mypy                                        bench  measure what bench/RESULTS.md quotes
+# lint  ruff, layers of imports, mypy                         bench  measure what bench/RESULTS.md quotes
 # Each makes .venv and installs what it needs. Needs Python 3.11 or newer, git and a C++ compiler (llama.cpp is built once: 5 to 10 minutes).
 .DELETE_ON_ERROR:
 .PHONY: demo test lint sync bench browser chromium notebook clean
@@ -50,11 +50,14 @@ notebook: $(VENV)/.ready
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check autoquant tests tools bench
+	$(BIN)/ruff format --check --quiet autoquant tests tools bench
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 sync: $(VENV)/.ready
 	$(BIN)/python tools/sync_notebooks.py
 	$(BIN)/python tools/sync_docs.py
+	$(BIN)/python tools/sync_stub.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python bench/startup.py

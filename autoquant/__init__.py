@@ -49,7 +49,7 @@ def _function(name: str) -> Any:
     import inspect
 
     from autoquant import result
-    from autoquant.core import options
+    from autoquant.core import rendering
     from autoquant.methods import METHODS
 
     method = METHODS[name]
@@ -66,7 +66,7 @@ def _function(name: str) -> Any:
         ),
     ]
     function.__name__ = function.__qualname__ = name
-    function.__signature__ = options.signature(method.Options, leading)  # type: ignore[attr-defined]
+    function.__signature__ = rendering.signature(method.Options, leading)  # type: ignore[attr-defined]
     function.__doc__ = f"""{method.title}: {method.summary}.
 
     model: a model on the Hugging Face Hub ("owner/name", "owner/name@revision" or its URL), a
@@ -74,7 +74,7 @@ def _function(name: str) -> Any:
     out: the folder to write to; default ./<model>-{method.folder_suffix(method.Options())}.
         Calling again continues after the last finished step.
 
-{options.help_lines(method.Options)}
+{rendering.help_lines(method.Options)}
 
     Returns a Result. Writes the files, README.md (model card), size-against-quality.png and the
     source's licence; a model from the Hub is downloaded into huggingface_hub's cache (HF_HOME).

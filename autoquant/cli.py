@@ -37,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="the same for every command")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    from autoquant.core.options import UploadOptions, add_arguments
+    from autoquant.core.options import UploadOptions
+    from autoquant.core.rendering import add_arguments
     from autoquant.methods import METHODS
 
     for name, text in (
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _quantize(arguments: argparse.Namespace) -> None:
     from autoquant import result
-    from autoquant.core import options
+    from autoquant.core import rendering
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
@@ -141,14 +142,14 @@ def _quantize(arguments: argparse.Namespace) -> None:
             method,
             arguments.model,
             out=arguments.out,
-            values=options.from_arguments(arguments, method.Options),
+            values=rendering.from_arguments(arguments, method.Options),
         )
     )
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from autoquant import result
-    from autoquant.core import options
+    from autoquant.core import rendering
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
@@ -161,7 +162,7 @@ def _plan(arguments: argparse.Namespace) -> None:
             method,
             arguments.model,
             out=arguments.out,
-            values=options.from_arguments(arguments, method.Options),
+            values=rendering.from_arguments(arguments, method.Options),
         )
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 import autoquant
 from autoquant import result
-from autoquant.core import options
+from autoquant.core import options, rendering
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
 from autoquant.methods import METHODS
@@ -34,9 +34,9 @@ def test_defaults_build_and_are_the_same_from_python_command_line_and_signature(
     method: AnyMethod,
 ) -> None:
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser, method.Options)
+    rendering.add_arguments(parser, method.Options)
     built = options.build(method.Options, {})
-    assert options.from_arguments(parser.parse_args([]), method.Options) == built
+    assert rendering.from_arguments(parser.parse_args([]), method.Options) == built
     shown = inspect.signature(getattr(autoquant, method.name)).parameters
     assert {name: shown[name].default for name in method.Options.model_fields} == built.model_dump()
 
@@ -56,13 +56,13 @@ def test_an_out_of_range_value_says_the_same_from_python_and_command_line(
     method: AnyMethod, value: Any
 ) -> None:
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser, method.Options)
+    rendering.add_arguments(parser, method.Options)
     messages = []
     with pytest.raises(InputError) as from_python:
         getattr(autoquant, method.name)("demo", eval_chunks=value)
     messages.append(str(from_python.value))
     with pytest.raises(InputError) as from_shell:
-        options.from_arguments(parser.parse_args([f"--eval-chunks={value}"]), method.Options)
+        rendering.from_arguments(parser.parse_args([f"--eval-chunks={value}"]), method.Options)
     messages.append(str(from_shell.value))
     assert messages[0] == messages[1]
     assert str(value) in messages[0]

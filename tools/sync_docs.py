@@ -11,7 +11,7 @@ from pathlib import Path
 import sync_notebooks
 
 from autoquant.backends.llamacpp.types import TYPES
-from autoquant.core.options import markdown_table
+from autoquant.core.rendering import markdown_table
 from autoquant.display import tables
 from autoquant.methods import METHODS, overview
 

@@ -7,10 +7,8 @@ they cannot drift apart.
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -23,15 +21,22 @@ O = TypeVar("O", bound="UploadOptions")
 
 
 def option(
-    default: Any, help: str, *, unit: str = "", metavar: str = "", **constraints: Any
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    metavar: str = "",
+    accepts: str = "",
+    **constraints: Any,
 ) -> Any:
-    """Declare one option: its default, one line of help, the unit of its value, and pydantic's
+    """Declare one option: its default, one line of help, the unit of its value, how the command
+    line names a value, what Python takes for one if not what the annotation says, and pydantic's
     constraints (``ge``, ``le`` …).
     """
     return Field(
         default,
         description=help,
-        json_schema_extra={"unit": unit, "metavar": metavar},
+        json_schema_extra={"unit": unit, "metavar": metavar, "accepts": accepts},
         **constraints,
     )
 
@@ -122,7 +127,7 @@ class MethodOptions(UploadOptions):
         return bool(getattr(self, "allow_pickle", False))
 
 
-def _allowed(cls: type[UploadOptions], name: str) -> str:
+def allowed_in_words(cls: type[UploadOptions], name: str) -> str:
     """What values an option takes, in words."""
     field = cls.model_fields[name]
     if typing.get_origin(field.annotation) is Literal:
@@ -196,7 +201,7 @@ def refuse_idle(chosen: UploadOptions) -> None:
             other, equal, wanted = other.partition("=")
             asked = f"{other}={wanted!r} ({flag} {wanted})" if equal else f"{other} ({flag})"
             reason = f"has an effect only with {asked}; add that"
-        raise InputError(f"{name}: {_default_text(values[name])} {reason}, or leave {name} out")
+        raise InputError(f"{name}: {default_text(values[name])} {reason}, or leave {name} out")
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -262,7 +267,7 @@ def _validated(cls: type[O], given: Mapping[str, Any]) -> O:
             raise InputError(f"{name}: {first['ctx']['error']}") from None
         value = first["input"]
         raise InputError(
-            f"{name}: {value!s} is not allowed; allowed: {_allowed(cls, name)}. {name} is:"
+            f"{name}: {value!s} is not allowed; allowed: {allowed_in_words(cls, name)}. {name} is:"
             f" {cls.model_fields[name].description}"
         ) from None
 
@@ -277,83 +282,10 @@ def ordered(cls: type[UploadOptions]) -> list[tuple[str, FieldInfo]]:
     return sorted(cls.model_fields.items(), key=lambda item: depth[item[0]])
 
 
-def _default_text(value: Any) -> str:
+def default_text(value: Any) -> str:
+    """A value as a command line or a table writes it."""
     if isinstance(value, tuple):
         return ",".join(value) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value in (None, "") else str(value)
-
-
-def add_arguments(
-    parser: argparse.ArgumentParser, cls: type[UploadOptions], *, without: Sequence[str] = ()
-) -> None:
-    """Add one ``--option`` for each declared option but ``without``. Values stay strings:
-    :func:`build` turns and checks them.
-    """
-    for name, field in ordered(cls):
-        if name in without:
-            continue
-        flag = "--" + name.replace("_", "-")
-        text = f"{field.description} (default: {_default_text(field.default)})".replace("%", "%%")
-        if field.annotation is bool:
-            parser.add_argument(
-                flag,
-                dest=name,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=text,
-            )
-        else:
-            extra = field.json_schema_extra
-            declared = str(extra.get("metavar") or "") if isinstance(extra, dict) else ""
-            metavar = declared or ("N" if field.annotation is int else name.upper())
-            if typing.get_origin(field.annotation) is Literal:
-                metavar = "|".join(typing.get_args(field.annotation))
-            parser.add_argument(
-                flag, dest=name, default=argparse.SUPPRESS, help=text, metavar=metavar
-            )
-
-
-def from_arguments(namespace: argparse.Namespace, cls: type[O]) -> O:
-    """The options from a parsed command line."""
-    return build(
-        cls,
-        {name: getattr(namespace, name) for name in cls.model_fields if hasattr(namespace, name)},
-    )
-
-
-def signature(cls: type[MethodOptions], leading: list[inspect.Parameter]) -> inspect.Signature:
-    """A real signature for a method's public function, so that help() and tab completion show the
-    options.
-    """
-    own = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation
-        )
-        for name, field in ordered(cls)
-    ]
-    return inspect.Signature([*leading, *own])
-
-
-def help_lines(cls: type[MethodOptions]) -> str:
-    """The options as indented lines for a docstring."""
-    return "\n".join(
-        f"    {name}: {field.description}; default {_default_text(field.default)}; allowed:"
-        f" {_allowed(cls, name)}"
-        for name, field in ordered(cls)
-    )
-
-
-def markdown_table(cls: type[MethodOptions]) -> str:
-    """The options as a Markdown table for docs/methods.md."""
-    rows = ["| option | default | allowed | what it is |", "| --- | --- | --- | --- |"]
-    for name, field in ordered(cls):
-        cells = (
-            f"`{name}`",
-            f"`{_default_text(field.default)}`",
-            _allowed(cls, name),
-            str(field.description),
-        )
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)

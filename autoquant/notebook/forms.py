@@ -9,28 +9,22 @@ work: ``form.values()`` is read when a cell runs.
 
 from __future__ import annotations
 
-import functools
 import html
-import json
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic.fields import FieldInfo
-
 from autoquant import source
-from autoquant.core import bundled, files, options
-from autoquant.core.errors import AutoQuantError, InputError
+from autoquant.core import bundled, options
+from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, UploadOptions
 from autoquant.core.progress import in_notebook
 from autoquant.methods import METHODS
 from autoquant.notebook.form_options import (
     HIDDEN,
-    TITLES,
     calibrates,
     declared,
     entries,
-    existing,
     meant,
 )
 from autoquant.notebook.page import (
@@ -45,11 +39,13 @@ from autoquant.notebook.page import (
     reachable,
     reachable_pair,
     stoppable,
-    tooltip,
 )
 
 if TYPE_CHECKING:
     from autoquant.result import Result
+from autoquant.notebook.cells import about, cell, plain
+from autoquant.notebook.refusals import refused
+from autoquant.notebook.widgets import Widgets, stripped
 
 # what notebooks use: what they need of autoquant.notebook.page is here too, so that one import is
 # enough
@@ -73,68 +69,9 @@ __all__ = [
     "reachable_pair",
     "stoppable",
 ]
-NOTE = "line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px"
+
+
 KEPT = "_autoquant_forms"  # the forms of a notebook, in its own namespace
-# bytes of a text that is read while somebody types; a larger one is looked at when the run begins
-LARGEST = 8 << 20
-
-
-# --- the cell -------------------------------------------------------------------------------------
-
-
-def about(name: str, field: FieldInfo) -> str:
-    """One line of help. Notebooks upload in a cell of their own, after the checks."""
-    if name == "upload":
-        return (
-            "repository on the Hugging Face Hub, yourname/model: the Upload cell sends the finished"
-            " files there; empty: nothing is sent"
-        )
-    return str(field.description)
-
-
-def plain(value: Any) -> Any:
-    """A default as a literal of one line: lists are texts with commas."""
-    return ",".join(value) if isinstance(value, tuple) else value
-
-
-def cell(name: str, changed: Mapping[str, Any] | None = None) -> str:
-    """The ``# @param`` cell of a form: plain assignments that Colab draws as a form and papermill
-    fills in. ``changed``: other defaults of this notebook.
-    """
-    shown, folded = entries(name)
-    title = TITLES.get(name) or f"Model and options of {METHODS[name].title}"
-    lines = [f'# @title {title} {{ display-mode: "form" }}']
-    for i, part in enumerate((shown, folded)):
-        if i and part:
-            lines.append(
-                "# @markdown ---\n# @markdown ### More options (the defaults are sensible)"
-            )
-        for one, field in part:
-            value = (changed or {}).get(one, plain(field.default))
-            literal = (
-                json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-            )
-            lines += [
-                f"# @markdown **{one}**: {about(one, field)}",
-                f"{one} = {literal}  # @param {_kind(field)}",
-            ]
-    return "\n".join(lines)
-
-
-def _kind(field: FieldInfo) -> str:
-    """How Colab draws an option."""
-    if field.annotation is bool:
-        return '{type:"boolean"}'
-    offered, free = options.choices(field)
-    if offered and field.annotation is int and not free:
-        return json.dumps(offered) + ' {type:"raw"}'
-    if offered:
-        return json.dumps(offered) + (" {allow-input: true}" if free else "")
-    kinds: dict[Any, str] = {int: "integer", float: "number"}
-    return f'{{type:"{kinds.get(field.annotation, "string")}"}}'
-
-
-# --- the form -------------------------------------------------------------------------------------
 
 
 def form(name: str, namespace: MutableMapping[str, Any]) -> Form:
@@ -180,30 +117,25 @@ class Form:
             )
             for one, field in self.fields.items()
         }
-        self._widgets: dict[str, Any] = {}
-        self._box: Any = None
-        self._said: Any = None
+        self.widgets: Widgets | None = None
         if in_notebook() and not in_colab():
-            self._draw({**self.initial, **typed})
+            self.widgets = Widgets(self, {**self.initial, **typed})
+            self.widgets.changed()
 
     def typed(self) -> dict[str, Any]:
         """What the widgets say now where it is not what they began with."""
-        return {
-            one: widget.value
-            for one, widget in self._widgets.items()
-            if widget.value != _shown(self.initial[one], widget)
-        }
+        return self.widgets.typed() if self.widgets else {}
 
     def _raw(self) -> dict[str, Any]:
         now = {**self.initial, **self.typed()}
         own: Mapping[str, Any] = {}
         if self.name in METHODS:
             own = METHODS[self.name].notebook_defaults
-        beside = _compared(now)
+        beside = stripped(now)
         # what has no meaning counts as not given, where widgets show it greyed out; in a plain cell
         # it is refused, unless it is the notebook's own default
         for one, value in now.items():
-            if (self._widgets or (one in own and value == own[one])) and not meant(
+            if (self.widgets or (one in own and value == own[one])) and not meant(
                 self.name, one, beside
             ):
                 now[one] = plain(self.fields[one].default)
@@ -332,9 +264,10 @@ class Form:
             self.options  # noqa: B018 (looked at by being made)
             return
         for method in self.methods:
-            refused = _refused(method, options.build(METHODS[method].Options, self._chosen(method)))
-            if refused:
-                raise self._renamed(method, InputError(refused))
+            asked = options.build(METHODS[method].Options, self._chosen(method))
+            reason = refused(method, asked)
+            if reason:
+                raise self._renamed(method, InputError(reason))
 
     def folder(self, model: str, method: str = "", **values: Any) -> Path | None:
         """Where a run on ``model`` (what :func:`reachable` gave) writes: None for the method's own
@@ -357,104 +290,11 @@ class Form:
         )
         return base / f"{found.name}-{chosen.folder_suffix(settled)}"
 
-    # --- widgets
-
-    def _draw(self, values: Mapping[str, Any]) -> None:
-        import ipywidgets
-
-        rows = {}
-        for one, field in self.fields.items():
-            widget = _widget(one, field, values[one])
-            self._widgets[one] = widget
-            unit = (
-                str((field.json_schema_extra or {}).get("unit", ""))
-                if isinstance(field.json_schema_extra, dict)
-                else ""
-            )
-            unit = f" ({unit})" if unit and unit not in str(field.description) else ""
-            text = ipywidgets.HTML(
-                f'<div style="{NOTE}">{html.escape(about(one, field))}{unit}</div>',
-                layout={"flex": "1 1 20em"},
-            )
-            rows[one] = ipywidgets.HBox(
-                [widget, text], layout={"align_items": "center", "margin": "0 0 4px 0"}
-            )
-            widget.observe(lambda _: self._changed(), "value")
-        more = ipywidgets.Accordion(
-            [ipywidgets.VBox([rows[one] for one in self.folded])], selected_index=None
-        )
-        more.set_title(0, f"More options ({len(self.folded)}; the defaults are sensible)")
-        self._said = ipywidgets.HTML()
-        plan = ipywidgets.Button(
-            description="Will it fit?", icon="balance-scale", layout={"width": "10em"}
-        )
-        tooltip(
-            plan,
-            "show the size and the memory that this would need, for the chosen model; downloads no"
-            " weights, writes nothing",
-        )
-        self._planned = ipywidgets.HTML()
-        plan.on_click(lambda _: self._plan())
-        heading = ipywidgets.HTML(
-            f"<b>{html.escape(TITLES.get(self.name) or METHODS[self.name].title)}</b>"
-        )
-        self._box = ipywidgets.VBox(
-            [
-                heading,
-                *(rows[one] for one in self.fields if one not in self.folded),
-                more,
-                self._said,
-                plan,
-                self._planned,
-            ],
-            layout={"border": "1px solid var(--jp-border-color2,#ccc)", "padding": "8px 12px"},
-        )
-        self._changed()
-
-    def _changed(self) -> None:
-        """Look at the values as they are typed: say what is wrong, grey out what has no meaning
-        beside the others.
-        """
-        now = _compared({one: widget.value for one, widget in self._widgets.items()})
-        for one, widget in self._widgets.items():
-            widget.disabled = not meant(self.name, one, now)
-        try:
-            self.check()
-            said = (
-                '<span role="status" style="color:var(--jp-success-color1,#2e7d32)">✓ the values'
-                " are valid; run the next cells to use them</span>"
-            )
-        except InputError as error:
-            said = (
-                '<span role="alert" style="color:var(--jp-error-color1,#b00020)">✗'
-                f" {html.escape(str(error))}</span>"
-            )
-        self._said.value = said
-        self._planned.value = ""
-
-    def _plan(self) -> None:
-        from autoquant import result
-        from autoquant.display import html as shown
-
-        self._planned.value = '<span role="status">looking at the model …</span>'
-        try:
-            wanted = (
-                self._compared_plans()
-                if self.name == "compare"
-                else [(method, self.model, self.values(method)) for method in self.methods]
-            )
-            plans = [
-                result.plan(METHODS[method], model, out=Path.cwd() / "run", values=values)
-                for method, model, values in wanted
-            ]
-            self._planned.value = "".join(
-                shown.plan(plan, METHODS[plan.method].title) for plan in plans
-            )
-        except (AutoQuantError, OSError) as error:
-            self._planned.value = (
-                '<span role="alert" style="color:var(--jp-error-color1,#b00020)">✗'
-                f" {html.escape(str(error))}</span>"
-            )
+    def plans(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """The runs to plan: method, model and options."""
+        if self.name != "compare":
+            return [(method, self.model, self.values(method)) for method in self.methods]
+        return self._compared_plans()
 
     def _compared_plans(self) -> list[tuple[str, str, dict[str, Any]]]:
         """What the notebook of comparisons makes: of the larger model the smaller one's types too,
@@ -486,8 +326,8 @@ class Form:
 
         show: Any = display
         text: Any = HTML
-        if self._box is not None:
-            show(self._box)
+        if self.widgets is not None:
+            show(self.widgets.box)
             return
         self.check()  # in Colab the parameters cell is the form: here is what it says
         different = {
@@ -503,87 +343,3 @@ class Form:
         )
         hint = " Change them in the form above and run on from there." if in_colab() else ""
         show(text(f"<p><b>{html.escape(what)}</b>, options: {html.escape(rest)}.{hint}</p>"))
-
-
-def _refused(method: str, chosen: MethodOptions) -> str:
-    """Why a run would refuse these options on any model; empty if it would not. Where they are sent
-    does not matter here, and texts that are too large to be read at each key are left to the run.
-    """
-    sent = {one: field.default for one, field in UploadOptions.model_fields.items()}
-    stamps, skipped = [], {}
-    for one in ("calibration", "imatrix", "eval_text"):
-        path = existing(str(getattr(chosen, one, "")))
-        if path:
-            seen = path.stat()
-            stamps.append((one, seen.st_mtime_ns, seen.st_size))
-            if seen.st_size > LARGEST:
-                skipped[one] = "builtin"
-    return _refusal(method, chosen.model_copy(update={**sent, **skipped}), tuple(stamps))
-
-
-@functools.lru_cache(maxsize=256)
-def _refusal(method: str, chosen: MethodOptions, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """The method's own check, on the embedded model, whose widths every group size and bit width
-    fits: so what it refuses, it refuses of any model. ``stamps``: of the files that are read, so
-    that a changed one is read again.
-    """
-    own = METHODS[method]
-    if getattr(chosen, "backend", "") == "auto-gptq" and getattr(chosen, "algorithm", "") == "gptq":
-        # it would look for CUDA in a process of its own, which takes seconds
-        chosen = chosen.model_copy(update={"backend": "gptqmodel"})
-    if getattr(chosen, "measurement", ""):
-        # it is another model's, and may lie on the Hub
-        chosen = chosen.model_copy(update={"measurement": ""})
-    try:
-        found = source.resolve("demo")
-        own.check(found, own.resolve_defaults(found, chosen))
-        if chosen.evaluate != "off":
-            files.read_text(chosen.eval_text, "eval_text", bundled.EVALUATION_TEXT)
-    except InputError as error:
-        return str(error)
-    except (OSError, RuntimeError, ValueError) as error:
-        # a name that is no file's: too long, or of an unknown user's home
-        return f"a file cannot be looked for ({error})"
-    return ""
-
-
-def _shown(value: Any, widget: Any) -> Any:
-    """A value of the parameters cell as its widget has it."""
-    return str(value) if isinstance(widget.value, str) else value
-
-
-def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        one: value.strip() if isinstance(value, str) else value for one, value in values.items()
-    }
-
-
-def _widget(name: str, field: FieldInfo, value: Any) -> Any:
-    import ipywidgets
-
-    look: dict[str, Any] = {
-        "description": name,
-        "style": {"description_width": "13em"},
-        "layout": {"width": "38em", "flex": "0 1 38em"},
-    }
-    offered, free = options.choices(field)
-    widget: Any
-    if field.annotation in (bool, int, float) and type(value) is not field.annotation:
-        # it is wrong, or a text from papermill: shown as it is, and looked at by the options
-        widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)
-    elif field.annotation is bool:
-        widget = ipywidgets.Checkbox(value=value, indent=True, **look)
-    elif offered and not free and value in offered:
-        widget = ipywidgets.Dropdown(options=offered, value=value, **look)
-    elif field.annotation is float:
-        widget = ipywidgets.FloatText(value=value, continuous_update=True, step=0.01, **look)
-    elif field.annotation is int:
-        widget = ipywidgets.IntText(value=value, continuous_update=True, **look)
-    elif offered:
-        widget = ipywidgets.Combobox(
-            value=str(value), options=[str(one) for one in offered], ensure_option=False, **look
-        )
-    else:
-        widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)
-    tooltip(widget, about(name, field))
-    return widget

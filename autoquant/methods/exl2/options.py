@@ -55,6 +55,7 @@ class Exl2Options(CalibrationOptions):
         "bits a weight of the blocks, scales included, 2 to 8; several with commas between: what is"
         " measured once serves them all",
         metavar="BITS,…",
+        accepts="str | float | Sequence[str | float]",
         min_length=1,
     )
     head_bits: int = option(

@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoquant import calibration
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.backends.llamacpp.convert import refuse
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
-from autoquant.core.bundled import CALIBRATION_TEXT
-from autoquant.core.files import free_bytes, key_of, read_text, sha256_of, write_atomically
+from autoquant.core.files import free_bytes, key_of, write_atomically
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, Snapshot, Stored
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.base import Output
+from autoquant.methods.gguf import imatrix as imatrices
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
@@ -29,15 +27,6 @@ log = logging.getLogger(__name__)
 # bytes: llama.cpp's row buffers (128 MiB), Python with NumPy, the vocabulary, a mapped tensor's
 # pages beside
 WORKER_MEMORY = 500 << 20
-
-
-@dataclass
-class Imatrix:
-    """An importance matrix: its file, what it depends on, and its facts once it is there."""
-
-    path: Path
-    key: str
-    facts: dict[str, Any] | None
 
 
 class Work:
@@ -57,7 +46,7 @@ class Work:
         self.key = key_of(
             snapshot.sha256, llama.installed_version(), outtype, options.pre_tokenizer, self.stem
         )
-        self.imatrix = self._find_imatrix()
+        self.imatrix = imatrices.find(options, run, self.key)
         self.keys = {
             name: key_of(
                 self.key, self._imatrix_key(name), options.quantizing(), options.split_size
@@ -83,7 +72,9 @@ class Work:
         if todo or collect:
             plans = self._convert()
             if self.imatrix is not None and collect:
-                self._collect(self.imatrix)
+                self.imatrix.collect(
+                    self.snapshot, self.options, self.run, self.converted, self.env
+                )
             if todo:
                 self._quantize(todo, plans)
             self._remove_whole()
@@ -178,78 +169,6 @@ class Work:
         named = {stored.name for one in self.artifacts.values() for stored in one.files}
         if self.converted.name not in named:
             self.converted.unlink()
-
-    # --- importance matrix
-
-    def _find_imatrix(self) -> Imatrix | None:
-        """The importance matrix that is given or is to be made; its facts if it is there."""
-        options = self.options
-        if options.imatrix == "none":
-            return None
-        if options.imatrix.endswith(".gguf"):
-            path = Path(options.imatrix).expanduser().resolve()
-            facts = {"text": f"given file {path.name}", "chunks": "given"}
-            return Imatrix(path, sha256_of(path), facts)
-        if options.imatrix == "calibration":
-            key = key_of(
-                self.key,
-                calibration.documents(options).texts,
-                options.calibration_samples,
-                options.calibration_length,
-                options.calibration_seed,
-            )
-        else:
-            text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
-            key = key_of(self.key, text, options.imatrix_chunks)
-        return Imatrix(self.run.folder / "imatrix.gguf", key, self.run.done("imatrix", key))
-
-    def _collect(self, imatrix: Imatrix) -> None:
-        """Run the text through the unquantized model, and keep each layer's squared inputs."""
-        options, run, source = self.options, self.run, self.source
-        ids: list[list[int]] = []
-        text, about = "", dict[str, Any]()
-        if options.imatrix == "calibration":
-            documents = calibration.documents(options)
-            context, name = min(options.calibration_length, source.context), documents.name
-            ids = process.call(
-                "autoquant.calibration:pack",
-                log=run.logs,
-                env=self.env,
-                folder=str(self.snapshot.folder),
-                texts=documents.texts,
-                samples=options.calibration_samples,
-                length=context,
-                seed=options.calibration_seed,
-            )
-            about = {"unit": "samples", "length": context}
-            about |= {"calibration sha256": calibration.digest(ids)}
-        else:
-            context = min(CONTEXT, source.context)
-            builtin = options.imatrix == "builtin"
-            name = CALIBRATION_TEXT.name if builtin else Path(options.imatrix).name
-            # 12 characters a token is more than any tokenizer needs
-            needed = options.imatrix_chunks * context * 12
-            text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)[:needed]
-        part = run.work / imatrix.path.name
-        with Bar("importance matrix") as progress:
-            facts = process.call(
-                "autoquant.backends.llamacpp.imatrix:collect_imatrix",
-                log=run.logs,
-                env=self.env,
-                progress=progress,
-                model=str(self.converted),
-                text=text,
-                ids=ids,
-                target=str(part),
-                dataset=name,
-                chunks=options.imatrix_chunks,
-                threads=options.cores,
-                context=context,
-            )
-        run.finish(part)
-        imatrix.facts = {**facts, "text": name, **about}
-        hashes = {imatrix.path.name: sha256_of(imatrix.path)}
-        run.record("imatrix", imatrix.key, [imatrix.path], imatrix.facts, hashes)
 
     # --- quantizing
 

@@ -1,0 +1,225 @@
+"""The public functions and classes. Written by tools/sync_stub.py (`make sync`)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from autoquant.calibration import Calibration as Calibration
+from autoquant.core.errors import AutoQuantError as AutoQuantError
+from autoquant.core.errors import CheckFailed as CheckFailed
+from autoquant.core.errors import HubFailed as HubFailed
+from autoquant.core.errors import InputError as InputError
+from autoquant.core.errors import OutOfMemory as OutOfMemory
+from autoquant.core.errors import ProcessFailed as ProcessFailed
+from autoquant.core.errors import Stopped as Stopped
+from autoquant.core.version import __version__ as __version__
+from autoquant.result import Comparison as Comparison
+from autoquant.result import Plan as Plan
+from autoquant.result import Result as Result
+
+def plan(
+    method: str, model: str | Path, *, out: str | Path | None = None, **values: Any
+) -> Plan: ...
+def compare(
+    method: str,
+    model: str | Path,
+    calibrations: Mapping[str, Calibration],
+    *,
+    out: str | Path,
+    **values: Any,
+) -> Comparison: ...
+def load(folder: str | Path) -> Result: ...
+def gguf(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    types: str | Sequence[str] = ("Q4_K_M",),
+    imatrix: str | Calibration = "none",
+    imatrix_chunks: int = 64,
+    precision: Literal["auto", "f16", "bf16", "f32"] = "auto",
+    keep_intermediate: bool = False,
+    output_type: str = "",
+    embedding_type: str = "",
+    tensor_types: str | Sequence[str] = (),
+    pure: bool = False,
+    split_size: str = "",
+    pre_tokenizer: str = "",
+    modelfile: bool = False,
+    threads: int = 0,
+    allow_pickle: bool = False,
+    converter: str = "",
+    calibration: str = "builtin",
+    calibration_column: str = "text",
+    calibration_split: str = "train",
+    calibration_subset: str = "",
+    calibration_samples: int = 128,
+    calibration_length: int = 512,
+    calibration_seed: int = 0,
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "one-repo",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """GGUF (llama.cpp): one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5
+    to 8.5 bits.
+    """
+
+def gptq(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    bits: int = 4,
+    desc_act: bool = False,
+    sym: bool = True,
+    damp_percent: float = 0.05,
+    algorithm: Literal["gptq", "autoround"] = "gptq",
+    backend: Literal["gptqmodel", "auto-gptq"] = "gptqmodel",
+    group_size: int = 0,
+    batch_size: int = 4,
+    iterations: int = 200,
+    calibration: str | Calibration = "builtin",
+    calibration_column: str = "text",
+    calibration_split: str = "train",
+    calibration_subset: str = "",
+    calibration_samples: int = 128,
+    calibration_length: int = 512,
+    calibration_seed: int = 0,
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "one-repo",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """GPTQ: weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang,
+    transformers.
+    """
+
+def exl2(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "branch-per-type",
+    calibration: str | Calibration = "exllamav2",
+    calibration_samples: int = 100,
+    calibration_length: int = 2048,
+    bpw: str | float | Sequence[str | float] = ("4.0",),
+    head_bits: int = 6,
+    measurement: str = "",
+    measurement_samples: int = 16,
+    calibration_column: str = "text",
+    calibration_split: str = "train",
+    calibration_subset: str = "",
+    calibration_seed: int = 0,
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """EXL2: 2 to 8 bits a weight on average, mixed by measured error; for NVIDIA GPUs with
+    exllamav2, TabbyAPI, text-generation-webui.
+    """
+
+def awq(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    bits: int = 4,
+    zero_point: bool = True,
+    algorithm: Literal["autoround", "awq"] = "autoround",
+    group_size: int = 0,
+    batch_size: int = 4,
+    iterations: int = 200,
+    calibration: str | Calibration = "builtin",
+    calibration_column: str = "text",
+    calibration_split: str = "train",
+    calibration_subset: str = "",
+    calibration_samples: int = 128,
+    calibration_length: int = 512,
+    calibration_seed: int = 0,
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "one-repo",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """AWQ: weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang,
+    transformers.
+    """
+
+def hqq(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    bits: int = 4,
+    group_size: int = 0,
+    axis: int = 1,
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "one-repo",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """HQQ: weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run
+    by the library hqq.
+    """
+
+def bitsandbytes(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    quant_type: Literal["nf4", "fp4", "int8"] = "nf4",
+    double_quant: bool = True,
+    threshold: float = 6.0,
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "one-repo",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """bitsandbytes: NF4 or FP4 weights of 4 bits, or LLM.int8(), without calibration data, in
+    seconds; for transformers, QLoRA and vLLM.
+    """
+
+def w8a8(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    scheme: Literal["int8-dynamic", "int8-static", "fp8-dynamic"] = "int8-dynamic",
+    calibration: str | Calibration = "builtin",
+    calibration_column: str = "text",
+    calibration_split: str = "train",
+    calibration_subset: str = "",
+    calibration_samples: int = 128,
+    calibration_length: int = 512,
+    calibration_seed: int = 0,
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "one-repo",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """W8A8 / FP8: weights and activations of 8 bits, integers or floating point, in the
+    compressed-tensors format; for GPUs with vLLM.
+    """

@@ -1,0 +1,107 @@
+"""The importance matrix of a GGUF run: given, or collected on a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoquant import calibration
+from autoquant.core.bundled import CALIBRATION_TEXT
+from autoquant.core.files import key_of, read_text, sha256_of
+from autoquant.core.journal import RunFolder
+from autoquant.core.progress import Bar
+from autoquant.core.records import Snapshot
+from autoquant.evaluate.scoring import CONTEXT
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.runtime import process
+
+
+def find(options: GgufOptions, run: RunFolder, converted: str) -> Imatrix | None:
+    """The importance matrix that is given or is to be made, with its facts if it is there.
+    ``converted`` is the key of the unquantized file, on which it depends.
+    """
+    if options.imatrix == "none":
+        return None
+    if options.imatrix.endswith(".gguf"):
+        path = Path(options.imatrix).expanduser().resolve()
+        facts = {"text": f"given file {path.name}", "chunks": "given"}
+        return Imatrix(path, sha256_of(path), facts)
+    if options.imatrix == "calibration":
+        key = key_of(
+            converted,
+            calibration.documents(options).texts,
+            options.calibration_samples,
+            options.calibration_length,
+            options.calibration_seed,
+        )
+    else:
+        text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
+        key = key_of(converted, text, options.imatrix_chunks)
+    return Imatrix(run.folder / "imatrix.gguf", key, run.done("imatrix", key))
+
+
+@dataclass
+class Imatrix:
+    """An importance matrix: its file, what it depends on, and its facts once it is there."""
+
+    path: Path
+    key: str
+    facts: dict[str, Any] | None
+
+    def collect(
+        self,
+        snapshot: Snapshot,
+        options: GgufOptions,
+        run: RunFolder,
+        model: Path,
+        env: Mapping[str, str],
+    ) -> None:
+        """Run the text through the unquantized model, and keep each layer's squared inputs."""
+        ids: list[list[int]] = []
+        text, about = "", dict[str, Any]()
+        if options.imatrix == "calibration":
+            documents = calibration.documents(options)
+            context = min(options.calibration_length, snapshot.source.context)
+            name = documents.name
+            ids = process.call(
+                "autoquant.calibration:pack",
+                log=run.logs,
+                env=env,
+                folder=str(snapshot.folder),
+                texts=documents.texts,
+                samples=options.calibration_samples,
+                length=context,
+                seed=options.calibration_seed,
+            )
+            about = {"unit": "samples", "length": context}
+            about |= {"calibration sha256": calibration.digest(ids)}
+        else:
+            context = min(CONTEXT, snapshot.source.context)
+            builtin = options.imatrix == "builtin"
+            name = CALIBRATION_TEXT.name if builtin else Path(options.imatrix).name
+            # 12 characters a token is more than any tokenizer needs
+            needed = options.imatrix_chunks * context * 12
+            text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)[:needed]
+        part = run.work / self.path.name
+        with Bar("importance matrix") as progress:
+            facts = process.call(
+                "autoquant.backends.llamacpp.imatrix:collect_imatrix",
+                log=run.logs,
+                env=env,
+                progress=progress,
+                model=str(model),
+                text=text,
+                ids=ids,
+                target=str(part),
+                dataset=name,
+                chunks=options.imatrix_chunks,
+                threads=options.cores,
+                context=context,
+            )
+        run.finish(part)
+        self.facts = {**facts, "text": name, **about}
+        run.record(
+            "imatrix", self.key, [self.path], self.facts, {self.path.name: sha256_of(self.path)}
+        )

@@ -1,0 +1,65 @@
+"""The ``# @param`` cell of a form: what Colab draws as a form, and papermill fills in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from autoquant.core import options
+from autoquant.methods import METHODS
+from autoquant.notebook.form_options import TITLES, entries
+
+
+def about(name: str, field: FieldInfo) -> str:
+    """One line of help. Notebooks upload in a cell of their own, after the checks."""
+    if name == "upload":
+        return (
+            "repository on the Hugging Face Hub, yourname/model: the Upload cell sends the finished"
+            " files there; empty: nothing is sent"
+        )
+    return str(field.description)
+
+
+def plain(value: Any) -> Any:
+    """A default as a literal of one line: lists are texts with commas."""
+    return ",".join(value) if isinstance(value, tuple) else value
+
+
+def cell(name: str, changed: Mapping[str, Any] | None = None) -> str:
+    """The ``# @param`` cell of a form: plain assignments that Colab draws as a form and papermill
+    fills in. ``changed``: other defaults of this notebook.
+    """
+    shown, folded = entries(name)
+    title = TITLES.get(name) or f"Model and options of {METHODS[name].title}"
+    lines = [f'# @title {title} {{ display-mode: "form" }}']
+    for i, part in enumerate((shown, folded)):
+        if i and part:
+            lines.append(
+                "# @markdown ---\n# @markdown ### More options (the defaults are sensible)"
+            )
+        for one, field in part:
+            value = (changed or {}).get(one, plain(field.default))
+            literal = (
+                json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+            )
+            lines += [
+                f"# @markdown **{one}**: {about(one, field)}",
+                f"{one} = {literal}  # @param {_kind(field)}",
+            ]
+    return "\n".join(lines)
+
+
+def _kind(field: FieldInfo) -> str:
+    """How Colab draws an option."""
+    if field.annotation is bool:
+        return '{type:"boolean"}'
+    offered, free = options.choices(field)
+    if offered and field.annotation is int and not free:
+        return json.dumps(offered) + ' {type:"raw"}'
+    if offered:
+        return json.dumps(offered) + (" {allow-input: true}" if free else "")
+    kinds: dict[Any, str] = {int: "integer", float: "number"}
+    return f'{{type:"{kinds.get(field.annotation, "string")}"}}'
