@@ -59,17 +59,20 @@ sync: $(VENV)/.ready
 	$(BIN)/python tools/sync_docs.py
 	$(BIN)/python tools/sync_stub.py
 
+# Left out: bench.llama_tools (needs cmake, and compiles llama.cpp's tools) and bench.manifest (compares two states of the code).
 bench: $(VENV)/.ready
-	$(BIN)/python bench/startup.py
+	$(BIN)/python -m bench.startup
 	$(BIN)/python tools/smollm2.py bench-work/smollm2
-	$(BIN)/python bench/smollm2.py bench-work/smollm2
-	$(BIN)/python bench/speed.py bench-work/smollm2
-	$(BIN)/python bench/overhead.py bench-work/smollm2
-	$(BIN)/python bench/memory.py bench-work
-	$(BIN)/python bench/folders.py demo
-	$(BIN)/python bench/folders.py bench-work/smollm2
-	$(BIN)/python bench/folder_cost.py bench-work
-	$(BIN)/python bench/methods.py
+	$(BIN)/python -m bench.smollm2 bench-work/smollm2
+	$(BIN)/python -m bench.speed bench-work/smollm2
+	$(BIN)/python -m bench.overhead bench-work/smollm2
+	$(BIN)/python -m bench.memory bench-work
+	$(BIN)/python -m bench.folders demo
+	$(BIN)/python -m bench.folders bench-work/smollm2
+	$(BIN)/python -m bench.folder_cost bench-work
+	$(BIN)/python -m bench.methods
+	$(BIN)/python -m bench.hub bench-work/smollm2
+	$(BIN)/python -m bench.exl2
 
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("AutoQuant needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

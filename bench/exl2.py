@@ -1,5 +1,5 @@
 """EXL2 of the embedded model by exllamav2's converter on a CPU, with the tests' stand-in for a GPU;
-beside GGUF and GPTQ. usage: python bench/exl2.py
+beside GGUF and GPTQ. usage: python -m bench.exl2
 
 Prints Markdown rows: target and achieved bits a weight of the blocks' matrices, bits a weight of
 the whole file, quality on the same tokens. Times are of a CPU with a stand-in for the kernels: they

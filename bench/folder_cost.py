@@ -1,5 +1,5 @@
 """What GPTQ's wrapper costs, and the memory of GPTQ, AWQ and AutoRound on a synthetic checkpoint of
-1.9 GB. usage: python bench/folder_cost.py WORK [time|memory]
+1.9 GB. usage: python -m bench.folder_cost WORK [time|memory]
 
 Time: `autoquant quantize gptq` with all of its checks against a direct call of GPTQModel with the
     same samples, alternating, on WORK/smollm2.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memory import checkpoint, resident
+from bench.memory import checkpoint, resident
 
 DIRECT = """
 import json, os, sys

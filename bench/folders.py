@@ -1,4 +1,4 @@
-"""Quality, size, time and memory of the methods that write folders. usage: python bench/folders.py
+"""Quality, size, time and memory of the methods that write folders. usage: python -m bench.folders
 demo|FOLDER [SET …]
 
 Prints one Markdown row a configuration as soon as it is measured. SETs are "gptq", "awq",
@@ -17,11 +17,10 @@ import threading
 import time
 from pathlib import Path
 
-from memory import resident
-
 import autoquant
 from autoquant.display import tables
 from autoquant.methods import METHODS
+from bench.memory import resident
 
 HEAD = (
     "format",

@@ -1,4 +1,4 @@
-"""The Hub's figures, against the loopback Hub of the tests. usage: python bench/hub.py MODEL
+"""The Hub's figures, against the loopback Hub of the tests. usage: python -m bench.hub MODEL
 [fetch|upload|overlap …]
 
 fetch: bytes fetched from a repository laid out as real ones are (safetensors, .bin and original/

@@ -1,5 +1,5 @@
 """Our perplexity and importance matrix against llama.cpp's own tools, built from the very same
-source. usage: python bench/llama_tools.py MODEL WORK
+source. usage: python -m bench.llama_tools MODEL WORK
 
 MODEL is a checkpoint folder (bench-work/smollm2). llama-perplexity and llama-imatrix are compiled
 once into WORK/tools (cmake and about ten CPU-minutes). Compared on the same text and chunks: the
@@ -18,8 +18,7 @@ from pathlib import Path
 
 import autoquant
 from autoquant.backends.llamacpp import converter
-from autoquant.core.bundled import EVALUATION_TEXT
-from autoquant.methods.gguf import CALIBRATION
+from autoquant.core.bundled import CALIBRATION_TEXT, EVALUATION_TEXT
 from autoquant.runtime import process
 
 CHUNKS = 20
@@ -116,7 +115,7 @@ def main(model: Path, work: Path) -> None:
             "-m",
             str(result.path("F16")),
             "-f",
-            str(CALIBRATION),
+            str(CALIBRATION_TEXT),
             "-c",
             "512",
             "--chunks",

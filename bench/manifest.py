@@ -1,9 +1,9 @@
 """The sha256 of everything that a set of runs makes: to show that a change of the code changes no
 file.
 
-    python bench/manifest.py OUT.json [NAME …]        run the set (or the named runs) and write a
+    python -m bench.manifest OUT.json [NAME …]        run the set (or the named runs) and write a
     manifest
-    python bench/manifest.py --compare A.json B.json  what differs between two; exit status 1 if
+    python -m bench.manifest --compare A.json B.json  what differs between two; exit status 1 if
     anything does
 
 The runs are those of ``make demo`` and RUNS, all methods with fixed seeds on the bundled models,

@@ -1,5 +1,5 @@
 """Peak memory of conversion and quantization on a synthetic checkpoint of 6.5 GB in several shards.
-usage: python bench/memory.py WORK
+usage: python -m bench.memory WORK
 
 Two measures. Inside a memory control group limited to 2 GB (page cache counts too; needs root and
 cgroup v1 or v2) the run must finish; its peak is the group's own. And the largest resident set of

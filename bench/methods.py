@@ -1,5 +1,5 @@
 """The figures in the table of all methods: each run on the embedded model without options. usage:
-python bench/methods.py [METHOD …]
+python -m bench.methods [METHOD …]
 
 Writes autoquant/methods/measured.json (``make sync`` then writes the table) and prints it. Of
 Llama-3.1-8B only the shapes are used: a header, and a hole in place of the weights.

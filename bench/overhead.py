@@ -1,5 +1,5 @@
 """The wrapper's own cost: wall time in which no library works, over the whole run with evaluation.
-usage: python bench/overhead.py FOLDER
+usage: python -m bench.overhead FOLDER
 
 Library work is what autoquant/trace.py marks, in all processes: importing torch, transformers and
 llama.cpp, the converter, llama.cpp's calls, transformers' forward passes, and NumPy's arithmetic on

@@ -1,5 +1,5 @@
-"""The quality table for SmolLM2-135M with and without importance matrix. usage: python
-bench/smollm2.py FOLDER
+"""The quality table for SmolLM2-135M with and without importance matrix. usage: python -m
+bench.smollm2 FOLDER
 """
 
 from __future__ import annotations

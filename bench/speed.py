@@ -1,5 +1,5 @@
 """Five GGUF types from one checkpoint: ours against the usual sequence, in one run, alternating.
-usage: python bench/speed.py FOLDER [ROUNDS [LAYERS]]
+usage: python -m bench.speed FOLDER [ROUNDS [LAYERS]]
 
 LAYERS makes a random Llama of that many layers of width 4096 with FOLDER's tokenizer (4: 1.2
 billion parameters) and measures with that.

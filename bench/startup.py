@@ -1,5 +1,5 @@
 """How long `import autoquant` and `autoquant --help` take, warm: the median of 15, in seconds.
-usage: python bench/startup.py
+usage: python -m bench.startup
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Rewrite what is generated in the notebooks: badges, install and form cells, metadata, and the
 code of the translations; take outputs out.
 
-usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it; `make notebooks` too,
-before a commit)
+usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 whether it needs an imatrix.
 
 Bits per weight are for Llama-3.1-8B's shapes, computed by llama.cpp's own dry run on a header-only
-file of these shapes (tests/test_types.py repeats it), except the types marked special, whose
+file of these shapes (a test repeats it), except the types marked special, whose
 nominal width is that of their blocks.
 """
 
