@@ -169,7 +169,7 @@ def _wait_after(error: BaseException, attempt: int) -> float:
     return min(LONGEST_WAIT, float(match[1])) if match else min(32.0, 2.0**attempt)
 
 
-def patiently(
+def with_retries(
     call: Callable[[], T],
     doing: str,
     client: Client,

@@ -15,7 +15,7 @@ from autoquant.core.cache import cache_folder
 from autoquant.core.errors import AutoQuantError, HubFailed, InputError
 from autoquant.core.files import write_atomically
 from autoquant.core.progress import Bar
-from autoquant.hub.client import Client, connect, offline, patiently
+from autoquant.hub.client import Client, connect, offline, with_retries
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def documents(
         raise InputError(
             f"{doing}: HF_HUB_OFFLINE is set, and that dataset has not been fetched before"
         )
-    found = patiently(
+    found = with_retries(
         lambda: _stream(client, id, commit, subset, split, column, characters),
         doing,
         client,
@@ -65,7 +65,7 @@ def _commit(client: Client, id: str, revision: str | None, doing: str, folder: P
         return known
     try:
         commit = str(
-            patiently(
+            with_retries(
                 lambda: client.api.dataset_info(id, revision=revision),
                 doing,
                 client,

@@ -10,7 +10,7 @@ from autoquant.hub.client import (
     Client,
     connect,
     offline,
-    patiently,
+    with_retries,
 )
 
 WORKERS = 4  # files at once through the library; what a kill interrupts there is fetched again
@@ -36,7 +36,7 @@ def one_file(repo: str, revision: str | None, name: str, option: str) -> Path:
         except EntryNotFoundError:
             return None
 
-    found = patiently(ask, doing, client, repo)
+    found = with_retries(ask, doing, client, repo)
     if found is None:
         raise InputError(
             f"{option}: {repo}{'@' + revision if revision else ''} has no"
@@ -58,7 +58,7 @@ def download(client: Client, repo: str, commit: str, names: list[str]) -> Path:
 
     patterns = [glob.escape(name) for name in names]
     return Path(
-        patiently(
+        with_retries(
             lambda: str(
                 snapshot_download(
                     repo,

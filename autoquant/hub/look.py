@@ -26,7 +26,7 @@ from autoquant.hub.client import (
     connect,
     explain,
     offline,
-    patiently,
+    with_retries,
     status_of,
     transport_error,
 )
@@ -130,14 +130,14 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
     if offline():
         raise not_cached(repo, revision, client)
 
-    info = patiently(
+    info = with_retries(
         lambda: client.api.model_info(repo, revision=commit, files_metadata=True),
         doing,
         client,
         repo,
     )
     if info.gated:
-        patiently(lambda: client.api.auth_check(repo), doing, client, repo)
+        with_retries(lambda: client.api.auth_check(repo), doing, client, repo)
     files = tuple(
         RemoteFile(
             s.rfilename, int(s.size or 0), str(s.lfs.sha256) if s.lfs else "", str(s.blob_id or "")
@@ -210,7 +210,7 @@ def _resolve(client: Client, repo: str, revision: str | None, doing: str) -> str
             raise not_cached(repo, revision, client)
         return cached
     try:
-        patiently(
+        with_retries(
             lambda: client.api.model_info(repo, revision=revision),
             doing,
             client,
@@ -287,7 +287,7 @@ def hollow(
         from huggingface_hub.errors import SafetensorsParsingError
 
         try:
-            parsed = patiently(
+            parsed = with_retries(
                 lambda: client.api.parse_safetensors_file_metadata(
                     repo, file.name, revision=commit
                 ),

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from autoquant.hub.client import Client, patiently, status_of
+from autoquant.hub.client import Client, with_retries, status_of
 
 log = logging.getLogger(__name__)
 LARGE = 16 << 20  # bytes; below, starting over costs little (http_get keeps whole pieces of 10 MiB)
@@ -32,7 +32,7 @@ def fetch_large(
 
     def one(file: tuple[str, str, int]) -> None:
         name, sha256, size = file
-        patiently(
+        with_retries(
             lambda: _fetch(client, repo, commit, name, sha256, size, repo_cache),
             f"downloading {name} of {repo}",
             client,

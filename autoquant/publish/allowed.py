@@ -11,7 +11,7 @@ from autoquant.core import licenses
 from autoquant.core.errors import InputError
 from autoquant.core.options import UploadOptions
 from autoquant.core.records import Source
-from autoquant.hub.client import Client, connect, offline, patiently
+from autoquant.hub.client import Client, connect, offline, with_retries
 from autoquant.publish.upload import notes, place, private, state_of, step_of, where_in_words
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def check(
             " this notebook read it; elsewhere set the environment variable HF_TOKEN or run `hf"
             " auth login`"
         )
-    me = patiently(lambda: client.api.whoami(), "asking the Hub whose token this is", client)
+    me = with_retries(lambda: client.api.whoami(), "asking the Hub whose token this is", client)
     owner = repo.split("/")[0]
     mine = [
         me["name"],
@@ -84,7 +84,7 @@ def check(
         if state is None:
             continue
         allowed = functools.partial(client.api.auth_check, one, write=True)
-        patiently(allowed, f"testing write access to {one}", client, one)
+        with_retries(allowed, f"testing write access to {one}", client, one)
         files = [name for name in state[1] if name != ".gitattributes"]
         if files and not options.overwrite and step_of(one, branch) not in known:
             some = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")

@@ -19,7 +19,7 @@ from autoquant.core.errors import CheckFailed
 from autoquant.core.options import UploadOptions
 from autoquant.core.progress import hidden
 from autoquant.core.records import Receipt, RunRecord, Stored
-from autoquant.hub.client import Client, patiently
+from autoquant.hub.client import Client, with_retries
 from autoquant.hub.look import RemoteFile
 from autoquant.publish.upload import (
     Item,
@@ -77,20 +77,20 @@ class Sender:
         repository's first commit, so that it holds its own files only.
         """
         client = self.client
-        patiently(
+        with_retries(
             lambda: client.api.create_repo(repo, private=private, exist_ok=True),
             f"creating {repo}",
             client,
             repo,
         )
         if branch != "main":
-            first = patiently(
+            first = with_retries(
                 lambda: client.api.list_repo_commits(repo)[-1].commit_id,
                 f"looking at {repo}",
                 client,
                 repo,
             )
-            patiently(
+            with_retries(
                 lambda: client.api.create_branch(
                     repo, branch=branch, revision=first, exist_ok=True
                 ),
@@ -119,7 +119,7 @@ class Sender:
             )
         operation = CommitOperationAdd(item.name, item.content)
         doing = f"sending {item.name} to {repo}"
-        patiently(
+        with_retries(
             lambda: self.client.api.preupload_lfs_files(
                 repo, [operation], revision=branch, free_memory=False
             ),
@@ -220,7 +220,7 @@ def commit_files(sender: Sender, target: Target, result: RunRecord, run: RunFold
         )
         return str(answer.oid)
 
-    return patiently(send, f"committing to {repo}", client, repo, arrived=arrived)
+    return with_retries(send, f"committing to {repo}", client, repo, arrived=arrived)
 
 
 def _verified(client: Client, target: Target, commit: str) -> Receipt:
@@ -228,7 +228,7 @@ def _verified(client: Client, target: Target, commit: str) -> Receipt:
     CheckFailed.
     """
     names = [item.name for item in target.items]
-    infos: list[Any] = patiently(
+    infos: list[Any] = with_retries(
         lambda: client.api.get_paths_info(target.repo, names, revision=commit),
         f"comparing {target.repo}",
         client,

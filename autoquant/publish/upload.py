@@ -16,7 +16,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
 from autoquant.core.options import UploadOptions
 from autoquant.core.records import RunRecord, Source
-from autoquant.hub.client import Client, patiently, status_of
+from autoquant.hub.client import Client, with_retries, status_of
 from autoquant.hub.look import RemoteFile, git_sha
 
 SMALL = 10 << 20  # bytes; the Hub keeps files below this, and of a text type, in git itself
@@ -160,7 +160,7 @@ def state_of(
     """A branch's newest commit, its files, and whether the repository is private; None if
     repository or branch is not there.
     """
-    return patiently(lambda: ask_state(client, repo, branch), f"looking at {repo}", client, repo)
+    return with_retries(lambda: ask_state(client, repo, branch), f"looking at {repo}", client, repo)
 
 
 def ask_state(

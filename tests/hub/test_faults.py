@@ -219,7 +219,7 @@ def test_an_authentication_error_of_xet_is_told_as_what_it_is() -> None:
         HfApi(token=False), client.Token("secret-secret", "a test"), "https://huggingface.co"
     )
     with pytest.raises(InputError, match="the Hub does not accept the token from a test"):
-        client.patiently(fail, "sending x to me/x", somebody, "me/x")
+        client.with_retries(fail, "sending x to me/x", somebody, "me/x")
 
 
 def test_connections_that_break(done: User, hub: Hub) -> None:
