@@ -139,7 +139,7 @@ def documents(options: CalibrationOptions) -> Documents:
         from autoquant.hub import datasets
 
         id, revision = _dataset(options)
-        found, commit = datasets.documents(
+        texts, commit = datasets.documents(
             id,
             revision,
             subset=options.calibration_subset,
@@ -157,7 +157,7 @@ def documents(options: CalibrationOptions) -> Documents:
             if part
         )
     else:
-        found, name = (
+        texts, name = (
             _read(path, options.calibration_column),
             (
                 "the built-in text (English novels)"
@@ -165,9 +165,9 @@ def documents(options: CalibrationOptions) -> Documents:
                 else path.name
             ),
         )
-    if not any(text.strip() for text in found):
+    if not any(text.strip() for text in texts):
         raise InputError(f"calibration: {name} is empty")
-    return Documents(found, name)
+    return Documents(texts, name)
 
 
 def _file(options: CalibrationOptions) -> Path | None:
@@ -291,8 +291,8 @@ def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int)
             f"calibration: the text has {len(stream)} tokens; one sample needs {length}. Give a"
             " longer text or a smaller calibration_length"
         )
-    chosen = sorted(random.Random(seed).sample(range(n), min(samples, n)))
-    return [stream[i * length : (i + 1) * length] for i in chosen]
+    picked = sorted(random.Random(seed).sample(range(n), min(samples, n)))
+    return [stream[i * length : (i + 1) * length] for i in picked]
 
 
 def fewer(samples: int, asked: int, length: int) -> str:

@@ -134,7 +134,7 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
         )
         raise InputError(f"layer: {layer}: {reason}. Layers: {', '.join(names[:8])} …")
     with tempfile.TemporaryDirectory() as scratch:
-        seen = process.call(
+        numbers = process.call(
             "autoquant.look:read",
             log=Path(scratch) / "log",
             env=method.environment(options.build(method.Options, {})),
@@ -144,7 +144,7 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
             scaled=bool(artifact.facts.get("scaled")),
         )
     values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in seen.items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()
     }
     return Look(model=result.source.id, type=artifact.type, layer=wanted, **values)
 

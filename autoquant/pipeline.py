@@ -240,8 +240,8 @@ def evaluate_files(
 
 def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
     """Copy the source's licence files beside the artifacts; their names."""
-    found = (path for pattern in licenses.FILES for path in snapshot.folder.glob(pattern))
-    names = sorted({path.name for path in found if path.is_file()})
+    paths = (path for pattern in licenses.FILES for path in snapshot.folder.glob(pattern))
+    names = sorted({path.name for path in paths if path.is_file()})
     for name in names:
         part = folder / f".{name}.part"
         shutil.copyfile(snapshot.folder / name, part)

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import look as looking
-from autoquant import pipeline, source
+from autoquant import pipeline
 from autoquant.calibration import Calibration
-from autoquant.core import options, records
+from autoquant.core import records
 from autoquant.core.errors import InputError
-from autoquant.core.options import MethodOptions
+from autoquant.core.options import MethodOptions, build
 from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import html, tables
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 from autoquant.publish import finished
 from autoquant.runtime import preload
+from autoquant.source import resolve
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,12 +141,12 @@ class Card(str):
         # the metadata is for the Hub
         shown = str(self).split("\n---\n", 1)[-1] if self.startswith("---\n") else str(self)
 
-        def inside(found: re.Match[str]) -> str:  # a notebook looks for pictures beside itself
-            picture = self.folder / found[1] if self.folder is not None else None
+        def inside(source: re.Match[str]) -> str:  # a notebook looks for pictures beside itself
+            picture = self.folder / source[1] if self.folder is not None else None
             return (
                 f"](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"
                 if picture is not None and picture.is_file()
-                else found[0]
+                else source[0]
             )
 
         return re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown)
@@ -272,9 +273,9 @@ def compare(
                 f" autoquant.Calibration({str(one)!r})"
             )
         # all are looked at before the first is run
-        chosen = options.build(method.Options, {**values, method.Options.calibrated_by: one})
-        found = source.resolve(model, allow_pickle=chosen.pickled)
-        method.check(found, method.resolve_defaults(found, chosen))
+        options = build(method.Options, {**values, method.Options.calibrated_by: one})
+        source = resolve(model, allow_pickle=options.pickled)
+        method.check(source, method.resolve_defaults(source, options))
     return Comparison(
         {
             name: quantize(

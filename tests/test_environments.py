@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import autoquant
+from autoquant.methods import METHODS
 from autoquant.runtime import environments
 
 
@@ -63,7 +64,7 @@ def test_the_overlay_keeps_torch_and_transformers(
     assert environments.version("accelerate")[0].isdigit(), "what suits is taken from there too"
 
 
-@pytest.mark.parametrize("name", environments.OVERLAYS)
+@pytest.mark.parametrize("name", sorted({method.extra for method in METHODS.values()}))
 def test_every_extra_that_may_be_an_overlay_pins_its_library_and_is_here(name: str) -> None:
     assert environments.here(name), "make installs all of them"
     assert any(wanted.startswith("==") for wanted in environments.extra(name).values()), (

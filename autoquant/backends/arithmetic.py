@@ -50,10 +50,10 @@ def multiply_in_float32() -> None:
             ):
                 return plain(*values, **named)
             with torch.autocast("cpu", enabled=False):  # which would make 16 bits of them again
-                made = plain(
+                wide_product = plain(
                     *map(wide, values), **{name: wide(value) for name, value in named.items()}
                 )
-            return made.to(torch.get_autocast_dtype("cpu") if mixed else first.dtype)
+            return wide_product.to(torch.get_autocast_dtype("cpu") if mixed else first.dtype)
 
         return product
 

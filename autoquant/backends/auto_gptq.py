@@ -83,7 +83,7 @@ def quantize(
     normalize(Path(target), config, Path(model))
 
 
-def _without_biases(made: Path, target: Path, model: Path) -> None:
+def _without_biases(written: Path, target: Path, model: Path) -> None:
     """Leave out the zero biases that AutoGPTQ adds to layers which have none: transformers finds
     them left over.
     """
@@ -95,7 +95,7 @@ def _without_biases(made: Path, target: Path, model: Path) -> None:
     for path in weight_files(model):
         with safe_open(str(path), framework="pt") as file:
             known |= set(file.keys())
-    with safe_open(str(made), framework="pt") as file:
+    with safe_open(str(written), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     kept = {
         name: tensor
@@ -103,7 +103,7 @@ def _without_biases(made: Path, target: Path, model: Path) -> None:
         if name in known or not name.endswith(".bias") or bool(torch.count_nonzero(tensor))
     }
     save_file(kept, str(target), metadata={"format": "pt"})
-    made.unlink()
+    written.unlink()
     # the safetensors library writes for the owner only
     target.chmod((target.parent / "quantize_config.json").stat().st_mode)
 

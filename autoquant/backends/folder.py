@@ -104,13 +104,13 @@ def linear_layers(model: Any) -> tuple[dict[str, Any], list[str]]:
     """
     import torch
 
-    found = {
+    linear = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    inside = {name: module for name, module in found.items() if BLOCKS.search(name)}
-    return inside, sorted(name for name in found if name not in inside)
+    inside = {name: module for name, module in linear.items() if BLOCKS.search(name)}
+    return inside, sorted(name for name in linear if name not in inside)
 
 
 def half_dtype(model: str) -> Any:
@@ -189,11 +189,11 @@ def write_folder(
 
     folder = Path(target)
     folder.mkdir(parents=True)
-    seen: dict[tuple[int, Any], str] = {}
+    first: dict[tuple[int, Any], str] = {}
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in state.items()
-        if seen.setdefault((tensor.data_ptr(), tensor.shape), name) == name
+        if first.setdefault((tensor.data_ptr(), tensor.shape), name) == name
     }
     shards = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
     for file, names in shards.filename_to_tensors.items():

@@ -34,13 +34,13 @@ def quantize(
     skipped = sorted({name.rpartition(".")[2] for name in outside})
     size = None if group_size == -1 else group_size
     for i, (name, linear) in enumerate(inside.items(), 1):
-        made = HQQLinear(
+        quantized = HQQLinear(
             linear,
             BaseQuantizeConfig(nbits=bits, group_size=size, axis=axis),
             compute_dtype=torch.float16,
             device=device,
         )
-        loaded.set_submodule(name, made)
+        loaded.set_submodule(name, quantized)
         report(i, len(inside))
     # with encoded_state_dict left on, which its save_quantized turns off, the library itself gives
     # tensors only

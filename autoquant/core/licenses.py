@@ -51,37 +51,37 @@ def card_problems(data: Mapping[str, Any]) -> list[str]:
     """What the Hub would refuse or ignore in a card's metadata, one line each; empty if it is
     right.
     """
-    found: list[str] = []
+    problems: list[str] = []
     licence = data.get("license")
     if licence is not None and licence not in IDENTIFIERS:
-        found.append(
+        problems.append(
             f"license: {licence!r} is none of the Hub's identifiers; use 'other' with license_name"
             " and license_link"
         )
     if licence == "other" and not data.get("license_name"):
-        found.append("license: 'other' needs a license_name")
+        problems.append("license: 'other' needs a license_name")
     name = data.get("license_name")
     if name is not None and not re.fullmatch(r"[a-z0-9-.]+", str(name)):
-        found.append(f"license_name: {name!r} must be lower case letters, digits, - and .")
+        problems.append(f"license_name: {name!r} must be lower case letters, digits, - and .")
     for language in _listed(data.get("language")):
         if not _LANGUAGE.fullmatch(str(language)):
-            found.append(f"language: {language!r} is no ISO 639 code (en, tr, …)")
+            problems.append(f"language: {language!r} is no ISO 639 code (en, tr, …)")
     for base in _listed(data.get("base_model")):
         if not is_repo_id(str(base)):
-            found.append(f"base_model: {base!r} is no Hub repository (owner/name)")
+            problems.append(f"base_model: {base!r} is no Hub repository (owner/name)")
     relation = data.get("base_model_relation")
     if relation is not None and relation not in RELATIONS:
-        found.append(f"base_model_relation: {relation!r} is none of {', '.join(RELATIONS)}")
+        problems.append(f"base_model_relation: {relation!r} is none of {', '.join(RELATIONS)}")
     tags = data.get("tags")
     if tags is not None and not (
         isinstance(tags, list) and all(isinstance(tag, str) and tag for tag in tags)
     ):
-        found.append("tags: must be a list of texts")
+        problems.append("tags: must be a list of texts")
     for field in ("library_name", "pipeline_tag"):
         value = data.get(field)
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", str(value)):
-            found.append(f"{field}: {value!r} is no identifier")
-    return found
+            problems.append(f"{field}: {value!r} is no identifier")
+    return problems
 
 
 def _listed(value: Any) -> list[Any]:

@@ -185,10 +185,10 @@ def meant(cls: type[UploadOptions], name: str, values: Mapping[str, Any]) -> boo
     return here and meant(cls, other, values)
 
 
-def refuse_idle(chosen: UploadOptions) -> None:
+def refuse_idle(options: UploadOptions) -> None:
     """Refuse an option that was given and would do nothing beside the others. Raises InputError."""
-    cls = type(chosen)
-    values = {name: getattr(chosen, name) for name in cls.model_fields}
+    cls = type(options)
+    values = {name: getattr(options, name) for name in cls.model_fields}
     for name, field in cls.model_fields.items():
         if values[name] == field.default or meant(cls, name, values):
             continue
@@ -244,9 +244,9 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
                     " or change the Calibration"
                 )
             given.update(parts)
-    chosen = _validated(cls, given)
-    refuse_idle(chosen)
-    return chosen
+    options = _validated(cls, given)
+    refuse_idle(options)
+    return options
 
 
 def _validated(cls: type[O], given: Mapping[str, Any]) -> O:

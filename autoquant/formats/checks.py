@@ -128,8 +128,8 @@ def verify(
             "config.json: quantization_config is of a kind that was not asked for:"
             f" {json.dumps(block)[:300]}"
         )
-    found = format.layers(quantized)
-    lost = [name for name in layers if name not in found]
+    present = format.layers(quantized)
+    lost = [name for name in layers if name not in present]
     if lost:
         raise CheckFailed(
             f"{len(lost)} of {len(layers)} layers are not quantized: {', '.join(lost[:WORST])}"

@@ -43,8 +43,8 @@ def scales(parts: dict[str, Any]) -> npt.NDArray[np.float16]:
         .astype(np.int32)
     )
     largest = np.asarray(parts["q_scale_max"]).astype(np.float16) * np.float16(1 / 256)
-    made: npt.NDArray[np.float16] = np.square(code + 1).astype(np.float16) * largest[:, None]
-    return made
+    values: npt.NDArray[np.float16] = np.square(code + 1).astype(np.float16) * largest[:, None]
+    return values
 
 
 def codes(words: npt.NDArray[np.uint32], bits: int, rows: int) -> npt.NDArray[np.int32]:
@@ -53,10 +53,10 @@ def codes(words: npt.NDArray[np.uint32], bits: int, rows: int) -> npt.NDArray[np
     fields = (
         stream.reshape(-1, words.shape[1])[: rows * bits].reshape(rows, bits, -1).astype(np.int32)
     )
-    made: npt.NDArray[np.int32] = (fields << np.arange(bits, dtype=np.int32)[None, :, None]).sum(
+    values: npt.NDArray[np.int32] = (fields << np.arange(bits, dtype=np.int32)[None, :, None]).sum(
         axis=1, dtype=np.int32
     )
-    return made
+    return values
 
 
 def dequantize(parts: dict[str, Any], outputs: int = 0) -> Floats:
@@ -64,14 +64,14 @@ def dequantize(parts: dict[str, Any], outputs: int = 0) -> Floats:
     padding off.
     """
     packed, scale, at, row = np.asarray(parts["q_weight"]).view(np.uint32), scales(parts), 0, 0
-    made = np.empty((len(parts["q_invperm"]), packed.shape[1]), dtype=np.float16)
+    values = np.empty((len(parts["q_invperm"]), packed.shape[1]), dtype=np.float16)
     for i, (bits, n) in enumerate(groups(parts)):
         words = -(-n * bits // 32)
-        made[row : row + n] = (codes(packed[at : at + words], bits, n) - (1 << (bits - 1))).astype(
-            np.float16
-        ) * scale[i]
+        values[row : row + n] = (
+            codes(packed[at : at + words], bits, n) - (1 << (bits - 1))
+        ).astype(np.float16) * scale[i]
         at, row = at + words, row + n
-    weight = made[np.asarray(parts["q_invperm"])].T
+    weight = values[np.asarray(parts["q_invperm"])].T
     return np.ascontiguousarray(weight[: outputs or None], dtype=np.float32)
 
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 def function(name: str, result: Any, *arguments: Any) -> Any:
     """A function of libggml with its types declared."""
-    found = getattr(L._lib, name)
-    found.restype, found.argtypes = result, list(arguments)
-    return found
+    symbol = getattr(L._lib, name)
+    symbol.restype, symbol.argtypes = result, list(arguments)
+    return symbol
 
 
 class _Params(C.Structure):

@@ -94,7 +94,7 @@ def load(folder: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
     with init_empty_weights():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     for layer, state in parts.items():
-        made = HQQLinear(None, None, compute_dtype=dtype, device=device)
+        module = HQQLinear(None, None, compute_dtype=dtype, device=device)
         bits = int(state["nbits"])
         values: dict[str, Any] = {
             name: state[name] for name in ("W_q", "scale", "zero", "bias") if name in state
@@ -118,8 +118,8 @@ def load(folder: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
             "offload_meta": False,
             "stores_quant_config": True,
         }
-        made.load_state_dict(values)
-        model.set_submodule(layer, made)
+        module.load_state_dict(values)
+        model.set_submodule(layer, module)
     unknown = sorted(set(tensors) - set(model.state_dict()))
     for name, tensor in tensors.items():
         if name not in unknown:

@@ -43,7 +43,7 @@ def documents(
         raise InputError(
             f"{doing}: HF_HUB_OFFLINE is set, and that dataset has not been fetched before"
         )
-    found = with_retries(
+    texts = with_retries(
         lambda: _stream(client, id, commit, subset, split, column, characters),
         doing,
         client,
@@ -51,8 +51,8 @@ def documents(
         tries=4,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(kept, json.dumps(found))
-    return found, commit
+    write_atomically(kept, json.dumps(texts))
+    return texts, commit
 
 
 def _commit(client: Client, id: str, revision: str | None, doing: str, folder: Path) -> str:

@@ -36,13 +36,13 @@ def one_file(repo: str, revision: str | None, name: str, option: str) -> Path:
         except EntryNotFoundError:
             return None
 
-    found = with_retries(ask, doing, client, repo)
-    if found is None:
+    answer = with_retries(ask, doing, client, repo)
+    if answer is None:
         raise InputError(
             f"{option}: {repo}{'@' + revision if revision else ''} has no"
             f" {name}{' in the cache, and HF_HUB_OFFLINE is set' if offline() else ''}"
         )
-    return found
+    return answer
 
 
 # --- fetching -------------------------------------------------------------------------------------

@@ -22,28 +22,30 @@ from autoquant.hub.resume import LARGE, fetch_large
 log = logging.getLogger(__name__)
 
 
-def missing(seen: Look) -> list[RemoteFile]:
+def missing(listing: Look) -> list[RemoteFile]:
     """The files of a look that are not in huggingface_hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     return [
         file
-        for file in seen.files
-        if not isinstance(try_to_load_from_cache(seen.id, file.name, revision=seen.revision), str)
+        for file in listing.files
+        if not isinstance(
+            try_to_load_from_cache(listing.id, file.name, revision=listing.revision), str
+        )
     ]
 
 
-def bytes_missing(seen: Look) -> int:
+def bytes_missing(listing: Look) -> int:
     """Bytes that :func:`fetch` would download: what is there of a large file already is not
     counted.
     """
     from huggingface_hub import constants
 
-    blobs = Path(constants.HF_HUB_CACHE) / f"models--{seen.id.replace('/', '--')}" / "blobs"
-    parts = {file.name: blobs / f"{file.sha256}.part" for file in seen.files}
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{listing.id.replace('/', '--')}" / "blobs"
+    parts = {file.name: blobs / f"{file.sha256}.part" for file in listing.files}
     return sum(
         file.bytes - (parts[file.name].stat().st_size if parts[file.name].is_file() else 0)
-        for file in missing(seen)
+        for file in missing(listing)
     )
 
 
@@ -55,7 +57,7 @@ def same_disk(folder: Path) -> bool:
     return existing_parent(cache).stat().st_dev == existing_parent(folder).stat().st_dev
 
 
-def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
+def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
     """Fetch the files of a look, check each one's size and hash, and return the folder and the
     sha256 by name.
 
@@ -67,59 +69,65 @@ def fetch(seen: Look) -> tuple[Path, dict[str, str]]:
     from huggingface_hub import constants, try_to_load_from_cache
 
     cache = Path(constants.HF_HUB_CACHE)
-    absent = missing(seen)
+    absent = missing(listing)
     if absent:
         if offline():
-            raise not_cached(seen.id, None, client)
-        _remove_leftovers(cache / f"models--{seen.id.replace('/', '--')}", absent)
-        needed, free = bytes_missing(seen), free_bytes(cache)
+            raise not_cached(listing.id, None, client)
+        _remove_leftovers(cache / f"models--{listing.id.replace('/', '--')}", absent)
+        needed, free = bytes_missing(listing), free_bytes(cache)
         if needed > free:
             raise InputError(
-                f"downloading {seen.id} needs {needed / 1e9:.2f} GB in {cache}, {free / 1e9:.2f} GB"
-                " are free. Free some space or set HF_HOME to a larger disk"
+                f"downloading {listing.id} needs {needed / 1e9:.2f} GB in {cache}, {free / 1e9:.2f}"
+                " GB are free. Free some space or set HF_HOME to a larger disk"
             )
-        log.info("downloading %s: %d files, %.1f MB", seen.id, len(absent), needed / 1e6)
+        log.info("downloading %s: %d files, %.1f MB", listing.id, len(absent), needed / 1e6)
         large = [
             (file.name, file.sha256, file.bytes)
             for file in absent
             if file.sha256 and file.bytes >= LARGE
         ]
         fetch_large(
-            client, seen.id, seen.revision, large, cache / f"models--{seen.id.replace('/', '--')}"
+            client,
+            listing.id,
+            listing.revision,
+            large,
+            cache / f"models--{listing.id.replace('/', '--')}",
         )
     folder = (
-        download(client, seen.id, seen.revision, [file.name for file in seen.files])
+        download(client, listing.id, listing.revision, [file.name for file in listing.files])
         if absent
         else Path(
-            str(try_to_load_from_cache(seen.id, seen.files[0].name, revision=seen.revision))
+            str(
+                try_to_load_from_cache(listing.id, listing.files[0].name, revision=listing.revision)
+            )
         ).parent
     )
     with ThreadPoolExecutor(max_workers=4) as pool:
         hashes = dict(
             zip(
-                [file.name for file in seen.files],
-                pool.map(lambda file: _verified(folder / file.name, file, seen), seen.files),
+                [file.name for file in listing.files],
+                pool.map(lambda file: _verified(folder / file.name, file, listing), listing.files),
                 strict=True,
             )
         )
     return folder, hashes
 
 
-def _verified(path: Path, file: RemoteFile, seen: Look) -> str:
+def _verified(path: Path, file: RemoteFile, listing: Look) -> str:
     """The sha256 of a fetched file; if it is not what the Hub lists, the file is removed from the
     cache and CheckFailed raised.
     """
     from autoquant.core.files import sha256_of
 
-    found = sha256_of(path)
-    if file.same_as(path, found):
-        return found
+    sha256 = sha256_of(path)
+    if file.same_as(path, sha256):
+        return sha256
     size = path.stat().st_size
     path.resolve().unlink()
     path.unlink(missing_ok=True)
     raise CheckFailed(
-        f"{seen.id}: {file.name} has arrived with {size:,} bytes and sha256 {found}, but the Hub"
-        f" lists {file.bytes:,} bytes{' and ' + file.sha256 if file.sha256 else ''}. It was"
+        f"{listing.id}: {file.name} has arrived with {size:,} bytes and sha256 {sha256}, but the"
+        f" Hub lists {file.bytes:,} bytes{' and ' + file.sha256 if file.sha256 else ''}. It was"
         " removed; run again to fetch it anew. If that does not help, the file on the Hub is"
         " damaged"
     )

@@ -26,9 +26,9 @@ from autoquant.hub.client import (
     connect,
     explain,
     offline,
-    with_retries,
     status_of,
     transport_error,
+    with_retries,
 )
 from autoquant.hub.download import download, not_cached
 
@@ -236,8 +236,8 @@ def restricted(repo: str, revision: str) -> tuple[bool, bool]:
     was.
     """
     record = headers_folder(repo, revision) / "look.json"
-    seen = look_from(record) if record.is_file() else None
-    return (seen.gated, seen.private) if seen else (False, False)
+    listing = look_from(record) if record.is_file() else None
+    return (listing.gated, listing.private) if listing else (False, False)
 
 
 def known(repo: str, revision: str) -> Look:

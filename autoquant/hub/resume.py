@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from autoquant.hub.client import Client, with_retries, status_of
+from autoquant.hub.client import Client, status_of, with_retries
 
 log = logging.getLogger(__name__)
 LARGE = 16 << 20  # bytes; below, starting over costs little (http_get keeps whole pieces of 10 MiB)
@@ -54,13 +54,13 @@ def _fetch(
 
     from autoquant.core.progress import ByteBar
 
-    found = get_hf_file_metadata(
+    metadata = get_hf_file_metadata(
         hf_hub_url(repo, name, revision=commit, endpoint=client.endpoint),
         token=client.secret,
         endpoint=client.endpoint,
     )
     if (
-        found.xet_file_data is not None
+        metadata.xet_file_data is not None
         and not constants.HF_HUB_DISABLE_XET
         and importlib.util.find_spec("hf_xet")
     ):
@@ -83,10 +83,10 @@ def _fetch(
                 log.info("going on with %s at %.0f of %.0f MB", name, begun / 1e6, size / 1e6)
             if begun < size:
                 # a token goes to the Hub only, not to where it redirects
-                here = urlsplit(found.location).netloc == urlsplit(client.endpoint).netloc
+                here = urlsplit(metadata.location).netloc == urlsplit(client.endpoint).netloc
                 try:
                     http_get(
-                        found.location,
+                        metadata.location,
                         out,
                         resume_size=begun,
                         headers=build_hf_headers(

@@ -225,7 +225,7 @@ class FolderMethod(Method[F]):
         except (OutOfMemory, ProcessFailed) as failure:
             raise InputError(self._out_of_memory(source, options, failure)) from None
         with Bar("check") as progress:
-            seen = process.call(
+            verified = process.call(
                 "autoquant.formats.checks:verify",
                 log=run.logs,
                 env=env,
@@ -243,10 +243,10 @@ class FolderMethod(Method[F]):
         fewer = samples.fewer(used["samples"]) if samples else ()
         return Artifact(
             type=type,
-            files=tuple(Stored(*stored) for stored in seen["files"]),
-            bits_per_weight=seen["bits_per_weight"],
-            checks=tuple(Check(*one) for one in seen["checks"]),
-            notes=(*recipe.notes, *fewer, *seen["notes"]),
+            files=tuple(Stored(*stored) for stored in verified["files"]),
+            bits_per_weight=verified["bits_per_weight"],
+            checks=tuple(Check(*one) for one in verified["checks"]),
+            notes=(*recipe.notes, *fewer, *verified["notes"]),
             facts={
                 **used,
                 "algorithm": recipe.algorithm,

@@ -28,7 +28,7 @@ def measured() -> dict[str, dict[str, Any]]:
 
 def table() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The table of all methods: head and rows."""
-    seen = measured()
+    known = measured()
     head = (
         "method",
         "bits",
@@ -43,18 +43,18 @@ def table() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     )
 
     def row(method: AnyMethod) -> tuple[str, ...]:
-        found = seen.get(method.name)
+        row = known.get(method.name)
         gpu = "no, but faster"
         if len(method.runs_on) == 1:
             gpu = "yes" if method.runs_on == ("cuda",) else "no"
         figures = (
             (
-                found["type"],
-                f"{found['bits_per_weight']:.2f}",
-                f"{found['kl_mean']:.4f}",
-                f"{found['agreement']:.1%}",
+                row["type"],
+                f"{row['bits_per_weight']:.2f}",
+                f"{row['kl_mean']:.4f}",
+                f"{row['agreement']:.1%}",
             )
-            if found
+            if row
             else ("–",) * 4
         )
         return (

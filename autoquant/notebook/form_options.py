@@ -150,8 +150,8 @@ def _all() -> type[MethodOptions]:
                 )
             return value.strip()
 
-    made: type[MethodOptions] = create_model("AllOptions", __base__=Base, **fields)
-    return made
+    declared_options: type[MethodOptions] = create_model("AllOptions", __base__=Base, **fields)
+    return declared_options
 
 
 TITLES = {"all": "Model, methods and options", "compare": "Models to compare"}

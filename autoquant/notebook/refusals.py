@@ -15,40 +15,43 @@ from autoquant.source import resolve
 LARGEST = 8 << 20
 
 
-def refused(method: str, chosen: MethodOptions) -> str:
+def refused(method: str, options: MethodOptions) -> str:
     """Why a run would refuse these options on any model; empty if it would not. Where they are sent
     does not matter here, and texts that are too large to be read at each key are left to the run.
     """
     sent = {one: field.default for one, field in UploadOptions.model_fields.items()}
     stamps, skipped = [], {}
     for one in ("calibration", "imatrix", "eval_text"):
-        path = existing(str(getattr(chosen, one, "")))
+        path = existing(str(getattr(options, one, "")))
         if path:
-            seen = path.stat()
-            stamps.append((one, seen.st_mtime_ns, seen.st_size))
-            if seen.st_size > LARGEST:
+            status = path.stat()
+            stamps.append((one, status.st_mtime_ns, status.st_size))
+            if status.st_size > LARGEST:
                 skipped[one] = "builtin"
-    return _refusal(method, chosen.model_copy(update={**sent, **skipped}), tuple(stamps))
+    return _refusal(method, options.model_copy(update={**sent, **skipped}), tuple(stamps))
 
 
 @functools.lru_cache(maxsize=256)
-def _refusal(method: str, chosen: MethodOptions, stamps: tuple[tuple[str, int, int], ...]) -> str:
+def _refusal(method: str, options: MethodOptions, stamps: tuple[tuple[str, int, int], ...]) -> str:
     """The method's own check, on the embedded model, whose widths every group size and bit width
     fits: so what it refuses, it refuses of any model. ``stamps``: of the files that are read, so
     that a changed one is read again.
     """
     own = METHODS[method]
-    if getattr(chosen, "backend", "") == "auto-gptq" and getattr(chosen, "algorithm", "") == "gptq":
+    if (
+        getattr(options, "backend", "") == "auto-gptq"
+        and getattr(options, "algorithm", "") == "gptq"
+    ):
         # it would look for CUDA in a process of its own, which takes seconds
-        chosen = chosen.model_copy(update={"backend": "gptqmodel"})
-    if getattr(chosen, "measurement", ""):
+        options = options.model_copy(update={"backend": "gptqmodel"})
+    if getattr(options, "measurement", ""):
         # it is another model's, and may lie on the Hub
-        chosen = chosen.model_copy(update={"measurement": ""})
+        options = options.model_copy(update={"measurement": ""})
     try:
-        found = resolve("demo")
-        own.check(found, own.resolve_defaults(found, chosen))
-        if chosen.evaluate != "off":
-            files.read_text(chosen.eval_text, "eval_text", bundled.EVALUATION_TEXT)
+        source = resolve("demo")
+        own.check(source, own.resolve_defaults(source, options))
+        if options.evaluate != "off":
+            files.read_text(options.eval_text, "eval_text", bundled.EVALUATION_TEXT)
     except InputError as error:
         return str(error)
     except (OSError, RuntimeError, ValueError) as error:

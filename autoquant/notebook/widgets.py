@@ -158,23 +158,23 @@ def widget(name: str, field: FieldInfo, value: Any) -> Any:
         "layout": {"width": "38em", "flex": "0 1 38em"},
     }
     offered, free = options.choices(field)
-    made: Any
+    widget: Any
     if field.annotation in (bool, int, float) and type(value) is not field.annotation:
         # it is wrong, or a text from papermill: shown as it is, and looked at by the options
-        made = ipywidgets.Text(value=str(value), continuous_update=True, **look)
+        widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)
     elif field.annotation is bool:
-        made = ipywidgets.Checkbox(value=value, indent=True, **look)
+        widget = ipywidgets.Checkbox(value=value, indent=True, **look)
     elif offered and not free and value in offered:
-        made = ipywidgets.Dropdown(options=offered, value=value, **look)
+        widget = ipywidgets.Dropdown(options=offered, value=value, **look)
     elif field.annotation is float:
-        made = ipywidgets.FloatText(value=value, continuous_update=True, step=0.01, **look)
+        widget = ipywidgets.FloatText(value=value, continuous_update=True, step=0.01, **look)
     elif field.annotation is int:
-        made = ipywidgets.IntText(value=value, continuous_update=True, **look)
+        widget = ipywidgets.IntText(value=value, continuous_update=True, **look)
     elif offered:
-        made = ipywidgets.Combobox(
+        widget = ipywidgets.Combobox(
             value=str(value), options=[str(one) for one in offered], ensure_option=False, **look
         )
     else:
-        made = ipywidgets.Text(value=str(value), continuous_update=True, **look)
-    tooltip(made, about(name, field))
-    return made
+        widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)
+    tooltip(widget, about(name, field))
+    return widget

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoquant.core import files, journal, options
+from autoquant.core import files, journal
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
-from autoquant.core.options import MethodOptions
+from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.records import Receipt, RunRecord
 from autoquant.methods import METHODS
 
@@ -30,8 +30,8 @@ def finish(result: RunRecord, run: RunFolder) -> RunRecord:
     readme = result.folder / "README.md"
     before = run.steps.get("result", {}).get("facts", {})
     edited = readme.is_file() and before.get("card sha256") not in (None, files.sha256_of(readme))
-    made = json.loads(json.dumps(result.to_json()))  # as it comes back from the journal
-    same = edited and all(before[name] == made[name] for name in ("artifacts", "reference"))
+    written = json.loads(json.dumps(result.to_json()))  # as it comes back from the journal
+    same = edited and all(before[name] == written[name] for name in ("artifacts", "reference"))
     if same:
         log.info("README.md has been edited by hand: it is kept")
     else:
@@ -63,12 +63,12 @@ def finish(result: RunRecord, run: RunFolder) -> RunRecord:
     return result
 
 
-def measured_on(chosen: MethodOptions) -> str:
+def measured_on(options: MethodOptions) -> str:
     """The evaluation text in words, for the card."""
     return (
         "Jane Austen's Persuasion, held out from the built-in calibration text"
-        if chosen.eval_text == "builtin"
-        else Path(chosen.eval_text).name
+        if options.eval_text == "builtin"
+        else Path(options.eval_text).name
     )
 
 
@@ -104,30 +104,30 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
     from autoquant.publish import allowed, card, send, upload
 
     # a wrong one is told before the folder is looked at
-    options.build(options.UploadOptions, values)
+    build(UploadOptions, values)
     result = load(folder)
     usual = METHODS[result.method].Options.model_fields["layout"].default
-    chosen = options.build(options.UploadOptions, {"layout": usual, **values})
+    options = build(UploadOptions, {"layout": usual, **values})
     identity, steps = journal.read(result.folder)
     client = allowed.check(
-        chosen,
+        options,
         result.source,
         [artifact.type for artifact in result.artifacts],
         list(steps),
         base_model=result.base_model,
         quiet=dry_run,
     )
-    named = chosen.base_model and chosen.base_model != result.base_model
+    named = options.base_model and options.base_model != result.base_model
     if named:
-        result = dataclasses.replace(result, base_model=chosen.base_model)
+        result = dataclasses.replace(result, base_model=options.base_model)
     if dry_run:
         readme = result.folder / "README.md"
         text = (
-            card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model)
+            card.with_base_model(readme.read_text(encoding="utf-8"), options.base_model)
             if named and readme.is_file()
             else None
         )
-        return upload.plan(client, result, chosen, upload.journaled(steps), text)
+        return upload.plan(client, result, options, upload.journaled(steps), text)
     with RunFolder(
         result.folder,
         method=result.method,
@@ -138,7 +138,7 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
             # it may have been edited by hand: only the name is changed
             readme = result.folder / "README.md"
             files.write_atomically(
-                readme, card.with_base_model(readme.read_text(encoding="utf-8"), chosen.base_model)
+                readme, card.with_base_model(readme.read_text(encoding="utf-8"), options.base_model)
             )
             run.record(
                 "result",
@@ -149,4 +149,4 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
                     "card sha256": run.steps["result"]["facts"].get("card sha256"),
                 },
             )
-        return send.upload(send.Sender(client), result, chosen, run)
+        return send.upload(send.Sender(client), result, options, run)

@@ -16,7 +16,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
 from autoquant.core.options import UploadOptions
 from autoquant.core.records import RunRecord, Source
-from autoquant.hub.client import Client, with_retries, status_of
+from autoquant.hub.client import Client, status_of, with_retries
 from autoquant.hub.look import RemoteFile, git_sha
 
 SMALL = 10 << 20  # bytes; the Hub keeps files below this, and of a text type, in git itself

@@ -47,8 +47,6 @@ PINS: dict[str, dict[str, str]] = {
         "fsspec": "2024.12.0",
     },
 }
-# extras whose packages may live in an overlay
-OVERLAYS = ("gptq", "exl2", "hqq", "bitsandbytes", "w8a8")
 # an overlay takes these from the environment below it, or cannot be made
 SHARED = ("torch", "transformers", "tokenizers", "huggingface_hub", "safetensors")
 
@@ -72,6 +70,11 @@ def extra(name: str) -> dict[str, str]:
         for one in wanted
         if one.marker is not None and one.marker.evaluate({"extra": name})
     }
+
+
+def extras() -> list[str]:
+    """The names of this package's extras, whose packages may live in an overlay."""
+    return importlib.metadata.metadata(PACKAGE).get_all("Provides-Extra") or []
 
 
 def _version(package: str) -> str:
@@ -108,15 +111,17 @@ def version(package: str) -> str:
     """The version of a package: of one in an overlay, the one that is there or will be (those that
     matter are pinned exactly). Empty if it is nowhere.
     """
-    for name in OVERLAYS:
+    for name in extras():
         wanted = extra(name).get(package)
         # what suits here is taken from here
         if wanted is not None and not here(name) and not _suits(package, wanted):
-            made = [
-                found.version
-                for found in importlib.metadata.distributions(name=package, path=[str(_site(name))])
+            versions = [
+                distribution.version
+                for distribution in importlib.metadata.distributions(
+                    name=package, path=[str(_site(name))]
+                )
             ]
-            return made[0] if made else wanted.removeprefix("==")
+            return versions[0] if versions else wanted.removeprefix("==")
     return _version(package)
 
 

@@ -81,15 +81,19 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
             f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a model on the"
             " Hub as owner/name or owner/name@revision, or demo for the embedded model"
         )
-    seen = look.look(*named, SIDE_FILES)
-    remote = not (allow_pickle and any(file.name.endswith(".bin") for file in seen.files))
-    folder = seen.folder if remote else hub.fetch(seen)[0]
+    listing = look.look(*named, SIDE_FILES)
+    remote = not (allow_pickle and any(file.name.endswith(".bin") for file in listing.files))
+    folder = listing.folder if remote else hub.fetch(listing)[0]
     try:
-        found = describe(folder, seen.id, allow_pickle)
+        source = describe(folder, listing.id, allow_pickle)
     except InputError as error:
-        raise InputError(str(error).replace(str(folder), seen.id)) from None
+        raise InputError(str(error).replace(str(folder), listing.id)) from None
     return dataclasses.replace(
-        found, revision=seen.revision, gated=seen.gated, private=seen.private, remote=remote
+        source,
+        revision=listing.revision,
+        gated=listing.gated,
+        private=listing.private,
+        remote=remote,
     )
 
 

@@ -224,7 +224,7 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
 
 def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, browser: Any) -> None:
     notebook = notebook_of(
-        "import autoquant\nfrom autoquant import forms",
+        "import autoquant\nfrom autoquant.notebook import forms",
         "with forms.stoppable():\n    result = autoquant.awq('demo', calibration_samples=32,"
         " iterations=400, evaluate='off')\nresult",
     )

@@ -465,7 +465,7 @@ def test_workers_get_no_token(user: User) -> None:
     code = """
 import json, os, tempfile
 from pathlib import Path
-from autoquant import process
+from autoquant.runtime import process
 os.environ["HUGGING_FACE_HUB_TOKEN"] = "x" * 20
 log = Path(tempfile.mkdtemp()) / "log"
 print(json.dumps(process.call("tests.helpers:environment", log=log)))"""

@@ -203,9 +203,9 @@ def test_a_large_model_is_planned_before_its_weights_are_fetched(
 ) -> None:
     """The limit is set to nothing, so that the embedded model counts as large."""
     process = user.start_python(f"""
-from autoquant import run
+from autoquant import pipeline
 import autoquant
-run.PLAN_FIRST = 0
+pipeline.PLAN_FIRST = 0
 autoquant.gguf("{MODEL}", types="Q4_K_M"{more})""")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1

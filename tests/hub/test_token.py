@@ -148,7 +148,7 @@ def test_the_form_for_a_token(user: User, hub: Hub) -> None:
         """
 import json, contextlib, io
 from pathlib import Path
-from autoquant import forms
+from autoquant.notebook import forms
 from autoquant.hub.client import find_token
 from huggingface_hub import constants
 with contextlib.redirect_stdout(io.StringIO()):

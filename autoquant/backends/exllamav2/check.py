@@ -56,11 +56,11 @@ def calibrate(
     )
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     rows = [tokenizer.decode(one, skip_special_tokens=True) for one in [*ids, *spare]]
-    made = sum(len(tokenizer.encode(row, add_special_tokens=False)) for row in rows)
-    if made < len(ids) * length:
+    tokens = sum(len(tokenizer.encode(row, add_special_tokens=False)) for row in rows)
+    if tokens < len(ids) * length:
         raise CheckFailed(
-            f"the tokenizer makes {made} tokens of a text of {(len(ids) + len(spare)) * length}: it"
-            " does not read what it writes, so exllamav2 cannot be calibrated on such samples;"
+            f"the tokenizer makes {tokens} tokens of a text of {(len(ids) + len(spare)) * length}:"
+            " it does not read what it writes, so exllamav2 cannot be calibrated on such samples;"
             " take its own text (calibration='exllamav2')"
         )
     fastparquet.write(target, pandas.DataFrame({"text": rows}))

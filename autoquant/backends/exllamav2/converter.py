@@ -125,9 +125,9 @@ def convert(
     ]
 
     def heard(line: str) -> None:
-        found = STATUS.search(line)
-        if found:
-            said = json.loads(found[1])
+        status = STATUS.search(line)
+        if status:
+            said = json.loads(status[1])
             if said["stage"] in stages:
                 progress(
                     int(1000 * (stages.index(said["stage"]) + float(said["completion"]))),

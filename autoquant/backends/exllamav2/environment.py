@@ -52,27 +52,29 @@ def wheel(torch: str, cuda: str, python: tuple[int, int]) -> str:
     )
 
 
-def refusal(seen: dict[str, Any]) -> str:
+def refusal(machine: dict[str, Any]) -> str:
     """Why EXL2 files cannot be made on a machine, as :func:`gpu.look` saw it;
     empty if they can.
     """
-    if not seen["gpu"]:
+    if not machine["gpu"]:
         return (
             "exl2: exllamav2 quantizes on an NVIDIA (or AMD) GPU only, and torch finds none here;"
             " nothing was downloaded. In Colab: Runtime, Change runtime type, T4 GPU. Without a GPU"
             " take gguf, or gptq and awq, which work on a CPU too"
         )
-    if seen["extension"] or seen["compiled"]:
+    if machine["extension"] or machine["compiled"]:
         return ""
-    prebuilt = wheel(seen["torch"], seen["cuda"], (seen["python"][0], seen["python"][1]))
+    prebuilt = wheel(
+        machine["torch"], machine["cuda"], (machine["python"][0], machine["python"][1])
+    )
     missing = [
         name
         for name, there in (
             (
                 "nvcc (of the CUDA toolkit; set CUDA_HOME if it is in an unusual place)",
-                seen["nvcc"],
+                machine["nvcc"],
             ),
-            ("C++ compiler (g++)", seen["compiler"]),
+            ("C++ compiler (g++)", machine["compiler"]),
         )
         if not there
     ]
@@ -82,17 +84,17 @@ def refusal(seen: dict[str, Any]) -> str:
             if prebuilt
             else (
                 f". (Prebuilt ones are for torch {', '.join(WHEELS)} with CUDA 12.8, and here are"
-                f" torch {seen['torch']} and CUDA {seen['cuda'] or '(none)'})"
+                f" torch {machine['torch']} and CUDA {machine['cuda'] or '(none)'})"
             )
         )
         return (
             "exl2: exllamav2 must compile its CUDA extension here, and there is no"
             f" {' and no '.join(missing)}: install it{other}"
         )
-    if seen["disk"] < ROOM:
+    if machine["disk"] < ROOM:
         return (
             f"exl2: compiling exllamav2's extension needs about {ROOM >> 30} GB under"
-            f" ~/.cache/torch_extensions; {seen['disk'] / 1e9:.1f} GB are free"
+            f" ~/.cache/torch_extensions; {machine['disk'] / 1e9:.1f} GB are free"
         )
     return ""
 
@@ -107,14 +109,16 @@ def check() -> None:
     """Refuse a machine that cannot make EXL2 files, and say what will take time. Nothing is
     installed. Raises InputError.
     """
-    seen = look()
-    said = refusal(seen)
-    if said:
-        raise InputError(said)
+    machine = look()
+    reason = refusal(machine)
+    if reason:
+        raise InputError(reason)
     if not environments.here("exl2"):
         environments.refuse("exl2")
-    if not (seen["extension"] or seen["compiled"]):
-        prebuilt = wheel(seen["torch"], seen["cuda"], (seen["python"][0], seen["python"][1]))
+    if not (machine["extension"] or machine["compiled"]):
+        prebuilt = wheel(
+            machine["torch"], machine["cuda"], (machine["python"][0], machine["python"][1])
+        )
         log.warning(
             "exllamav2 compiles its CUDA extension first: 5 to 10 minutes, once%s",
             f" (a prebuilt one: pip install {prebuilt})" if prebuilt else "",
@@ -132,9 +136,9 @@ def prepare(logs: Path) -> None:
     """Install exllamav2 if it is not here and compile its extension if that is due. Without a GPU
     nothing is done, and why is logged.
     """
-    said = refusal(look())
-    if said:
-        log.warning("%s", said)
+    reason = refusal(look())
+    if reason:
+        log.warning("%s", reason)
         return
     build(interpreter(logs), logs)
 

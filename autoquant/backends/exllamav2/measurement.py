@@ -63,11 +63,11 @@ def kept(snapshot: Snapshot, version: str, *calibration: Any) -> Path:
 def write(path: Path, data: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Write a measurement with its record, all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {name: value for name, value in data.items() if name != RECORD}
+    content = {name: value for name, value in data.items() if name != RECORD}
     write_atomically(
         path,
         json.dumps(
-            {RECORD: {**record, "measurement sha256": content_sha256(made)}, **made}, indent=1
+            {RECORD: {**record, "measurement sha256": content_sha256(content)}, **content}, indent=1
         )
         + "\n",
     )
@@ -118,21 +118,21 @@ def modules(data: Mapping[str, Any], blocks: int) -> list[list[Any]]:
     none of one.
     """
     entries = data["measurement"]
-    made: list[list[Any]] = []
+    content: list[list[Any]] = []
     for i in range(blocks):
         both = entries.get(f"model.layers.{i}.parallel_decoder")
-        found = (
+        pair = (
             (both["attn"], both["mlp"])
             if both
             else (entries.get(f"model.layers.{i}.self_attn"), entries.get(f"model.layers.{i}.mlp"))
         )
-        if not all(found):
+        if not all(pair):
             raise InputError(
                 f"measurement: it is incomplete, model.layers.{i} has no"
-                f" {'MLP' if found[0] else 'attention'}; measure again (leave out measurement)"
+                f" {'MLP' if pair[0] else 'attention'}; measure again (leave out measurement)"
             )
-        made += found
-    return made
+        content += pair
+    return content
 
 
 def bounds(data: Mapping[str, Any], blocks: int, weights: int) -> tuple[float, float]:

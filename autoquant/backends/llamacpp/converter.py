@@ -77,10 +77,10 @@ def _unpack(archive: Path, version: str, target: Path) -> None:
 
 
 def _check_hash(archive: Path, version: str) -> None:
-    found = sha256_of(archive)
-    if found != SHA256[version]:
+    sha256 = sha256_of(archive)
+    if sha256 != SHA256[version]:
         raise InputError(
-            f"{archive} has sha256 {found}, but {PACKAGE} {version} is {SHA256[version]}: not the"
+            f"{archive} has sha256 {sha256}, but {PACKAGE} {version} is {SHA256[version]}: not the"
             f" published file. {ANOTHER_WAY}"
         )
 

@@ -254,12 +254,12 @@ class Work:
             facts = self.imatrix.facts or {}
             length = facts.get("length", min(CONTEXT, self.source.context))
             unit = facts.get("unit", "chunks")
-            made = (
+            length_in_words = (
                 ""
                 if facts["chunks"] == "given"
                 else f", {facts['chunks']} {unit} of {length} tokens"
             )
-            said["importance matrix"] = facts["text"] + made
+            said["importance matrix"] = facts["text"] + length_in_words
             if "calibration sha256" in facts:
                 said["calibration sha256"] = facts["calibration sha256"]
         return said
