@@ -125,7 +125,7 @@ def exl2(
     overwrite: bool = False,
     base_model: str = "",
 ) -> Result:
-    """EXL2: 2 to 8 bits a weight on average, mixed by measured error; for NVIDIA GPUs with
+    """EXL2: 2 to 8 bits per weight on average, mixed by measured error; for NVIDIA GPUs with
     exllamav2, TabbyAPI, text-generation-webui.
     """
 

@@ -2,7 +2,7 @@
 length, chosen by seed, hashed.
 
 Samples are packed: the documents are joined with the tokenizer's end token and cut every ``length``
-tokens, so that no token is padding and no document's end is thrown away. The same samples serve
+tokens, so that no token is padding and no document's end is discarded. The same samples serve
 every method that calibrates.
 """
 
@@ -54,7 +54,7 @@ class CalibrationOptions(MethodOptions):
     )
     calibration_length: int = option(
         512,
-        "tokens a sample, at most the model's context; longer ones take more memory",
+        "tokens per sample, at most the model's context; longer ones take more memory",
         unit="tokens",
         ge=16,
         le=131_072,

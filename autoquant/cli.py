@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="MODEL",
                 help=(
                     "a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL),"
-                    " a folder with a checkpoint, or demo for the embedded model"
+                    " a folder with a checkpoint, or demo for the bundled model"
                 ),
             )
             sub.add_argument(

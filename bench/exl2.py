@@ -1,9 +1,9 @@
-"""EXL2 of the embedded model by exllamav2's converter on a CPU, with the tests' stand-in for a GPU;
+"""EXL2 of the bundled model by exllamav2's converter on a CPU, with the tests' stand-in for a GPU;
 beside GGUF and GPTQ. usage: python -m bench.exl2
 
-Prints Markdown rows: target and achieved bits a weight of the blocks' matrices, bits a weight of
-the whole file, quality on the same tokens. Times are of a CPU with a stand-in for the kernels: they
-compare measuring with quantizing, and say nothing about a GPU.
+Prints Markdown rows: target and achieved bits per weight of the blocks' matrices, bits per weight
+of the whole file, quality on the same tokens. Times are of a CPU with a stand-in for the kernels:
+they compare measuring with quantizing, and say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEAD = (
     "size",
     "perplexity",
     "KL mean",
-    "same top token",
+    "top-1 agreement",
 )
 
 
@@ -59,7 +59,7 @@ def row(format: str, artifact: Artifact, target: str, achieved: str) -> str:
 
 
 def blocks(artifact: Artifact, result: Any) -> str:
-    """Bits a weight of the blocks' matrices of a GPTQ folder, from its size: embeddings, head and
+    """Bits per weight of the blocks' matrices of a GPTQ folder, from its size: embeddings, head and
     norms have 16 bits there.
     """
     layers = sum(outputs * inputs for outputs, inputs in linears(result.source).values())

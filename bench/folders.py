@@ -30,14 +30,14 @@ HEAD = (
     "size",
     "perplexity",
     "KL mean",
-    "same top token",
+    "top-1 agreement",
     "seconds",
     "memory",
 )
 
 
 def configurations(small: bool, sets: list[str]) -> list[list[str]]:
-    """Command lines. The embedded model gets the whole grid; a larger one groups of 64 and 32
+    """Command lines. The bundled model gets the whole grid; a larger one groups of 64 and 32
     (GPTQ) or 64, and AutoRound with 50 steps, and once with its default.
     """
     sizes = ("128", "64", "32") if small else ("64", "32")

@@ -1,4 +1,4 @@
-"""The figures in the table of all methods: each run on the embedded model without options. usage:
+"""The figures in the table of all methods: each run on the bundled model without options. usage:
 python -m bench.methods [METHOD …]
 
 Writes autoquant/methods/measured.json (``make sync`` then writes the table) and prints it. Of
@@ -21,7 +21,7 @@ from autoquant.core import options
 from autoquant.methods import METHODS
 from autoquant.methods.overview import measured
 
-CHUNKS = 40  # of 256 tokens, all of the embedded model's context; as in bench/folders.py
+CHUNKS = 40  # of 256 tokens, all of the bundled model's context; as in bench/folders.py
 WIDTH, INNER, LAYERS, VOCABULARY, KEYS = 4096, 14336, 32, 128256, 1024
 
 

@@ -45,7 +45,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The embedded model as five types with an importance matrix, measured."""
+    """The bundled model as five types with an importance matrix, measured."""
     out = tmp_path_factory.mktemp("demo") / "run"
     return autoquant.gguf(
         "demo",
@@ -61,7 +61,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Callable[..., Path]:
-    """A copy of the embedded model to be spoiled: ``model(name="broken", **config_changes)``."""
+    """A copy of the bundled model to be spoiled: ``model(name="broken", **config_changes)``."""
 
     def copy(name: str = "model", **changes: Any) -> Path:
         folder = tmp_path / name

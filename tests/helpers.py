@@ -467,7 +467,7 @@ def loaded(names: list[str]) -> list[str]:
 
 def tiny(folder: str, architecture: str, **config: Any) -> str:
     """A random model of one block of an architecture, whose predictions differ from token to token;
-    with the tokenizer of the embedded model.
+    with the tokenizer of the bundled model.
     """
     import torch
     import transformers
@@ -619,7 +619,7 @@ def _demo_logits(model: Any) -> Any:
 
 
 def hqq_grid(scratch: str) -> list[dict[str, Any]]:
-    """Quantize the small embedded model in every way; our reader's largest difference from the
+    """Quantize the small bundled model in every way; our reader's largest difference from the
     library's weights in float32, the layers' mean error, and the bytes.
     """
     import numpy as np
@@ -768,7 +768,7 @@ def hqq_incomplete(folder: str, scratch: str) -> None:
 
 
 def bitsandbytes_grid(scratch: str) -> list[dict[str, Any]]:
-    """Quantize the embedded model to every type: our reader's largest difference from the library's
+    """Quantize the bundled model to every type: our reader's largest difference from the library's
     weights, and of logits from those before saving.
     """
     import bitsandbytes

@@ -1,4 +1,4 @@
-"""AWQ and AutoRound on the embedded model: the file format read by us and by the library, what is
+"""AWQ and AutoRound on the bundled model: the file format read by us and by the library, what is
 refused, what the card says.
 """
 

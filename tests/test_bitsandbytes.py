@@ -1,4 +1,4 @@
-"""bitsandbytes on the embedded model: our reader and the library's, LLM.int8() with its activations
+"""bitsandbytes on the bundled model: our reader and the library's, LLM.int8() with its activations
 really quantized, what is refused.
 """
 

@@ -552,7 +552,7 @@ def test_checks_find_a_spoiled_layer_a_lost_one_and_a_missed_target(
         exl2_check.verify(**common)
     spoiled()
     with pytest.raises(
-        CheckFailed, match=r"the blocks have \d\.\d\d bits a weight, asked for 4.00"
+        CheckFailed, match=r"the blocks have \d\.\d\d bits per weight, asked for 4.00"
     ):
         exl2_check.verify(**{**common, "near": 1e-6})
     with pytest.raises(
@@ -780,7 +780,7 @@ def test_the_reader_on_a_file_of_our_making() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"bpw": "9"}, "bpw: 9 is not allowed; allowed: 2 to 8 bits a weight"),
+        ({"bpw": "9"}, "bpw: 9 is not allowed; allowed: 2 to 8 bits per weight"),
         ({"bpw": ["four"]}, "bpw: 'four' is no number of bits"),
         ({"bpw": ""}, "bpw: "),
         ({"head_bits": 7}, "head_bits: 7 is not allowed; allowed: 2, 3, 4, 5, 6, 8"),
@@ -889,7 +889,7 @@ def test_a_measurement_of_another_model_or_one_that_was_changed_is_refused(
     attempt(
         data,
         r"bpw: 2.0 cannot be had: scales and permutations counted, exllamav2 can give the layers of"
-        r" tiny \d.\d\d to \d.\d\d bits a weight",
+        r" tiny \d.\d\d to \d.\d\d bits per weight",
         folder=model,
         bpw="2",
     )

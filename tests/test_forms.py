@@ -379,7 +379,7 @@ def test_folders(tmp_path: Path) -> None:
 
 def test_only_a_notebooks_own_model_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     assert forms.reachable(forms.MODEL) == "demo"
-    assert "Going on with the embedded model" in caplog.text
+    assert "Continuing with the bundled model" in caplog.text
     assert forms.reachable("somebody/something") == "somebody/something"
 
 
@@ -444,12 +444,12 @@ def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) 
     with pytest.raises(
         InputError,
         match=(
-            "of the embedded model, which stood in for HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
+            "of the bundled model, which stood in for HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
             " is sent"
         ),
     ):
         forms.form("gguf", {**_of("gguf"), "upload": "me/it"}).upload(demo)
-    with pytest.raises(InputError, match="of the embedded model"):
+    with pytest.raises(InputError, match="of the bundled model"):
         forms.form("all", {**_of("all"), "owner": "me"}).upload(demo)
 
 

@@ -1,4 +1,4 @@
-"""GGUF end to end on the embedded model: real converter, real llama.cpp, real files."""
+"""GGUF end to end on the bundled model: real converter, real llama.cpp, real files."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_unknown_pre_tokenizer_is_refused_with_a_way_on(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_embedded_model_needs_no_pre_tokenizer(tmp_path: Path) -> None:
+def test_the_bundled_model_needs_no_pre_tokenizer(tmp_path: Path) -> None:
     result = autoquant.gguf("demo", types=["Q8_0"], evaluate="off", out=tmp_path / "out")
     assert "--pre-tokenizer gpt-2" in result.card(), "the card says what was assumed"
 

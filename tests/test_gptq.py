@@ -1,4 +1,4 @@
-"""GPTQ on the embedded model: what is refused, what is written, and that our reader and the
+"""GPTQ on the bundled model: what is refused, what is written, and that our reader and the
 library's agree about it.
 """
 

@@ -1,4 +1,4 @@
-"""HQQ on the embedded model: the layout by our reader and by the library, the loader, what is
+"""HQQ on the bundled model: the layout by our reader and by the library, the loader, what is
 refused. All bits, axes and group sizes.
 """
 

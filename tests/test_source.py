@@ -14,7 +14,7 @@ from autoquant.core.errors import InputError
 from autoquant.source import headers
 
 
-def test_the_embedded_model() -> None:
+def test_the_bundled_model() -> None:
     found = source.resolve("demo")
     assert (found.id, found.architecture, found.dtype, found.license, found.language) == (
         "tiny-austen-4m",

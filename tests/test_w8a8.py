@@ -1,4 +1,4 @@
-"""W8A8 and FP8 on the embedded model: activations are really quantized where it is measured,
+"""W8A8 and FP8 on the bundled model: activations are really quantized where it is measured,
 calibration, what is refused.
 """
 

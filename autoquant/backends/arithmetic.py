@@ -24,7 +24,7 @@ def multiply_in_float32() -> None:
     those that oneDNN emulates with AVX-512.
 
     With AVX2 a product took torch 7 times as long in bfloat16 as in float32, and 6 times in float16
-    (512 by 2048 by 2048, one thread); on the embedded model GPTQ took 12.4 and 6.4 s, AWQ 93 and 37
+    (512 by 2048 by 2048, one thread); on the bundled model GPTQ took 12.4 and 6.4 s, AWQ 93 and 37
     s. Results are rounded to 16 bits as before; weights and memory stay 16 bits wide.
     """
     import torch

@@ -87,7 +87,7 @@ class RunFolder:
     On an error or interrupt the scratch folder (with the large intermediate file) is removed. After
     bad input or an interrupt the whole folder goes too, if this run made it and finished nothing;
     after a failure the journal and the log stay to be read. A killed process leaves its scratch for
-    the next run to go on with. ``jobs`` is for libraries that go on with their own work: what lies
+    the next run to resume. ``jobs`` is for libraries that resume their own work: what lies
     there stays after an interrupt or a failure, until a run takes it away.
     """
 

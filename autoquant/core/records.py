@@ -35,7 +35,7 @@ class Evaluation:
     """Quality of one artifact, on the same tokens as every other row of its table.
 
     ``perplexity_error`` is one standard error of the perplexity. KL divergence is KL(unquantized ‖
-    quantized) in nats a token. ``agreement`` is the share of positions where both models' most
+    quantized) in nats per token. ``agreement`` is the share of positions where both models' most
     probable token is the same. ``tokens`` counts the scored predictions.
     """
 

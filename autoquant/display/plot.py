@@ -26,7 +26,7 @@ COLORS = (
 
 
 def write(result: RunRecord, path: Path) -> None:
-    """Size against perplexity and against KL divergence, one point a file, as a PNG. Nothing if
+    """Size against perplexity and against KL divergence, one point per file, as a PNG. Nothing if
     fewer than one was measured.
     """
     scratch = path.with_name(f".{path.name}.part")
@@ -68,7 +68,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     ]
     for axis, label in (
         (left, "perplexity (lower is better)"),
-        (right, "mean KL divergence, nats a token"),
+        (right, "mean KL divergence, nats per token"),
     ):
         axis.set_xlabel(f"size, {unit}")
         axis.set_ylabel(label)

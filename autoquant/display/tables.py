@@ -16,7 +16,7 @@ HEAD = (
     "KL mean",
     "KL median",
     "KL 99 %",
-    "same top token",
+    "top-1 agreement",
 )
 
 
@@ -98,7 +98,7 @@ def protocol(result: RunRecord) -> str:
     if row is None:
         return ""
     return (
-        "Perplexity ± one standard error and KL divergence (nats a token) against the unquantized"
+        "Perplexity ± one standard error and KL divergence (nats per token) against the unquantized"
         f" model, on the same {row.tokens:,} predictions."
     )
 
@@ -183,7 +183,7 @@ def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str,
         )
     if len({one.tokenizer for one in results.values() if one.tokenizer}) > 1:
         said += (
-            " These models have different tokenizers: their perplexities a token do not compare"
+            " These models have different tokenizers: their perplexities per token do not compare"
             " with each other."
         )
     return f"{', '.join(sources)}: {', '.join(titles)}", said

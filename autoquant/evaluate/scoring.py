@@ -25,7 +25,7 @@ from autoquant.formats import dequantized
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Report
 
-CONTEXT = 512  # tokens a chunk; less for models with a shorter context
+CONTEXT = 512  # tokens per chunk; less for models with a shorter context
 
 Floats = npt.NDArray[np.float32]
 

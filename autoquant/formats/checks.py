@@ -22,7 +22,7 @@ WORST = 3  # layers named
 # at 2 bits GPTQ moves weights by more than their own size to keep a layer's outputs (1.09 in one
 # layer of SmolLM2-135M)
 LOW_BITS = 2.0
-# alternations; the error changes by less than 1e-4 after the third (measured on the embedded model)
+# alternations; the error changes by less than 1e-4 after the third (measured on the bundled model)
 FITS = 4
 
 

@@ -35,7 +35,7 @@ def schemes(block: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]
 
 def known(block: dict[str, Any]) -> bool:
     """Whether a block is of the kind that is read here: one group; 8 bits, symmetric, weights with
-    a scale an output, inputs with one a token (or, as integers, one in all).
+    a scale per output, inputs with one per token (or, as integers, one in all).
     """
     if len(schemes(block)) != 1:
         return False

@@ -212,7 +212,7 @@ def readable(folder: str) -> bool:
 
 
 def load(folder: str, *, activations: bool = True) -> Any:
-    """The model. Memory: 4 bytes a parameter. Of formats that quantize activations, the inputs of
+    """The model. Memory: 4 bytes per parameter. Of formats that quantize activations, the inputs of
     each layer are rounded before they meet its weights, unless told not to.
 
     Raises CheckFailed if a tensor is missing or left over.

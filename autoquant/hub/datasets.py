@@ -26,7 +26,7 @@ def documents(
     """The texts of ``column`` in the first rows of ``split``, until they have ``characters``
     characters together, and the commit they are from.
 
-    They are kept in the cache folder under ``calibration/``, so that a run that goes on needs no
+    They are kept in the cache folder under ``calibration/``, so that a resumed run needs no
     network. Raises InputError (no such dataset, subset, split, column; no access) or HubFailed.
     """
     client = connect()

@@ -61,7 +61,7 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
     """Fetch the files of a look, check each one's size and hash, and return the folder and the
     sha256 by name.
 
-    What a killed download left of a large file is gone on with, and of other files removed; files
+    What a killed download left of a large file is resumed, and of other files removed; files
     that are complete are kept. Raises InputError (no room, no access), CheckFailed (a file's bytes
     are not those the Hub lists: it is removed from the cache) or HubFailed.
     """
@@ -135,7 +135,7 @@ def _verified(path: Path, file: RemoteFile, listing: Look) -> str:
 
 def _remove_leftovers(repo_cache: Path, files: Iterable[RemoteFile]) -> None:
     """Remove what killed downloads have left of these files: huggingface_hub (1.27, 2.4) neither
-    goes on with it nor removes it.
+    resumes nor removes it.
     """
     from filelock import FileLock, Timeout
 

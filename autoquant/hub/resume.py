@@ -26,7 +26,7 @@ AT_ONCE = 4
 def fetch_large(
     client: Client, repo: str, commit: str, files: list[tuple[str, str, int]], repo_cache: Path
 ) -> None:
-    """Fetch files (name, sha256, bytes) into ``repo_cache/blobs``, going on with what is there.
+    """Fetch files (name, sha256, bytes) into ``repo_cache/blobs``, resuming what is there.
     Their hashes are the caller's to check.
     """
 
@@ -80,7 +80,7 @@ def _fetch(
         with open(part, "ab") as out:
             begun = out.tell()
             if begun:
-                log.info("going on with %s at %.0f of %.0f MB", name, begun / 1e6, size / 1e6)
+                log.info("resuming %s at %.0f of %.0f MB", name, begun / 1e6, size / 1e6)
             if begun < size:
                 # a token goes to the Hub only, not to where it redirects
                 here = urlsplit(metadata.location).netloc == urlsplit(client.endpoint).netloc

@@ -35,7 +35,9 @@ class AwqOptions(GroupedOptions):
     )
 
     bits: int = option(
-        4, "bits a weight: the file format that vLLM and transformers load has 4 only", metavar="4"
+        4,
+        "bits per weight: the file format that vLLM and transformers load has 4 only",
+        metavar="4",
     )
     zero_point: bool = option(
         True,
@@ -137,5 +139,5 @@ class Awq(GroupedMethod[AwqOptions]):
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""
         if artifact.facts["settings"]["group_size"] == -1:
-            return "one scale a row: smaller, clearly worse than groups"
+            return "one scale per row: smaller, clearly worse than groups"
         return "the usual choice for vLLM, SGLang and transformers on GPUs"

@@ -40,7 +40,7 @@ class BitsandbytesOptions(MethodOptions):
     )
     double_quant: bool = option(
         True,
-        "of nf4 and fp4: the scales are quantized too, which saves 0.37 bits a weight and costs"
+        "of nf4 and fp4: the scales are quantized too, which saves 0.37 bits per weight and costs"
         " next to nothing",
     )
     threshold: float = option(
@@ -94,7 +94,7 @@ class Bitsandbytes(FolderMethod[BitsandbytesOptions]):
         layers_of.check(source, self.title)
 
     def size(self, source: Source, options: BitsandbytesOptions) -> int:
-        """Codes and scales of each layer, and 16 bits for all else; but for some bytes a layer."""
+        """Codes and scales of each layer, 16 bits for all else; but for some bytes per layer."""
         layers = linears(source)
         weights = sum(outputs * inputs for outputs, inputs in layers.values())
         total = 2 * (source.parameters - weights)

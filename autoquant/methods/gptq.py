@@ -50,7 +50,7 @@ class GptqOptions(GroupedOptions):
 
     bits: int = option(
         4,
-        "bits a weight: 2, 3, 4 or 8; 4 is the usual choice; 4 and 8 have the fast kernels",
+        "bits per weight: 2, 3, 4 or 8; 4 is the usual choice; 4 and 8 have the fast kernels",
         metavar="2|3|4|8",
     )
     desc_act: bool = option(

@@ -10,17 +10,17 @@ from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 
 NOTE = (
-    "Type, bits a weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats a"
-    " token) and share of same top tokens (of the embedded model) are those of a run without"
-    " options. What loads the files: transformers, llama.cpp and hqq were run in the tests, the"
-    " others were not. EXL2 was made on a CPU with the tests' stand-in for a GPU."
+    "Type, bits per weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats"
+    " a token) and top-1 agreement (of the bundled model) are those of a run without options. What"
+    " loads the files: transformers, llama.cpp and hqq were run in the tests, the others were not."
+    " EXL2 was made on a CPU with the tests' stand-in for a GPU."
 )
 
 
 def measured() -> dict[str, dict[str, Any]]:
     """Figures of each method at its defaults, by its name, as bench/methods.py has measured them:
-    ``type``, ``bits_per_weight`` at the shapes of Llama-3.1-8B, and of the embedded model
-    ``kl_mean`` (nats a token) and ``agreement`` (share of same top tokens). A method that has not
+    ``type``, ``bits_per_weight`` at the shapes of Llama-3.1-8B, and of the bundled model
+    ``kl_mean`` (nats per token) and ``agreement`` (top-1 agreement). A method that has not
     been measured is not in it.
     """
     return dict(json.loads(Path(__file__).with_name("measured.json").read_text(encoding="utf-8")))
@@ -39,7 +39,7 @@ def table() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         "type",
         "bits/weight",
         "KL mean",
-        "same top token",
+        "top-1 agreement",
     )
 
     def row(method: AnyMethod) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class W8a8Options(CalibrationOptions):
     scheme: Literal["int8-dynamic", "int8-static", "fp8-dynamic"] = option(
         "int8-dynamic",
         "int8-dynamic: integers, activations with a scale for each token, found while the model"
-        " runs; int8-static: with one scale a layer, found by calibration: quicker to run, worse;"
+        " runs; int8-static: with one scale per layer, found by calibration: faster to run, worse;"
         " fp8-dynamic: floating point (E4M3), for GPUs from Ada and Hopper on",
     )
 
@@ -80,7 +80,7 @@ class W8a8(FolderMethod[W8a8Options]):
         calibration.check(options)
 
     def size(self, source: Source, options: W8a8Options) -> int:
-        """A byte a weight and 16-bit scales of each layer, and 16 bits for all else."""
+        """A byte per weight and 16-bit scales of each layer, and 16 bits for all else."""
         layers = linears(source)
         weights = sum(outputs * inputs for outputs, inputs in layers.values())
         scales = sum(outputs for outputs, _ in layers.values())

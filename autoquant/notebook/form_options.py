@@ -23,7 +23,7 @@ from autoquant.notebook.page import LARGER, MODEL, SMALLER
 OUT = option(
     "",
     "folder to write to; empty: named after model and method; drive: the folder AutoQuant in your"
-    " Google Drive (in Colab), so that a run goes on after Colab has disconnected",
+    " Google Drive (in Colab), so that a run can be resumed after Colab has disconnected",
     metavar="FOLDER|drive",
 )
 CALIBRATION = option(
@@ -41,7 +41,7 @@ class ModelOptions(MethodOptions):
     model: str = option(
         MODEL,
         "a model on the Hugging Face Hub as owner/name or owner/name@revision, a folder with a"
-        " checkpoint, or demo for the embedded one",
+        " checkpoint, or demo for the bundled one",
         metavar="OWNER/NAME|FOLDER|demo",
     )
     out: str = OUT

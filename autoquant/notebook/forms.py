@@ -238,7 +238,7 @@ class Form:
             and self.model not in bundled.MODELS
         ):
             raise InputError(
-                f"upload: these files are of the embedded model, which stood in for {self.model};"
+                f"upload: these files are of the bundled model, which stood in for {self.model};"
                 " nothing is sent under another model's name. Run the cells from the form on again"
                 " when the Hub can be reached"
             )

@@ -58,7 +58,7 @@ def tooltip(widget: Any, text: str) -> None:
 
 
 def reachable(model: str, fallback: str = "demo") -> str:
-    """The model itself, or the embedded one if it is a notebook's default and the Hub cannot be
+    """The model itself, or the bundled one if it is a notebook's default and the Hub cannot be
     reached: so that every notebook runs without a network, and says so.
 
     A model that somebody chose is never replaced.
@@ -69,7 +69,7 @@ def reachable(model: str, fallback: str = "demo") -> str:
 
 
 def reachable_pair(small: str, large: str) -> tuple[str, str]:
-    """Two models of one family to be compared, or both embedded ones, where a default of the
+    """Two models of one family to be compared, or both bundled ones, where a default of the
     notebook cannot be had: one of each family would not compare.
 
     Nothing is replaced if one of them was chosen by somebody.
@@ -91,7 +91,7 @@ def _missing(model: str) -> bool:
             raise
         said = (
             (
-                "Going on with the embedded model: all that follows is about a tiny model trained"
+                "Continuing with the bundled model: all that follows is about a tiny model trained"
                 " on Jane Austen's novels."
             ),
             f"{model} cannot be had: {failure}",
@@ -164,7 +164,9 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped("finished files are kept; run this cell again to go on after them") from None
+        raise Stopped(
+            "finished files are kept; run this cell again to continue after them"
+        ) from None
     finally:
         if button is not None:
             button.close()

@@ -33,7 +33,7 @@ def refused(method: str, options: MethodOptions) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _refusal(method: str, options: MethodOptions, stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """The method's own check, on the embedded model, whose widths every group size and bit width
+    """The method's own check, on the bundled model, whose widths every group size and bit width
     fits: so what it refuses, it refuses of any model. ``stamps``: of the files that are read, so
     that a changed one is read again.
     """

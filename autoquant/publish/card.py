@@ -126,7 +126,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         "size",
         "perplexity",
         "KL mean",
-        "same top token",
+        "top-1 agreement",
         "who it is for",
     )
     body = []
@@ -166,7 +166,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         reference, text_name = result.reference, result.provenance.get("measured on", "")
         parts += [
             (
-                "Perplexity ± one standard error, and KL divergence in nats a token against the"
+                "Perplexity ± one standard error, and KL divergence in nats per token against the"
                 f" unquantized model (perplexity {reference.perplexity:.3f} ±"
                 f" {reference.perplexity_error:.3f}, {reference.engine}), all on the same"
                 f' {reference.tokens:,} predictions of one text ({text_name}). "Same top token" is'

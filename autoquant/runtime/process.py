@@ -155,7 +155,7 @@ def run(
     """Run a command to its end.
 
     Its output goes to ``log`` (appended). ``produces`` are files that must exist and be non-empty
-    afterwards: an exit status of 0 alone is not believed. Standard input is /dev/null. ``on_line``
+    afterwards: an exit status of 0 alone is not trusted. Standard input is /dev/null. ``on_line``
     gets each line of its standard output. ``name`` is what errors call it.
 
     Raises :class:`~autoquant.core.errors.ProcessFailed` with the status and the log's last lines.

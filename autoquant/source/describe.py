@@ -51,7 +51,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
     """Look at a model without reading or downloading its weights.
 
     ``model`` is a folder with a Hugging Face checkpoint, ``owner/name``, ``owner/name@revision`` or
-    a URL for the Hub, or ``"demo"`` for the embedded one (``"demo-small"``: its smaller sister); a
+    a URL for the Hub, or ``"demo"`` for the bundled one (``"demo-small"``: its smaller sister); a
     folder of that name goes before the Hub. Raises :class:`~autoquant.core.errors.InputError` for a
     model that is missing, gated, no checkpoint, cut short, incomplete or pickle-only, HubFailed if
     the Hub cannot be reached.
@@ -79,7 +79,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
     if named is None:
         raise InputError(
             f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a model on the"
-            " Hub as owner/name or owner/name@revision, or demo for the embedded model"
+            " Hub as owner/name or owner/name@revision, or demo for the bundled model"
         )
     listing = look.look(*named, SIDE_FILES)
     remote = not (allow_pickle and any(file.name.endswith(".bin") for file in listing.files))

@@ -1,4 +1,4 @@
-"""A loopback Hub with the embedded model on it, and a command line that talks to it."""
+"""A loopback Hub with the bundled model on it, and a command line that talks to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUICK = ("--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M", "--evaluate", "of
 
 
 def checkpoint(folder: Path = DEMO_FOLDER) -> dict[str, bytes | Path]:
-    """The embedded model laid out as real repositories are: with duplicates of the weights that
+    """The bundled model laid out as real repositories are: with duplicates of the weights that
     nobody needs.
     """
     files: dict[str, bytes | Path] = {path.name: path for path in folder.iterdir()}

@@ -201,7 +201,7 @@ def test_gated_without_a_token_says_how_to_get_one(user: User, hub: Hub) -> None
 def test_a_large_model_is_planned_before_its_weights_are_fetched(
     more: str, said: str, user: User, hub: Hub
 ) -> None:
-    """The limit is set to nothing, so that the embedded model counts as large."""
+    """The limit is set to nothing, so that the bundled model counts as large."""
     process = user.start_python(f"""
 from autoquant import pipeline
 import autoquant
@@ -379,7 +379,7 @@ def test_a_nearly_finished_download_needs_only_the_rest(
 
 
 def two_shards() -> dict[str, bytes | Path]:
-    """The embedded model in two files."""
+    """The bundled model in two files."""
     from safetensors.numpy import load_file, save
 
     tensors = load_file(DEMO_FOLDER / "model.safetensors")

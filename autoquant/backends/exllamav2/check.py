@@ -22,7 +22,8 @@ from autoquant.formats.tensors import Tensors
 from autoquant.runtime.worker import Report
 
 HEAD = "lm_head"
-# bits a weight, between target and achieved, where the model has blocks enough to choose so finely
+# bits per weight, between target and achieved, where the model has blocks enough to choose so
+# finely
 NEAR = 0.1
 
 
@@ -132,7 +133,7 @@ def verify(
     weights = {name: shape[0] * shape[1] for name, shape in layers.items()}
     achieved = sum(bits[name] * weights[name] for name in layers) / sum(weights.values())
     if abs(achieved - target) > near:
-        raise CheckFailed(f"the blocks have {achieved:.2f} bits a weight, asked for {target:.2f}")
+        raise CheckFailed(f"the blocks have {achieved:.2f} bits per weight, asked for {target:.2f}")
     head = layer_bits(quantized, HEAD, original.get(f"{HEAD}.weight").size)
     most, fewest = max(bits, key=lambda name: bits[name]), min(bits, key=lambda name: bits[name])
     needed = 4 * parameters + (2 << 30)
@@ -177,7 +178,7 @@ def verify(
 
 
 def layer_bits(tensors: Tensors, name: str, weights: int) -> float:
-    """Bits a weight of one layer, with scales, group table and permutation."""
+    """Bits per weight of one layer, with scales, group table and permutation."""
     return (
         sum(
             8 * tensors.size(f"{one}.{part}")

@@ -1,4 +1,4 @@
-"""exllamav2's converter as a subprocess: what it is given, whether it may go on with an earlier
+"""exllamav2's converter as a subprocess: what it is given, whether it may resume an earlier
 job, and whether what it leaves can be trusted.
 
 It exits with status 0 after most failures, goes on with whatever job lies in its folder, copies
@@ -63,7 +63,7 @@ def converter_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def resumable(job: Path, model: Path, finished: Path) -> bool:
-    """Whether the converter may go on in a job's folder: it was made there, from this model, for
+    """Whether the converter may resume a job's folder: it was made there, from this model, for
     this output, and was not cut off while it wrote its state.
     """
     try:
@@ -98,7 +98,7 @@ def convert(
     stages: Sequence[str],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Run the converter to its end, going on with ``job`` if that can be.
+    """Run the converter to its end, resuming ``job`` if that can be.
 
     ``arguments`` are its options beside folders; ``result`` is the measurement (a .json) or the
     folder it is to make; ``stages`` those whose completion is shown, in turn. Raises ProcessFailed

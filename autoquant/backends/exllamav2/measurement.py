@@ -136,7 +136,7 @@ def modules(data: Mapping[str, Any], blocks: int) -> list[list[Any]]:
 
 
 def bounds(data: Mapping[str, Any], blocks: int, weights: int) -> tuple[float, float]:
-    """The fewest and the most bits a weight that a measurement offers, over the blocks'
+    """The fewest and the most bits per weight that a measurement offers, over the blocks'
     ``weights``.
     """
     ways = modules(data, blocks)
@@ -147,8 +147,8 @@ def bounds(data: Mapping[str, Any], blocks: int, weights: int) -> tuple[float, f
 
 
 def step(data: Mapping[str, Any], blocks: int, weights: int) -> float:
-    """The largest step, in bits a weight over all ``weights``, from one way to quantize a module to
-    the next: nearer than that a target cannot be met in a model of few blocks.
+    """The largest step, in bits per weight over all ``weights``, from one way to quantize a module
+    to the next: nearer than that a target cannot be met in a model of few blocks.
     """
     bits = [sorted(float(one["total_bits"]) for one in way) for way in modules(data, blocks)]
     return (
@@ -188,7 +188,7 @@ def refuse_foreign(
     if not (1.8 < least < 3.5 and 6 < most < 9):
         raise InputError(
             f"measurement: {said} is of a model of other sizes than {snapshot.source.id} (it would"
-            f" offer {least:.2f} to {most:.2f} bits a weight)"
+            f" offer {least:.2f} to {most:.2f} bits per weight)"
         )
     log.warning(
         "measurement: %s does not say of which model it is; its layers and sizes are those of %s",

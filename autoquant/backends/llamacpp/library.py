@@ -21,7 +21,7 @@ import numpy.typing as npt
 from autoquant.core.errors import ProcessFailed
 from autoquant.runtime import trace
 
-CONTEXT = 512  # tokens a chunk, as llama.cpp's perplexity and imatrix tools use
+CONTEXT = 512  # tokens per chunk, as llama.cpp's perplexity and imatrix tools use
 
 # bytes of one worker's row buffers while quantizing; more does not make it faster
 BUFFER = 128 << 20

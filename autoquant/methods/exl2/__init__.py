@@ -72,8 +72,8 @@ class Exl2(Method[Exl2Options]):
     name: ClassVar[str] = "exl2"
     title: ClassVar[str] = "EXL2"
     summary: ClassVar[str] = (
-        "2 to 8 bits a weight on average, mixed by measured error; for NVIDIA GPUs with exllamav2,"
-        " TabbyAPI, text-generation-webui"
+        "2 to 8 bits per weight on average, mixed by measured error; for NVIDIA GPUs with"
+        " exllamav2, TabbyAPI, text-generation-webui"
     )
     Options: ClassVar[type[MethodOptions]] = Exl2Options
     bits: ClassVar[str] = "2 to 8, any average"

@@ -27,7 +27,7 @@ def bitrate(value: Any) -> str:
             f"{value!r} is no number of bits; allowed: 2 to 8, e.g. 4.0 or 4.25"
         ) from None
     if not 2 <= number <= 8:
-        raise ValueError(f"{value} is not allowed; allowed: 2 to 8 bits a weight")
+        raise ValueError(f"{value} is not allowed; allowed: 2 to 8 bits per weight")
     return f"{number:.2f}".removesuffix("0") if round(number, 2) == number else str(number)
 
 
@@ -52,14 +52,14 @@ class Exl2Options(CalibrationOptions):
 
     bpw: tuple[str, ...] = option(
         ("4.0",),
-        "bits a weight of the blocks, scales included, 2 to 8; several with commas between: what is"
-        " measured once serves them all",
+        "bits per weight of the blocks, scales included, 2 to 8; several with commas between: what"
+        " is measured once serves them all",
         metavar="BITS,…",
         accepts="str | float | Sequence[str | float]",
         min_length=1,
     )
     head_bits: int = option(
-        6, "bits a weight of the output head; 8 for the highest bitrates", metavar="2|3|4|5|6|8"
+        6, "bits per weight of the output head; 8 for the highest bitrates", metavar="2|3|4|5|6|8"
     )
     measurement: str = option(
         "",
@@ -90,7 +90,7 @@ class Exl2Options(CalibrationOptions):
     )
     calibration_length: int = option(
         2048,
-        "tokens a sample, at most the model's context; exllamav2's default; longer ones take more"
+        "tokens per sample, at most the model's context; exllamav2's default; longer ones take more"
         " GPU memory",
         unit="tokens",
         ge=16,

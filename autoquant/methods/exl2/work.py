@@ -83,7 +83,7 @@ def quantize(snapshot: Snapshot, options: Exl2Options, run: RunFolder) -> Output
                 f"EXL2: GPTQ with mixed bit widths, chosen by measured error ({first['algorithm']})"
             ),
             "file format": "EXL2",
-            "bits a weight of the blocks": ", ".join(
+            "bits per weight of the blocks": ", ".join(
                 f"{a.type}: target {float(bpw):.2f}, achieved {a.facts['achieved']:.3f}"
                 for a, bpw in zip(artifacts, options.bpw, strict=True)
             ),
@@ -240,7 +240,7 @@ class Work:
             except InputError as damaged:
                 self.discard(job, result)
                 raise CheckFailed(
-                    f"{damaged}. It was thrown away: run again to measure anew"
+                    f"{damaged}. It was discarded: run again to measure anew"
                 ) from None
             measurement.write(kept, made, record)
         shutil.copyfile(kept, self.run.work / measurement.NAME)
@@ -250,7 +250,7 @@ class Work:
         return data
 
     def discard(self, *paths: Path) -> None:
-        """Take away what the converter made, and the job it would go on with."""
+        """Take away what the converter made, and the job it would resume."""
         for path in paths:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -266,7 +266,7 @@ class Work:
             if not least - exl2_check.NEAR / 2 <= float(one) <= most + exl2_check.NEAR / 2:
                 raise InputError(
                     f"bpw: {one} cannot be had: scales and permutations counted, exllamav2 can give"
-                    f" the layers of {self.source.id} {least:.2f} to {most:.2f} bits a weight"
+                    f" the layers of {self.source.id} {least:.2f} to {most:.2f} bits per weight"
                 )
 
     def quantize(self, type: str, bpw: str, path: Path, near: float) -> Artifact:
@@ -320,7 +320,7 @@ class Work:
         except CheckFailed as failure:
             self.discard(job, target)  # or the next run would find it finished, and damaged again
             raise CheckFailed(
-                f"{failure}. It was thrown away: run again to make {type} anew"
+                f"{failure}. It was discarded: run again to make {type} anew"
             ) from None
         artifact = Artifact(
             type=type,
