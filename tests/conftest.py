@@ -39,7 +39,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTOQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("AUTOQUANT_LLAMA_CPP", str(CONVERTER))
-        with preload.shared(process.worker_environment()):
+        with preload.kept(), preload.shared(process.worker_environment()):
             yield
 
 

@@ -112,6 +112,12 @@ class Method(ABC, Generic[O]):
     def check(self, source: Source, options: O) -> None:
         """Refuse within a second what cannot be done. Raises InputError."""
 
+    def without_slow_checks(self, options: O) -> O:
+        """The options without what :meth:`check` would look up on the Hub or in another process,
+        for a form that is checked while somebody types.
+        """
+        return options
+
     def check_hardware(self, options: O, folder: Path) -> None:
         """Refuse a machine that cannot do it, unless the run's folder has all that is asked for.
         Raises InputError.

@@ -105,8 +105,10 @@ class FolderMethod(Method[F]):
         return (self.type_of(options),)
 
     def environment(self, options: F) -> dict[str, str]:
-        """Variables for the worker."""
-        return dict(self.default_environment)
+        """Variables for the workers: those that quantize, check and measure are forked from one
+        preloaded process.
+        """
+        return {**self.default_environment, **process.finding(self.heavy_imports)}
 
     def prepare(self, logs: Path) -> None:
         """Make the overlay of its extra, if its libraries are not here."""
@@ -199,7 +201,6 @@ class FolderMethod(Method[F]):
         """Quantize into the scratch folder, and check what lies there."""
         source, type, target = snapshot.source, self.type_of(options), run.work / "model"
         layers, env = linears(source), self.environment(options)
-        env |= process.finding(self.heavy_imports)
         log.info(
             "%s of %s: %s%d layers",
             recipe.algorithm,

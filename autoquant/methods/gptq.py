@@ -131,6 +131,12 @@ class Gptq(GroupedMethod[GptqOptions]):
         if options.backend == "auto-gptq":
             _refuse_auto_gptq(source)
 
+    def without_slow_checks(self, options: GptqOptions) -> GptqOptions:
+        """CUDA is looked for in a process of its own, which takes seconds."""
+        if options.algorithm != "gptq":
+            return options
+        return options.model_copy(update={"backend": "gptqmodel"})
+
     def size(self, source: Source, options: GptqOptions) -> int:
         """Codes, zero points, scales (float16) and group numbers (int32) of each layer, and 16 bits
         for all else.

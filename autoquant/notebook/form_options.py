@@ -26,11 +26,21 @@ OUT = option(
     " Google Drive (in Colab), so that a run can be resumed after Colab has disconnected",
     metavar="FOLDER|drive",
 )
+
+
+def _calibrating() -> str:
+    """The methods that calibrate, and when."""
+    told = {method.name: method.requires_calibration for method in METHODS.values()}
+    always = [name for name, when in told.items() if when == "yes"]
+    some = [f"{name}: {when}" for name, when in told.items() if when not in ("yes", "no")]
+    return "; ".join([", ".join(always), *some])
+
+
 CALIBRATION = option(
     "builtin",
-    "text for the methods that calibrate (gptq, exl2, awq; w8a8 with int8-static; gguf with imatrix"
-    " calibration): builtin (English novels; for exl2 its own mixture), a .txt, .jsonl or .parquet"
-    " file, or a dataset on the Hugging Face Hub as owner/name",
+    f"text for the methods that calibrate ({_calibrating()}): builtin (English novels, or the"
+    " method's own mixture), a .txt, .jsonl or .parquet file, or a dataset on the Hugging Face Hub"
+    " as owner/name",
     metavar="builtin|FILE|OWNER/NAME",
 )
 

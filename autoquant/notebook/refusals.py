@@ -38,15 +38,7 @@ def _refusal(method: str, options: MethodOptions, stamps: tuple[tuple[str, int, 
     that a changed one is read again.
     """
     own = METHODS[method]
-    if (
-        getattr(options, "backend", "") == "auto-gptq"
-        and getattr(options, "algorithm", "") == "gptq"
-    ):
-        # it would look for CUDA in a process of its own, which takes seconds
-        options = options.model_copy(update={"backend": "gptqmodel"})
-    if getattr(options, "measurement", ""):
-        # it is another model's, and may lie on the Hub
-        options = options.model_copy(update={"measurement": ""})
+    options = own.without_slow_checks(options)
     try:
         source = resolve("demo")
         own.check(source, own.resolve_defaults(source, options))
