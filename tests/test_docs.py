@@ -22,7 +22,8 @@ def test_what_is_generated_is_fresh(tool: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/methods.md", "bench/RESULTS.md"]
+    "name",
+    ["README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/testing.md", "bench/RESULTS.md"],
 )
 def test_local_links_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text()

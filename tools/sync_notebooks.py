@@ -99,7 +99,7 @@ def install(parts: tuple[str, ...]) -> str:
         ),
         (
             "    clone = next((str(one) for one in (pathlib.Path.cwd(),"
-            ' *pathlib.Path.cwd().parents) if (one / "autoquant" / "forms.py").is_file()), "")'
+            ' *pathlib.Path.cwd().parents) if (one / "autoquant" / "cli.py").is_file()), "")'
         ),
         (
             f'    what = ["--editable", f"{{clone}}[{extras}]"] if clone else'
@@ -245,15 +245,17 @@ def stale(write: bool) -> list[Path]:
 
 
 def table() -> str:
-    """The README's table of notebooks: what each is for, from its first cell, and its badge."""
-    lines = ["| notebook | what it is for | |", "| --- | --- | --- |"]
-    for path in [*sorted(FOLDER.glob("*.ipynb")), *sorted((FOLDER / "tr").glob("*.ipynb"))]:
-        first = nbformat.read(path, as_version=4).cells[0].source.splitlines()
-        summary = next(line for line in first[1:] if line.strip())
+    """The README's notebooks: name and badge of each, and the translations in one line."""
+
+    def link(path: Path) -> str:
         name = path.relative_to(FOLDER).as_posix().removesuffix(".ipynb")
-        link = f"[{name}]({path.relative_to(ROOT).as_posix()})"
-        lines.append(f"| {link} | {summary} | {badge(path)} |")
-    return "\n".join(lines)
+        return f"[{name}]({path.relative_to(ROOT).as_posix()})"
+
+    lines = ["| notebook | |", "| --- | --- |"]
+    lines += [f"| {link(path)} | {badge(path)} |" for path in sorted(FOLDER.glob("*.ipynb"))]
+    translated = sorted((FOLDER / "tr").glob("*.ipynb"))
+    other = ", ".join(f"{link(path)} {badge(path)}" for path in translated)
+    return "\n".join([*lines, "", f"Translations: {other}"])
 
 
 if __name__ == "__main__":

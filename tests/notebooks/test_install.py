@@ -136,7 +136,7 @@ def test_a_failure_is_loud(bare: Path) -> None:
 
 def test_beside_a_clone_it_takes_the_clone(bare: Path) -> None:
     (bare / "autoquant").mkdir()
-    (bare / "autoquant" / "forms.py").write_text("")
+    (bare / "autoquant" / "cli.py").write_text("")
     install(bare, "01_Introduction_to_Quantization")
     assert seen(bare)[0][0][-2:] == ["--editable", f"{bare}[notebook]"], "git pull is followed"
 
@@ -145,7 +145,7 @@ def test_a_linked_clone_can_be_imported_in_the_same_kernel(bare: Path) -> None:
     (site,) = (bare / "venv").glob("lib/python3*/site-packages")
     (site / "pip" / "__main__.py").write_text("")  # links: nothing that this kernel would see
     (bare / "autoquant").mkdir()
-    for name in ("forms.py", "__init__.py"):
+    for name in ("cli.py", "__init__.py"):
         (bare / "autoquant" / name).write_text("__version__ = 'cloned'")
     done = install(bare, "01_Introduction_to_Quantization")
     assert "AutoQuant cloned is ready" in done.stdout, done.stderr
