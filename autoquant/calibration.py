@@ -121,8 +121,8 @@ def check(options: CalibrationOptions) -> None:
     for name, kinds in idle.items():
         if getattr(options, name) != CalibrationOptions.model_fields[name].default:
             raise InputError(
-                f"{name}: has a meaning for {kinds} only, and calibration is {options.calibration};"
-                " leave it out"
+                f"{name}: applies to {kinds} only, but calibration is {options.calibration}; leave"
+                " it out"
             )
     documents(options)
 

@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         "--verbose",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="say more while working; full tracebacks of our own bugs",
+        help="verbose output; full tracebacks for our own bugs",
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="the same for every command")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, text in (
         ("quantize", "quantize a model with a method"),
-        ("plan", "say what a run would make and need; writes nothing"),
+        ("plan", "show what a run would make and need; writes nothing"),
     ):
         group = commands.add_parser(name, help=text, description=text).add_subparsers(
             dest="method", required=True, metavar="METHOD"
@@ -75,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate",
         help="measure files against the unquantized model",
         description=(
-            "Perplexity, KL divergence and top-token agreement of GGUF files or model folders, on"
-            " the same tokens."
+            "Perplexity, KL divergence and top-1 agreement of GGUF files or model folders, on the"
+            " same tokens."
         ),
         parents=[common],
     )
@@ -103,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         help="upload a finished run to the Hugging Face Hub",
         description=(
             "Upload the checked files of a finished run with card, plot and licence, and compare"
-            " the server's sizes and hashes with ours. Interrupted and repeated, it sends only what"
-            " has not arrived. The token is taken from HF_TOKEN or the login of `hf auth login`."
+            " the server's sizes and hashes with ours. After an interruption, repeat it: only what"
+            " is missing is sent. The token is taken from HF_TOKEN or the login of `hf auth login`."
         ),
         parents=[common],
     )

@@ -115,8 +115,8 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
     method = METHODS[result.method]
     if not result.source.folder.is_dir() or result.source.remote:
         raise InputError(
-            f"the unquantized model is not at hand ({result.source.folder}); run the method again,"
-            " which fetches it"
+            f"the unquantized model is not available ({result.source.folder}); run the method again"
+            " to fetch it"
         )
     layers = linears(result.source)
     if not layers:

@@ -86,7 +86,7 @@ def quantize(
                 except HubFailed as failure:
                     raise HubFailed(
                         f"{failure} (the files in {folder} are finished: `autoquant upload {folder}"
-                        f" {options.upload}` continues too)"
+                        f" {options.upload}` also resumes)"
                     ) from None
         except BaseException:
             if upload is not None:
@@ -114,8 +114,8 @@ def _will_be_measured(
         return False
     if options.evaluate == "auto" and source.parameters > SMALL:
         log.warning(
-            "it will not be measured: the model has more than %d billion parameters; evaluate='on'"
-            " (--evaluate on) measures all the same",
+            "not measured: the model has more than %d billion parameters; use evaluate='on'"
+            " (--evaluate on) to measure anyway",
             SMALL // 10**9,
         )
         return False

@@ -265,11 +265,11 @@ def compare(
     for name, one in calibrations.items():
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             raise InputError(
-                f"calibrations: {name!r} is no name for a folder; take letters, digits, - and _"
+                f"calibrations: {name!r} is not a valid folder name; take letters, digits, - and _"
             )
         if not isinstance(one, Calibration):
             raise InputError(
-                f"calibrations: {name} is no Calibration but {type(one).__name__}; write"
+                f"calibrations: {name} is not a Calibration but {type(one).__name__}; write"
                 f" autoquant.Calibration({str(one)!r})"
             )
         # all are looked at before the first is run

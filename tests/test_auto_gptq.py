@@ -129,8 +129,8 @@ def test_its_real_quantize_path_and_a_folder_that_todays_transformers_loads(
     )
     assert "| algorithm | GPTQ (AutoGPTQ 0.7.1) |" in result.card()
     assert (
-        "- 4bit-64g-asym: GPTQModel's own loader refuses files with zero points that it has not"
-        " made" in result.card()
+        "- 4bit-64g-asym: GPTQModel's own loader rejects files with zero points unless it wrote"
+        " them" in result.card()
     )
     assert "GPTQModel.load" not in result.card()
 

@@ -820,10 +820,7 @@ def test_architectures_are_refused_not_converted_as_llama(model: Path, tmp_path:
     for name, said in (
         (
             "OlmoForCausalLM",
-            (
-                "the architecture OlmoForCausalLM is none of those whose EXL2 files are known to be"
-                " right here: CohereForCausalLM"
-            ),
+            "the architecture OlmoForCausalLM is not among those tested here: CohereForCausalLM",
         ),
         ("Qwen3ForCausalLM", "computes its head norms as layer norms, .* Take gguf, gptq or awq"),
     ):

@@ -105,7 +105,7 @@ def test_every_face_says_the_same(tmp_path: Path) -> None:
         (
             "gptq",
             {"calibration_split": "test"},
-            "calibration_split: has a meaning for datasets on the Hub only",
+            "calibration_split: applies to datasets on the Hub only",
         ),
         ("gptq", {"calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
         ("hqq", {"eval_text": "nope.txt"}, "eval_text: no such file: nope.txt"),

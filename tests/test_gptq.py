@@ -247,14 +247,11 @@ def test_more_bits_are_better(four_bits: Result, tmp_path: Path) -> None:
         ({"calibration_length": 8}, "calibration_length: 8 is not allowed"),
         (
             {"calibration_split": "test"},
-            (
-                "calibration_split: has a meaning for datasets on the Hub only, and calibration is"
-                " builtin"
-            ),
+            "calibration_split: applies to datasets on the Hub only, but calibration is builtin",
         ),
         (
             {"calibration_column": "body"},
-            "calibration_column: has a meaning for datasets and .jsonl and .parquet files only",
+            "calibration_column: applies to datasets and .jsonl and .parquet files only",
         ),
     ],
 )

@@ -56,7 +56,7 @@ def check_place(folder: Path, method: str, source_id: str) -> None:
     standing = existing_parent(folder)
     if not standing.is_dir():
         raise InputError(
-            f"out: {standing} is a file, so there can be no folder {folder}; name another"
+            f"out: {standing} is a file, so there cannot be a folder {folder}; name another"
         )
     if not os.access(standing, os.W_OK | os.X_OK):
         raise InputError(f"out: nothing may be written into {standing}; name another folder")

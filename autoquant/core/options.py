@@ -74,7 +74,8 @@ class UploadOptions(BaseModel):
         " branch, with the card on main",
     )
     overwrite: bool = option(
-        False, "replace files of the same name in a repository that holds something already"
+        False,
+        "replace files of the same name in a repository that already has files from elsewhere",
     )
     base_model: str = option(
         "",
@@ -88,7 +89,7 @@ class UploadOptions(BaseModel):
     def _repository(cls, value: str) -> str:
         if value and not licenses.is_repo_id(value):
             raise ValueError(
-                f"{value!r} is no repository; write owner/name, e.g. yourname/model-GGUF"
+                f"{value!r} is not a repository name; write owner/name, e.g. yourname/model-GGUF"
             )
         return value
 
@@ -103,8 +104,8 @@ class MethodOptions(UploadOptions):
     }
     evaluate: Literal["auto", "on", "off"] = option(
         "auto",
-        "measure perplexity, KL divergence and top-token agreement against the unquantized model; "
-        "auto does so for models of at most 2 billion parameters (above, a CPU needs hours)",
+        "measure perplexity, KL divergence and top-1 agreement against the unquantized model; auto"
+        " does so for models of at most 2 billion parameters (above, a CPU needs hours)",
     )
     eval_text: str = option(
         "builtin",
@@ -240,7 +241,7 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
             twice = sorted((set(parts) - {name}) & set(values))
             if twice:
                 raise InputError(
-                    f"{twice[0]}: the Calibration given as {name} says that already; leave it out,"
+                    f"{twice[0]}: the Calibration given as {name} sets that already; leave it out,"
                     " or change the Calibration"
                 )
             given.update(parts)

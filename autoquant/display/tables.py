@@ -178,13 +178,13 @@ def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str,
     texts = {(row.text_sha256, row.tokens) for row in evaluations}
     if len(sources) < len(results) and len(texts) > 1:
         said = (
-            "These were not measured on the same tokens (another text, or more of it): the rows do"
-            " not compare with each other."
+            "These were not measured on the same tokens (another text, or more of it): the rows are"
+            " not comparable."
         )
     if len({one.tokenizer for one in results.values() if one.tokenizer}) > 1:
         said += (
-            " These models have different tokenizers: their perplexities per token do not compare"
-            " with each other."
+            " These models have different tokenizers: their per-token perplexities are not"
+            " comparable."
         )
     return f"{', '.join(sources)}: {', '.join(titles)}", said
 
@@ -202,14 +202,16 @@ def plan_parts(
     """A plan's parts: the model in words, head and rows of the table, notes, verdict."""
     head = ("type", "bits/weight", "size", "imatrix", "note")
     body = [
-        (item.type, "–", "–", "", f"cannot be made: {item.impossible}")
-        if item.impossible
-        else (
-            item.type,
-            f"{item.bits_per_weight:.2f}",
-            size(item.bytes),
-            "needed" if item.needs_imatrix else "",
-            item.note,
+        (
+            (item.type, "–", "–", "", f"cannot be made: {item.impossible}")
+            if item.impossible
+            else (
+                item.type,
+                f"{item.bits_per_weight:.2f}",
+                size(item.bytes),
+                "needed" if item.needs_imatrix else "",
+                item.note,
+            )
         )
         for item in planned.items
     ]

@@ -209,8 +209,8 @@ def refuse_other_files(paths: Sequence[Path]) -> None:
             raise InputError(f"no such file or folder: {path}")
         if path.is_dir() and not (path / "config.json").is_file():
             raise InputError(
-                f"{path} is no model folder: it has no config.json. Of a folder of GGUF files, name"
-                " the files"
+                f"{path} is not a model folder: it has no config.json. For a folder of GGUF files,"
+                " name the files"
             )
         if path.is_file() and path.suffix != ".gguf":
             raise InputError(f"{path} is neither a .gguf file nor a model folder")

@@ -1,4 +1,4 @@
-"""Perplexity, KL divergence and top-token agreement on the same tokens for every format, one
+"""Perplexity, KL divergence and top-1 agreement on the same tokens for every format, one
 chunk's logits at a time.
 
 The protocol is llama.cpp's (tools/perplexity): the text is cut into chunks of CONTEXT tokens, a BOS

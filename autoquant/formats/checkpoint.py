@@ -52,9 +52,9 @@ def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, 
     if isinstance(rope, dict):
         if any(isinstance(value, dict) for value in rope.values()):
             raise InputError(
-                f"{option}: this model's rotary embeddings differ from layer to layer, which a"
-                " config of transformers 4 cannot"
-                f" say{'; leave out backend' if option == 'backend' else ''}"
+                f"{option}: this model's rotary embeddings differ from layer to layer, which"
+                " transformers 4's config format cannot"
+                f" express{'; leave out backend' if option == 'backend' else ''}"
             )
         old["rope_theta"] = rope.get("rope_theta", 10000.0)
         scaling = {

@@ -89,8 +89,8 @@ def warnings(errors: dict[str, float], advice: str) -> list[str]:
     if errors[worst] < 1:
         return []
     return [
-        f"{worst} is off by {errors[worst]:.0%} of its own size: at so few bits this way the model"
-        f" may be useless, so look at the measured quality; {advice}"
+        f"{worst} is off by {errors[worst]:.0%} of its own size: at so few bits the model may be"
+        f" useless; check the measured quality; {advice}"
     ]
 
 

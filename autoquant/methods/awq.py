@@ -41,8 +41,8 @@ class AwqOptions(GroupedOptions):
     )
     zero_point: bool = option(
         True,
-        "asymmetric, as nearly all AWQ files are; off is a little worse and no smaller: for"
-        " runtimes that want it",
+        "asymmetric, as nearly all AWQ files are; turn it off only for runtimes that need symmetric"
+        " weights: a little worse, no smaller",
     )
     algorithm: Literal["autoround", "awq"] = option(
         "autoround",
@@ -117,10 +117,14 @@ class Awq(GroupedMethod[AwqOptions]):
         return Recipe(
             target=f"autoquant.backends.{'auto_round' if learned else 'gptqmodel'}:quantize",
             settings=settings,
-            algorithm=f"AutoRound {environments.version('auto-round')}"
-            if learned
-            else "AWQ: activation-aware scaling and clipping (GPTQModel"
-            f" {environments.version('gptqmodel')})",
+            algorithm=(
+                f"AutoRound {environments.version('auto-round')}"
+                if learned
+                else (
+                    "AWQ: activation-aware scaling and clipping (GPTQModel"
+                    f" {environments.version('gptqmodel')})"
+                )
+            ),
             file_format="AWQ (gemm)",
             wanted={
                 "quant_method": "awq",

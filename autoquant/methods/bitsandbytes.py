@@ -40,13 +40,13 @@ class BitsandbytesOptions(MethodOptions):
     )
     double_quant: bool = option(
         True,
-        "of nf4 and fp4: the scales are quantized too, which saves 0.37 bits per weight and costs"
+        "nf4 and fp4 only: the scales are quantized too, which saves 0.37 bits per weight and costs"
         " next to nothing",
     )
     threshold: float = option(
         THRESHOLD,
-        "of int8: inputs with values this large keep 16 bits; 0 quantizes all of them, which large"
-        " models do not survive",
+        "int8 only: inputs with values this large keep 16 bits; 0 quantizes all inputs, which ruins"
+        " large models",
         ge=0,
         le=1000,
     )

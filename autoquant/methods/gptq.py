@@ -60,13 +60,13 @@ class GptqOptions(GroupedOptions):
     )
     sym: bool = option(
         True,
-        "symmetric: all zero points alike; off chooses one for each group: better at few bits, no"
-        " larger, but known to fewer runtimes",
+        "symmetric: one zero point for all groups; off: one for each group, better at few bits,"
+        " same size, fewer runtimes",
     )
     damp_percent: float = option(
         DAMP,
-        "how much the Hessian's diagonal is raised, as a share of its mean; more is steadier;"
-        " AutoGPTQ's own default was 0.01",
+        "damping: the share of the Hessian's mean diagonal that is added to it; more is more"
+        " stable; AutoGPTQ's own default was 0.01",
         ge=0.001,
         le=0.5,
     )

@@ -24,7 +24,7 @@ from autoquant.source.layers import linears, weights_of_blocks
 log = logging.getLogger(__name__)
 AUTO, GROUP_SIZES = 0, (-1, 32, 64, 128)
 FOREIGN = (
-    "GPTQModel's own loader refuses files with zero points that it has not made; transformers loads"
+    "GPTQModel's own loader rejects files with zero points unless it wrote them; transformers loads"
     " them"
 )
 ADVICE = "zero points (--no-sym), smaller groups or algorithm autoround do better"
@@ -52,7 +52,7 @@ class GroupedOptions(CalibrationOptions):
     )
     batch_size: int = option(
         4,
-        "samples at once through a layer; fewer take less memory",
+        "samples per batch through a layer; fewer take less memory",
         unit="samples",
         ge=1,
         le=256,
@@ -118,7 +118,8 @@ class GroupedMethod(FolderMethod[G]):
         """
         experts = (
             f"transformers 5 does not load experts from {self.title} files (it fills them with"
-            " random numbers and says so only in a log), so none are made"
+            " random numbers and says so only in a log), so this method rejects mixtures of"
+            " experts"
         )
         layers = layers_of.check(source, self.title, experts)
         if options.group_size > 0:
@@ -222,9 +223,9 @@ def refuse_uneven(layers: Mapping[str, tuple[int, int]], multiple: int, why: str
     odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % multiple]
     if odd:
         raise InputError(
-            f"algorithm: {why} {multiple}; {len(odd)} of {len(layers)} layers do not divide so,"
-            f" e.g. {odd[0][0]} ({odd[0][1]} outputs). Take method gptq with algorithm gptq, or the"
-            " other algorithm of this one"
+            f"algorithm: {why} {multiple}; {len(odd)} of {len(layers)} layers are not divisible by"
+            f" it, e.g. {odd[0][0]} ({odd[0][1]} outputs). Use method gptq with algorithm gptq, or"
+            " this method's other algorithm"
         )
 
 

@@ -33,7 +33,7 @@ class HqqOptions(MethodOptions):
     main: ClassVar[tuple[str, ...]] = ("bits", "group_size", "axis", "evaluate", "upload")
 
     bits: int = option(
-        4, "bits per weight: 8, 4, 3, 2 or 1; below 4 take groups of 16", metavar="1|2|3|4|8"
+        4, "bits per weight: 8, 4, 3, 2 or 1; below 4, use group_size 16", metavar="1|2|3|4|8"
     )
     group_size: int = option(
         AUTO,

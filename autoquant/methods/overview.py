@@ -13,7 +13,7 @@ NOTE = (
     "Type, bits per weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats"
     " a token) and top-1 agreement (of the bundled model) are those of a run without options. What"
     " loads the files: transformers, llama.cpp and hqq were run in the tests, the others were not."
-    " EXL2 was made on a CPU with the tests' stand-in for a GPU."
+    " EXL2 was made on a CPU, with CUDA kernels mocked."
 )
 
 

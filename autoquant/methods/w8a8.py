@@ -35,9 +35,9 @@ class W8a8Options(CalibrationOptions):
 
     scheme: Literal["int8-dynamic", "int8-static", "fp8-dynamic"] = option(
         "int8-dynamic",
-        "int8-dynamic: integers, activations with a scale for each token, found while the model"
-        " runs; int8-static: with one scale per layer, found by calibration: faster to run, worse;"
-        " fp8-dynamic: floating point (E4M3), for GPUs from Ada and Hopper on",
+        "int8-dynamic: integers, activations with one scale per token, computed at run time;"
+        " int8-static: one per layer, from calibration (faster, less accurate); fp8-dynamic:"
+        " floating point (E4M3), for GPUs from Ada and Hopper on",
     )
 
 
@@ -118,8 +118,8 @@ class W8a8(FolderMethod[W8a8Options]):
     def how_to_run(self, record: RunRecord) -> str:
         """The card's section on running the model."""
         simulated = (
-            ": to look at, not faster; activations are rounded as they should be, but computed with"
-            " in 16 bits"
+            ": for inspection, not speed; activations are rounded correctly, but multiplied in 16"
+            " bits"
         )
         return "\n\n".join(
             (

@@ -193,8 +193,8 @@ def declared(name: str) -> type[UploadOptions]:
         main: ClassVar[tuple[str, ...]] = (*Declared.main, "compare")
         compare: tuple[str, ...] = option(
             default,
-            f"{kind} to make beside this run and compare with it, one or several with commas"
-            " between; empty: none, which spares a large model's time and disk",
+            f"{kind} to make in addition and compare with this run, separated by commas; leave"
+            " empty for a large model, to save time and disk",
             metavar="NAME,…",
         )
 

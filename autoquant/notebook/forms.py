@@ -238,8 +238,8 @@ class Form:
             and self.model not in bundled.MODELS
         ):
             raise InputError(
-                f"upload: these files are of the bundled model, which stood in for {self.model};"
-                " nothing is sent under another model's name. Run the cells from the form on again"
+                "upload: these files were made from the bundled model, which replaced"
+                f" {self.model}; nothing is sent under another model's name. Rerun from the form"
                 " when the Hub can be reached"
             )
         if not repo:
@@ -341,5 +341,5 @@ class Form:
             if self.name != "compare"
             else f"{self.options.small} and {self.options.large}"
         )
-        hint = " Change them in the form above and run on from there." if in_colab() else ""
+        hint = " Change them in the form above and rerun from there." if in_colab() else ""
         show(text(f"<p><b>{html.escape(what)}</b>, options: {html.escape(rest)}.{hint}</p>"))

@@ -164,9 +164,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(
-            "finished files are kept; run this cell again to continue after them"
-        ) from None
+        raise Stopped("finished files are kept; run this cell again to resume") from None
     finally:
         if button is not None:
             button.close()

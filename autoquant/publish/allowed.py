@@ -38,7 +38,8 @@ def check(
     repo = options.upload
     if not licenses.is_repo_id(repo):
         raise InputError(
-            f"upload: {repo!r} is no repository; write owner/name, e.g. yourname/{source.name}-GGUF"
+            f"upload: {repo!r} is not a repository name; write owner/name, e.g."
+            f" yourname/{source.name}-GGUF"
         )
     if offline():
         raise InputError("upload: HF_HUB_OFFLINE is set, and uploading needs the network")
@@ -89,8 +90,8 @@ def check(
         if files and not options.overwrite and step_of(one, branch) not in known:
             some = ", ".join(files[:3]) + (" …" if len(files) > 3 else "")
             raise InputError(
-                f"upload: {where_in_words(one, branch)} is there already and holds files"
-                f" ({some}) that this folder has not put there. Name another repository, or pass"
+                f"upload: {where_in_words(one, branch)} already exists and holds files ({some})"
+                " that were not uploaded from this folder. Name another repository, or pass"
                 " overwrite=True (--overwrite) to replace files of the same name"
             )
         if options.private == "no" and state[2]:

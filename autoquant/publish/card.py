@@ -127,7 +127,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         "perplexity",
         "KL mean",
         "top-1 agreement",
-        "who it is for",
+        "when to use it",
     )
     body = []
     for artifact in ordered:

@@ -115,7 +115,7 @@ class Sender:
         ):
             raise CheckFailed(
                 f"{item.content} is gone or has another size than when it was checked; run the same"
-                " quantize command again to make it anew"
+                " quantize command again to make it again"
             )
         operation = CommitOperationAdd(item.name, item.content)
         doing = f"sending {item.name} to {repo}"
@@ -131,7 +131,7 @@ class Sender:
             raise CheckFailed(
                 f"{item.name} has changed since it was checked: sha256"
                 f" {operation.upload_info.sha256.hex()}, it was {item.sha256}. Nothing was"
-                " committed; run the same quantize command again to make it anew"
+                " committed; run the same quantize command again to make it again"
             )
         with self._lock:
             self._sent[key] = operation

@@ -35,8 +35,8 @@ def weight_files(folder: Path, allow_pickle: bool) -> tuple[list[str], bool, dic
         if pickled and not allow_pickle:
             raise InputError(
                 f"{folder} has only pickle weights (.bin), and loading a pickle can run code hidden"
-                " in it. Convert it to safetensors, or, if you trust where it comes from, take"
-                " method gguf with allow_pickle=True (--allow-pickle)"
+                " in it. Convert it to safetensors, or, if you trust its origin, use method gguf"
+                " with allow_pickle=True (--allow-pickle)"
             )
         if index.is_file():
             weight_map = read_json(index).get("weight_map")
@@ -53,7 +53,7 @@ def weight_files(folder: Path, allow_pickle: bool) -> tuple[list[str], bool, dic
             if not pickled and single not in names and (folder / single).is_file():
                 raise InputError(
                     f"{folder} has two checkpoints: {single}, and {len(names)} shards that"
-                    f" {index.name} names; loaders differ in which they take. Take one away"
+                    f" {index.name} names; loaders disagree about which to use. Remove one"
                 )
             return names, pickled, weight_map
         if (folder / single).is_file():

@@ -20,8 +20,8 @@ BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 EXPERTS = re.compile(r"\.experts\.")
 MUCH = 100 << 20  # bytes to download, above which a process is started to look first
 FUSED = (
-    "transformers 5 keeps the experts of a block in one tensor, which is no linear layer and would"
-    " stay as it is, and with it most of the model"
+    "transformers 5 keeps the experts of a block in one tensor, which is not a linear layer and"
+    " would stay unquantized, and most of the model with it"
 )
 KNOWN = "autoquant.source.layers:refuse_unknown"
 
@@ -59,7 +59,7 @@ def check(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[i
     towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
     if towers:
         raise InputError(
-            f"{source.id} ({source.architecture}) has more than a language model in it"
+            f"{source.id} ({source.architecture}) is not a pure language model"
             f" ({', '.join(towers)}); {title} is offered for language models only. GGUF takes many"
             " such models"
         )

@@ -480,7 +480,7 @@ def test_a_run_that_fails_keeps_the_files_and_says_how_to_go_on(user: User, hub:
     err = user.quantize("--upload", "tester/t", status=1).stderr
     assert (
         f"(the files in {user.cwd / 'tiny-GGUF'} are finished: `autoquant upload"
-        f" {user.cwd / 'tiny-GGUF'} tester/t` continues too)" in err
+        f" {user.cwd / 'tiny-GGUF'} tester/t` also resumes)" in err
     )
     assert (user.cwd / "tiny-GGUF" / "README.md").is_file()
     hub._faults.clear()

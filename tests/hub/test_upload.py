@@ -225,8 +225,8 @@ def test_a_repository_of_somebody_elses_work_is_not_touched_unasked(done: User, 
     ):
         err = done.run(*words, status=2).stderr
         assert (
-            "tester/old is there already and holds files (README.md, other.gguf) that this folder"
-            " has not put there" in err
+            "tester/old already exists and holds files (README.md, other.gguf) that this folder has"
+            " not put there" in err
         )
         assert "--overwrite" in err
     assert changing(hub) == []
@@ -256,7 +256,7 @@ def test_every_repository_and_branch_is_looked_at_before_the_run(done: User, hub
         ),
     ):
         err = done.run(*words, "--layout", "repo-per-type", status=2).stderr
-        assert "tester/t-Q4_K_M is there already and holds files (theirs.gguf)" in err
+        assert "tester/t-Q4_K_M already exists and holds files (theirs.gguf)" in err
     hub.seed("tester/b", {}, branch="Q8_0")
     hub.seed("tester/b", {"theirs.gguf": b"x"}, branch="Q8_0")
     assert (
@@ -389,7 +389,7 @@ def test_a_type_added_later_goes_to_the_same_repository(user: User, hub: Hub) ->
         (
             "just-a-name",
             {"name": "tester", "role": "write"},
-            "upload: 'just-a-name' is no repository; write owner/name",
+            "upload: 'just-a-name' is not a repository name; write owner/name",
         ),
         ("tester/hidden", {"name": "tester", "role": "read"}, "may only read"),
     ],
@@ -599,14 +599,12 @@ def test_a_loaded_result_is_measured_again_after_the_cache_was_emptied(
     hub.repos[MODEL].commits[commit] = dataclasses.replace(hub.repos[MODEL].at("main"), sha=commit)
     hub.seed(MODEL, {"config.json": b"{}"})
     shutil.rmtree(done.home / "hf")
-    seen = done.python(
-        """
+    seen = done.python("""
 import json, autoquant
 again = autoquant.load("tiny-GGUF").evaluate(chunks=2)
 small = [a.evaluation.kl_mean < 0.02 for a in again.artifacts]
 loaded = autoquant.load("tiny-GGUF")
-print(json.dumps([again.reference.tokens, small, loaded.reference.tokens]))"""
-    )
+print(json.dumps([again.reference.tokens, small, loaded.reference.tokens]))""")
     assert seen == [254, [True, True], 254]
 
 

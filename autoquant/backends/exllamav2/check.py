@@ -61,8 +61,8 @@ def calibrate(
     if tokens < len(ids) * length:
         raise CheckFailed(
             f"the tokenizer makes {tokens} tokens of a text of {(len(ids) + len(spare)) * length}:"
-            " it does not read what it writes, so exllamav2 cannot be calibrated on such samples;"
-            " take its own text (calibration='exllamav2')"
+            " it does not round-trip, so exllamav2 cannot be calibrated on such samples; take its"
+            " own text (calibration='exllamav2')"
         )
     fastparquet.write(target, pandas.DataFrame({"text": rows}))
     return {"samples": len(ids)}

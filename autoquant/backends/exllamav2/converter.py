@@ -152,8 +152,8 @@ def convert(
         raise
     if not finished(job) or not result.exists():
         raise ProcessFailed(
-            f"exllamav2's converter ended as if all were well, but did not finish. Log: {logs}. Its"
-            f" end: {process.tail(logs)}"
+            f"exllamav2's converter exited with status 0 but did not finish. Log: {logs}. Its end:"
+            f" {process.tail(logs)}"
         )
 
 

@@ -163,8 +163,8 @@ def collect_imatrix(
         tokens = runner.tokenize(text, special=True)
         if len(tokens) < context:
             raise InputError(
-                f"imatrix: {dataset} has {len(tokens)} tokens; at least {context} are needed, and"
-                " 50,000 are sensible"
+                f"imatrix: {dataset} has {len(tokens)} tokens; at least {context} are needed;"
+                " 50,000 are recommended"
             )
         parts = [
             tokens[i * context : (i + 1) * context].copy()

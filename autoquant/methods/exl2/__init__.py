@@ -59,10 +59,9 @@ WRONG = {
 }
 # of exllamav2's own guide, not measured here
 COSTS = (
-    "measuring is done once for all bitrates, and by exllamav2's own guide (doc/convert.md) takes"
-    " about as long as quantizing twelve times; by the same, a model of 7 billion parameters wants"
-    " about 8 GB of GPU memory and 16 GB of RAM, one of 70 billion 24 GB and 64 GB (not measured"
-    " here)"
+    "measuring is done once for all bitrates; exllamav2's guide (doc/convert.md) puts it at about"
+    " twelve quantizations, and says that a model of 7 billion parameters needs about 8 GB of GPU"
+    " memory and 16 GB of RAM, one of 70 billion 24 GB and 64 GB (not measured here)"
 )
 
 
@@ -253,9 +252,9 @@ def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
         )
     if source.architecture not in ARCHITECTURES:
         raise InputError(
-            f"exl2: the architecture {source.architecture} is none of those whose EXL2 files are"
-            f" known to be right here: {', '.join(ARCHITECTURES)}. (exllamav2 itself would convert"
-            " any model as if it were a Llama.) GGUF takes more"
+            f"exl2: the architecture {source.architecture} is not among those tested here:"
+            f" {', '.join(ARCHITECTURES)}. (exllamav2 itself would convert any model as if it were"
+            " a Llama.) GGUF takes more"
         )
     config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     converter.converter_config(config)
@@ -269,8 +268,8 @@ def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
         length = min(options.calibration_length, source.context)
         if length % 128:
             raise InputError(
-                f"calibration_length: {length} tokens; the text that comes with exllamav2 is cut by"
-                " multiples of 128 only. Take one, or choose another calibration"
+                f"calibration_length: {length} tokens; the text that comes with exllamav2 needs a"
+                " multiple of 128. Choose one, or another calibration"
             )
     else:
         calibration.check(options)

@@ -52,8 +52,8 @@ class Exl2Options(CalibrationOptions):
 
     bpw: tuple[str, ...] = option(
         ("4.0",),
-        "bits per weight of the blocks, scales included, 2 to 8; several with commas between: what"
-        " is measured once serves them all",
+        "average bits per weight of the blocks, scales included, 2 to 8; several, separated by"
+        " commas, share one measurement",
         metavar="BITS,…",
         accepts="str | float | Sequence[str | float]",
         min_length=1,
@@ -63,8 +63,8 @@ class Exl2Options(CalibrationOptions):
     )
     measurement: str = option(
         "",
-        f"a {measurement.NAME} made before, to skip the longest part: a file, or a repository on"
-        " the Hub that has one; empty: measured here, and kept",
+        f"a {measurement.NAME} that exists already, to skip measuring (the longest part): a file,"
+        " or a repository on the Hub that has one; empty: measured here, and kept",
         metavar="FILE|OWNER/NAME",
     )
     measurement_samples: int = option(

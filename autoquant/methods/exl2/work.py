@@ -265,8 +265,9 @@ class Work:
         for one in self.options.bpw:
             if not least - exl2_check.NEAR / 2 <= float(one) <= most + exl2_check.NEAR / 2:
                 raise InputError(
-                    f"bpw: {one} cannot be had: scales and permutations counted, exllamav2 can give"
-                    f" the layers of {self.source.id} {least:.2f} to {most:.2f} bits per weight"
+                    f"bpw: {one} is not possible: with scales and permutations counted, exllamav2"
+                    f" can give the layers of {self.source.id} {least:.2f} to {most:.2f} bits per"
+                    " weight"
                 )
 
     def quantize(self, type: str, bpw: str, path: Path, near: float) -> Artifact:

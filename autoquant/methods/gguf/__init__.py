@@ -99,8 +99,8 @@ class Gguf(Method[GgufOptions]):
         plain = [name for name in options.types if name in UNQUANTIZED]
         if plain and options.mixed:
             raise InputError(
-                f"types: {plain[0]} is unquantized; output_type, embedding_type, tensor_types and"
-                " pure do not go with it. Make it in a run of its own"
+                f"types: {plain[0]} is unquantized, so output_type, embedding_type, tensor_types"
+                " and pure cannot apply. Make it in a separate run"
             )
         if not any((source.folder / name).is_file() for name in TOKENIZERS):
             raise InputError(

@@ -41,7 +41,7 @@ class GgufOptions(CalibrationOptions):
         "none",
         "importance matrix, which improves all types below Q8_0: none, builtin (computed on English"
         " novels), a UTF-8 text file to compute it on, calibration (the samples that the"
-        " calibration options give, the same as for GPTQ and AWQ), or a .gguf made before",
+        " calibration options give, the same as for GPTQ and AWQ), or an existing imatrix .gguf",
         metavar="none|builtin|FILE|calibration",
     )
     imatrix_chunks: int = option(
@@ -76,8 +76,8 @@ class GgufOptions(CalibrationOptions):
     )
     split_size: str = option(
         "",
-        "split files into shards of at most this size: a number with M or G, e.g. 2G; empty does"
-        " not split",
+        "split files into shards of at most this size: a number with M or G, e.g. 2G; empty: one"
+        " file",
         metavar="SIZE",
     )
     pre_tokenizer: str = option(
