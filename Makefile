@@ -1,9 +1,10 @@
 # demo  quantize the embedded model and show the result      test  run the tests (with Chromium, which `make browser` installs: Debian, root)
 # notebook  open the notebooks in JupyterLab                 sync  rewrite what is generated in docs and notebooks
 # lint  ruff and mypy                                        bench  measure what bench/RESULTS.md quotes
+# gpu-check  on an NVIDIA GPU: all that tests prove on a CPU only (GPU_CHECK=--rehearse on a CPU: what of it can be run there)
 # Each makes .venv and installs what it needs. Needs Python 3.11 or newer, git and a C++ compiler (llama.cpp is built once: 5 to 10 minutes).
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sync bench browser chromium notebook clean
+.PHONY: demo test lint sync bench gpu-check browser chromium notebook clean
 PYTHON ?= python3
 VENV ?= .venv
 COLAB ?= $(VENV)-colab
@@ -55,6 +56,10 @@ lint: $(VENV)/.ready
 sync: $(VENV)/.ready
 	$(BIN)/python tools/sync_notebooks.py
 	$(BIN)/python tools/sync_docs.py
+
+# The environment must have torch with CUDA: make .venv/.ready TORCH_INDEX=https://download.pytorch.org/whl/cu130
+gpu-check: $(VENV)/.ready
+	$(BIN)/python tools/gpu_check.py $(GPU_CHECK)
 
 bench: $(VENV)/.ready
 	$(BIN)/python bench/startup.py

@@ -1,0 +1,115 @@
+"""tools/gpu_check.py itself, with stages of this file's: its table, JSON and exit status. What its real stages see needs a GPU (tests/gpu)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+STAGES = '''
+import time
+
+from gpu.results import Seen
+
+
+def good(stage):
+    stage.check("a figure", lambda: Seen(True, "0.5", "1"))
+    stage.keep("figure", 0.5)
+
+
+def bad(stage):
+    stage.check("off", lambda: Seen(False, "2.0", "1"))
+    stage.check("raises", lambda: [][0])
+    stage.check("after it", lambda: Seen(stage.expected("known") == 7, "7", "7"))
+
+
+def dies(stage):
+    stage.check("before", lambda: Seen(True, "1"))
+    import os
+    os._exit(3)
+
+
+def cuda(stage):
+    stage.check("only there", lambda: Seen(True, "1"), needs_cuda=True)
+    stage.check("here too", lambda: Seen(True, "1"), needs_cuda=True, cpu_too=True)
+    stage.check("here, broken", lambda: Seen(False, "1"), needs_cuda=True, cpu_too=True)
+
+
+def late(stage):
+    stage.check("before", lambda: Seen(True, "1"))
+    time.sleep(60)
+
+
+def idle(stage):
+    pass
+'''
+RUN = """
+import sys
+sys.path.insert(0, {tools!r})
+import gpu_check
+stages = {{name: gpu_check.Entry(f"made:{{name}}", "", limit) for name, limit in {stages!r}.items()}}
+sys.exit(gpu_check.main(sys.argv[1:], stages))
+"""
+
+
+def check(place: Path, stages: dict[str, int], *more: str) -> tuple[int, str, dict[str, Any]]:
+    (place / "made.py").write_text(STAGES)
+    (place / "reference.json").write_text(json.dumps({"figures": {"known": 7}}))
+    words = [sys.executable, "-c", RUN.format(tools=str(TOOLS), stages=stages), "--stages", ",".join(stages), "--out", str(place / "out"), "--reference",
+             str(place / "reference.json"), *more]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(place), "PATH": "/usr/bin:/bin", "HOME": str(place)}, timeout=120)
+    seen = place / "out" / "gpu_check.json"
+    return done.returncode, done.stdout + done.stderr, json.loads(seen.read_text()) if seen.is_file() else {}
+
+
+def test_what_fails_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None:
+    status, said, seen = check(tmp_path, {"bad": 60, "dies": 60, "late": 1, "idle": 60, "cuda": 60, "good": 60}, "--rehearse", "--keep-reference")
+    assert status == 1, said
+    results = {(row["stage"], row["check"]): (row["result"], row["figure"]) for row in seen["rows"]}
+    assert results["bad", "off"] == ("failed", "2.0")
+    assert results["bad", "raises"] == ("failed", "IndexError: list index out of range")
+    assert results["bad", "after it"] == ("passed", "7"), "and the reference figures are there"
+    assert results["dies", "before"][0] == "passed"
+    assert results["dies", "the stage's end"][0] == "failed"
+    assert "status 3" in results["dies", "the stage's end"][1]
+    assert results["late", "before"][0] == "passed"
+    assert results["late", "the stage's end"] == ("failed", "cut off after 6 s"), "a rehearsal has six times the limit"
+    assert results["idle", "the stage's end"] == ("failed", "the stage did no check")
+    assert results["cuda", "only there"] == ("not rehearsed", "needs a CUDA GPU"), "what was not done is not passed"
+    assert results["cuda", "here too"] == ("not rehearsed", "on the CPU: 1")
+    assert results["cuda", "here, broken"][0] == "failed"
+    assert results["good", "a figure"] == ("passed", "0.5")
+    lines = said.splitlines()
+    assert [line.split()[:2] for line in lines if line.startswith(("good", "bad"))] == [["bad", "off"], ["bad", "raises"], ["bad", "after"], ["good", "a"]]
+    assert lines[-1].startswith("4 passed, 6 failed, 2 not rehearsed; ")
+    kept = json.loads((tmp_path / "reference.json").read_text())
+    assert kept["figures"] == {"known": 7, "figure": 0.5}
+    assert kept["versions"]["python"]
+    assert "| bad | off | failed |" in (tmp_path / "out" / "gpu_check.md").read_text()
+    assert "IndexError" in (tmp_path / "out" / "gpu_check.log").read_text()
+
+
+def test_without_failures_the_status_is_0(tmp_path: Path) -> None:
+    status, said, seen = check(tmp_path, {"good": 60}, "--rehearse")
+    assert status == 0, said
+    assert said.splitlines()[-1].startswith("1 passed; results in ")
+    assert seen["rehearsal"] is True
+
+
+def test_without_a_gpu_it_does_not_start(tmp_path: Path) -> None:
+    status, said, seen = check(tmp_path, {"good": 60})
+    if "torch finds no CUDA GPU" not in said:
+        pytest.skip("there is a GPU")
+    assert (status, seen) == (2, {})
+
+
+def test_unknown_stages_and_empty_folders_of_wheels_are_refused(tmp_path: Path) -> None:
+    assert check(tmp_path, {"good": 60}, "--stages", "exl3")[0] == 2
+    status, said, _ = check(tmp_path, {"good": 60}, "--rehearse", "--wheels", str(tmp_path))
+    assert status == 2
+    assert "there are no wheels in" in said

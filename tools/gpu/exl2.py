@@ -1,0 +1,105 @@
+"""Stage 1: EXL2 by the real converter, its files beside exllamav2's own kernels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from gpu import making
+from gpu.machine import ROOT, call, search_path
+from gpu.results import Seen, Stage
+
+RATES = ("3.0", "5.0")
+CALIBRATION: dict[str, Any] = {"calibration": "builtin", "calibration_samples": 16,
+                               "calibration_length": 256, "measurement_samples": 8}
+CHUNKS = 20
+KL_BESIDE = 1.5  # how many times the KL of the CPU's stand-in; it searches bit widths differently
+STAND_IN = ROOT / "tests" / "fakes" / "exl2"
+
+
+def _env(stage: Stage) -> dict[str, str]:
+    """On a CPU, the tests' stand-in for a GPU and for exllamav2's kernels."""
+    from gpu.internals import EXL2_VARIABLES
+
+    return dict(EXL2_VARIABLES) if stage.cuda else \
+        {**EXL2_VARIABLES, "PYTHONPATH": search_path(STAND_IN)}
+
+
+def run(stage: Stage) -> None:
+    """All checks, in order; those that need an earlier one's files fail without them."""
+    made: dict[str, dict[str, Any]] = {}
+    stage.check("extension loads", lambda: _extension(stage), needs_cuda=True)
+    stage.check("converter, demo at 3.0 and 5.0", lambda: _convert(stage, made), needs_cuda=True,
+                cpu_too=True)
+    for rate in RATES:
+        stage.check(f"matrices at {rate}", lambda rate=rate: _matrices(stage, made, rate),
+                    needs_cuda=True, cpu_too=True)
+        stage.check(f"logits at {rate}", lambda rate=rate: _logits(stage, made, rate),
+                    needs_cuda=True)
+    stage.check("two layers of a 1B shape", lambda: _billion(stage), needs_cuda=True, cpu_too=True)
+
+
+def loaded() -> dict[str, str]:
+    """Load the extension. In a process of its own."""
+    import exllamav2.ext
+
+    return {"file": str(exllamav2.ext.exllamav2_ext.__file__)}
+
+
+def _extension(stage: Stage) -> Seen:
+    failed = os.environ.get("GPU_CHECK_EXTENSION_FAILED", "")
+    if failed:
+        return Seen(False, failed[:400])
+    seen = call("gpu.exl2:loaded", limit=120, env=_env(stage))
+    took = os.environ.get("GPU_CHECK_EXTENSION_SECONDS", "")
+    how = f"compiled here in {took} s" if took else "was there"
+    return Seen(True, f"{Path(seen['file']).name}, {how}", data={"compiling": took, **seen})
+
+
+def _convert(stage: Stage, made: dict[str, dict[str, Any]]) -> Seen:
+    out = stage.work / "exl2"
+    seen = making.run("exl2", "demo", out, {"bpw": RATES, "eval_chunks": CHUNKS, **CALIBRATION},
+                      limit=600 if stage.rehearse else 150, env=_env(stage))
+    made.update({one["type"]: one for one in seen["made"]})
+    parts, good = [], True
+    for rate in RATES:
+        one = made[f"{rate}bpw"]
+        parts.append(f"{rate}: {one['achieved']:.3f} achieved, KL {one['kl']:.4f}")
+        stage.keep(f"exl2 {rate} kl", one["kl"])
+        stage.keep(f"exl2 {rate} achieved", one["achieved"])
+        if stage.cuda:
+            beside = stage.expected(f"exl2 {rate} kl")
+            parts[-1] += f" (stand-in {beside:.4f})"
+            good = good and one["kl"] <= KL_BESIDE * beside
+    return Seen(good, "; ".join(parts), f"KL at most {KL_BESIDE} times the stand-in's", seen)
+
+
+def _matrices(stage: Stage, made: dict[str, dict[str, Any]], rate: str) -> Seen:
+    folder = made[f"{rate}bpw"]["folder"]
+    seen = call("gpu.probes:exl2_matrices", limit=90, env=_env(stage), folder=folder)
+    said = f"{seen['layers']} matrices, {seen['exact']} equal, most {seen['ulps']} ulp apart"
+    return Seen(seen["ulps"] <= 1, said, "1 ulp of float16", seen)
+
+
+def _logits(stage: Stage, made: dict[str, dict[str, Any]], rate: str) -> Seen:
+    folder = made[f"{rate}bpw"]["folder"]
+    seen = call("gpu.probes:exl2_logits", limit=90, env=_env(stage), folder=folder)
+    return Seen(seen["relative"] <= 1e-2, f"relative {seen['relative']:.2e}", "1e-2", seen)
+
+
+def _billion(stage: Stage) -> Seen:
+    shape = making.SMALL if stage.rehearse else making.BILLION
+    folder = stage.work / "billion"
+    call("gpu.making:random_model", limit=90, folder=str(folder), shape=shape)
+    options = {"bpw": ("4.0",), "evaluate": "off", "calibration": "builtin",
+               "calibration_samples": 16, "measurement_samples": 8,
+               "calibration_length": shape["max_position_embeddings"]}
+    seen = making.run("exl2", str(folder), stage.work / "exl2-billion", options,
+                      limit=600 if stage.rehearse else 170, env=_env(stage))
+    measure = making.in_worker(seen["took"], "measure") / making.LAYERS
+    quantize = making.in_worker(seen["took"], "quantize") / making.LAYERS
+    times = making.scale(shape) * making.LAYERS / 60
+    said = (f"measure {measure:.1f} s, quantize {quantize:.1f} s a layer; "
+            f"8B: {times * measure:.0f} and {times * quantize:.0f} min at most")
+    return Seen(True, said, "none: figures for plans", {**seen, "shape": shape})
