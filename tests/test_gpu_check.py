@@ -8,9 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.append(str(TOOLS))  # its stages' package, gpu
+
+from gpu import extension, making, probes  # noqa: E402
+
 STAGES = '''
 import time
 
@@ -68,7 +73,7 @@ def check(place: Path, stages: dict[str, int], *more: str) -> tuple[int, str, di
 
 
 def test_what_fails_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None:
-    status, said, seen = check(tmp_path, {"bad": 60, "dies": 60, "late": 1, "idle": 60, "cuda": 60, "good": 60}, "--rehearse", "--keep-reference")
+    status, said, seen = check(tmp_path, {"bad": 60, "dies": 60, "late": 1, "idle": 60, "cuda": 60, "good": 60}, "--rehearse", "--keep-reference", "--at-once", "2")
     assert status == 1, said
     results = {(row["stage"], row["check"]): (row["result"], row["figure"]) for row in seen["rows"]}
     assert results["bad", "off"] == ("failed", "2.0")
@@ -84,8 +89,9 @@ def test_what_fails_is_told_and_does_not_stop_the_rest(tmp_path: Path) -> None:
     assert results["cuda", "here too"] == ("not rehearsed", "on the CPU: 1")
     assert results["cuda", "here, broken"][0] == "failed"
     assert results["good", "a figure"] == ("passed", "0.5")
+    assert [row["stage"] for row in seen["rows"] if row["stage"] in ("bad", "good")] == ["bad", "bad", "bad", "good"], "in order, though two run at a time"
     lines = said.splitlines()
-    assert [line.split()[:2] for line in lines if line.startswith(("good", "bad"))] == [["bad", "off"], ["bad", "raises"], ["bad", "after"], ["good", "a"]]
+    assert [line.split()[:4] for line in lines if line.startswith("bad")] == [["bad", "off", "failed", "0.0"], ["bad", "raises", "failed", "0.0"], ["bad", "after", "it", "passed"]]
     assert lines[-1].startswith("4 passed, 6 failed, 2 not rehearsed; ")
     kept = json.loads((tmp_path / "reference.json").read_text())
     assert kept["figures"] == {"known": 7, "figure": 0.5}
@@ -113,3 +119,29 @@ def test_unknown_stages_and_empty_folders_of_wheels_are_refused(tmp_path: Path) 
     status, said, _ = check(tmp_path, {"good": 60}, "--rehearse", "--wheels", str(tmp_path))
     assert status == 2
     assert "there are no wheels in" in said
+
+
+def test_steps_of_float16() -> None:
+    ones = np.ones(3, np.float32)
+    assert probes.ulps(ones, ones) == 0
+    assert probes.ulps(ones, np.array([1, 1 + 2**-10, 1], np.float32)) == 1
+    assert probes.ulps(ones, np.array([1, 1 - 2**-10, 1], np.float32)) == 2, "below a power of two the steps are half as wide"
+    assert probes.ulps(np.array([2.0**-24], np.float32), np.array([-(2.0**-24)], np.float32)) == 2
+
+
+def test_the_larger_shape_is_a_tenth_of_a_model_of_8_billion() -> None:
+    assert making.weights(making.BILLION) == 60_817_408  # a block of Llama-3.2-1B
+    assert making.scale(making.BILLION) == pytest.approx(57.4, abs=0.1)
+    assert making.scaled(60, making.BILLION) == ", 8B 57 min"
+    assert making.scaled(60, making.SMALL) == ""
+
+
+def test_headers_are_looked_for_only_where_the_toolkit_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages, toolkit = tmp_path / "packages" / "nvidia" / "cu13" / "include", tmp_path / "toolkit" / "include"
+    for folder in (packages, toolkit):
+        folder.mkdir(parents=True)
+    (packages / "cublas_v2.h").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    assert extension.headers(str(toolkit.parent)) == [str(packages)]
+    (toolkit / "cublas_v2.h").touch()
+    assert extension.headers(str(toolkit.parent)) == []

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,10 @@ class Entry:
 
 
 STAGES: dict[str, Entry] = {
-    "plain": Entry("gpu.plain:run", "HQQ, NF4, FP4, LLM.int8(), INT8 and FP8 W8A8", 150),
-    "evaluation": Entry("gpu.evaluation:run", "measuring on CUDA beside the CPU", 120),
     "exl2": Entry("gpu.exl2:run", "EXL2 by the real converter and its kernels", 300),
-    "gptq": Entry("gpu.gptq:run", "GPTQ and AWQ by GPTQModel, AutoRound, the kernels", 345)}
+    "gptq": Entry("gpu.gptq:run", "GPTQ and AWQ by GPTQModel, AutoRound, the kernels", 345),
+    "plain": Entry("gpu.plain:run", "HQQ, NF4, FP4, LLM.int8(), INT8 and FP8 W8A8", 240),
+    "evaluation": Entry("gpu.evaluation:run", "measuring on CUDA beside the CPU", 120)}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +61,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="for models; default: a temporary folder")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to take packages from")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, what can be run there")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="stages at a time")
     parser.add_argument("--deadline", type=int, default=3600, help="seconds for all stages")
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="a CPU's figures")
     parser.add_argument("--keep-reference", action="store_true", help="write them, from this run")
@@ -134,31 +136,37 @@ def run_stage(name: str, entry: Entry, options: argparse.Namespace, env: Mapping
 
 def run_stages(stages: Mapping[str, Entry], options: argparse.Namespace, env: dict[str, str], *,
                cuda: bool) -> tuple[list[Row], dict[str, Any]]:
-    """Run stages one after the other; exllamav2's extension is compiled while others run."""
+    """Run stages, ``at_once`` of them at a time; extensions are compiled meanwhile."""
     until = time.monotonic() + options.deadline
-    rows: list[Row] = []
-    kept: dict[str, Any] = {}
-    build = extension.Build(options.work, env) if cuda and "exl2" in stages else None
+    builds = extension.start(stages, options.work, env) if cuda else {}
+
+    def work(name: str) -> tuple[list[Row], dict[str, Any]]:
+        more = {}
+        if name == "exl2" and name in builds:
+            build = builds[name]["exllamav2"]
+            failed = build.wait(until - time.monotonic())
+            more = {"GPU_CHECK_EXTENSION_FAILED": failed,
+                    "GPU_CHECK_EXTENSION_SECONDS": f"{build.seconds:.0f}"}
+            extension.bring_back(options.work, options.out)
+        slower = SLOWER if options.rehearse else 1
+        limit = min(stages[name].limit * slower, until - time.monotonic())
+        if limit < 5:
+            said = f"no time left of {options.deadline} s"
+            row = Row(name, "the stage's start", FAILED, 0, 0, 0, said, "")
+            print(results.line(row), flush=True)
+            return [row], {}
+        return run_stage(name, stages[name], options, {**env, **more}, limit, cuda=cuda)
+
+    # one at a time, those that wait for a compiler go last
+    order = sorted(stages, key=lambda name: options.at_once == 1 and name in builds)
     try:
-        for name, entry in stages.items():
-            if build is not None and name == "exl2":
-                failed = build.wait(until - time.monotonic())
-                env = {**env, "GPU_CHECK_EXTENSION_FAILED": failed,
-                       "GPU_CHECK_EXTENSION_SECONDS": f"{build.seconds:.0f}"}
-                extension.bring_back(options.work, options.out)
-            limit = min(entry.limit * (SLOWER if options.rehearse else 1),
-                        until - time.monotonic())
-            if limit < 5:
-                rows.append(Row(name, "the stage's start", FAILED, 0, 0, 0,
-                                f"no time left of {options.deadline} s", ""))
-                print(results.line(rows[-1]), flush=True)
-                continue
-            found, more = run_stage(name, entry, options, env, limit, cuda=cuda)
-            rows, kept = [*rows, *found], {**kept, **more}
+        with ThreadPoolExecutor(max_workers=options.at_once) as pool:
+            made = dict(zip(order, pool.map(work, order), strict=True))
     finally:
-        if build is not None:
+        for build in (one for some in builds.values() for one in some.values()):
             build.close()
-    return rows, kept
+    rows = [row for name in stages for row in made[name][0]]
+    return rows, {key: value for name in stages for key, value in made[name][1].items()}
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
@@ -246,7 +254,7 @@ def _run(stages: Mapping[str, Entry], options: argparse.Namespace) -> int:
         print("torch finds no CUDA GPU here; --rehearse runs on the CPU what can be run there")
         return 2
     if cuda:
-        env |= extension.variables(options.work, facts["capability"])
+        env |= extension.variables(options.work, facts)
     else:
         env["CUDA_VISIBLE_DEVICES"] = ""
     print(f"{facts.get('card', 'no GPU: a rehearsal')}; "

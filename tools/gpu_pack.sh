@@ -2,11 +2,12 @@
 # Packs of wheels for tools/gpu_check.py on a CUDA machine without network: gpu-pack/1, gpu-pack/2, …
 # usage: tools/gpu_pack.sh --max-mib N [--python 3.12] [--cuda 130] [--more NAME==VERSION]… [--pip PIP]
 #
-# A machine is taken to have torch, transformers, accelerate, pandas, pyarrow, matplotlib and what
-# these need; all else that the stages use is packed, in the versions of constraints.txt, so that no
-# environment is laid over it there. Give what yours lacks besides as --more. Of bitsandbytes only
-# the library for the machine's CUDA is kept (it has one for each). PyPcre, which GPTQModel needs,
-# has no wheels: where it cannot be imported, gpu_check puts a stand-in by Python's re in its place.
+# A machine is taken to have torch, transformers, accelerate, pyarrow, matplotlib and what these
+# need, and a copy of this tree; all else that the stages use is packed, in the versions of
+# constraints.txt, so that no environment is laid over it there. Give what yours lacks besides as
+# --more. Of bitsandbytes only the library for the machine's CUDA is kept (it has one for each), of
+# this package only what says which versions it wants. PyPcre, which GPTQModel needs, has no wheels:
+# where it cannot be imported, gpu_check puts a stand-in by Python's re in its place.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 max="" python=3.12 cuda=130 more=() pip="${PIP:-.venv/bin/python -m pip}" out=gpu-pack
@@ -20,7 +21,7 @@ done
 [ -n "$max" ] || { sed -n 3p "$0"; exit 2; }
 
 binary=(annotated-types auto-round bitsandbytes compressed-tensors cramjam datasets dill exllamav2
-        fastparquet loguru multiprocess optimum pydantic pydantic_core termcolor torchao
+        fastparquet loguru multiprocess optimum pandas pydantic pydantic_core termcolor torchao
         typing-inspection websockets)
 pure=(Defuser Device-SMI GPTQModel hqq LogBar TokeNicer)  # source packages of Python alone
 pinned() { grep -i "^$1==" constraints.txt || { echo "constraints.txt does not pin $1" >&2; exit 1; }; }
@@ -43,6 +44,7 @@ others=$(unzip -Z1 "$wheel" '*/libbitsandbytes_*.so' | grep -v "_cpu.so\|_cuda$c
 # shellcheck disable=SC2086  # names without spaces
 [ -z "$others" ] || zip --quiet --delete "$wheel" $others
 unzip -Z1 "$wheel" | grep -q "libbitsandbytes_cuda$cuda.so" || { echo "bitsandbytes has no library for CUDA $cuda" >&2; exit 1; }
+zip --quiet --delete "$(ls "$out"/all/autoquant_notebooks-*.whl)" 'autoquant/*'
 tags=$(ls "$out"/all | grep -v -- "-py[23]\|-cp3[0-9]*-abi3\|-cp${python/./}-\|-py${python/./}-" | grep '\.whl$') || true
 [ -z "$tags" ] || { echo "not for Python $python: $tags" >&2; exit 1; }
 

@@ -1,47 +1,73 @@
-"""exllamav2's compiled extension: taken from a folder, or compiled here while other stages run."""
+"""Compiled extensions: exllamav2's and GPTQModel's kernels, compiled here while stages run.
+
+exllamav2's is taken from among the wheels if it lies there. The others are started early only to
+save time: GPTQModel compiles what it needs by itself, and waits for one that is being compiled.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from gpu.machine import end, tail
+
 NAME = "exllamav2_ext.so"
-CODE = "import exllamav2.ext; print(exllamav2.ext.exllamav2_ext.__file__)"
+EXLLAMA = "import exllamav2.ext; print(exllamav2.ext.exllamav2_ext.__file__)"
+GPTQMODEL = "from gptqmodel import extension; print(extension.load({!r}))"
+CODE = {"exl2": {"exllamav2": EXLLAMA},
+        "gptq": {name: GPTQMODEL.format(name)
+                 for name in ("marlin_fp16", "exllamav2", "exllamav2_awq", "awq")}}  # by stage
+HEADER = "cublas_v2.h"  # torch's own headers include it; not every toolkit has it
 
 
-def variables(work: Path, capability: str) -> dict[str, str]:
-    """What a build, and all that is to find it, needs in the environment."""
-    jobs = str(max(2, (os.cpu_count() or 2) - 2))
-    return {"TORCH_EXTENSIONS_DIR": str(work / "torch_extensions"), "MAX_JOBS": jobs,
-            "TORCH_CUDA_ARCH_LIST": capability, "EXLLAMA_NO_SDPA": "1"}
+def variables(work: Path, facts: dict[str, Any]) -> dict[str, str]:
+    """What compiling, and all that is to find what was compiled, needs in the environment."""
+    more = {}
+    if facts["headers"]:
+        more = {"CPLUS_INCLUDE_PATH": os.pathsep.join(facts["headers"]),
+                "LIBRARY_PATH": os.pathsep.join(str(Path(one).parent / "lib")
+                                                for one in facts["headers"])}
+    return {"TORCH_EXTENSIONS_DIR": str(work / "torch_extensions"), "EXLLAMA_NO_SDPA": "1",
+            "GPTQMODEL_TORCH_EXTENSIONS_DIR": str(work / "gptqmodel_extensions"),
+            "TORCH_CUDA_ARCH_LIST": facts["capability"], **more}
+
+
+def headers(home: str) -> list[str]:
+    """Folders of NVIDIA's packages with headers that the CUDA toolkit at ``home`` has not."""
+    if not home or (Path(home) / "include" / HEADER).is_file():
+        return []
+    found = importlib.util.find_spec("nvidia")
+    places = [Path(one) for one in (found.submodule_search_locations or ())] if found else []
+    return sorted({str(path.parent) for place in places
+                   for path in place.glob(f"*/include/{HEADER}")})
 
 
 def place(work: Path) -> Path:
-    """Where torch puts it."""
+    """Where torch puts exllamav2's."""
     return work / "torch_extensions" / "exllamav2_ext" / NAME
 
 
 class Build:
-    """The compilation, in a process of its own. ``seconds`` is what it took, once it has ended."""
+    """One compilation, in a process of its own. ``seconds`` is what it took, once it has ended."""
 
-    def __init__(self, work: Path, env: dict[str, str]) -> None:
-        self.log = work / "extension.log"
+    def __init__(self, name: str, code: str, work: Path, env: dict[str, str], jobs: int) -> None:
+        self.log = work / f"compiling-{name}.log"
         self.begin = time.monotonic()
         self.seconds = 0.0
         with open(self.log, "wb") as sink:
             self.child: subprocess.Popen[Any] = subprocess.Popen(
-                [sys.executable, "-c", CODE], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                env={**os.environ, **env}, start_new_session=True)
+                [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                env={**os.environ, **env, "MAX_JOBS": str(jobs)}, start_new_session=True)
 
     def wait(self, limit: float) -> str:
         """Wait for its end; why it failed, or nothing."""
-        from gpu.machine import tail
-
         try:
             status = self.child.wait(max(1.0, limit))
         except subprocess.TimeoutExpired:
@@ -51,14 +77,23 @@ class Build:
 
     def close(self) -> None:
         """End it, if it still runs."""
-        from gpu.machine import end
-
         if self.child.poll() is None:
             end(self.child)
 
 
+def start(stages: Collection[str], work: Path, env: dict[str, str]) -> dict[str, dict[str, Build]]:
+    """Start to compile what stages need: stage -> name -> compilation."""
+    wanted = [(stage, name) for stage in CODE if stage in stages for name in CODE[stage]]
+    jobs = max(2, ((os.cpu_count() or 2) - 2) // min(2, max(1, len(wanted))))
+    made: dict[str, dict[str, Build]] = {}
+    for stage, name in wanted:
+        build = Build(f"{stage}-{name}", CODE[stage][name], work, env, jobs)
+        made.setdefault(stage, {})[name] = build
+    return made
+
+
 def bring_back(work: Path, out: Path, most: int = 15 << 20) -> None:
-    """Copy what was compiled into the output, stripped, if it is small enough to be kept."""
+    """Copy exllamav2's into the output, stripped, if it is small enough to be kept."""
     built = place(work)
     if built.is_file():
         target = out / NAME

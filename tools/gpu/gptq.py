@@ -35,7 +35,7 @@ def run(stage: Stage) -> None:
                     needs_cuda=True, cpu_too=True)
     for name in RUNS:
         stage.check(f"{name}, two layers of a 1B shape",
-                    lambda name=name: _billion(stage, name), needs_cuda=True, cpu_too=True)
+                    lambda name=name: _billion(stage, made, name), needs_cuda=True, cpu_too=True)
 
 
 def found(made: dict[str, Any], name: str) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def _demo(stage: Stage, made: dict[str, Any], name: str) -> Seen:
     seen = found(made, name)
     kl = seen["made"][0]["kl"]
     stage.keep(f"{name} kl", kl)
-    said = f"KL {kl:.4f}, {seen['seconds']:.0f} s"
     if not stage.cuda:
-        return Seen(True, f"{said} (the CPU's file)", "", seen)
+        return Seen(True, f"KL {kl:.5f} (the CPU's file)", "", seen, seen["seconds"])
     beside = stage.expected(f"{name} kl")
     off = abs(kl - beside) / beside
-    return Seen(off <= CLOSE, f"{said}; CPU {beside:.4f}: {off:.1%} apart", f"{CLOSE:.0%}", seen)
+    said = f"KL {kl:.5f}, CPU {beside:.5f}: {off:.1%} apart"
+    return Seen(off <= CLOSE, said, f"{CLOSE:.0%}", seen, seen["seconds"])
 
 
 def _kernels(stage: Stage, made: dict[str, Any], name: str) -> Seen:
@@ -81,7 +81,7 @@ def _kernels(stage: Stage, made: dict[str, Any], name: str) -> Seen:
     return Seen(good, ", ".join(parts), "1e-2 relative; one at least must load", data)
 
 
-def _billion(stage: Stage, name: str) -> Seen:
+def _billion(stage: Stage, made: dict[str, Any], name: str) -> Seen:
     shape = making.SMALL if stage.rehearse else making.BILLION
     folder = stage.work / "billion"
     if not folder.is_dir():
@@ -93,9 +93,9 @@ def _billion(stage: Stage, name: str) -> Seen:
     seen = making.run(method, str(folder), stage.work / f"{name}-billion", given,
                       limit=600 if stage.rehearse else 120)
     work = making.in_worker(seen["took"], "quantizers:")
+    fixed = making.in_worker(found(made, name)["took"], "quantizers:")
     host, planned = seen["host bytes"], seen["plan"]["memory"]
-    minutes = work * making.scale(shape) / 60
-    said = (f"{work:.0f} s for 2 layers, 8B: {minutes:.0f} min at most; "
+    said = (f"{work:.1f} s (demo {fixed:.1f}){making.scaled(work - fixed, shape)}; "
             f"host {host / 1e9:.2f} GB, planned {planned / 1e9:.2f}")
     return Seen(host <= WITHIN * planned, said, f"host memory at most {WITHIN} times the plan",
                 {**seen, "shape": shape})

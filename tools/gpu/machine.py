@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,8 +49,14 @@ def facts() -> dict[str, Any]:
         with contextlib.suppress(OSError):
             done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
             found["driver"] = done.stdout.strip()
-        found |= {"card": seen.name, "memory": seen.total_memory,
-                  "capability": f"{seen.major}.{seen.minor}"}
+        from torch.utils.cpp_extension import CUDA_HOME
+
+        from gpu.extension import headers
+
+        include = Path(sysconfig.get_path("include")) / "Python.h"
+        found |= {"card": seen.name, "memory": seen.total_memory, "toolkit": CUDA_HOME or "",
+                  "capability": f"{seen.major}.{seen.minor}", "Python.h": include.is_file(),
+                  "headers": headers(CUDA_HOME or ""), "ninja": bool(shutil.which("ninja"))}
     return found
 
 
@@ -66,7 +73,7 @@ def commit() -> str:
 def install(wheels: Path, target: Path) -> None:
     """Unpack the wheels of a folder below ``target``, without an index. Raises RuntimeError."""
     found = sorted(str(path) for path in wheels.rglob("*.whl"))
-    for written in wheels.rglob("commit.txt"):  # a tree that was carried there may lack git's folder
+    for written in wheels.rglob("commit.txt"):  # a copy of the tree may lack git's folder
         os.environ["GPU_CHECK_COMMIT"] = written.read_text(encoding="utf-8").strip()
     if not found:
         raise RuntimeError(f"there are no wheels in {wheels}")

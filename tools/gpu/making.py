@@ -36,8 +36,15 @@ def scale(shape: Mapping[str, int]) -> float:
     return WEIGHTS_8B * LAYERS_8B / (weights(shape) * LAYERS)
 
 
+def scaled(seconds: float, shape: Mapping[str, int]) -> str:
+    """What seconds for LAYERS blocks of a shape would be for 8 billion weights, in words; nothing
+    of a small shape, where hardly more than starting a process is measured."""
+    minutes = max(0.0, seconds) * scale(shape) / 60
+    return f", 8B {minutes:.0f} min" if shape == BILLION else ""
+
+
 def random_model(folder: str, shape: dict[str, int]) -> dict[str, Any]:
-    """A Llama of LAYERS blocks of a shape, random weights in bfloat16, the demo's tokenizer."""
+    """A Llama of LAYERS blocks of a shape, random weights in float16, the demo's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +53,7 @@ def random_model(folder: str, shape: dict[str, int]) -> dict[str, Any]:
     torch.manual_seed(0)
     settings: dict[str, Any] = {**shape, "num_hidden_layers": LAYERS, "vocab_size": 2048}
     config: Any = LlamaConfig(bos_token_id=1, eos_token_id=2, tie_word_embeddings=False, **settings)
-    made: Any = LlamaForCausalLM(config).to(torch.bfloat16)
+    made: Any = LlamaForCausalLM(config).to(torch.float16)
     made.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, Path(folder) / name)

@@ -32,22 +32,38 @@ def run(stage: Stage) -> None:
                 {"eval_chunks": CHUNKS, **options}, limit=limit,
                 env={**env, "OMP_NUM_THREADS": str(max(1, making.processors() // 7))})
             for side, env in sides.items() for name, (method, options) in RUNS.items()}
-    made = at_once(jobs, 1 if making.processors() < 8 else 7)
+    workers = 1 if making.processors() < 8 else 7
+    made = at_once(jobs, workers)
+    side = "gpu" if stage.cuda else "cpu"
+
+    def probe(target: str, name: str, **more: Any) -> Any:
+        return call(target, limit=120, folder=_folder(made, f"{name} {side}"), **more)
+
+    probes = {f"runtime {name}": partial(probe, "gpu.probes:runtime", name) for name in RUNTIMES}
+    probes["real w8a8"] = partial(probe, "gpu.probes:real_activations", "w8a8")
+    if stage.cuda:
+        probes["real fp8"] = partial(probe, "gpu.probes:real_activations", "fp8")
+        probes |= {f"differences {name}": partial(_differences, made, name) for name in RUNS}
+    seen = at_once(probes, workers)
     for name in RUNS:
         stage.check(f"{name}: CPU's file", lambda name=name: _cpu(stage, made, name))
-        stage.check(f"{name}: GPU's file", lambda name=name: _gpu(stage, made, name),
+        stage.check(f"{name}: GPU's file", lambda name=name: _gpu(made, seen, name),
                     needs_cuda=True)
-    side = "gpu" if stage.cuda else "cpu"
     for name in RUNTIMES:
-        stage.check(f"{name}: the library's logits", lambda name=name: _runtime(made, name, side),
+        stage.check(f"{name}: the library's logits", lambda name=name: _runtime(seen, name),
                     needs_cuda=True, cpu_too=True)
-    stage.check("w8a8: real int8 products", lambda: _real(made, "w8a8", side, 1e-4),
-                needs_cuda=True, cpu_too=True)
-    stage.check("fp8: real FP8 products", lambda: _real(made, "fp8", side, 1e-2), needs_cuda=True)
+    stage.check("w8a8: real int8 products", lambda: _real(seen, "w8a8", 1e-4), needs_cuda=True,
+                cpu_too=True)
+    stage.check("fp8: real FP8 products", lambda: _real(seen, "fp8", 1e-2), needs_cuda=True)
 
 
 def _folder(made: dict[str, Any], key: str) -> str:
     return str(found(made, key)["made"][0]["folder"])
+
+
+def _differences(made: dict[str, Any], name: str) -> Any:
+    return call("gpu.making:differences", limit=120, ours=_folder(made, f"{name} cpu"),
+                theirs=_folder(made, f"{name} gpu"))
 
 
 def _cpu(stage: Stage, made: dict[str, Any], name: str) -> Seen:
@@ -56,34 +72,36 @@ def _cpu(stage: Stage, made: dict[str, Any], name: str) -> Seen:
     stage.keep(f"{name} kl", kl)
     said = f"KL {kl:.5f}"
     if not stage.cuda:
-        return Seen(True, said, "", seen)
+        return Seen(True, said, "", seen, seen["seconds"])
     beside = stage.expected(f"{name} kl")
     off = abs(kl - beside) / beside
-    return Seen(off <= 0.05, f"{said}; where rehearsed {beside:.5f}: {off:.1%} apart", "5%", seen)
+    return Seen(off <= 0.05, f"{said}; where rehearsed {beside:.5f}: {off:.1%} apart", "5%", seen,
+                seen["seconds"])
 
 
-def _gpu(stage: Stage, made: dict[str, Any], name: str) -> Seen:
+def _gpu(made: dict[str, Any], seen: dict[str, Any], name: str) -> Seen:
     cpu, gpu = found(made, f"{name} cpu"), found(made, f"{name} gpu")
-    differ = call("gpu.making:differences", limit=90, ours=_folder(made, f"{name} cpu"),
-                  theirs=_folder(made, f"{name} gpu"))
+    differ = found(seen, f"differences {name}")
     before, after = cpu["made"][0]["kl"], gpu["made"][0]["kl"]
     off = abs(after - before) / before
     if not differ["unequal"]:
-        return Seen(True, f"equal to the CPU's, {differ['tensors']} tensors", "equal", differ)
+        return Seen(True, f"equal to the CPU's, {differ['tensors']} tensors", "equal", differ,
+                    gpu["seconds"])
     said = (f"{len(differ['unequal'])} of {differ['tensors']} tensors differ, "
             f"{differ['codes']:.2%} of the codes, weights {differ['weights']:.1e}; "
             f"KL {after:.5f}, CPU {before:.5f}")
-    return Seen(off <= CLOSE, said, f"equal, or KL within {CLOSE:.0%}", {**differ, "run": gpu})
+    return Seen(off <= CLOSE, said, f"equal, or KL within {CLOSE:.0%}", {**differ, "run": gpu},
+                gpu["seconds"])
 
 
-def _runtime(made: dict[str, Any], name: str, side: str) -> Seen:
-    seen = call("gpu.probes:runtime", limit=90, folder=_folder(made, f"{name} {side}"))
+def _runtime(probed: dict[str, Any], name: str) -> Seen:
+    seen = found(probed, f"runtime {name}")
     return Seen(seen["relative"] <= 2e-2, f"relative {seen['relative']:.2e} on {seen['device']}",
                 "2e-2 (16 bits are computed in)", seen)
 
 
-def _real(made: dict[str, Any], name: str, side: str, most: float) -> Seen:
-    seen = call("gpu.probes:real_activations", limit=90, folder=_folder(made, f"{name} {side}"))
+def _real(probed: dict[str, Any], name: str, most: float) -> Seen:
+    seen = found(probed, f"real {name}")
     return Seen(seen["relative"] <= most,
                 f"worst of {seen['layers']} layers {seen['relative']:.2e} from our simulation",
                 f"{most:.0e}", seen)

@@ -80,12 +80,14 @@ def exl2_matrices(folder: str) -> dict[str, Any]:
 def exl2_logits(folder: str) -> dict[str, Any]:
     """Logits of exllamav2's runtime beside our reader's through transformers."""
     import torch
+    from exllamav2 import ExLlamaV2Cache
 
     ids = tokens(folder, context(folder))
     model = _exllama(folder)
     model.load()
+    cache: Any = ExLlamaV2Cache(model, batch_size=1, max_seq_len=len(ids))
     with torch.inference_mode():
-        theirs = model.forward(torch.tensor([ids]), cpu_logits=True)[0].float()
+        theirs = model.forward(torch.tensor([ids]), cache=cache, cpu_logits=True)[0].float()
     mine = ours(folder, ids)
     return {"relative": relative(mine, theirs[:, :mine.shape[1]]), "tokens": len(ids)}
 

@@ -20,12 +20,16 @@ NEEDS_CUDA = "needs a CUDA GPU"
 
 @dataclass(frozen=True)
 class Seen:
-    """What a check saw: whether it passed, the figure and its tolerance in words, and all figures."""
+    """What a check saw: whether it passed, the figure and its tolerance in words, all figures.
+
+    ``seconds`` are told where the work was done before the check, beside others.
+    """
 
     passed: bool
     figure: str
     tolerance: str = ""
     data: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ class Stage:
                 seen = Seen(False, said[:400], data={"trace": traceback.format_exc()[-6000:]})
         result = FAILED if not seen.passed else NOT_REHEARSED if without else PASSED
         figure = f"on the CPU: {seen.figure}" if without else seen.figure
-        self._add(Row(self.name, name, result, time.monotonic() - begin, watch.gpu_bytes,
-                      watch.host_bytes, figure, seen.tolerance, seen.data))
+        self._add(Row(self.name, name, result, seen.seconds or time.monotonic() - begin,
+                      watch.gpu_bytes, watch.host_bytes, figure, seen.tolerance, seen.data))
         return result == PASSED
 
     def keep(self, name: str, figure: Any) -> None:

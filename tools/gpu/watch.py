@@ -13,14 +13,16 @@ EVERY = 0.25  # seconds between looks
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
-def gpu_used() -> int:
-    """Bytes of the first GPU's memory in use, by any process; 0 if that cannot be told."""
+def gpu_memory(processes: set[int]) -> int:
+    """Bytes of the GPU's memory that some processes have, as the driver tells; 0 if it does not."""
     if shutil.which("nvidia-smi") is None:
         return 0
-    words = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    words = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
-    said = done.stdout.strip()
-    return int(said) << 20 if said.isdigit() else 0
+    found = (line.split(",") for line in done.stdout.splitlines() if line.count(",") == 1)
+    return sum(int(used) << 20 for process, used in found
+               if process.strip().isdigit() and int(process) in processes
+               and used.strip().isdigit())
 
 
 def _below(root: int) -> list[int]:
@@ -51,13 +53,12 @@ def _peak(process: int) -> int:
 
 
 class Watch:
-    """A context manager that notes ``gpu_bytes`` (above what was in use before) and ``host_bytes``
-    (of the largest process that descends from this one; 0 where there is no /proc)."""
+    """A context manager that notes the most memory of what descends from this process: the GPU's
+    ``gpu_bytes``, of all together, and ``host_bytes``, of the largest. 0 where that is not told."""
 
     def __init__(self, *, gpu: bool) -> None:
         self.gpu_bytes = self.host_bytes = 0
         self._gpu = gpu
-        self._before = 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -68,13 +69,14 @@ class Watch:
 
     def look(self) -> None:
         """Look once."""
+        if not Path("/proc/self/stat").is_file():
+            return
+        below = _below(os.getpid())
+        self.host_bytes = max([self.host_bytes, *map(_peak, below)])
         if self._gpu:
-            self.gpu_bytes = max(self.gpu_bytes, gpu_used() - self._before)
-        if Path("/proc/self/stat").is_file():
-            self.host_bytes = max([self.host_bytes, *map(_peak, _below(os.getpid()))])
+            self.gpu_bytes = max(self.gpu_bytes, gpu_memory(set(below)))
 
     def __enter__(self) -> Watch:
-        self._before = gpu_used() if self._gpu else 0
         self._thread.start()
         return self
 
