@@ -62,7 +62,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to take packages from")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, what can be run there")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="stages at a time")
-    parser.add_argument("--deadline", type=int, default=3600, help="seconds for all stages")
+    parser.add_argument("--deadline", type=int, default=3600, help="seconds for all")
     parser.add_argument("--reference", type=Path, default=REFERENCE, help="a CPU's figures")
     parser.add_argument("--keep-reference", action="store_true", help="write them, from this run")
     parser.add_argument("--list", action="store_true", help="list the stages and stop")
@@ -137,7 +137,7 @@ def run_stage(name: str, entry: Entry, options: argparse.Namespace, env: Mapping
 def run_stages(stages: Mapping[str, Entry], options: argparse.Namespace, env: dict[str, str], *,
                cuda: bool) -> tuple[list[Row], dict[str, Any]]:
     """Run stages, ``at_once`` of them at a time; extensions are compiled meanwhile."""
-    until = time.monotonic() + options.deadline
+    until = options.begin + options.deadline
     builds = extension.start(stages, options.work, env) if cuda else {}
 
     def work(name: str) -> tuple[list[Row], dict[str, Any]]:
@@ -172,18 +172,17 @@ def run_stages(stages: Mapping[str, Entry], options: argparse.Namespace, env: di
 def environment(options: argparse.Namespace) -> dict[str, str]:
     """Variables for all that is started: where packages are found, and that there is no network.
 
-    An address that refuses at once stands for a network: GPTQModel fetches CUTLASS for one of its
-    kernels, and a machine without network may let that wait.
+    Where wheels are given, an address that refuses at once stands for a network: GPTQModel fetches
+    CUTLASS for one of its kernels, and a machine without network may let that wait.
     """
-    site = None
+    site, more = None, {}
     if options.wheels is not None:
         site = options.work / "site"
         machine.install(options.wheels, site)
-    refuses = "http://127.0.0.1:9"
+        more = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     env = {"PYTHONPATH": machine.search_path(machine.ROOT, site), "HF_HUB_OFFLINE": "1",
-           "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "http_proxy": refuses,
-           "https_proxy": refuses, "PYTHONDONTWRITEBYTECODE": "1",
-           "AUTOQUANT_CACHE": str(options.work / "cache")}
+           "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
+           "AUTOQUANT_CACHE": str(options.work / "cache"), **more}
     probe = subprocess.run([sys.executable, "-c", "import pcre"], capture_output=True, check=False,
                            env={**os.environ, **env})
     if probe.returncode != 0:
@@ -215,6 +214,7 @@ def write(options: argparse.Namespace, rows: list[Row], kept: dict[str, Any],
 def main(given: list[str] | None = None, stages: Mapping[str, Entry] = STAGES) -> int:
     """Run what the command line asks for; the exit status."""
     options = arguments(given)
+    options.begin = time.monotonic()
     if options.list:
         for name, entry in stages.items():
             print(f"{name:12}{entry.about} (at most {entry.limit} s)")
@@ -244,6 +244,7 @@ def _run(stages: Mapping[str, Entry], options: argparse.Namespace) -> int:
     try:
         env = environment(options)
         facts = machine.call("gpu.machine:facts", limit=120, env=env)
+        facts["lacking"] = machine.call("gpu.internals:lacking", limit=120, env=env)
     except (RuntimeError, TimeoutError) as error:
         print(f"cannot start: {error}")
         return 2
@@ -259,6 +260,8 @@ def _run(stages: Mapping[str, Entry], options: argparse.Namespace) -> int:
         env["CUDA_VISIBLE_DEVICES"] = ""
     print(f"{facts.get('card', 'no GPU: a rehearsal')}; "
           + ", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    if facts["lacking"]:
+        print(f"not installed here, to be fetched: what {', '.join(facts['lacking'])} needs")
     print(results.header(), flush=True)
     rows, kept = run_stages(stages, options, env, cuda=cuda)
     write(options, rows, kept, facts)

@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import autoquant
-from autoquant import dequantized, evaluate, process
+from autoquant import dequantized, environments, evaluate, process
 from autoquant.exllama import environment as exl2_environment
 from autoquant.source import DEMO_FOLDER
 
 DEMO: Path = DEMO_FOLDER
 HELD_OUT: Path = evaluate.BUILTIN
 EXL2_VARIABLES: dict[str, str] = exl2_environment.VARIABLES
+
+
+def lacking() -> list[str]:
+    """The extras whose packages are not installed here in the versions that are asked for: a run
+    would make an environment for them, from an index."""
+    return [name for name in environments.OVERLAYS if not environments.here(name)]
 
 
 def read(folder: str) -> tuple[Any, dict[str, Any], list[str]]:
