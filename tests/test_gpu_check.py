@@ -145,3 +145,16 @@ def test_headers_are_looked_for_only_where_the_toolkit_has_none(tmp_path: Path, 
     assert extension.headers(str(toolkit.parent)) == [str(packages)]
     (toolkit / "cublas_v2.h").touch()
     assert extension.headers(str(toolkit.parent)) == []
+
+
+def test_a_compiled_extension_comes_back_and_is_found_again(tmp_path: Path) -> None:
+    built = extension.place(tmp_path / "work")
+    built.parent.mkdir(parents=True)
+    built.write_bytes(b"not ELF, so nothing is stripped" * 9)
+    for folder in ("out", "site"):
+        (tmp_path / folder).mkdir()
+    extension.bring_back(tmp_path / "work", tmp_path / "out", most=10)
+    assert list((tmp_path / "out").iterdir()) == [], "too large to be kept"
+    extension.bring_back(tmp_path / "work", tmp_path / "out")
+    extension.unpack(tmp_path / "out", tmp_path / "site")
+    assert (tmp_path / "site" / "exllamav2_ext.so").read_bytes() == built.read_bytes()

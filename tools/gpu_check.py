@@ -147,7 +147,6 @@ def run_stages(stages: Mapping[str, Entry], options: argparse.Namespace, env: di
             failed = build.wait(until - time.monotonic())
             more = {"GPU_CHECK_EXTENSION_FAILED": failed,
                     "GPU_CHECK_EXTENSION_SECONDS": f"{build.seconds:.0f}"}
-            extension.bring_back(options.work, options.out)
         slower = SLOWER if options.rehearse else 1
         limit = min(stages[name].limit * slower, until - time.monotonic())
         if limit < 5:
@@ -162,6 +161,8 @@ def run_stages(stages: Mapping[str, Entry], options: argparse.Namespace, env: di
     try:
         with ThreadPoolExecutor(max_workers=options.at_once) as pool:
             made = dict(zip(order, pool.map(work, order), strict=True))
+        if cuda:
+            extension.bring_back(options.work, options.out)
     finally:
         for build in (one for some in builds.values() for one in some.values()):
             build.close()
@@ -179,6 +180,7 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
     if options.wheels is not None:
         site = options.work / "site"
         machine.install(options.wheels, site)
+        extension.unpack(options.wheels, site)
         more = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     env = {"PYTHONPATH": machine.search_path(machine.ROOT, site), "HF_HUB_OFFLINE": "1",
            "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",

@@ -6,6 +6,7 @@ save time: GPTQModel compiles what it needs by itself, and waits for one that is
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import os
 import shutil
@@ -93,12 +94,22 @@ def start(stages: Collection[str], work: Path, env: dict[str, str]) -> dict[str,
 
 
 def bring_back(work: Path, out: Path, most: int = 15 << 20) -> None:
-    """Copy exllamav2's into the output, stripped, if it is small enough to be kept."""
+    """Pack exllamav2's into the output, without its symbols, if it is small enough to be kept."""
     built = place(work)
-    if built.is_file():
-        target = out / NAME
-        shutil.copyfile(built, target)
-        if shutil.which("strip"):
-            subprocess.run(["strip", "--strip-unneeded", str(target)], check=False)
-        if target.stat().st_size > most:
-            target.unlink()
+    if not built.is_file():
+        return
+    plain, packed = work / NAME, out / f"{NAME}.gz"
+    shutil.copyfile(built, plain)
+    if shutil.which("strip"):
+        subprocess.run(["strip", "--strip-unneeded", str(plain)], check=False)
+    with open(plain, "rb") as source, gzip.open(packed, "wb", compresslevel=6) as target:
+        shutil.copyfileobj(source, target)
+    if packed.stat().st_size > most:
+        packed.unlink()
+
+
+def unpack(folder: Path, site: Path) -> None:
+    """Put one that :func:`bring_back` has packed where Python finds it."""
+    for packed in folder.rglob(f"{NAME}.gz"):
+        with gzip.open(packed, "rb") as source, open(site / NAME, "wb") as target:
+            shutil.copyfileobj(source, target)

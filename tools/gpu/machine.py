@@ -84,8 +84,6 @@ def install(wheels: Path, target: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, env=alone, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the wheels could not be installed: {done.stderr.strip()[-600:]}")
-    for compiled in wheels.rglob("*.so"):  # exllamav2's extension, brought back from another run
-        shutil.copy(compiled, target)
 
 
 def search_path(*first: Path | None) -> str:
