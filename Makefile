@@ -52,6 +52,7 @@ notebook: $(VENV)/.ready
 lint: $(VENV)/.ready
 	$(BIN)/ruff check autoquant tests tools bench
 	$(BIN)/mypy
+	MYPYPATH=tools $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores tools/gpu_check.py tools/gpu
 
 sync: $(VENV)/.ready
 	$(BIN)/python tools/sync_notebooks.py

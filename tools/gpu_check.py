@@ -279,6 +279,6 @@ if __name__ == "__main__":
     if asked.call:
         serve(asked.call[0], Path(asked.call[1]))
     elif asked.one:
-        one(*asked.one, asked)
+        one(asked.one[0], asked.one[1], asked)
     else:
         sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any
 
 from gpu import making
@@ -13,17 +14,16 @@ CHUNKS = 20
 DIGITS = 5e-4  # relative: four digits
 # one that rounds weights only, one that rounds activations too
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gptq-like weights (hqq)": ("hqq", {"bits": 4}),
-    "activations too (fp8)": ("w8a8", {"scheme": "fp8-dynamic"})}
+    "weights (hqq)": ("hqq", {"bits": 4}),
+    "weights and activations (fp8)": ("w8a8", {"scheme": "fp8-dynamic"})}
 
 
 def run(stage: Stage) -> None:
     """For each: made once on the CPU, then the same files measured on both."""
     for name, (method, options) in RUNS.items():
         seen: dict[str, dict[str, float]] = {}
-        stage.check(f"CPU: {name}", lambda name=name, method=method, options=options, seen=seen:
-                    _cpu(stage, name, method, options, seen))
-        stage.check(f"CUDA: {name}", lambda method=method, seen=seen: _cuda(stage, method, seen),
+        stage.check(f"CPU: {name}", partial(_cpu, stage, name, method, options, seen))
+        stage.check(f"CUDA: {name}", partial(_cuda, stage, method, seen),
                     needs_cuda=True, cpu_too=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ def run(stage: Stage) -> None:
     stage.check("converter, demo at 3.0 and 5.0", lambda: _convert(stage, made, before),
                 needs_cuda=True, cpu_too=True)
     for rate in RATES:
-        stage.check(f"matrices at {rate}", lambda rate=rate: _matrices(stage, made, rate),
+        stage.check(f"matrices at {rate}", partial(_matrices, stage, made, rate),
                     needs_cuda=True, cpu_too=True)
-        stage.check(f"logits at {rate}", lambda rate=rate: _logits(stage, made, rate),
+        stage.check(f"logits at {rate}", partial(_logits, stage, made, rate),
                     needs_cuda=True)
     stage.check("two layers of a 1B shape", lambda: _billion(stage, before), needs_cuda=True,
                 cpu_too=True)

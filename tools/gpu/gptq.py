@@ -29,13 +29,13 @@ def run(stage: Stage) -> None:
             for name, (method, options) in RUNS.items()}
     made = at_once(jobs, 1 if making.processors() < 8 else 3)
     for name in RUNS:
-        stage.check(f"{name}, demo", lambda name=name: _demo(stage, made, name))
+        stage.check(f"{name}, demo", partial(_demo, stage, made, name))
     for name in KERNELS:
-        stage.check(f"{name} kernels", lambda name=name: _kernels(stage, made, name),
+        stage.check(f"{name} kernels", partial(_kernels, stage, made, name),
                     needs_cuda=True, cpu_too=True)
     for name in RUNS:
         stage.check(f"{name}, two layers of a 1B shape",
-                    lambda name=name: _billion(stage, made, name), needs_cuda=True, cpu_too=True)
+                    partial(_billion, stage, made, name), needs_cuda=True, cpu_too=True)
 
 
 def found(made: dict[str, Any], name: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def timed() -> Iterator[list[tuple[str, float]]]:
         kind = "measure" if "-om" in words else "quantize" if "-cf" in words else str(words[0])
         took.append((kind, time.monotonic() - begin))
 
-    process.call, process.run = call, run
+    process.call, process.run = call, run  # type: ignore[assignment]
     try:
         yield took
     finally:

@@ -46,11 +46,11 @@ def run(stage: Stage) -> None:
         probes |= {f"differences {name}": partial(_differences, made, name) for name in RUNS}
     seen = at_once(probes, workers)
     for name in RUNS:
-        stage.check(f"{name}: CPU's file", lambda name=name: _cpu(stage, made, name))
-        stage.check(f"{name}: GPU's file", lambda name=name: _gpu(made, seen, name),
+        stage.check(f"{name}: CPU's file", partial(_cpu, stage, made, name))
+        stage.check(f"{name}: GPU's file", partial(_gpu, made, seen, name),
                     needs_cuda=True)
     for name in RUNTIMES:
-        stage.check(f"{name}: the library's logits", lambda name=name: _runtime(seen, name),
+        stage.check(f"{name}: the library's logits", partial(_runtime, seen, name),
                     needs_cuda=True, cpu_too=True)
     stage.check("w8a8: real int8 products", lambda: _real(seen, "w8a8", 1e-4), needs_cuda=True,
                 cpu_too=True)
