@@ -129,11 +129,12 @@ def test_steps_of_float16() -> None:
     assert probes.ulps(np.array([2.0**-24], np.float32), np.array([-(2.0**-24)], np.float32)) == 2
 
 
-def test_the_larger_shape_is_a_tenth_of_a_model_of_8_billion() -> None:
+def test_seconds_of_two_layers_are_scaled_to_8_billion_weights() -> None:
     assert making.weights(making.BILLION) == 60_817_408  # a block of Llama-3.2-1B
     assert making.scale(making.BILLION) == pytest.approx(57.4, abs=0.1)
-    assert making.scaled(60, making.BILLION) == ", 8B 57 min"
-    assert making.scaled(60, making.SMALL) == ""
+    assert making.scaled(90, 30, making.BILLION) == ", 8B 57 to 86 min"
+    assert making.scaled(20, 30, making.BILLION) == ", 8B 0 to 19 min"
+    assert making.scaled(90, 30, making.SMALL) == ""
 
 
 def test_headers_are_looked_for_only_where_the_toolkit_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

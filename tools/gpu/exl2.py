@@ -106,5 +106,5 @@ def _billion(stage: Stage, before: list[Any]) -> Seen:
         took = sum(seconds for name, seconds in seen["took"] if name == what)
         # the first seconds go into starting the converter, which the demo's small layers show
         begin = min([seconds for name, seconds in before if name == what], default=0.0)
-        parts.append(f"{what} {took:.1f} s (demo {begin:.1f}){making.scaled(took - begin, shape)}")
+        parts.append(f"{what} {took:.1f} s (demo {begin:.1f}){making.scaled(took, begin, shape)}")
     return Seen(True, "; ".join(parts), "none: figures for plans", {**seen, "shape": shape})

@@ -95,7 +95,7 @@ def _billion(stage: Stage, made: dict[str, Any], name: str) -> Seen:
     work = making.in_worker(seen["took"], "quantizers:")
     fixed = making.in_worker(found(made, name)["took"], "quantizers:")
     host, planned = seen["host bytes"], seen["plan"]["memory"]
-    said = (f"{work:.1f} s (demo {fixed:.1f}){making.scaled(work - fixed, shape)}; "
+    said = (f"{work:.1f} s (demo {fixed:.1f}){making.scaled(work, fixed, shape)}; "
             f"host {host / 1e9:.2f} GB, planned {planned / 1e9:.2f}")
     return Seen(host <= WITHIN * planned, said, f"host memory at most {WITHIN} times the plan",
                 {**seen, "shape": shape})

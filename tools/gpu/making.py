@@ -36,11 +36,12 @@ def scale(shape: Mapping[str, int]) -> float:
     return WEIGHTS_8B * LAYERS_8B / (weights(shape) * LAYERS)
 
 
-def scaled(seconds: float, shape: Mapping[str, int]) -> str:
-    """What seconds for LAYERS blocks of a shape would be for 8 billion weights, in words; nothing
-    of a small shape, where hardly more than starting a process is measured."""
-    minutes = max(0.0, seconds) * scale(shape) / 60
-    return f", 8B {minutes:.0f} min" if shape == BILLION else ""
+def scaled(seconds: float, idle: float, shape: Mapping[str, int]) -> str:
+    """What seconds for LAYERS blocks of a shape would be for 8 billion weights, in words: from all
+    of them but what the demo's blocks took, which are hardly more than starting, to all of them.
+    Nothing of a small shape, which says nothing about a larger one."""
+    least, most = (max(0.0, one) * scale(shape) / 60 for one in (seconds - idle, seconds))
+    return f", 8B {least:.0f} to {most:.0f} min" if shape == BILLION else ""
 
 
 def random_model(folder: str, shape: dict[str, int]) -> dict[str, Any]:

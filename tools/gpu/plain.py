@@ -40,9 +40,9 @@ def run(stage: Stage) -> None:
         return call(target, limit=120, folder=_folder(made, f"{name} {side}"), **more)
 
     probes = {f"runtime {name}": partial(probe, "gpu.probes:runtime", name) for name in RUNTIMES}
-    probes["real w8a8"] = partial(probe, "gpu.probes:real_activations", "w8a8")
+    probes |= {f"real {name}": partial(probe, "gpu.probes:real_activations", name)
+               for name in ("w8a8", "fp8")}
     if stage.cuda:
-        probes["real fp8"] = partial(probe, "gpu.probes:real_activations", "fp8")
         probes |= {f"differences {name}": partial(_differences, made, name) for name in RUNS}
     seen = at_once(probes, workers)
     for name in RUNS:
@@ -54,7 +54,8 @@ def run(stage: Stage) -> None:
                     needs_cuda=True, cpu_too=True)
     stage.check("w8a8: real int8 products", lambda: _real(seen, "w8a8", 1e-4), needs_cuda=True,
                 cpu_too=True)
-    stage.check("fp8: real FP8 products", lambda: _real(seen, "fp8", 1e-2), needs_cuda=True)
+    stage.check("fp8: real FP8 products", lambda: _real(seen, "fp8", 1e-2), needs_cuda=True,
+                cpu_too=True)
 
 
 def _folder(made: dict[str, Any], key: str) -> str:
