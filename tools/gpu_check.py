@@ -185,6 +185,8 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
     env = {"PYTHONPATH": machine.search_path(machine.ROOT, site), "HF_HUB_OFFLINE": "1",
            "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1",
            "AUTOQUANT_CACHE": str(options.work / "cache"), **more}
+    beside = str(Path(sys.executable).parent)  # ninja is there, if it is a package of this Python
+    env["PATH"] = os.pathsep.join(filter(None, [beside, os.environ.get("PATH")]))
     probe = subprocess.run([sys.executable, "-c", "import pcre"], capture_output=True, check=False,
                            env={**os.environ, **env})
     if probe.returncode != 0:

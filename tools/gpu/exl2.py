@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu import making
-from gpu.machine import ROOT, call, search_path
+from gpu.machine import ROOT, at_once, call, found, search_path
 from gpu.results import Seen, Stage
 
 RATES = ("3.0", "5.0")
@@ -34,11 +34,13 @@ def run(stage: Stage) -> None:
     stage.check("extension loads", lambda: _extension(stage), needs_cuda=True)
     stage.check("converter, demo at 3.0 and 5.0", lambda: _convert(stage, made, before),
                 needs_cuda=True, cpu_too=True)
+    probes = {f"{what} {rate}": partial(_probe, stage, made, what, rate) for rate in RATES
+              for what in ("matrices", "logits") if stage.cuda or what == "matrices"}
+    probed = at_once(probes, 1 if making.processors() < 8 else 4)
     for rate in RATES:
-        stage.check(f"matrices at {rate}", partial(_matrices, stage, made, rate),
-                    needs_cuda=True, cpu_too=True)
-        stage.check(f"logits at {rate}", partial(_logits, stage, made, rate),
-                    needs_cuda=True)
+        stage.check(f"matrices at {rate}", partial(_matrices, probed, rate), needs_cuda=True,
+                    cpu_too=True)
+        stage.check(f"logits at {rate}", partial(_logits, probed, rate), needs_cuda=True)
     stage.check("two layers of a 1B shape", lambda: _billion(stage, before), needs_cuda=True,
                 cpu_too=True)
 
@@ -63,7 +65,7 @@ def _extension(stage: Stage) -> Seen:
 def _convert(stage: Stage, made: dict[str, dict[str, Any]], before: list[Any]) -> Seen:
     out = stage.work / "exl2"
     seen = making.run("exl2", "demo", out, {"bpw": RATES, "eval_chunks": CHUNKS, **CALIBRATION},
-                      limit=600 if stage.rehearse else 150, env=_env(stage))
+                      limit=600 if stage.rehearse else 200, env=_env(stage))
     made.update({one["type"]: one for one in seen["made"]})
     before += seen["took"]
     parts, good = [], True
@@ -79,16 +81,21 @@ def _convert(stage: Stage, made: dict[str, dict[str, Any]], before: list[Any]) -
     return Seen(good, "; ".join(parts), f"KL at most {KL_BESIDE} times the stand-in's", seen)
 
 
-def _matrices(stage: Stage, made: dict[str, dict[str, Any]], rate: str) -> Seen:
-    folder = made[f"{rate}bpw"]["folder"]
-    seen = call("gpu.probes:exl2_matrices", limit=90, env=_env(stage), folder=folder)
+def _probe(stage: Stage, made: dict[str, dict[str, Any]], what: str, rate: str) -> Any:
+    if f"{rate}bpw" not in made:
+        raise RuntimeError(f"there is no model of {rate} bits a weight")
+    return call(f"gpu.probes:exl2_{what}", limit=90, env=_env(stage),
+                folder=made[f"{rate}bpw"]["folder"])
+
+
+def _matrices(probed: dict[str, Any], rate: str) -> Seen:
+    seen = found(probed, f"matrices {rate}")
     said = f"{seen['layers']} matrices, {seen['exact']} equal, most {seen['ulps']} ulp apart"
     return Seen(seen["ulps"] <= 1, said, "1 ulp of float16", seen)
 
 
-def _logits(stage: Stage, made: dict[str, dict[str, Any]], rate: str) -> Seen:
-    folder = made[f"{rate}bpw"]["folder"]
-    seen = call("gpu.probes:exl2_logits", limit=90, env=_env(stage), folder=folder)
+def _logits(probed: dict[str, Any], rate: str) -> Seen:
+    seen = found(probed, f"logits {rate}")
     return Seen(seen["relative"] <= 1e-2, f"relative {seen['relative']:.2e}", "1e-2", seen)
 
 

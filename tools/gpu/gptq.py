@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from gpu import making
-from gpu.machine import at_once, call
+from gpu.machine import at_once, call, found
 from gpu.results import Seen, Stage
 
 CHUNKS = 20
@@ -36,13 +36,6 @@ def run(stage: Stage) -> None:
     for name in RUNS:
         stage.check(f"{name}, two layers of a 1B shape",
                     partial(_billion, stage, made, name), needs_cuda=True, cpu_too=True)
-
-
-def found(made: dict[str, Any], name: str) -> dict[str, Any]:
-    """A run that was made before; raises what it raised."""
-    if isinstance(made[name], Exception):
-        raise made[name]
-    return dict(made[name])
 
 
 def _demo(stage: Stage, made: dict[str, Any], name: str) -> Seen:

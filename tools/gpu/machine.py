@@ -160,3 +160,10 @@ def at_once(jobs: Mapping[str, Any], workers: int) -> dict[str, Any]:
     with ThreadPoolExecutor(max_workers=workers) as pool:
         made = {name: pool.submit(guarded, job) for name, job in jobs.items()}
         return {name: future.result() for name, future in made.items()}
+
+
+def found(made: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A result of :func:`at_once`; raises what the function raised."""
+    if isinstance(made[name], Exception):
+        raise made[name]
+    return dict(made[name])

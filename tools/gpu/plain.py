@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any
 
 from gpu import making
-from gpu.gptq import found
-from gpu.machine import at_once, call
+from gpu.machine import at_once, call, found
 from gpu.results import Seen, Stage
 
 CHUNKS = 8
