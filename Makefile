@@ -1,9 +1,10 @@
-# demo  quantize the embedded model and show the result      test  run the tests (with Chromium, which `make browser` installs: Debian, root)
+# demo  quantize the bundled model  and show the result      test  run the tests (with Chromium, which `make browser` installs: Debian, root)
 # notebook  open the notebooks in JupyterLab                 sync  rewrite what is generated in docs and notebooks
 # lint  ruff, layers of imports, mypy                         bench  measure what bench/RESULTS.md quotes
+# gpu-check  on an NVIDIA GPU: all that tests prove on a CPU only (GPU_CHECK=--rehearse on a CPU: what of it can be run there)
 # Each makes .venv and installs what it needs. Needs Python 3.11 or newer, git and a C++ compiler (llama.cpp is built once: 5 to 10 minutes).
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sync bench browser chromium notebook clean
+.PHONY: demo test lint sync bench gpu-check browser chromium notebook clean
 PYTHON ?= python3
 VENV ?= .venv
 COLAB ?= $(VENV)-colab
@@ -53,11 +54,16 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check --quiet autoquant tests tools bench
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
+	MYPYPATH=tools $(BIN)/mypy --explicit-package-bases --no-warn-unused-ignores tools/gpu_check.py tools/gpu
 
 sync: $(VENV)/.ready
 	$(BIN)/python tools/sync_notebooks.py
 	$(BIN)/python tools/sync_docs.py
 	$(BIN)/python tools/sync_stub.py
+
+# The environment must have torch with CUDA: make .venv/.ready TORCH_INDEX=https://download.pytorch.org/whl/cu130
+gpu-check: $(VENV)/.ready
+	$(BIN)/python tools/gpu_check.py $(GPU_CHECK)
 
 # Left out: bench.llama_tools (needs cmake, and compiles llama.cpp's tools) and bench.manifest (compares two states of the code).
 bench: $(VENV)/.ready
