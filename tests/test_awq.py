@@ -222,7 +222,7 @@ def test_learned_rounding_is_better_than_gptq_at_two_bits(tmp_path: Path) -> Non
         (
             "gguf",
             {"calibration": "mine.txt"},
-            "calibration: used for an importance matrix with imatrix='calibration'",
+            "calibration: mine.txt has an effect only with imatrix='calibration'",
         ),
     ],
 )

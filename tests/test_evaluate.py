@@ -132,7 +132,7 @@ def test_the_unquantized_gguf_is_the_reference_where_memory_is_short(
 ) -> None:
     import autoquant
 
-    monkeypatch.setattr("autoquant.pipeline.memory_available", lambda: 900_000_000)
+    monkeypatch.setattr("autoquant.evaluate.artifacts.memory_available", lambda: 900_000_000)
     result = autoquant.gguf(
         "demo",
         types=["Q4_K_M"],

@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "gpu_check.py"
 
 
 def _gpu() -> bool:
-    """Whether torch finds a GPU; not asked where the driver shows none: importing torch takes long."""
+    """Whether torch finds a GPU; not asked where the driver shows none: importing torch is slow."""
     if (
         shutil.which("nvidia-smi") is None
         or subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode != 0

@@ -139,12 +139,14 @@ def measure(folder: str, chunks: int) -> dict[str, float]:
 
     begin = time.monotonic()
     result = autoquant.load(folder).evaluate(chunks=chunks)
-    seen = result.artifacts[0].evaluation
+    row, reference = result.artifacts[0].evaluation, result.reference
+    assert row is not None
+    assert reference is not None
     return {
-        "perplexity": seen.perplexity,
-        "kl": seen.kl_mean,
+        "perplexity": row.perplexity,
+        "kl": row.kl_mean,
         "seconds": time.monotonic() - begin,
-        "reference": result.reference.perplexity,
+        "reference": reference.perplexity,
     }
 
 
