@@ -114,6 +114,7 @@ needs_fork = pytest.mark.skipif(not preload.usable(), reason="workers are forked
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the test run's own preloaded process, and with one that imports next to nothing."""
     monkeypatch.delenv(preload.SHARED, raising=False)
+    monkeypatch.setattr(preload, "_KEPT", preload._Kept())
     monkeypatch.setattr(preload, "MODULES", "wave")
 
 
@@ -141,6 +142,19 @@ def test_workers_are_forked_from_one_process_that_has_imported(alone: None, tmp_
         assert len(preload._KEPT.processes) == 2, "what libraries read when imported is another's"
     assert not server.alive()
     assert who(tmp_path)[2] == os.getpid(), "started anew where none is kept"
+
+
+@needs_fork
+def test_where_cuda_was_touched_a_worker_begins_anew(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preload, "MODULES", "tests.fakes.touched_cuda")
+    names = ["tests.fakes.touched_cuda", "torch"]
+    with preload.kept():
+        assert process.call("tests.helpers:loaded", log=tmp_path / "log", names=names) == []
+        assert who(tmp_path, env={"GIVEN": "it"})[1] == "it"
+        (server,) = preload._KEPT.processes.values()
+        assert who(tmp_path)[2] == server._process.pid, "the same process, begun anew"
 
 
 @needs_fork

@@ -54,7 +54,9 @@ WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 
 def address(path: Path) -> str:
     """Where Colab opens a notebook from."""
-    return f"https://colab.research.google.com/github/{REPOSITORY.removeprefix('https://github.com/')}/blob/main/{path.relative_to(ROOT).as_posix()}"
+    repository = REPOSITORY.removeprefix("https://github.com/")
+    place = f"{repository}/blob/main/{path.relative_to(ROOT).as_posix()}"
+    return f"https://colab.research.google.com/github/{place}"
 
 
 def badge(path: Path) -> str:

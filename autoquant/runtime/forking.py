@@ -73,6 +73,17 @@ def become_worker(request: dict[str, Any], descriptors: list[int], ready: int) -
     # it dies with the preloaded process, which kills it when whoever asked for it is gone
     sys.argv = [worker.__file__, str(os.getppid()), *request["arguments"]]
     random.seed()
+    if cuda_was_touched():
+        anew = [sys.executable, "-m", worker.__name__, *sys.argv[1:]]
+        os.execve(sys.executable, anew, os.environ)
+
+
+def cuda_was_touched() -> bool:
+    """Whether a library has asked CUDA something while it was imported: then a forked process
+    cannot use it, and must begin anew (a fresh interpreter in the same process).
+    """
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda._is_in_bad_fork())
 
 
 def _take_on_path(before: str, now: str) -> None:

@@ -136,6 +136,8 @@ class Preloaded:
                     **env,
                     "AUTOQUANT_LISTENING": str(listening.fileno()),
                     "AUTOQUANT_MODULES": MODULES,
+                    # torch then counts GPUs without asking CUDA, which no fork would survive
+                    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
                 },
                 pass_fds=(listening.fileno(),),
                 stdin=subprocess.PIPE,  # its end tells it that we are gone
