@@ -20,6 +20,12 @@ from autoquant.formats import checkpoint
 from autoquant.runtime import environments
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments of other tests lie elsewhere."""
+    monkeypatch.setenv("AUTOQUANT_CACHE", str(tmp_path / "cache"))
+
+
 def test_without_cuda_it_is_refused_and_nothing_is_installed(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
