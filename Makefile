@@ -65,7 +65,7 @@ sync: $(VENV)/.ready
 gpu-check: $(VENV)/.ready
 	$(BIN)/python tools/gpu_check.py $(GPU_CHECK)
 
-# Left out: bench.llama_tools (needs cmake, and compiles llama.cpp's tools) and bench.manifest (compares two states of the code).
+# Left out: bench.llama_tools (needs cmake, and compiles llama.cpp's tools), bench.manifest and bench.workers (compare two states of the code).
 bench: $(VENV)/.ready
 	$(BIN)/python -m bench.startup
 	$(BIN)/python tools/smollm2.py bench-work/smollm2
