@@ -23,9 +23,8 @@ def multiply_in_float32() -> None:
     layers, attention) be made in float32, in this process: torch's own are slow there, and so are
     those that oneDNN emulates with AVX-512.
 
-    With AVX2 a product took torch 7 times as long in bfloat16 as in float32, and 6 times in float16
-    (512 by 2048 by 2048, one thread); on the bundled model GPTQ took 12.4 and 6.4 s, AWQ 93 and 37
-    s. Results are rounded to 16 bits as before; weights and memory stay 16 bits wide.
+    Results are rounded to 16 bits as before; weights and memory stay 16 bits wide. What it saves:
+    bench/RESULTS.md.
     """
     import torch
 

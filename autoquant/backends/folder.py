@@ -35,9 +35,8 @@ def begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
     it is started).
 
     Returns the model's config, and the 16-bit dtype to work in. On a GPU the source's own, bfloat16
-    for one in float32 if the GPU has it. On a CPU bfloat16, GPTQModel's own choice there: float16
-    took 1.2 times as long (bundled model, the quantizing alone, two rounds; with AVX-512); what is
-    not quantized is the source's again in the end.
+    for one in float32 if the GPU has it. On a CPU bfloat16, GPTQModel's own choice there (float16
+    takes longer: bench/RESULTS.md); what is not quantized is the source's again in the end.
     """
     import torch
 
@@ -56,10 +55,8 @@ def begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
 
 def freeze() -> None:
     """Take what was imported out of garbage collection, in this process: AutoRound and GPTQModel
-    collect after every layer, and went through half a million objects of modules each time. Called
-    before a model is loaded, whose parts are to be found by it. Whole runs on the bundled model,
-    two rounds by hand, on a processor without bfloat16 instructions: AutoRound with 50 steps 49 and
-    45 s before, 36 and 37 s since; AWQ 59 and 57, 53 and 51; GPTQ alike.
+    collect after every layer, and went through half a million objects of modules each time
+    (bench/RESULTS.md). Called before a model is loaded, whose parts are to be found by it.
     """
     gc.collect()
     gc.freeze()
