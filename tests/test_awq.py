@@ -424,7 +424,7 @@ def test_one_calibration_object_gives_every_method_the_same_tokens(tmp_path: Pat
     assert set(layout["counts"]["blk.0.attn_q.weight.counts"]) == {6.0 * 64}, "tokens"
     with pytest.raises(
         InputError,
-        match="calibration_samples: the Calibration given as calibration says that already",
+        match="calibration_samples: the Calibration given as calibration sets that already",
     ):
         autoquant.gptq("demo", calibration=one, calibration_samples=9, out=tmp_path / "no")
     with pytest.raises(InputError, match="calibration: a Calibration is given as imatrix"):
@@ -460,7 +460,7 @@ def test_calibration_sets_are_compared_in_one_table(tmp_path: Path) -> None:
         autoquant.compare("gptq", "demo", sets, out=tmp_path / "no", upload="me/model")
     for bad, said in (
         ({}, "none given"),
-        ({"a/b": autoquant.Calibration()}, "no name for a folder"),
+        ({"a/b": autoquant.Calibration()}, "is not a valid folder name"),
         ({"a": "text.txt"}, r"write autoquant.Calibration\('text.txt'\)"),
         (
             {"a": autoquant.Calibration(), "b": autoquant.Calibration("nowhere.txt")},

@@ -447,7 +447,7 @@ def test_its_exit_status_is_not_believed(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         ProcessFailed,
         match=(
-            r"exllamav2's converter ended as if all were well, but did not finish. Log: .* ##"
+            r"exllamav2's converter exited with status 0 but did not finish. Log: .* ##"
             r" Error: 7 is not a supported option"
         ),
     ):
@@ -884,7 +884,7 @@ def test_a_measurement_of_another_model_or_one_that_was_changed_is_refused(
     attempt(wide, "measurement.json is of a model of other sizes than tiny", folder=model)
     attempt(
         data,
-        r"bpw: 2.0 cannot be had: scales and permutations counted, exllamav2 can give the layers of"
+        r"bpw: 2.0 is not possible: with scales and permutations counted, exllamav2 can give the layers of"
         r" tiny \d.\d\d to \d.\d\d bits per weight",
         folder=model,
         bpw="2",

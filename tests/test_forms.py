@@ -444,12 +444,12 @@ def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) 
     with pytest.raises(
         InputError,
         match=(
-            "of the bundled model, which stood in for HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
+            "from the bundled model, which replaced HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
             " is sent"
         ),
     ):
         forms.form("gguf", {**_of("gguf"), "upload": "me/it"}).upload(demo)
-    with pytest.raises(InputError, match="of the bundled model"):
+    with pytest.raises(InputError, match="from the bundled model"):
         forms.form("all", {**_of("all"), "owner": "me"}).upload(demo)
 
 

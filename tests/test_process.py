@@ -232,7 +232,10 @@ def _wait_for(condition: Any, seconds: float = 60) -> Any:
 @needs_fork
 def test_a_test_runs_commands_share_its_preloaded_process(tmp_path: Path) -> None:
     """As all of these tests do: the variable goes to every command they start."""
-    address = os.environ[preload.SHARED].partition("|")[0]
+    address, _, key = os.environ[preload.SHARED].partition("|")
+    env = process.worker_environment()
+    keyed = {name: value for name, value in env.items() if name.startswith(preload.KEYED)}
+    assert preload.identity("", env) == key, f"a test has changed the variables of all: {keyed}"
     code = f"""
 import json, pathlib
 from autoquant.runtime import preload, process

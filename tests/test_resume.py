@@ -180,7 +180,7 @@ def test_a_folder_with_something_else_is_refused_and_untouched(
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
     for wrong, said in (
         (out / "thesis.txt", "is a file; name a folder"),
-        (out / "thesis.txt" / "chapter", "thesis.txt is a file, so there can be no folder"),
+        (out / "thesis.txt" / "chapter", "thesis.txt is a file, so there cannot be a folder"),
     ):
         with pytest.raises(InputError, match=f"out: .*{said}"):
             autoquant.gguf("demo", pre_tokenizer="gpt-2", out=wrong)

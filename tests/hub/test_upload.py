@@ -260,7 +260,7 @@ def test_every_repository_and_branch_is_looked_at_before_the_run(done: User, hub
     hub.seed("tester/b", {}, branch="Q8_0")
     hub.seed("tester/b", {"theirs.gguf": b"x"}, branch="Q8_0")
     assert (
-        "branch Q8_0 of tester/b is there already"
+        "branch Q8_0 of tester/b already exists"
         in done.run(
             "upload", "tiny-GGUF", "tester/b", "--layout", "branch-per-type", status=2
         ).stderr
@@ -301,7 +301,7 @@ def test_what_somebody_changed_since_is_not_replaced_unasked(done: User, hub: Hu
     hub.seed("tester/t", {"README.md": b"improved by hand"})
     err = done.run("upload", "tiny-GGUF", "tester/t", status=2).stderr
     assert (
-        "1 file on the Hub would be replaced that this folder has not put there: README.md in"
+        "1 file on the Hub would be replaced that were not uploaded from this folder: README.md in"
         " tester/t" in err
     )
     assert hub.content("tester/t", "README.md") == b"improved by hand"

@@ -123,9 +123,9 @@ class _Collector:
             for used in range(ids.shape[1]):
                 picked = rows[:, used % rows.shape[1]]
                 for expert in np.unique(ids[:, used]):
-                    rows = picked[ids[:, used] == expert]
-                    sums[expert] += np.einsum("ij,ij->j", rows, rows)
-                    counts[expert] += len(rows)
+                    routed = picked[ids[:, used] == expert]
+                    sums[expert] += np.einsum("ij,ij->j", routed, routed)
+                    counts[expert] += len(routed)
         else:
             for i3 in range(values.shape[0]):
                 for i2 in range(values.shape[1]):
