@@ -884,8 +884,8 @@ def test_a_measurement_of_another_model_or_one_that_was_changed_is_refused(
     attempt(wide, "measurement.json is of a model of other sizes than tiny", folder=model)
     attempt(
         data,
-        r"bpw: 2.0 is not possible: with scales and permutations counted, exllamav2 can give the layers of"
-        r" tiny \d.\d\d to \d.\d\d bits per weight",
+        r"bpw: 2.0 is not possible: with scales and permutations counted, exllamav2 can give the"
+        r" layers of tiny \d.\d\d to \d.\d\d bits per weight",
         folder=model,
         bpw="2",
     )

@@ -311,7 +311,7 @@ def plan(
     if foreign and not options.overwrite:
         raise InputError(
             f"upload: {len(foreign)} file{'s' if len(foreign) != 1 else ''} on the Hub would be"
-            " replaced that this folder has not put there:"
+            " replaced that were not uploaded from this folder:"
             f" {', '.join(foreign[:4])}{' …' if len(foreign) > 4 else ''}. Pass overwrite=True"
             " (--overwrite), or name another repository"
         )

@@ -225,8 +225,8 @@ def test_a_repository_of_somebody_elses_work_is_not_touched_unasked(done: User, 
     ):
         err = done.run(*words, status=2).stderr
         assert (
-            "tester/old already exists and holds files (README.md, other.gguf) that this folder has"
-            " not put there" in err
+            "tester/old already exists and holds files (README.md, other.gguf) that were not"
+            " uploaded from this folder" in err
         )
         assert "--overwrite" in err
     assert changing(hub) == []
