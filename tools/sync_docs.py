@@ -48,7 +48,9 @@ def render(text: str, parts: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    for path, parts in ((DOCS, generated()), (README, {"notebooks": sync_notebooks.table()})):
+    choosing = tables.markdown(*overview.choosing(), left=5)
+    front = {"which method": choosing, "notebooks": sync_notebooks.table()}
+    for path, parts in ((DOCS, generated()), (README, front)):
         before = path.read_text(encoding="utf-8")
         after = render(before, parts)
         if before != after and "--check" in sys.argv[1:]:

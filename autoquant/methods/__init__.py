@@ -12,5 +12,14 @@ from autoquant.methods.hqq import Hqq
 from autoquant.methods.w8a8 import W8a8
 
 METHODS: dict[str, AnyMethod] = {
-    method.name: method for method in (Gguf(), Gptq(), Exl2(), Awq(), Hqq(), Bitsandbytes(), W8a8())
+    method.name: method
+    for method in (
+        Gguf(),
+        Gptq(),
+        Exl2(),
+        Awq(),
+        Hqq(),
+        Bitsandbytes(),
+        W8a8(),
+    )
 }

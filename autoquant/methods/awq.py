@@ -69,6 +69,7 @@ class Awq(GroupedMethod[AwqOptions]):
         " transformers"
     )
     Options: ClassVar[type[MethodOptions]] = AwqOptions
+    take_when: ClassVar[str] = "you run it on a GPU with vLLM or SGLang, at 4 bits"
     bits: ClassVar[str] = "4"
     demo_options: ClassVar[Mapping[str, Any]] = {
         "calibration_samples": 16,

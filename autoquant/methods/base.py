@@ -69,6 +69,8 @@ class Method(ABC, Generic[O]):
     Options: ClassVar[type[MethodOptions]]
 
     # what somebody asks who chooses a method
+    take_when: ClassVar[str]
+    """When to take it: the rest of a sentence that begins with "take it when"."""
     bits: ClassVar[str]
     """Bits per weight that are offered, in words."""
     requires_calibration: ClassVar[str]
@@ -79,6 +81,8 @@ class Method(ABC, Generic[O]):
     """Whether its files need a GPU to run, in words."""
     runtimes: ClassVar[str]
     """What loads its files."""
+    tested_on: ClassVar[str] = "CPU"
+    """What the tests make its files on."""
 
     # what its processes need
     extra: ClassVar[str]

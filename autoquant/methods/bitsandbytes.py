@@ -62,6 +62,7 @@ class Bitsandbytes(FolderMethod[BitsandbytesOptions]):
         " transformers, QLoRA and vLLM"
     )
     Options: ClassVar[type[MethodOptions]] = BitsandbytesOptions
+    take_when: ClassVar[str] = "you fine-tune adapters (QLoRA)"
     bits: ClassVar[str] = "4 (NF4, FP4), 8 (LLM.int8())"
     requires_calibration: ClassVar[str] = "no"
     gpu_to_run: ClassVar[str] = "no"

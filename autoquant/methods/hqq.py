@@ -76,6 +76,7 @@ class Hqq(FolderMethod[HqqOptions]):
         " the library hqq"
     )
     Options: ClassVar[type[MethodOptions]] = HqqOptions
+    take_when: ClassVar[str] = "you want no calibration (no text is run through the model)"
     bits: ClassVar[str] = "8, 4, 3, 2, 1"
     requires_calibration: ClassVar[str] = "no"
     gpu_to_run: ClassVar[str] = "no"

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.methods import METHODS
-from autoquant.methods.base import AnyMethod
+from autoquant.methods.base import AnyMethod, Method
 
-NOTE = (
-    "Type, bits per weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence (nats"
-    " a token) and top-1 agreement (of the bundled model) are those of a run without options. What"
-    " loads the files: transformers, llama.cpp and hqq were run in the tests, the others were not."
-    " EXL2 was made on a CPU, with CUDA kernels mocked."
+NOTE = " ".join(
+    (
+        "Type, bits per weight (everything counted, at the shapes of Llama-3.1-8B), KL divergence"
+        " (nats per token) and top-1 agreement (of the bundled model) are those of a run without"
+        " options. What loads the files: transformers, llama.cpp and hqq were run in the tests, the"
+        " others were not.",
+        *(
+            f"{method.title} was made on a {method.tested_on}."
+            for method in METHODS.values()
+            if method.tested_on != Method.tested_on
+        ),
+    )
 )
+QUANTIZES_ON = {("cpu",): "CPU", ("cuda",): "NVIDIA GPU", ("cpu", "cuda"): "CPU or GPU"}
 
 
 def measured() -> dict[str, dict[str, Any]]:
@@ -68,3 +76,18 @@ def table() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         )
 
     return head, [row(method) for method in METHODS.values()]
+
+
+def choosing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table for who has to choose a method: head and rows."""
+    head = ("method", "take it when", "quantizes on", "loaded by", "tested on")
+    return head, [
+        (
+            f"`{method.name}`",
+            method.take_when,
+            QUANTIZES_ON[method.runs_on],
+            method.runtimes,
+            method.tested_on,
+        )
+        for method in METHODS.values()
+    ]

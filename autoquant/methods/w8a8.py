@@ -51,6 +51,7 @@ class W8a8(FolderMethod[W8a8Options]):
         " format; for GPUs with vLLM"
     )
     Options: ClassVar[type[MethodOptions]] = W8a8Options
+    take_when: ClassVar[str] = "you serve many users at once, in INT8 or FP8"
     bits: ClassVar[str] = "8, activations too"
     requires_calibration: ClassVar[str] = f"for {STATIC} only"
     gpu_to_run: ClassVar[str] = "yes: Turing (INT8), Ada (FP8)"

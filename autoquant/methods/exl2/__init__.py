@@ -75,11 +75,15 @@ class Exl2(Method[Exl2Options]):
         " exllamav2, TabbyAPI, text-generation-webui"
     )
     Options: ClassVar[type[MethodOptions]] = Exl2Options
+    take_when: ClassVar[str] = (
+        "you want the largest version that fits your NVIDIA GPU (any average of 2 to 8 bits)"
+    )
     bits: ClassVar[str] = "2 to 8, any average"
     requires_calibration: ClassVar[str] = "yes"
     runs_on: ClassVar[tuple[str, ...]] = ("cuda",)
     gpu_to_run: ClassVar[str] = "yes"
     runtimes: ClassVar[str] = "exllamav2, TabbyAPI, text-generation-webui"
+    tested_on: ClassVar[str] = "CPU, with CUDA kernels mocked"
     extra: ClassVar[str] = "exl2"
     heavy_imports: ClassVar[tuple[str, ...]] = ("exllamav2",)
     packages: ClassVar[tuple[str, ...]] = (
