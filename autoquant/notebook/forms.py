@@ -279,16 +279,16 @@ class Form:
         out = str(self._raw()["out"]).strip()
         if out != "drive" and (self.name in METHODS or not out):
             return Path(out) if out else None
-        chosen = METHODS[method or self.methods[0]]
+        entry = METHODS[method or self.methods[0]]
         base = drive() / "AutoQuant" if out == "drive" else Path(out)
-        found = source.resolve(model, allow_pickle=bool(self._raw().get("allow_pickle", False)))
-        settled = chosen.resolve_defaults(
-            found,
+        resolved = source.resolve(model, allow_pickle=bool(self._raw().get("allow_pickle", False)))
+        complete = entry.resolve_defaults(
+            resolved,
             options.build(
-                chosen.Options, values if self.name == "compare" else self.values(chosen.name)
+                entry.Options, values if self.name == "compare" else self.values(entry.name)
             ),
         )
-        return base / f"{found.name}-{chosen.folder_suffix(settled)}"
+        return base / f"{resolved.name}-{entry.folder_suffix(complete)}"
 
     def plans(self) -> list[tuple[str, str, dict[str, Any]]]:
         """The runs to plan: method, model and options."""
