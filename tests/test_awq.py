@@ -77,7 +77,7 @@ def test_packing_by_hand() -> None:
 
 def test_our_reader_agrees_with_the_librarys(four_bits: Result, tmp_path: Path) -> None:
     worst = in_worker(
-        "tests.helpers:format_against_library",
+        "tests.helpers.folders:format_against_library",
         tmp_path,
         folder=str(four_bits.folder),
         reader="awq",
@@ -86,7 +86,9 @@ def test_our_reader_agrees_with_the_librarys(four_bits: Result, tmp_path: Path) 
     assert worst["layers"] == 28
     assert (
         in_worker(
-            "tests.helpers:dequantized_against_transformers", tmp_path, folder=str(four_bits.folder)
+            "tests.helpers.folders:dequantized_against_transformers",
+            tmp_path,
+            folder=str(four_bits.folder),
         )
         < 2e-3
     ), "KL in nats; the library computes in bfloat16"
@@ -153,7 +155,7 @@ def test_autoround_writes_the_same_format_and_says_so(method: str, tmp_path: Pat
         (tmp_path / "out" / "config.json").stat().st_mode & 0o777
     }
     worst = in_worker(
-        "tests.helpers:format_against_library",
+        "tests.helpers.folders:format_against_library",
         tmp_path,
         folder=str(made.folder),
         reader=method,
@@ -235,7 +237,9 @@ def test_bad_options_leave_nothing_behind(
 
 
 def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
-    folder = in_worker("tests.helpers:random_mixture", tmp_path, folder=str(tmp_path / "mixture"))
+    folder = in_worker(
+        "tests.helpers.models:random_mixture", tmp_path, folder=str(tmp_path / "mixture")
+    )
     for method in (autoquant.gptq, autoquant.awq):
         with pytest.raises(
             InputError,
@@ -249,7 +253,7 @@ def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
 
 def test_layers_whose_outputs_do_not_come_out_even_are_named(tmp_path: Path) -> None:
     folder = in_worker(
-        "tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
+        "tests.helpers.models:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
     )
     with pytest.raises(
         InputError,
@@ -332,7 +336,7 @@ def test_autoround_holds_the_model_at_16_bits_with_bfloat16_instructions_and_wit
     tmp_path: Path, instructions: bool
 ) -> None:
     seen = in_worker(
-        "tests.helpers:widths_in_autoround",
+        "tests.helpers.arithmetic:widths_in_autoround",
         tmp_path,
         instructions=instructions,
         model=str(source.resolve("demo-small").folder),
@@ -354,7 +358,7 @@ def test_too_little_memory_says_what_would_fit(
     def call(target: str, /, **kwargs: Any) -> Any:
         if target != "autoquant.backends.gptqmodel:quantize":
             return real(target, **kwargs)
-        return real("tests.helpers:gptqmodel_in_little_memory", **kwargs)
+        return real("tests.helpers.folders:gptqmodel_in_little_memory", **kwargs)
 
     monkeypatch.setattr(folder.process, "call", call)
     with pytest.raises(
@@ -418,7 +422,7 @@ def test_one_calibration_object_gives_every_method_the_same_tokens(tmp_path: Pat
     )
     assert converted.provenance["calibration sha256"] == quantized.provenance["calibration sha256"]
     layout = test_gguf.in_worker(
-        "tests.helpers:imatrix_layout", tmp_path, path=str(tmp_path / "gguf" / "imatrix.gguf")
+        "tests.helpers.gguf:imatrix_layout", tmp_path, path=str(tmp_path / "gguf" / "imatrix.gguf")
     )
     assert (layout["chunks"], layout["chunk_size"]) == (6, 64)
     assert set(layout["counts"]["blk.0.attn_q.weight.counts"]) == {6.0 * 64}, "tokens"

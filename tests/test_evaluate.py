@@ -159,7 +159,7 @@ def test_a_crash_in_kernels_for_repacked_weights_is_survived(
         if target.endswith(":score") and kwargs["kind"] == "gguf":
             repacked.append(kwargs["repack"])
             if kwargs["repack"]:
-                return real("tests.helpers:abort", log=kwargs["log"])  # type: ignore[arg-type]
+                return real("tests.helpers.processes:abort", log=kwargs["log"])  # type: ignore[arg-type]
         return real(target, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr("autoquant.runtime.process.call", call)

@@ -66,7 +66,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(scratch: Path) -> Path:
     return Path(
         in_worker(
-            "tests.helpers:tiny",
+            "tests.helpers.models:tiny",
             scratch,
             folder=str(scratch / "tiny"),
             architecture="LlamaForCausalLM",
@@ -577,13 +577,15 @@ def test_it_reads_the_rotary_base_and_scaling_that_transformers_5_keeps_elsewher
     """
     staged = converter.stage(model, scratch / "staged")
     wanted = {"rope_theta": 500000.0, "scaling": "llama3", "factor": 8.0}
-    assert in_worker("tests.helpers:exllamav2_config", scratch, folder=str(staged)) == wanted
+    assert in_worker("tests.helpers.exl2:exllamav2_config", scratch, folder=str(staged)) == wanted
     assert (
-        in_worker("tests.helpers:exllamav2_config", scratch, folder=str(made[0].path("4.0bpw")))
+        in_worker(
+            "tests.helpers.exl2:exllamav2_config", scratch, folder=str(made[0].path("4.0bpw"))
+        )
         == wanted
     )
     assert (
-        in_worker("tests.helpers:exllamav2_config", scratch, folder=str(model))["rope_theta"]
+        in_worker("tests.helpers.exl2:exllamav2_config", scratch, folder=str(model))["rope_theta"]
         == 10000.0
     ), "the trap; if this fails it is gone"
 
@@ -642,7 +644,9 @@ def test_every_architecture_it_is_given_it_runs_as_transformers_does(
     models = {
         name: {"architecture": name, **MODELS.get(name, {})} for name in (*ARCHITECTURES, *WRONG)
     }
-    apart = in_worker("tests.helpers:in_exllamav2", tmp_path, models=models, scratch=str(tmp_path))
+    apart = in_worker(
+        "tests.helpers.exl2:in_exllamav2", tmp_path, models=models, scratch=str(tmp_path)
+    )
     for name in ARCHITECTURES:
         assert apart[name]["apart"] < 0.005, name
         assert apart[name]["moved"] == 0, f"{name}: no state depends on a later token"
@@ -657,7 +661,7 @@ def test_without_our_variable_it_would_look_at_tokens_to_come(tmp_path: Path, gp
         name: value for name, value in environment.VARIABLES.items() if name != "EXLLAMA_NO_SDPA"
     }
     seen = process.call(
-        "tests.helpers:in_exllamav2",
+        "tests.helpers.exl2:in_exllamav2",
         log=tmp_path / "log",
         env=without,
         models=models,
@@ -674,7 +678,7 @@ def test_fused_matrices_tied_heads_and_parallel_blocks_are_read_back(
     name: str, tmp_path: Path, gpu: None
 ) -> None:
     folder = in_worker(
-        "tests.helpers:tiny",
+        "tests.helpers.models:tiny",
         tmp_path,
         folder=str(tmp_path / "tiny"),
         architecture=name,
@@ -838,7 +842,7 @@ def test_a_measurement_of_another_model_or_one_that_was_changed_is_refused(
     data = json.loads(path.read_text())
     other = Path(
         in_worker(
-            "tests.helpers:tiny",
+            "tests.helpers.models:tiny",
             tmp_path,
             folder=str(tmp_path / "two"),
             architecture="LlamaForCausalLM",

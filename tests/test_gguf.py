@@ -227,14 +227,14 @@ def test_options_reach_the_tensors(tmp_path: Path) -> None:
         out=tmp_path / "mixed",
         **QUICK,
     )
-    kinds = in_worker("tests.helpers:tensor_types", tmp_path, path=str(result.path("Q4_K_M")))
+    kinds = in_worker("tests.helpers.gguf:tensor_types", tmp_path, path=str(result.path("Q4_K_M")))
     assert kinds["output.weight"] == "Q8_0"
     assert kinds["token_embd.weight"] == "Q5_0"
     assert {kinds[f"blk.{i}.attn_v.weight"] for i in range(4)} == {"Q6_K"}
     assert kinds["blk.0.ffn_down.weight"] == "F16"
     assert kinds["blk.1.ffn_up.weight"] == "Q4_K"
     pure = autoquant.gguf("demo", types=["Q4_K_M"], pure=True, out=tmp_path / "pure", **QUICK)
-    kinds = in_worker("tests.helpers:tensor_types", tmp_path, path=str(pure.path("Q4_K_M")))
+    kinds = in_worker("tests.helpers.gguf:tensor_types", tmp_path, path=str(pure.path("Q4_K_M")))
     assert {kind for name, kind in kinds.items() if "norm" not in name} == {"Q4_K"}
 
 
@@ -313,7 +313,10 @@ def test_imatrix_is_reusable_and_belongs_to_its_model(
     )
     assert sha256_of(again.path("IQ3_XXS")) == sha256_of(demo.path("IQ3_XXS"))
     other = in_worker(
-        "tests.helpers:random_model", tmp_path, folder=str(tmp_path / "wide"), hidden_size=512
+        "tests.helpers.models:random_model",
+        tmp_path,
+        folder=str(tmp_path / "wide"),
+        hidden_size=512,
     )
     with pytest.raises(InputError, match="made for another model"):
         autoquant.gguf(
@@ -335,7 +338,7 @@ def test_imatrix_is_reusable_and_belongs_to_its_model(
 
 def test_imatrix_has_llama_cpps_layout(demo: Result, tmp_path: Path) -> None:
     seen = in_worker(
-        "tests.helpers:imatrix_layout", tmp_path, path=str(demo.folder / "imatrix.gguf")
+        "tests.helpers.gguf:imatrix_layout", tmp_path, path=str(demo.folder / "imatrix.gguf")
     )
     assert seen["type"] == "imatrix"
     assert seen["chunks"] == 20
@@ -349,7 +352,7 @@ def test_imatrix_has_llama_cpps_layout(demo: Result, tmp_path: Path) -> None:
 def test_imatrix_equals_the_activations_transformers_computes(demo: Result, tmp_path: Path) -> None:
     """The sums of squares, recomputed with forward hooks on the source model."""
     error = in_worker(
-        "tests.helpers:imatrix_against_transformers",
+        "tests.helpers.gguf:imatrix_against_transformers",
         tmp_path,
         imatrix=str(demo.folder / "imatrix.gguf"),
         chunks=20,
@@ -360,7 +363,9 @@ def test_imatrix_equals_the_activations_transformers_computes(demo: Result, tmp_
 
 def test_mixture_of_experts(tmp_path: Path) -> None:
     """Experts get a row of sums each; a quantized mixture loads and runs."""
-    folder = in_worker("tests.helpers:random_mixture", tmp_path, folder=str(tmp_path / "moe"))
+    folder = in_worker(
+        "tests.helpers.models:random_mixture", tmp_path, folder=str(tmp_path / "moe")
+    )
     result = autoquant.gguf(
         folder,
         types=["Q4_K_M", "IQ3_XXS"],
@@ -370,7 +375,7 @@ def test_mixture_of_experts(tmp_path: Path) -> None:
         **QUICK,
     )
     seen = in_worker(
-        "tests.helpers:imatrix_layout", tmp_path, path=str(result.folder / "imatrix.gguf")
+        "tests.helpers.gguf:imatrix_layout", tmp_path, path=str(result.folder / "imatrix.gguf")
     )
     assert seen["tensors"]["blk.0.ffn_down_exps.weight.in_sum2"] == [512, 4]
     assert sum(seen["counts"]["blk.0.ffn_down_exps.weight.counts"]) == 3 * 256 * 2
@@ -379,7 +384,7 @@ def test_mixture_of_experts(tmp_path: Path) -> None:
 
 def test_fallbacks_are_said(tmp_path: Path) -> None:
     folder = in_worker(
-        "tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
+        "tests.helpers.models:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
     )
     result = autoquant.gguf(folder, types=["Q4_K_M"], out=tmp_path / "out", **QUICK)
     (note,) = result.artifacts[0].notes
@@ -426,7 +431,7 @@ def test_sizes_of_llama_8b_are_the_tables(tmp_path: Path) -> None:
 
     names = [name for name, row in TYPES.items() if not row.special]
     found = in_worker(
-        "tests.helpers:bits_of_llama_8b", tmp_path, path=str(tmp_path / "8b.gguf"), types=names
+        "tests.helpers.gguf:bits_of_llama_8b", tmp_path, path=str(tmp_path / "8b.gguf"), types=names
     )
     assert {name: round(bits, 2) for name, (bits, _) in found.items()} == {
         name: TYPES[name].bits_per_weight for name in names
@@ -461,7 +466,7 @@ def test_chat_template_is_kept(model: Callable[..., Path], tmp_path: Path) -> No
     assert result.source.chat_template
     assert (
         in_worker(
-            "tests.helpers:value",
+            "tests.helpers.gguf:value",
             tmp_path,
             path=str(result.path("Q4_K_M")),
             key="tokenizer.chat_template",
@@ -510,7 +515,7 @@ def test_pickle_checkpoint_is_refused_and_works_when_opted_in(
     model: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = model()
-    in_worker("tests.helpers:to_pickle", tmp_path, folder=str(folder))
+    in_worker("tests.helpers.models:to_pickle", tmp_path, folder=str(folder))
     with pytest.raises(
         InputError, match=r"only pickle weights.*allow_pickle=True \(--allow-pickle\)"
     ):

@@ -84,7 +84,7 @@ def test_packing_by_hand(bits: int) -> None:
 def test_our_reader_agrees_with_the_librarys(settings: dict[str, Any], tmp_path: Path) -> None:
     result = autoquant.gptq("demo-small", **{**QUICK, **settings}, out=tmp_path / "out")
     worst = in_worker(
-        "tests.helpers:format_against_library",
+        "tests.helpers.folders:format_against_library",
         tmp_path,
         folder=str(result.folder),
         reader="gptq",
@@ -94,7 +94,9 @@ def test_our_reader_agrees_with_the_librarys(settings: dict[str, Any], tmp_path:
     assert worst["difference"] < 2e-3, "the library computes in float16"
     assert (
         in_worker(
-            "tests.helpers:dequantized_against_transformers", tmp_path, folder=str(result.folder)
+            "tests.helpers.folders:dequantized_against_transformers",
+            tmp_path,
+            folder=str(result.folder),
         )
         < 2e-3
     ), "KL in nats"
@@ -184,14 +186,17 @@ def test_the_sources_own_config_and_what_is_not_quantized_arrive(
 
 
 def test_where_16_bit_products_are_slow_they_are_made_in_float32(tmp_path: Path) -> None:
-    made = in_worker("tests.helpers:products", tmp_path, instructions=False)
+    made = in_worker("tests.helpers.arithmetic:products", tmp_path, instructions=False)
     assert made.pop("replaced") is True
     assert set(made.values()) == {True}, made
-    assert in_worker("tests.helpers:products", tmp_path, instructions=True)["replaced"] is False
+    assert (
+        in_worker("tests.helpers.arithmetic:products", tmp_path, instructions=True)["replaced"]
+        is False
+    )
 
 
 def test_instructions_that_are_emulated_do_not_count(tmp_path: Path) -> None:
-    assert in_worker("tests.helpers:instructions", tmp_path) == [
+    assert in_worker("tests.helpers.arithmetic:instructions", tmp_path) == [
         ["x86_64", "oneDNN and AVX-512", True],
         ["x86_64", "oneDNN", False],
         ["x86_64", "neither", False],
@@ -265,7 +270,7 @@ def test_bad_options_leave_nothing_behind(
 
 def test_a_group_size_that_does_not_fit_names_layers_and_sizes_that_would(tmp_path: Path) -> None:
     folder = in_worker(
-        "tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
+        "tests.helpers.models:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
     )
     with pytest.raises(
         InputError,
@@ -372,7 +377,7 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(
     folder = tmp_path / "spoiled"
     shutil.copytree(four_bits.folder, folder, ignore=shutil.ignore_patterns(".autoquant"))
     in_worker(
-        "tests.helpers:spoil",
+        "tests.helpers.folders:spoil",
         tmp_path,
         path=str(folder / "model.safetensors"),
         name="model.layers.2.mlp.down_proj.scales",

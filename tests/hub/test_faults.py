@@ -468,7 +468,7 @@ from pathlib import Path
 from autoquant.runtime import process
 os.environ["HUGGING_FACE_HUB_TOKEN"] = "x" * 20
 log = Path(tempfile.mkdtemp()) / "log"
-print(json.dumps(process.call("tests.helpers:environment", log=log)))"""
+print(json.dumps(process.call("tests.helpers.processes:environment", log=log)))"""
     names = user.python(code, PYTHONPATH=str(Path(__file__).parents[2]))
     assert "HF_TOKEN" not in names
     assert "HUGGING_FACE_HUB_TOKEN" not in names

@@ -219,7 +219,7 @@ def test_a_pickle_checkpoint_works_when_opted_in(user: User, hub: Hub, tmp_path:
 
     folder = tmp_path / "pickled"
     subprocess.run(["cp", "-r", str(DEMO_FOLDER), str(folder)], check=True)
-    process.call("tests.helpers:to_pickle", log=tmp_path / "log", folder=str(folder))
+    process.call("tests.helpers.models:to_pickle", log=tmp_path / "log", folder=str(folder))
     hub.seed("maker/pickled", {path.name: path for path in folder.iterdir()})
     user.quantize("--allow-pickle", model="maker/pickled")
     assert (user.cwd / "pickled-GGUF" / "pickled-Q8_0.gguf").is_file()
