@@ -13,7 +13,7 @@ import pytest
 import autoquant
 from autoquant.core.errors import InputError
 from autoquant.result import Result
-from tests.test_gptq import in_worker
+from tests.workers import in_worker
 
 
 @pytest.fixture(scope="module")

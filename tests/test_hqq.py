@@ -20,7 +20,7 @@ from autoquant.formats import hqq as hqq_format
 from autoquant.methods import hqq
 from autoquant.result import Result
 from autoquant.source.layers import linears
-from tests.test_gptq import in_worker
+from tests.workers import in_worker
 
 
 @pytest.fixture(scope="module")

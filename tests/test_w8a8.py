@@ -15,7 +15,7 @@ from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.formats import compressed_tensors as compressed_format
 from autoquant.result import Result
-from tests.test_gptq import in_worker
+from tests.workers import in_worker
 
 SCHEMES = ("int8-dynamic", "int8-static", "fp8-dynamic")
 
