@@ -101,6 +101,7 @@ def test_calibration_and_held_out_text_share_nothing() -> None:
     assert not [part for part in paragraphs if part in calibration]
 
 
+@pytest.mark.slow
 def test_any_file_or_folder_can_be_measured(
     demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def test_packing_by_hand() -> None:
     )
 
 
+@pytest.mark.slow
 def test_our_reader_agrees_with_the_librarys(four_bits: Result, tmp_path: Path) -> None:
     worst = in_worker(
         "tests.helpers.folders:format_against_library",

@@ -223,6 +223,7 @@ def test_a_pickle_checkpoint_works_when_opted_in(user: User, hub: Hub, tmp_path:
     assert (user.cwd / "pickled-GGUF" / "pickled-Q8_0.gguf").is_file()
 
 
+@pytest.mark.slow
 def test_the_cache_is_enough_without_a_network(user: User, hub: Hub) -> None:
     user.quantize("--out", "first")
     hub.stop()
