@@ -24,11 +24,19 @@ from autoquant.backends.llamacpp import converter
 from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.result import Result
 from autoquant.runtime import preload, process
+from tests import order
 
 # Where make has put the converter: fetched once, before the tests get a cache folder of their own.
 CONVERTER = converter.locate()
 STAND_IN = str(Path(__file__).parent / "fakes" / "exl2")  # on PYTHONPATH: a GPU for exllamav2
 TYPES = ("F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ3_XXS")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On several workers the longest tests come first; in one process the order does not matter."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        items[:] = order.for_workers(items, workers)
 
 
 @pytest.fixture(autouse=True, scope="session")

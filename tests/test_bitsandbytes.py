@@ -13,7 +13,7 @@ import pytest
 import autoquant
 from autoquant.core.errors import InputError
 from autoquant.result import Result
-from tests.test_gptq import in_worker
+from tests.workers import in_worker
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def int8(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def test_every_type_is_read_as_the_library_reads_it_and_reloads_as_it_was(tmp_path: Path) -> None:
     seen = in_worker(
-        "tests.helpers:bitsandbytes_grid",
+        "tests.helpers.bitsandbytes:bitsandbytes_grid",
         tmp_path,
         finding=["bitsandbytes"],
         scratch=str(tmp_path / "grid"),
@@ -57,7 +57,10 @@ def test_llm_int8_is_measured_with_its_activations_quantized(int8: Result, tmp_p
     the library's own layer, and as it is measured.
     """
     seen = in_worker(
-        "tests.helpers:llm_int8_layer", tmp_path, finding=["bitsandbytes"], folder=str(int8.folder)
+        "tests.helpers.activations:llm_int8_layer",
+        tmp_path,
+        finding=["bitsandbytes"],
+        folder=str(int8.folder),
     )
     assert seen["outliers"] == 2
     assert seen["measured against numpy"] < 1e-5

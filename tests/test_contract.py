@@ -76,6 +76,7 @@ def test_an_unknown_option_names_the_nearest(method: AnyMethod) -> None:
         getattr(autoquant, method.name)("demo", eval_chunk=3)
 
 
+@pytest.mark.slow
 @each_method
 def test_demo_run_checks_measures_resumes_and_writes_its_card(
     method: AnyMethod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,6 +101,7 @@ def test_calibration_and_held_out_text_share_nothing() -> None:
     assert not [part for part in paragraphs if part in calibration]
 
 
+@pytest.mark.slow
 def test_any_file_or_folder_can_be_measured(
     demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +160,7 @@ def test_a_crash_in_kernels_for_repacked_weights_is_survived(
         if target.endswith(":score") and kwargs["kind"] == "gguf":
             repacked.append(kwargs["repack"])
             if kwargs["repack"]:
-                return real("tests.helpers:abort", log=kwargs["log"])  # type: ignore[arg-type]
+                return real("tests.helpers.processes:abort", log=kwargs["log"])  # type: ignore[arg-type]
         return real(target, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr("autoquant.runtime.process.call", call)

@@ -20,7 +20,7 @@ from autoquant.formats import hqq as hqq_format
 from autoquant.methods import hqq
 from autoquant.result import Result
 from autoquant.source.layers import linears
-from tests.test_gptq import in_worker
+from tests.workers import in_worker
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_every_width_axis_and_group_size_is_read_as_the_library_reads_it_and_has
     tmp_path: Path,
 ) -> None:
     seen = in_worker(
-        "tests.helpers:hqq_grid", tmp_path, finding=["hqq"], scratch=str(tmp_path / "grid")
+        "tests.helpers.hqq:hqq_grid", tmp_path, finding=["hqq"], scratch=str(tmp_path / "grid")
     )
     assert len(seen) == 5 * 2 * 4
     found = source.resolve("demo-small")
@@ -79,7 +79,7 @@ def test_a_reloaded_model_computes_what_it_computed_before_it_was_saved(
     bit. Its own loader would run a text of the file; ours does not.
     """
     seen = in_worker(
-        "tests.helpers:hqq_reloaded",
+        "tests.helpers.hqq:hqq_reloaded",
         tmp_path,
         finding=["hqq"],
         folder=str(four_bits.folder),
@@ -95,7 +95,7 @@ def test_a_reloaded_model_computes_what_it_computed_before_it_was_saved(
         CheckFailed, match=r"tensors missing or left over: model.norm.weight, nobody"
     ):
         in_worker(
-            "tests.helpers:hqq_incomplete",
+            "tests.helpers.hqq:hqq_incomplete",
             tmp_path,
             finding=["hqq"],
             folder=str(four_bits.folder),
@@ -159,7 +159,7 @@ def test_sizes_that_do_not_fit_name_layers_and_sizes_that_do(
     four_bits: Result, tmp_path: Path
 ) -> None:
     folder = in_worker(
-        "tests.helpers:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
+        "tests.helpers.models:random_model", tmp_path, folder=str(tmp_path / "odd"), hidden_size=192
     )
     with pytest.raises(
         InputError,
@@ -176,7 +176,9 @@ def test_sizes_that_do_not_fit_name_layers_and_sizes_that_do(
     assert item.type == "4bit-64g", "unless asked, the largest that fits"
     with pytest.raises(InputError, match=r"run is quantized already \(hqq\)"):
         autoquant.hqq(four_bits.folder, out=tmp_path / "out")
-    mixture = in_worker("tests.helpers:random_mixture", tmp_path, folder=str(tmp_path / "mixture"))
+    mixture = in_worker(
+        "tests.helpers.models:random_mixture", tmp_path, folder=str(tmp_path / "mixture")
+    )
     for method in (autoquant.hqq, autoquant.bitsandbytes, autoquant.w8a8):
         with pytest.raises(
             InputError,

@@ -45,29 +45,33 @@ def test_output_is_no_shell(tmp_path: Path) -> None:
 
 
 def test_a_result_arrives_though_the_library_prints(tmp_path: Path) -> None:
-    assert process.call("tests.helpers:print_much_and_return", log=tmp_path / "log", n=3) == {
-        "n": 3
-    }
+    assert process.call(
+        "tests.helpers.processes:print_much_and_return", log=tmp_path / "log", n=3
+    ) == {"n": 3}
     assert "noise" in (tmp_path / "log").read_text()
 
 
 def test_an_abort_in_native_code_is_an_error_here(tmp_path: Path) -> None:
-    with pytest.raises(ProcessFailed, match="tests.helpers:abort was ended by signal SIGABRT"):
-        process.call("tests.helpers:abort", log=tmp_path / "log")
+    with pytest.raises(
+        ProcessFailed, match="tests.helpers.processes:abort was ended by signal SIGABRT"
+    ):
+        process.call("tests.helpers.processes:abort", log=tmp_path / "log")
 
 
 def test_a_full_disk_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="no space left on the disk: .*/some/file.*Free some space and run again"
     ):
-        process.call("tests.helpers:raise_enospc", log=tmp_path / "log")
+        process.call("tests.helpers.processes:raise_enospc", log=tmp_path / "log")
 
 
 def test_when_one_job_fails_the_others_are_ended_with_their_children(tmp_path: Path) -> None:
     pids: list[int] = []
 
     def slow(children: process.Children) -> None:
-        process.call("tests.helpers:sleep_forever", log=tmp_path / "slow", children=children)
+        process.call(
+            "tests.helpers.processes:sleep_forever", log=tmp_path / "slow", children=children
+        )
 
     def fails(children: process.Children) -> None:
         deadline = time.monotonic() + 30
@@ -102,9 +106,9 @@ def test_programs_of_an_environment_that_was_not_activated_are_found(
     started by its full name.
     """
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    assert process.call("tests.helpers:found_on_path", log=tmp_path / "log", name="ninja") == str(
-        Path(sys.executable).parent / "ninja"
-    )
+    assert process.call(
+        "tests.helpers.processes:found_on_path", log=tmp_path / "log", name="ninja"
+    ) == str(Path(sys.executable).parent / "ninja")
 
 
 needs_fork = pytest.mark.skipif(not preload.usable(), reason="workers are forked on Linux only")
@@ -119,7 +123,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def who(tmp_path: Path, name: str = "GIVEN", **more: Any) -> Any:
-    return process.call("tests.helpers:who", log=tmp_path / "log", name=name, **more)
+    return process.call("tests.helpers.processes:who", log=tmp_path / "log", name=name, **more)
 
 
 @needs_fork
@@ -132,7 +136,9 @@ def test_workers_are_forked_from_one_process_that_has_imported(alone: None, tmp_
         (server,) = preload._KEPT.processes.values()
         assert first[2] == server._process.pid
         assert len(os.listdir(f"/proc/{first[2]}/task")) == 1, "a thread would be lost in a fork"
-        loaded = process.call("tests.helpers:loaded", log=tmp_path / "log", names=["wave"])
+        loaded = process.call(
+            "tests.helpers.processes:loaded", log=tmp_path / "log", names=["wave"]
+        )
         assert loaded == ["wave"]
         assert who(tmp_path, fresh=True)[2] == os.getpid()
         with preload.kept():
@@ -151,7 +157,9 @@ def test_where_cuda_was_touched_a_worker_begins_anew(
     monkeypatch.setattr(preload, "MODULES", "tests.fakes.touched_cuda")
     names = ["tests.fakes.touched_cuda", "torch"]
     with preload.kept():
-        assert process.call("tests.helpers:loaded", log=tmp_path / "log", names=names) == []
+        assert (
+            process.call("tests.helpers.processes:loaded", log=tmp_path / "log", names=names) == []
+        )
         assert who(tmp_path, env={"GIVEN": "it"})[1] == "it"
         (server,) = preload._KEPT.processes.values()
         assert who(tmp_path)[2] == server._process.pid, "the same process, begun anew"
@@ -161,10 +169,14 @@ def test_where_cuda_was_touched_a_worker_begins_anew(
 def test_a_forked_worker_is_like_any_other(alone: None, tmp_path: Path) -> None:
     with preload.kept():
         with pytest.raises(InputError, match="no space left"):
-            process.call("tests.helpers:raise_enospc", log=tmp_path / "log")
-        with pytest.raises(ProcessFailed, match="tests.helpers:abort was ended by signal SIGABRT"):
-            process.call("tests.helpers:abort", log=tmp_path / "log")
-        noisy = process.call("tests.helpers:print_much_and_return", log=tmp_path / "log", n=3)
+            process.call("tests.helpers.processes:raise_enospc", log=tmp_path / "log")
+        with pytest.raises(
+            ProcessFailed, match="tests.helpers.processes:abort was ended by signal SIGABRT"
+        ):
+            process.call("tests.helpers.processes:abort", log=tmp_path / "log")
+        noisy = process.call(
+            "tests.helpers.processes:print_much_and_return", log=tmp_path / "log", n=3
+        )
         assert noisy == {"n": 3}
         assert "noise noise noise" in (tmp_path / "log").read_text()
 
@@ -174,7 +186,7 @@ def test_a_forked_worker_is_like_any_other(alone: None, tmp_path: Path) -> None:
 
         def slow(children: process.Children) -> None:
             where = tmp_path / "slow"
-            process.call("tests.helpers:sleep_forever", log=where, children=children)
+            process.call("tests.helpers.processes:sleep_forever", log=where, children=children)
 
         with pytest.raises(ProcessFailed, match="this one failed"):
             process.side_by_side([slow, fails], at_once=2)
@@ -198,7 +210,8 @@ import pathlib, sys
 from autoquant.runtime import preload, process
 preload.MODULES = "wave"
 with preload.kept():
-    process.call("tests.helpers:sleep_forever", log=pathlib.Path({str(tmp_path / "log")!r}))
+    log = pathlib.Path({str(tmp_path / "log")!r})
+    process.call("tests.helpers.processes:sleep_forever", log=log)
 """
     asking = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
@@ -239,7 +252,8 @@ def test_a_test_runs_commands_share_its_preloaded_process(tmp_path: Path) -> Non
     code = f"""
 import json, pathlib
 from autoquant.runtime import preload, process
-print(process.call("tests.helpers:who", log=pathlib.Path({str(tmp_path / "log")!r}), name="HOME"))
+log = pathlib.Path({str(tmp_path / "log")!r})
+print(process.call("tests.helpers.processes:who", log=log, name="HOME"))
 """
     said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert Path(address).exists()

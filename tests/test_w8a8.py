@@ -15,7 +15,7 @@ from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.formats import compressed_tensors as compressed_format
 from autoquant.result import Result
-from tests.test_gptq import in_worker
+from tests.workers import in_worker
 
 SCHEMES = ("int8-dynamic", "int8-static", "fp8-dynamic")
 
@@ -42,7 +42,9 @@ def test_it_is_measured_with_its_activations_quantized(
     """One layer by NumPy on the codes in the file, from the scheme's definition; by the library
     through transformers; and as it is measured. Then every layer on a text.
     """
-    seen = in_worker("tests.helpers:w8a8_layer", tmp_path, folder=str(made[scheme].folder))
+    seen = in_worker(
+        "tests.helpers.activations:w8a8_layer", tmp_path, folder=str(made[scheme].folder)
+    )
     assert seen["measured against numpy"] < 1e-6
     assert seen["library against numpy"] < 1e-6
     assert seen["weights only against numpy"] > 3e-3

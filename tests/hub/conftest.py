@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,16 @@ from typing import Any
 import pytest
 
 from autoquant.core.bundled import MODEL as DEMO_FOLDER
+from autoquant.publish.card import at
 from tests.fakes.hub import TOKEN, Hub
 
 MODEL = "maker/tiny"
 QUICK = ("--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q4_K_M", "--evaluate", "off")
+# what a run with QUICK uploads, and the large ones of it
+FILES = {"tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "imatrix.gguf", "LICENSE", "README.md"}
+GGUF = ("tiny-Q8_0.gguf", "tiny-Q4_K_M.gguf", "imatrix.gguf")
+WRITES = r"^(POST|PUT|DELETE) "
+OTHER = "hf_" + "OtherOtherOtherOtherOtherOtherOthe"  # a token that is not TOKEN
 
 
 def checkpoint(folder: Path = DEMO_FOLDER) -> dict[str, bytes | Path]:
@@ -151,3 +158,30 @@ def done(user: User, finished: tuple[Path, Path]) -> User:
     shutil.copytree(finished[1] / "hf", user.home / "hf", symlinks=True)
     shutil.copytree(finished[1] / "cache", user.home / "cache", symlinks=True)
     return user
+
+
+def changing(hub: Hub) -> list[str]:
+    """The requests that change something on the Hub."""
+    return [
+        f"{r.method} {r.path}"
+        for r in hub.requests(WRITES)
+        if not re.search(r"validate-yaml|paths-info|preupload|objects/batch|agent", r.path)
+    ]
+
+
+def size(user: User, *names: str) -> int:
+    return sum((user.cwd / "tiny-GGUF" / name).stat().st_size for name in names)
+
+
+def whole(user: User, hub: Hub, repo: str = "tester/t") -> None:
+    """The repository holds just what the folder holds, with its own name in the card, and the
+    journal has the receipt.
+    """
+    assert hub.files(repo) == FILES
+    here = {name: (user.cwd / "tiny-GGUF" / name).read_bytes() for name in FILES}
+    here["README.md"] = at(here["README.md"].decode(), repo).encode()
+    assert all(hub.content(repo, name) == data for name, data in here.items())
+    assert (
+        user.journal()[f"upload {repo}@main"]["facts"]["receipt"]["commit"]
+        == hub.repos[repo].branches["main"]
+    )

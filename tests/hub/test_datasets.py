@@ -62,6 +62,7 @@ def ask(user: User, **values: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_the_first_rows_of_a_split_at_one_commit(hub: Hub, user: User, texts: str) -> None:
     found, name = ask(
         user, calibration_subset="tales", calibration_samples=4, calibration_length=32

@@ -39,6 +39,7 @@ IN_BRANCH = {
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.environ.get("AUTOQUANT_GUISE") == "colab",
     reason="branches are tested with that client elsewhere; this is about what lies in them",

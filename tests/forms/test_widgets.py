@@ -1,0 +1,162 @@
+"""Forms drawn by a notebook: as widgets in Jupyter, as the cell in Colab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoquant.core import options
+from autoquant.core.errors import InputError
+from autoquant.methods import METHODS
+from autoquant.notebook import forms
+from tests.forms.conftest import settings_of
+
+
+@pytest.mark.usefixtures("widgets")
+class TestWidgets:
+    def test_they_begin_with_the_cells_values_and_have_names_and_help(self) -> None:
+        form = forms.form("gguf", {**settings_of("gguf"), "types": "Q8_0"})
+        assert form.widgets.by_name["types"].value == "Q8_0"
+        for name, widget in form.widgets.by_name.items():
+            assert widget.description == name, "the label, which screen readers read"
+            text = widget.tooltip if widget.has_trait("tooltip") else widget.description_tooltip
+            assert text == forms.about(name, form.fields[name])
+
+    def test_values_are_looked_at_as_they_are_typed(self) -> None:
+        form = forms.form("gguf", settings_of("gguf"))
+        assert "the values are valid" in form.widgets.said.value
+        form.widgets.by_name["types"].value = "Q4_K_X"
+        with pytest.raises(InputError) as said:
+            options.build(METHODS["gguf"].Options, {"types": "Q4_K_X"})
+        assert 'role="alert"' in form.widgets.said.value
+        assert str(said.value)[:40].replace("'", "&#x27;") in form.widgets.said.value
+        form.widgets.by_name["types"].value = "Q8_0, Q2_K"
+        assert form.values() == {"types": ("Q8_0", "Q2_K")}
+
+    def test_what_has_no_meaning_is_greyed_out_and_does_not_count(self) -> None:
+        form = forms.form("gptq", settings_of("gptq"))
+        assert form.widgets.by_name["iterations"].disabled
+        assert form.widgets.by_name["layout"].disabled
+        form.widgets.by_name["algorithm"].value = "autoround"
+        assert not form.widgets.by_name["iterations"].disabled
+        assert form.widgets.by_name["damp_percent"].disabled
+        form.widgets.by_name["iterations"].value = 50
+        assert form.values() == {"algorithm": "autoround", "iterations": 50}
+        form.widgets.by_name["algorithm"].value = "gptq"
+        assert form.values() == {}, "typed before it was greyed out"
+        form.widgets.by_name["upload"].value = "me/it"
+        assert not form.widgets.by_name["layout"].disabled
+
+    def test_in_the_form_for_all_methods_each_ones_own_rules_hold(self) -> None:
+        form = forms.form("all", settings_of("all"))
+        active = {name for name, widget in form.widgets.by_name.items() if not widget.disabled}
+        assert {"gguf_types", "model"} <= active
+        assert not {"gptq_bits", "bitsandbytes_double_quant", "calibration", "private"} & active
+        form.widgets.by_name["methods"].value = "gptq, bitsandbytes"
+        assert not form.widgets.by_name["calibration"].disabled
+        assert not form.widgets.by_name["bitsandbytes_double_quant"].disabled
+        form.widgets.by_name["bitsandbytes_quant_type"].value = "int8"
+        assert form.widgets.by_name["bitsandbytes_double_quant"].disabled
+        for methods, name, value, idle in (
+            ("gguf", "gguf_imatrix", "calibration", False),
+            ("gguf", "gguf_imatrix", "builtin", True),
+            ("w8a8", "w8a8_scheme", "int8-static", False),
+            ("w8a8", "w8a8_scheme", "int8-dynamic", True),
+        ):
+            form.widgets.by_name["methods"].value, form.widgets.by_name[name].value = methods, value
+            assert form.widgets.by_name["calibration"].disabled is idle
+
+    def test_how_a_text_is_read_is_asked_where_it_has_a_meaning(self, tmp_path: Path) -> None:
+        form = forms.form("gptq", settings_of("gptq"))
+        names = ("calibration_split", "calibration_subset", "calibration_column")
+        for value, idle in (
+            ("builtin", [True, True, True]),
+            ("owner/name", [False, False, False]),
+            (str(tmp_path / "a.txt"), [True, True, True]),
+            (str(tmp_path / "a.jsonl"), [True, True, False]),
+        ):
+            if value.startswith("/"):
+                Path(value).write_text('{"text": "words"}')
+            form.widgets.by_name["calibration"].value = value
+            assert [form.widgets.by_name[name].disabled for name in names] == idle
+        form.widgets.by_name["calibration_column"].value = "other"
+        form.widgets.by_name["calibration"].value = "builtin"
+        assert form.values() == {}
+
+    def test_values_stay_when_cells_run_again_and_the_cell_wins_when_it_changes(self) -> None:
+        space = settings_of("gptq")
+        forms.form("gptq", space).widgets.by_name["bits"].value = 8
+        again = forms.form("gptq", {**settings_of("gptq"), forms.KEPT: space[forms.KEPT]})
+        assert again.values() == {"bits": 8}
+        changed = forms.form(
+            "gptq", {**settings_of("gptq"), "bits": 3, forms.KEPT: space[forms.KEPT]}
+        )
+        assert changed.values() == {"bits": 3}
+
+    def test_it_says_whether_it_fits(self) -> None:
+        form = forms.form("gptq", {**settings_of("gptq"), "model": "demo"})
+        form.widgets.plan()
+        assert "it fits" in form.widgets.planned.value
+        form.widgets.by_name["group_size"].value = 64
+        assert form.widgets.planned.value == "", "of other values"
+        form.widgets.by_name["model"].value = "no/such/folder"
+        form.widgets.plan()
+        assert 'role="alert"' in form.widgets.planned.value
+
+    def test_comparisons_have_a_form_too(self) -> None:
+        form = forms.form(
+            "compare", {**settings_of("compare"), "small": "demo-small", "large": "demo"}
+        )
+        form.widgets.by_name["gptq_bits"].value = "8,5"
+        assert "gptq_bits: 5 is not allowed; allowed: 2, 3, 4, 8" in form.widgets.said.value
+        form.widgets.by_name["gptq_bits"].value = ""
+        assert form.options.gptq_bits == ()
+        form.widgets.plan()
+        assert form.widgets.planned.value.count("it fits") == 2
+        form.widgets.by_name["gptq_bits"].value = "8,4"
+        form.widgets.plan()
+        assert form.widgets.planned.value.count("it fits") == 4
+        assert [
+            type in form.widgets.planned.value.split("it fits")[1] for type in ("F16", "Q2_K")
+        ] == [
+            True,
+            True,
+        ], "of the larger model the types of both, as they are made"
+
+
+def test_in_colab_the_cell_is_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "in_notebook", lambda: True)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-test")
+    form = forms.form("gguf", {**settings_of("gguf"), "types": "Q8_0"})
+    assert form.widgets is None
+    assert form.values() == {"types": ("Q8_0",)}
+    assert not forms.can_stop(), "a button would not be heard while a cell runs"
+
+
+@pytest.mark.usefixtures("widgets")
+def test_texts_and_wrong_kinds_from_papermill_are_shown_as_they_are_and_looked_at() -> None:
+    for name, value, said in (
+        ("calibration_samples", 2.5, "calibration_samples: 2.5 is not allowed"),
+        ("bits", "four", "bits: four is not allowed"),
+        ("sym", "maybe", "sym: "),
+    ):
+        form = forms.form("gptq", {**settings_of("gptq"), name: value})
+        with pytest.raises(InputError, match=said):
+            form.values()
+        assert said in form.widgets.said.value
+    assert forms.form("gptq", {**settings_of("gptq"), "sym": "False", "bits": "8"}).values() == {
+        "bits": 8,
+        "sym": False,
+    }
+    assert forms.form("gguf", {**settings_of("gguf"), "types": ["Q8_0", "Q2_K"]}).values() == {
+        "types": ("Q8_0", "Q2_K")
+    }
+
+
+@pytest.mark.usefixtures("widgets")
+def test_what_is_greyed_out_does_not_block_though_the_cell_says_it() -> None:
+    form = forms.form("gptq", {**settings_of("gptq"), "algorithm": "autoround", "iterations": 50})
+    assert form.values() == {"algorithm": "autoround", "iterations": 50}
+    form.widgets.by_name["algorithm"].value = "gptq"
+    assert form.values() == {}

@@ -1,0 +1,98 @@
+"""Importance matrices: llama.cpp's layout, the activations that transformers computes, mixtures of
+experts too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import autoquant
+from autoquant.core.errors import InputError
+from autoquant.core.files import sha256_of
+from autoquant.result import Result
+from tests.gguf.conftest import QUICK
+from tests.workers import in_llama_worker
+
+
+def test_imatrix_is_reusable_and_belongs_to_its_model(
+    demo: Result, tmp_path: Path, model: Callable[..., Path]
+) -> None:
+    again = autoquant.gguf(
+        "demo",
+        types=["IQ3_XXS"],
+        imatrix=str(demo.folder / "imatrix.gguf"),
+        out=tmp_path / "again",
+        **QUICK,
+    )
+    assert sha256_of(again.path("IQ3_XXS")) == sha256_of(demo.path("IQ3_XXS"))
+    other = in_llama_worker(
+        "tests.helpers.models:random_model",
+        tmp_path,
+        folder=str(tmp_path / "wide"),
+        hidden_size=512,
+    )
+    with pytest.raises(InputError, match="made for another model"):
+        autoquant.gguf(
+            other,
+            types=["IQ3_XXS"],
+            imatrix=str(demo.folder / "imatrix.gguf"),
+            out=tmp_path / "other",
+            **QUICK,
+        )
+    with pytest.raises(InputError, match="no importance matrix"):
+        autoquant.gguf(
+            "demo",
+            types=["Q4_K_M"],
+            imatrix=str(demo.path("Q8_0")),
+            out=tmp_path / "notone",
+            **QUICK,
+        )
+
+
+def test_imatrix_has_llama_cpps_layout(demo: Result, tmp_path: Path) -> None:
+    seen = in_llama_worker(
+        "tests.helpers.gguf:imatrix_layout", tmp_path, path=str(demo.folder / "imatrix.gguf")
+    )
+    assert seen["type"] == "imatrix"
+    assert seen["chunks"] == 20
+    assert seen["chunk_size"] == 256
+    assert seen["datasets"] == ["austen_calibration.txt"]
+    assert len(seen["tensors"]) == 2 * 7 * 4
+    assert seen["tensors"]["blk.0.ffn_down.weight.in_sum2"] == [768, 1]
+    assert seen["counts"]["blk.0.ffn_down.weight.counts"] == [20 * 256]
+
+
+def test_imatrix_equals_the_activations_transformers_computes(demo: Result, tmp_path: Path) -> None:
+    """The sums of squares, recomputed with forward hooks on the source model."""
+    error = in_llama_worker(
+        "tests.helpers.gguf:imatrix_against_transformers",
+        tmp_path,
+        imatrix=str(demo.folder / "imatrix.gguf"),
+        chunks=20,
+    )
+    assert error["tensors"] == 28
+    assert error["worst"] < 0.01
+
+
+def test_mixture_of_experts(tmp_path: Path) -> None:
+    """Experts get a row of sums each; a quantized mixture loads and runs."""
+    folder = in_llama_worker(
+        "tests.helpers.models:random_mixture", tmp_path, folder=str(tmp_path / "moe")
+    )
+    result = autoquant.gguf(
+        folder,
+        types=["Q4_K_M", "IQ3_XXS"],
+        imatrix="builtin",
+        imatrix_chunks=3,
+        out=tmp_path / "out",
+        **QUICK,
+    )
+    seen = in_llama_worker(
+        "tests.helpers.gguf:imatrix_layout", tmp_path, path=str(result.folder / "imatrix.gguf")
+    )
+    assert seen["tensors"]["blk.0.ffn_down_exps.weight.in_sum2"] == [512, 4]
+    assert sum(seen["counts"]["blk.0.ffn_down_exps.weight.counts"]) == 3 * 256 * 2
+    assert {a.type for a in result.artifacts} == {"Q4_K_M", "IQ3_XXS"}
