@@ -37,7 +37,7 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready $(COLAB)/.ready chromium
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
-	AUTOQUANT_GUISE=colab $(COLAB)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/hub tests/test_forms.py tests/notebooks/test_run.py
+	AUTOQUANT_GUISE=colab $(COLAB)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) tests/hub tests/forms tests/notebooks/test_run.py
 
 browser: $(VENV)/.ready chromium
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/browser
