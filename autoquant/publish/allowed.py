@@ -103,7 +103,7 @@ def check(
                 else f"the source is {'gated' if source.gated else 'private'}"
             )
             raise InputError(
-                f"upload: {one} is there already and public, but {why}. Make it private at"
+                f"upload: {one} already exists and is public, but {why}. Make it private at"
                 f" {client.endpoint}/{one}/settings, name another, or pass private='no'"
                 " (--private no)"
             )

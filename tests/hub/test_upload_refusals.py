@@ -93,7 +93,7 @@ def test_what_would_be_private_is_not_put_into_a_public_repository(
 ) -> None:
     hub.seed("tester/open", {".gitattributes": b"*.gguf filter=lfs"})
     assert (
-        "tester/open is there already and public, but you ask for a private one"
+        "tester/open already exists and is public, but you ask for a private one"
         in done.run("upload", "tiny-GGUF", "tester/open", "--private", "yes", status=2).stderr
     )
     hub.seed("maker/gated", checkpoint(), gated=True)
