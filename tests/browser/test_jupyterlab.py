@@ -243,7 +243,7 @@ def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, br
         ".jp-OutputArea-output", has_text="finished files are kept"
     ).first.inner_text()
     assert re.fullmatch(
-        r"Stopped: finished files are kept; run this cell again to continue after them",
+        r"Stopped: finished files are kept; run this cell again to resume",
         said.strip(),
     )
     working = [
