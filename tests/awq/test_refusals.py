@@ -87,8 +87,8 @@ def test_layers_whose_outputs_do_not_come_out_even_are_named(tmp_path: Path) -> 
     with pytest.raises(
         InputError,
         match=(
-            r"algorithm: the AWQ algorithm clips outputs that many at a time: 64; 4 of 14 layers are"
-            r" not divisible by it, e.g. .*k_proj \(96 outputs\)"
+            r"algorithm: the AWQ algorithm clips outputs that many at a time: 64; 4 of 14 layers"
+            r" are not divisible by it, e.g. .*k_proj \(96 outputs\)"
         ),
     ):
         autoquant.awq(folder, algorithm="awq", out=tmp_path / "out")

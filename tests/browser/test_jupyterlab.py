@@ -222,6 +222,15 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     page.close()
 
 
+def workers() -> list[psutil.Process]:
+    """The worker processes below this one: forked from a preloaded process."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if (parent := child.parent()) and "autoquant.runtime.forking" in parent.cmdline()
+    ]
+
+
 def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, browser: Any) -> None:
     notebook = notebook_of(
         "import autoquant\nfrom autoquant.notebook import forms",
@@ -232,6 +241,7 @@ def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, br
     page = opened(browser, "stop.ipynb")
     menu(page, "Run", "Run All Cells")
     page.locator(".jp-OutputArea-output", has_text="quantize 4bit").first.wait_for(timeout=60_000)
+    assert workers()
     started = time.monotonic()
     page.screenshot(path=str(SHOTS / "stop.png"))
     page.locator("button.jupyter-button", has_text="Stop").last.click()
@@ -246,12 +256,7 @@ def test_stop_is_heard_while_a_cell_runs_and_running_again_goes_on(lab: Path, br
         r"Stopped: finished files are kept; run this cell again to resume",
         said.strip(),
     )
-    working = [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if "autoquant.runtime.worker" in " ".join(child.cmdline())
-    ]
-    assert working == [], "nobody goes on working"
+    assert workers() == [], "nobody goes on working"
     page.screenshot(path=str(SHOTS / "stop.png"))
     page.close()
 
