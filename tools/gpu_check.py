@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from gpu import extension, machine, results
+from gpu import children, extension, machine, results
 from gpu.results import FAILED, NOT_REHEARSED, PASSED, Row, Stage
 
 REFERENCE = machine.TOOLS / "gpu" / "reference.json"
@@ -144,12 +144,12 @@ def run_stage(
         try:
             status = child.wait(max(1.0, limit))
             if status != 0:
-                said = f"the stage ended with status {status}: {machine.tail(log)}"
+                said = f"the stage ended with status {status}: {children.tail(log)}"
         except subprocess.TimeoutExpired:
             said = f"cut off after {limit:.0f} s"
         finally:
             if child.poll() is None:
-                machine.end(child)
+                children.end(child)
     rows, kept = results.read(options.work / f"{name}.json")
     if not said and not rows:
         said = "the stage did no check"

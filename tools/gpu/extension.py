@@ -17,7 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from gpu.machine import end, tail
+from gpu.children import end, tail
 
 NAME = "exllamav2_ext.so"
 EXLLAMA = "import exllamav2.ext; print(exllamav2.ext.exllamav2_ext.__file__)"

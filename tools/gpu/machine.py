@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from gpu.children import end, tail
+from gpu.extension import headers
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / "tools"
@@ -71,8 +73,6 @@ def facts() -> dict[str, Any]:
             done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
             found["driver"] = done.stdout.strip()
         from torch.utils.cpp_extension import CUDA_HOME
-
-        from gpu.extension import headers
 
         include = Path(sysconfig.get_path("include")) / "Python.h"
         found |= {
@@ -148,16 +148,6 @@ def variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def end(child: subprocess.Popen[Any]) -> None:
-    """End a process that we started, and what it started itself."""
-    for number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 10)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(patience)
-            return
-
-
 def call(target: str, *, limit: float, env: Mapping[str, str] | None = None, **kwargs: Any) -> Any:
     """Call ``module:function`` with JSON-able arguments in a process of its own.
 
@@ -187,12 +177,6 @@ def call(target: str, *, limit: float, env: Mapping[str, str] | None = None, **k
             raise RuntimeError(f"status {child.returncode}: {tail(log)}")
         sys.stderr.buffer.write(log.read_bytes()[-20_000:])  # into the stage's log
         return json.loads(answer.read_text(encoding="utf-8"))
-
-
-def tail(log: Path, lines: int = 4) -> str:
-    """The last lines of a log in one."""
-    said = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return " / ".join([line.strip() for line in said if line.strip()][-lines:])[-700:]
 
 
 def at_once(jobs: Mapping[str, Any], workers: int) -> dict[str, Any]:
