@@ -18,6 +18,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # several tests at a time: none takes all processors, nor keeps one busy with waiting
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+# ggml puts this into the C library's environment of whatever process loads it, unseen by os.environ
+# but not by the commands started from there: they would no longer share the preloaded process
+os.environ.setdefault("KMP_BLOCKTIME", "200")
 
 import autoquant
 from autoquant.backends.llamacpp import converter

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 
 from autoquant.core.errors import InputError, ProcessFailed
@@ -244,7 +245,10 @@ def _wait_for(condition: Any, seconds: float = 60) -> Any:
 
 @needs_fork
 def test_a_test_runs_commands_share_its_preloaded_process(tmp_path: Path) -> None:
-    """As all of these tests do: the variable goes to every command they start."""
+    """As all of these tests do: the variable goes to every command they start, whatever a library
+    has put into this process's environment.
+    """
+    llama_cpp.llama_backend_init()
     address, _, key = os.environ[preload.SHARED].partition("|")
     env = process.worker_environment()
     keyed = {name: value for name, value in env.items() if name.startswith(preload.KEYED)}

@@ -214,7 +214,7 @@ def test_killed_while_measuring_and_while_quantizing_the_result_is_the_same_byte
 
     def at_work(folder: str, progress: str) -> bool:
         """Whether the converter has written that it begins with a stage. It writes its state again
-        after minutes or at the stage's end: what is killed now can be gone on with.
+        after minutes or at the stage's end: a run killed now can be resumed.
         """
         with contextlib.suppress(ValueError):  # while it writes
             states = [
@@ -251,7 +251,7 @@ def test_killed_while_measuring_and_while_quantizing_the_result_is_the_same_byte
         False,
         True,
         False,
-    ], "what was begun is gone on with"
+    ], "what was begun is resumed"
     assert sha256_of(out / "4.0bpw" / "output.safetensors") == sha256_of(
         made[0].path("4.0bpw") / "output.safetensors"
     )
@@ -293,9 +293,7 @@ def test_a_file_that_is_cut_short_does_not_count(
         evaluate="off",
         out=tmp_path / "out",
     )
-    assert again.artifacts[0].files == made[0].artifacts[0].files, (
-        "the damaged one is not gone on with"
-    )
+    assert again.artifacts[0].files == made[0].artifacts[0].files, "the damaged one is not resumed"
     assert str(tmp_path) not in again.card(), "nor does the card say where the measurement lay"
     assert "--measurement" in again.card()
 
