@@ -71,7 +71,7 @@ def checkpoint(
         }
     names = list(shapes)
     parts = [names[i::3] for i in range(3)]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     generator = torch.Generator().manual_seed(0)
     for i, part in enumerate(parts):
         file = f"model-{i + 1:05d}-of-00003.safetensors"

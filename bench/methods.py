@@ -101,7 +101,7 @@ def main(names: list[str]) -> None:
             chosen = method.resolve_defaults(large, options.build(method.Options, {}))
             bits = (
                 TYPES[artifact.type].bits_per_weight
-                if method.kind == "gguf"
+                if artifact.type in TYPES
                 else method.plan(large, chosen, out).items[0].bits_per_weight
             )
             quality = artifact.evaluation

@@ -85,7 +85,8 @@ def _ask_colab() -> str:
         from google.colab import userdata
 
         return str(userdata.get("HF_TOKEN") or "").strip()
-    except Exception as error:  # noqa: BLE001 (Colab raises kinds of its own, and others where its page does not answer: all mean no token)
+    except Exception as error:  # noqa: BLE001
+        # Colab raises its own kinds, and others where its page is silent: all mean no token
         log.info("no token from Colab's secrets (%s)", type(error).__name__)
         return ""
 

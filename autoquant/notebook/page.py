@@ -114,7 +114,8 @@ def drive() -> Path:
     drive: Any = importlib.import_module("google.colab.drive")
     try:
         drive.mount(str(DRIVE))
-    except Exception as error:  # noqa: BLE001 (Colab raises ValueError and kinds of its own: all mean that there is no Drive)
+    except Exception as error:  # noqa: BLE001
+        # Colab raises ValueError and kinds of its own: all mean that there is no Drive
         raise InputError(
             f"out: Google Drive could not be mounted ({type(error).__name__}: {error}); allow it"
             " when Colab asks, or leave out empty"

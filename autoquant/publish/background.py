@@ -54,7 +54,8 @@ class Background:
             if self._error is None:
                 try:
                     job()
-                except Exception as error:  # noqa: BLE001 (raised by join, in the thread that waits)
+                except Exception as error:  # noqa: BLE001
+                    # raised by join, in the thread that waits
                     self._error = self._error or error
 
     def submit(self, job: Callable[[], None]) -> None:

@@ -169,7 +169,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
                 "Perplexity ± one standard error, and KL divergence in nats per token against the"
                 f" unquantized model (perplexity {reference.perplexity:.3f} ±"
                 f" {reference.perplexity_error:.3f}, {reference.engine}), all on the same"
-                f' {reference.tokens:,} predictions of one text ({text_name}). "Same top token" is'
+                f' {reference.tokens:,} predictions of one text ({text_name}). "Top-1 agreement" is'
                 " the share of positions where both models rank the same token first. Compare rows"
                 " with each other; perplexities on another text or tokenizer are not comparable."
             ),

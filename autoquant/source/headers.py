@@ -93,7 +93,8 @@ def pickle_header(path: str) -> dict[str, tuple[str, list[int]]]:
     names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     try:
         state = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-    except Exception as error:  # noqa: BLE001 (torch raises RuntimeError, UnpicklingError, EOFError …: all mean the same to the user)
+    except Exception as error:  # noqa: BLE001
+        # torch raises RuntimeError, UnpicklingError, EOFError …: all mean the same
         raise InputError(
             f"{path} cannot be read as a plain state dict ({type(error).__name__}:"
             f" {str(error).splitlines()[0]})"

@@ -106,7 +106,7 @@ def _convert(stage: Stage, made: dict[str, dict[str, Any]], before: list[Any]) -
 
 def _probe(stage: Stage, made: dict[str, dict[str, Any]], what: str, rate: str) -> Any:
     if f"{rate}bpw" not in made:
-        raise RuntimeError(f"there is no model of {rate} bits a weight")
+        raise RuntimeError(f"there is no model of {rate} bits per weight")
     return call(
         f"gpu.probes:exl2_{what}", limit=90, env=_env(stage), folder=made[f"{rate}bpw"]["folder"]
     )

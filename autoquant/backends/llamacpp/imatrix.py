@@ -87,7 +87,8 @@ class _Collector:
     def __call__(self, pointer: Any, ask: bool, _: Any) -> bool:
         try:
             return self._look(pointer, ask)
-        except Exception as error:  # noqa: BLE001 (ctypes would print and drop it: kept for the caller, who raises)
+        except Exception as error:  # noqa: BLE001
+            # ctypes would print and drop it: kept for the caller, who raises
             self.error = f"{type(error).__name__}: {error}"
             return False
 
