@@ -64,8 +64,8 @@ def gguf(
     overwrite: bool = False,
     base_model: str = "",
 ) -> Result:
-    """GGUF (llama.cpp): one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5
-    to 8.5 bits.
+    """GGUF (llama.cpp): one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.1
+    to 16 bits.
     """
 
 def gptq(

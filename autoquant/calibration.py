@@ -298,7 +298,7 @@ def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int)
 def fewer(samples: int, asked: int, length: int) -> str:
     """What to say if a text gave fewer samples than were asked for."""
     return (
-        f"calibrated on {samples} samples of {length} tokens, for the text gives no more ({asked}"
+        f"calibrated on {samples} samples of {length} tokens, because the text has no more ({asked}"
         " were asked for): a longer text may give a better model"
     )
 

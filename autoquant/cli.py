@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="MODEL",
                 help=(
                     "a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL),"
-                    " a folder with a checkpoint, or demo for the bundled model"
+                    " a folder with a checkpoint, or demo for the bundled demo model"
                 ),
             )
             sub.add_argument(
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     send.add_argument("folder", metavar="FOLDER", help="the folder of a finished run")
     send.add_argument(
-        "repo", metavar="REPO", help="where to: owner/name; created if it is not there"
+        "repo", metavar="REPO", help="the repository, owner/name; created if it does not exist"
     )
     send.add_argument(
         "--dry-run", action="store_true", help="send nothing; print exactly what would be sent"
@@ -210,7 +210,7 @@ def _methods(_: argparse.Namespace) -> None:
 
     head, body = overview.table()
     print(tables.table(head, body, left=7))
-    print(f"\n{overview.NOTE}\n`autoquant quantize METHOD --help` says what each is.")
+    print(f"\n{overview.NOTE}\n`autoquant quantize METHOD --help` explains each option.")
 
 
 def _types(_: argparse.Namespace) -> None:
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "autoquant: interrupted; finished files are kept, the same command continues",
+            "autoquant: interrupted; finished files are kept; repeat the same command to resume",
             file=sys.stderr,
         )
         return 130

@@ -84,13 +84,14 @@ class Result(RunRecord):
             True or "yes", False or "no"; default: if the source is private or gated.
         layout: "one-repo", "repo-per-type" (owner/name-TYPE) or "branch-per-type"; default: what is
             usual for the method.
-        overwrite: replace files of the same name that this folder has not put there.
+        overwrite: replace files of the same name that were not uploaded from this folder.
         base_model: owner/name of the unquantized model, of a folder. dry_run: send nothing, return
             an UploadPlan that prints exactly what would be sent.
 
         Returns the Receipts, which are also kept in the journal. Repeated after an interrupt it
-        sends only what has not arrived. Raises InputError (no token, no right, something else is
-        there), HubFailed (the Hub cannot be reached), CheckFailed (a file is not what was checked).
+        sends only what has not arrived. Raises InputError (no token, no permission, files from
+        elsewhere), HubFailed (the Hub cannot be reached), CheckFailed (a file is not what was
+        checked).
         """
         visible = (
             {None: "auto", True: "yes", False: "no"}.get(private, private)
@@ -122,7 +123,7 @@ class Result(RunRecord):
 
         type: one of the run's types; default the first. layer: a layer's name in the unquantized
         model, e.g. model.layers.3.mlp.up_proj; default one in the middle. Raises InputError for a
-        layer that there is not, or that the format stores in another order.
+        layer that does not exist, or that the format stores in another order.
         """
         return looking.look(self, self.artifact(type), layer)
 

@@ -77,8 +77,8 @@ def install(parts: tuple[str, ...]) -> str:
     lines = [
         '# @title Install { display-mode: "form" }',
         (
-            "# AutoQuant, and what this notebook needs of it. Does nothing if it is there; no"
-            " package that is there already is changed (in Colab: none that Colab ships)."
+            "# Installs AutoQuant and what this notebook needs. Does nothing if they are installed;"
+            " changes no installed package (in Colab: none that Colab ships)."
         ),
         "import importlib.metadata, importlib.util, os, pathlib, re, subprocess, sys, tempfile",
         "",
@@ -93,7 +93,10 @@ def install(parts: tuple[str, ...]) -> str:
             '    pip = [sys.executable, "-m", "pip", "install", "--quiet",'
             ' "--disable-pip-version-check"]'
         ),
-        f'    valid = re.compile(r"{VALID}", re.I)  # as pip wants them; Ubuntu has others',
+        (
+            f'    valid = re.compile(r"{VALID}", re.I)  # versions that pip accepts; some of'
+            " Ubuntu's are not"
+        ),
         '    kept = pathlib.Path(tempfile.mkdtemp()) / "kept.txt"',
         (
             '    kept.write_text("\\n".join(f"{name}=={version}" for name, version in there.items()'
@@ -105,8 +108,8 @@ def install(parts: tuple[str, ...]) -> str:
         ),
         (
             f'    what = ["--editable", f"{{clone}}[{extras}]"] if clone else'
-            f' ["autoquant-notebooks[{extras}] @ git+{REPOSITORY}"]  # a clone is followed: git'
-            " pull is enough"
+            f' ["autoquant-notebooks[{extras}] @ git+{REPOSITORY}"]  # an editable install: git'
+            " pull updates it"
         ),
     ]
     run = (
@@ -127,7 +130,7 @@ def install(parts: tuple[str, ...]) -> str:
         lines += [
             '    if "llama-cpp-python" not in there:',
             (
-                "        # prebuilt by the project itself; where that cannot be had or does not"
+                "        # a wheel by the llama-cpp-python project; if there is none or it does not"
                 " load, pip compiles it below, which takes 5 to 15 minutes"
             ),
             (
@@ -151,13 +154,13 @@ def install(parts: tuple[str, ...]) -> str:
         "    if done.returncode:",
         (
             '        raise RuntimeError(f"AutoQuant could not be installed:'
-            " {done.stderr[-3000:]}\\nIf packages that are here are too old for AutoQuant, use a"
+            " {done.stderr[-3000:]}\\nIf installed packages are too old for AutoQuant, use a"
             ' fresh environment: `make notebook`, or python -m venv.")'
         ),
         '    if "ipywidgets" not in there:',
         (
-            '        print("ipywidgets is new here: reload this page once, so that the form below'
-            ' is drawn")'
+            '        print("ipywidgets was just installed: reload this page once, so that the form'
+            ' below appears")'
         ),
         "    sys.path += [clone] if clone else []  # this kernel began before pip linked it",
         "    importlib.invalidate_caches()",
@@ -166,16 +169,16 @@ def install(parts: tuple[str, ...]) -> str:
         lines += [
             "",
             (
-                "# where GPTQModel (for GPTQ and AWQ) is not there, it gets an environment of its"
-                " own: it would move what is there"
+                "# where GPTQModel (for GPTQ and AWQ) is not installed, it gets an environment of"
+                " its own, because it would change the versions of installed packages"
             ),
         ]
     if "exl2" in parts:
         lines += [
             "",
             (
-                "# exllamav2 gets an environment of its own where it is not there, and compiles its"
-                " CUDA extension, once: minutes (an estimate: 5 to 10 in Colab)."
+                "# exllamav2 gets an environment of its own where it is not installed, and compiles"
+                " its CUDA extension, once: minutes (an estimate: 5 to 10 in Colab)."
             ),
             "# Without a GPU nothing is done",
         ]

@@ -142,7 +142,7 @@ class Bitsandbytes(FolderMethod[BitsandbytesOptions]):
         """One line: when to take an artifact of its type."""
         return {
             "nf4": "the usual choice, above all for fine-tuning adapters on it (QLoRA)",
-            "fp4": "comparison; NF4 is better at the same size",
+            "fp4": "only to compare; NF4 is better at the same size",
             "int8": "near lossless; slower than 16 bits in many runtimes",
         }[artifact.facts["settings"]["quant_type"]]
 

@@ -94,7 +94,7 @@ class FolderMethod(Method[F]):
         """What to say to somebody whose memory did not suffice; ``available`` bytes were there."""
         return (
             f"Quantizing {source.id} needs about {self.memory(source, options) / 1e9:.1f} GB;"
-            f" {available / 1e9:.1f} GB are there: take a machine with more memory, or a smaller"
+            f" {available / 1e9:.1f} GB are free: take a machine with more memory, or a smaller"
             " model"
         )
 

@@ -157,7 +157,7 @@ class GroupedMethod(FolderMethod[G]):
         now = (
             f"Quantizing {source.id} with {options.calibration_samples} samples of"
             f" {options.calibration_length} tokens, {options.batch_size} at a time, needs about"
-            f" {needed / 1e9:.1f} GB; {available / 1e9:.1f} GB are there"
+            f" {needed / 1e9:.1f} GB; {available / 1e9:.1f} GB are free"
         )
         # it did not fit into what the estimate says: ask for clearly less
         budget = min(available, int(0.7 * needed))

@@ -38,7 +38,8 @@ class HqqOptions(MethodOptions):
     group_size: int = option(
         AUTO,
         "weights that share a scale and a zero point, which take 32 bits: 8 to 256, or -1 (a whole"
-        " row, or column with axis 0). 0 takes 64, or the largest below that fits every layer",
+        " row, or column with axis 0). 0 takes 64, or the largest smaller size that fits every"
+        " layer",
         metavar="0|-1|8|16|32|64|128|256",
     )
     axis: int = option(

@@ -55,7 +55,7 @@ class W8a8(FolderMethod[W8a8Options]):
     bits: ClassVar[str] = "8, activations too"
     requires_calibration: ClassVar[str] = f"for {STATIC} only"
     gpu_to_run: ClassVar[str] = "yes: Turing (INT8), Ada (FP8)"
-    runtimes: ClassVar[str] = "vLLM, SGLang; transformers to look at"
+    runtimes: ClassVar[str] = "vLLM, SGLang; transformers (for inspection only)"
     extra: ClassVar[str] = "w8a8"
     heavy_imports: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
     packages: ClassVar[tuple[str, ...]] = (
@@ -112,7 +112,7 @@ class W8a8(FolderMethod[W8a8Options]):
         """One line: when to take an artifact of its type."""
         return {
             "int8-dynamic": "many requests at once on NVIDIA GPUs from Turing on",
-            "int8-static": "comparison; faster scales, more loss",
+            "int8-static": "only to compare; cheaper to run, loses more",
             "fp8-dynamic": "many requests at once on GPUs from Ada and Hopper on",
         }[artifact.type]
 

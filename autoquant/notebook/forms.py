@@ -238,7 +238,7 @@ class Form:
             and self.model not in bundled.MODELS
         ):
             raise InputError(
-                "upload: these files were made from the bundled model, which replaced"
+                "upload: these files were made from the bundled demo model, which replaced"
                 f" {self.model}; nothing is sent under another model's name. Rerun from the form"
                 " when the Hub can be reached"
             )

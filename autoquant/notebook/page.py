@@ -91,10 +91,10 @@ def _missing(model: str) -> bool:
             raise
         said = (
             (
-                "Continuing with the bundled model: all that follows is about a tiny model trained"
-                " on Jane Austen's novels."
+                "Continuing with the bundled demo model: everything below is about a tiny model"
+                " trained on Jane Austen's novels."
             ),
-            f"{model} cannot be had: {failure}",
+            f"{model} is not available: {failure}",
         )
         if in_notebook():
             importlib.import_module("IPython.display").display(Note(f"⚠ {said[0]}", said[1]))

@@ -48,5 +48,5 @@ def _refusal(method: str, options: MethodOptions, stamps: tuple[tuple[str, int, 
         return str(error)
     except (OSError, RuntimeError, ValueError) as error:
         # a name that is no file's: too long, or of an unknown user's home
-        return f"a file cannot be looked for ({error})"
+        return f"this is not a usable file name ({error})"
     return ""

@@ -95,7 +95,7 @@ def check(
                 " overwrite=True (--overwrite) to replace files of the same name"
             )
         if options.private == "no" and state[2]:
-            log.warning("upload: %s is there already and stays private", one)
+            log.warning("upload: %s already exists and stays private", one)
         if private(options, source) and not state[2]:
             why = (
                 "you ask for a private one"

@@ -89,7 +89,7 @@ class UploadPlan:
         lines: list[str] = []
         for target in self.targets:
             where = where_in_words(target.repo, target.branch)
-            how = "is there and is" if target.exists else "would be created,"
+            how = "exists and is" if target.exists else "would be created,"
             lines += [
                 f"{where} ({how} {'private' if target.private else 'public'})",
                 tables.table(

@@ -79,7 +79,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
     if named is None:
         raise InputError(
             f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a model on the"
-            " Hub as owner/name or owner/name@revision, or demo for the bundled model"
+            " Hub as owner/name or owner/name@revision, or demo for the bundled demo model"
         )
     listing = look.look(*named, SIDE_FILES)
     remote = not (allow_pickle and any(file.name.endswith(".bin") for file in listing.files))

@@ -114,7 +114,7 @@ def test_too_little_memory_says_what_would_fit(
         InputError,
         match=(
             r"out of memory. Quantizing tiny-austen-4m with 128 samples of 256 tokens, 128 at a"
-            r" time, needs about .* GB; 3.0 GB are there. "
+            r" time, needs about .* GB; 3.0 GB are free. "
             r"What would fit: batch_size=1"
         ),
     ):

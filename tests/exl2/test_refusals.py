@@ -59,8 +59,8 @@ def test_what_a_machine_lacks_is_named_and_how_to_get_it() -> None:
     said = environment.refusal(seen(nvcc=False))
     assert "there is no nvcc (of the CUDA toolkit" in said
     assert (
-        "Prebuilt ones are for torch 2.7, 2.8, 2.9 with CUDA 12.8, and here are torch 2.11.0 and"
-        " CUDA 12.8" in said
+        "Prebuilt ones are for torch 2.7, 2.8, 2.9 with CUDA 12.8, and this machine has torch"
+        " 2.11.0 and CUDA 12.8" in said
     )
     said = environment.refusal(seen(nvcc=False, compiler=False, torch="2.9.0", python=[3, 12]))
     assert " and no C++ compiler (g++): install it; or take its prebuilt one: " in said

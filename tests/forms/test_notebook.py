@@ -53,7 +53,7 @@ def test_folders(tmp_path: Path) -> None:
 
 def test_only_a_notebooks_own_model_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     assert forms.reachable(forms.MODEL) == "demo"
-    assert "Continuing with the bundled model" in caplog.text
+    assert "Continuing with the bundled demo model" in caplog.text
     assert forms.reachable("somebody/something") == "somebody/something"
 
 
@@ -118,7 +118,7 @@ def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) 
     with pytest.raises(
         InputError,
         match=(
-            "from the bundled model, which replaced HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
+            "from the bundled demo model, which replaced HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
             " is sent"
         ),
     ):

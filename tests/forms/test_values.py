@@ -91,8 +91,8 @@ def test_every_face_says_the_same(tmp_path: Path) -> None:
         ),
         ("gptq", {"calibration": "nofile.txt"}, "calibration: no such file: nofile.txt"),
         ("hqq", {"eval_text": "nope.txt"}, "eval_text: no such file: nope.txt"),
-        ("hqq", {"eval_text": "~nobody-of-that-name/x"}, "a file cannot be looked for"),
-        ("hqq", {"eval_text": "x" * 5000}, "a file cannot be looked for"),
+        ("hqq", {"eval_text": "~nobody-of-that-name/x"}, "this is not a usable file name"),
+        ("hqq", {"eval_text": "x" * 5000}, "this is not a usable file name"),
         (
             "exl2",
             {"calibration_samples": 5},

@@ -30,8 +30,8 @@ def test_a_text_that_gives_fewer_samples_is_named_on_the_card(tmp_path: Path) ->
     samples = made.artifacts[0].facts["samples"]
     assert samples < 20
     assert (
-        f"calibrated on {samples} samples of 128 tokens, for the text gives no more (64 were asked"
-        " for)" in made.card()
+        f"calibrated on {samples} samples of 128 tokens, because the text has no more (64 were"
+        " asked for)" in made.card()
     )
 
 

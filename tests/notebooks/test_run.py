@@ -99,7 +99,7 @@ def test_run_all_ends_well_without_network_and_gpu(
         monkeypatch.setenv("PYTHONPATH", STAND_IN)
     said = start(name, tmp_path, cache)
     assert "is ready" in said["install"]
-    assert "Continuing with the bundled model" in said["plan"], "said where it happens"
+    assert "Continuing with the bundled demo model" in said["plan"], "said where it happens"
     assert "it fits" in said["plan"]
     assert "tiny-austen" in said["run"]
     assert "tiny-austen" in said["look"]

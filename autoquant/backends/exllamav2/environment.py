@@ -83,8 +83,8 @@ def refusal(machine: dict[str, Any]) -> str:
             f"; or take its prebuilt one: pip install {prebuilt}"
             if prebuilt
             else (
-                f". (Prebuilt ones are for torch {', '.join(WHEELS)} with CUDA 12.8, and here are"
-                f" torch {machine['torch']} and CUDA {machine['cuda'] or '(none)'})"
+                f". (Prebuilt ones are for torch {', '.join(WHEELS)} with CUDA 12.8, and this"
+                f" machine has torch {machine['torch']} and CUDA {machine['cuda'] or '(none)'})"
             )
         )
         return (

@@ -36,11 +36,11 @@ class Gguf(Method[GgufOptions]):
     name: ClassVar[str] = "gguf"
     title: ClassVar[str] = "GGUF (llama.cpp)"
     summary: ClassVar[str] = (
-        "one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.5 to 8.5 bits"
+        "one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.1 to 16 bits"
     )
     Options: ClassVar[type[MethodOptions]] = GgufOptions
     take_when: ClassVar[str] = "you are in doubt, or run it on a CPU, a Mac or with Ollama"
-    bits: ClassVar[str] = "1.6 to 16, some thirty types"
+    bits: ClassVar[str] = "1.1 to 16, some thirty types"
     requires_calibration: ClassVar[str] = "optional (importance matrix)"
     runs_on: ClassVar[tuple[str, ...]] = ("cpu",)
     gpu_to_run: ClassVar[str] = "no"
