@@ -118,12 +118,12 @@ def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) 
     with pytest.raises(
         InputError,
         match=(
-            "from the bundled demo model, which replaced HuggingFaceTB/SmolLM2-135M-Instruct; nothing"
-            " is sent"
+            "from the bundled demo model, which replaced HuggingFaceTB/SmolLM2-135M-Instruct;"
+            " nothing is sent"
         ),
     ):
         forms.form("gguf", {**settings_of("gguf"), "upload": "me/it"}).upload(demo)
-    with pytest.raises(InputError, match="from the bundled model"):
+    with pytest.raises(InputError, match="from the bundled demo model"):
         forms.form("all", {**settings_of("all"), "owner": "me"}).upload(demo)
 
 
