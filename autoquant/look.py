@@ -15,7 +15,7 @@ from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import html
 from autoquant.methods import METHODS
 from autoquant.runtime import process
-from autoquant.source.layers import linears
+from autoquant.source.layers import linears, tensors_of
 
 # weights of one row that are drawn one by one: a block of llama.cpp's simple types, or a quarter of
 # the usual group
@@ -141,6 +141,7 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
             path=str(artifact.path_in(result.folder)),
             original=str(result.source.folder),
             layer=wanted,
+            tensor=tensors_of(result.source)[wanted],
             scaled=bool(artifact.facts.get("scaled")),
         )
     values: dict[str, Any] = {
@@ -149,7 +150,7 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
     return Look(model=result.source.id, type=artifact.type, layer=wanted, **values)
 
 
-def read(path: str, original: str, layer: str, scaled: bool) -> dict[str, Any]:
+def read(path: str, original: str, layer: str, tensor: str, scaled: bool) -> dict[str, Any]:
     """Read a layer before and after, and count. Runs in a worker."""
     import numpy as np
 
@@ -157,7 +158,7 @@ def read(path: str, original: str, layer: str, scaled: bool) -> dict[str, Any]:
     from autoquant.formats.dequantized import quantization, weight
     from autoquant.formats.tensors import Tensors
 
-    before = Tensors(original).get(f"{layer}.weight").astype(np.float32)
+    before = Tensors(original).get(tensor).astype(np.float32)
     after, stored = (
         (weight(Tensors(path), layer, quantization(path)), "")
         if Path(path).is_dir()

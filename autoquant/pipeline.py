@@ -28,7 +28,7 @@ from autoquant.evaluate import artifacts as measuring
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 from autoquant.runtime import environments, preload
-from autoquant.source import bytes_to_fetch, fetch, resolve
+from autoquant.source import bytes_to_fetch, fetch, resolve, structure
 
 log = logging.getLogger(__name__)
 SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
@@ -69,6 +69,9 @@ def quantize(
         planned = method.plan(source, options, folder)
         if planned.refused:
             raise InputError(planned.refused)
+    notes = structure.notes_on(source)
+    for note in notes:
+        log.warning("%s: %s", source.id, note)
     snapshot = fetch(source)
     source = snapshot.source
     with RunFolder(
@@ -179,7 +182,8 @@ def plan(
 ) -> Plan:
     """What a run would make and need; nothing is written."""
     source, options = _resolve(method, model, values)
-    return method.plan(source, options, output_folder(method, source, out, options))
+    planned = method.plan(source, options, output_folder(method, source, out, options))
+    return dataclasses.replace(planned, notes=(*planned.notes, *structure.notes_on(source)))
 
 
 def output_folder(
@@ -189,7 +193,8 @@ def output_folder(
     folder = Path.cwd() / f"{source.name}-{method.folder_suffix(options)}"
     if out is not None:
         folder = Path(out).expanduser().resolve()
-    if folder == source.folder or source.folder in folder.parents:
+    own = source.given or source.folder
+    if folder == own or own in folder.parents:
         raise InputError(f"out: {folder} is inside the model's own folder; name another")
     return folder
 

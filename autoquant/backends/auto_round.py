@@ -17,7 +17,6 @@ from autoquant.backends.folder import (
     used,
 )
 from autoquant.runtime.worker import Report
-from autoquant.source.layers import refuse_unknown
 
 
 def quantize(
@@ -38,7 +37,6 @@ def quantize(
     block), written in the GPTQ or AWQ format (``format``).
     """
     config, dtype = begin(model, scratch)
-    refuse_unknown(str(config.get("model_type")), "AutoRound")
 
     import torch
     from auto_round import AutoRound

@@ -14,7 +14,6 @@ from autoquant.backends.folder import (
     tidy,
 )
 from autoquant.runtime.worker import Report
-from autoquant.source.layers import refuse_unknown
 
 
 def quantize(
@@ -34,7 +33,6 @@ def quantize(
     float32.
     """
     config, _ = begin(model, scratch)
-    refuse_unknown(str(config.get("model_type")), "bitsandbytes")
 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig

@@ -16,7 +16,6 @@ from autoquant.backends.folder import (
     used,
 )
 from autoquant.runtime.worker import Report
-from autoquant.source.layers import refuse_unknown
 
 
 def quantize(
@@ -35,7 +34,6 @@ def quantize(
     unquantized model; the others look at no data. On a GPU if there is one.
     """
     config, _ = begin(model, scratch)
-    refuse_unknown(str(config.get("model_type")), "compressed-tensors")
 
     import torch
     from compressed_tensors.compressors import ModelCompressor

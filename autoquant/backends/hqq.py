@@ -7,7 +7,6 @@ from typing import Any
 from autoquant.backends.folder import begin, linear_layers, write_folder
 from autoquant.formats import hqq as hqq_format
 from autoquant.runtime.worker import Report
-from autoquant.source.layers import refuse_unknown
 
 
 def quantize(
@@ -21,7 +20,6 @@ def quantize(
     also rounds the rotary frequencies to float16.
     """
     config, _ = begin(model, scratch)
-    refuse_unknown(str(config.get("model_type")), "hqq")
 
     import torch
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear

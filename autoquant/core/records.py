@@ -132,9 +132,10 @@ class Source:
     """A model before anything heavy is read: all of this comes from config, headers and the card.
 
     ``revision`` is the Hub commit, or None for a folder. ``dtype`` is the type most weights have
-    (F32, F16, BF16 …). ``bytes`` are the weight files' bytes. ``remote`` means the weights are
-    still on the Hub: ``folder`` then has the small files and, for each weight file, its header
-    followed by a hole.
+    (F32, F16, BF16 …). ``bytes`` are the weight files' bytes. ``folder`` is what libraries read;
+    ``given`` the folder that was named, where ours stands for it (see source.tidy). ``remote``
+    means the weights are still on the Hub: ``folder`` then has the small files and, for each weight
+    file, its header followed by a hole.
     """
 
     id: str
@@ -159,6 +160,7 @@ class Source:
     gated: bool = False
     private: bool = False
     remote: bool = False
+    given: Path | None = None
 
     @property
     def name(self) -> str:
@@ -167,7 +169,8 @@ class Source:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form for the journal."""
-        return {**dataclasses.asdict(self), "folder": str(self.folder)}
+        given = str(self.given) if self.given else None
+        return {**dataclasses.asdict(self), "folder": str(self.folder), "given": given}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Source:
@@ -176,6 +179,7 @@ class Source:
             **{
                 **data,
                 "folder": Path(data["folder"]),
+                "given": Path(data["given"]) if data.get("given") else None,
                 "weights": tuple(data["weights"]),
                 "language": tuple(data["language"]),
             }

@@ -47,7 +47,7 @@ def relative_error(before: Floats, after: Floats, *, scaled: bool) -> float:
 
 
 def layer_errors(
-    layers: list[str],
+    layers: dict[str, str],
     original: Tensors,
     read: Callable[[str], Floats],
     report: Report,
@@ -55,12 +55,13 @@ def layer_errors(
     scaled: bool = False,
     limit: float = 1.0,
 ) -> dict[str, float]:
-    """The :func:`relative_error` of each layer. Raises CheckFailed for another shape, values that
+    """The :func:`relative_error` of each layer; ``layers`` gives each one's tensor in the source.
+    Raises CheckFailed for another shape, values that
     are not finite, and an error of ``limit`` or more.
     """
 
     def error_of(name: str) -> float:
-        before, after = original.get(f"{name}.weight"), read(name)
+        before, after = original.get(layers[name]), read(name)
         if after.shape != before.shape:
             raise CheckFailed(
                 f"{name} has shape {after.shape} after dequantizing, the source {before.shape}"
@@ -97,7 +98,7 @@ def warnings(errors: dict[str, float], advice: str) -> list[str]:
 def verify(
     folder: str,
     source: str,
-    layers: list[str],
+    layers: dict[str, str],
     *,
     wanted: dict[str, Any],
     scaled: bool,

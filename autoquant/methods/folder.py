@@ -25,7 +25,7 @@ from autoquant.methods.base import Method, Output
 from autoquant.methods.samples import Samples
 from autoquant.runtime import environments, process
 from autoquant.source import bytes_to_fetch
-from autoquant.source.layers import linears
+from autoquant.source.layers import linears, tensors_of
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=MethodOptions)
@@ -234,7 +234,7 @@ class FolderMethod(Method[F]):
                 python=python,
                 folder=str(target),
                 source=str(snapshot.folder),
-                layers=sorted(layers),
+                layers=tensors_of(source),
                 wanted=dict(recipe.wanted),
                 scaled=recipe.scaled,
                 bits=recipe.bits,

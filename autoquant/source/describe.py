@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,18 +17,37 @@ from autoquant.core.records import Source
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
 from autoquant.source.headers import (
+    Header,
     pickle_header_in_worker,
     read_json,
     safetensors_header,
-    weight_files,
 )
+from autoquant.source.tidy import tidied
+from autoquant.source.weights import find
 
 log = logging.getLogger(__name__)
 
 
 # Everything a converter or transformers may read beside the weights. Code (*.py) is left out: it is
 # not run.
-SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md", *licenses.FILES)
+SIDE_FILES = (
+    "*.json",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.model",
+    "*.txt",
+    "*.tiktoken",
+    "README.md",
+    *licenses.FILES,
+)
+# fields of a config that are whole numbers wherever they are given
+NUMBERS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
 
 
 def _card_data(folder: Path) -> dict[str, Any]:
@@ -100,58 +121,56 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
 def describe(folder: Path, id: str, allow_pickle: bool) -> Source:
     """A Source from a folder's config, weight headers and card."""
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} is not a model folder: it has no config.json")
+        raise InputError(_no_config(folder))
     config = read_json(folder / "config.json")
-    text_config = (
-        config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    )
+    language_config = _language_config(folder, config)
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise InputError(
             f'{folder / "config.json"} names no architecture (its "architectures" list is missing'
             " or empty)"
         )
-    weights, pickled, weight_map = weight_files(folder, allow_pickle)
-    tensors: dict[str, tuple[str, list[int]]] = {}
-    for name in weights:
-        if pickled:
-            tensors.update(pickle_header_in_worker(folder / name))
-        else:
-            tensors.update(safetensors_header(folder / name))
-    lost = sorted(set(weight_map) - set(tensors))
+    weights = find(folder, allow_pickle=allow_pickle)
+    tensors: dict[str, Header] = {}
+    for path in weights.files.values():
+        tensors.update(
+            pickle_header_in_worker(path) if weights.pickled else safetensors_header(path)
+        )
+    lost = sorted(set(weights.index) - set(tensors))
     if lost:
         raise InputError(
-            f"{folder / weight_map[lost[0]]} lacks the tensor {lost[0]} that the index promises"
-            f" ({len(lost)} are lost); download it again"
+            f"{weights.files[weights.index[lost[0]]]} lacks the tensor {lost[0]} that the index"
+            f" promises ({len(lost)} are lost); download it again"
         )
+    elements = {name: math.prod(shape) for name, (_, shape) in tensors.items()}
     sizes = Counter[str]()
-    elements = {name: _product(shape) for name, (_, shape) in tensors.items()}
     for name, (dtype, _) in tensors.items():
         sizes[dtype] += elements[name]
     card = _card_data(folder)
     language = card.get("language") or ()
     base = card.get("base_model")
     quantization = config.get("quantization_config")
+    tidy = tidied(folder, weights, side_files(folder))
     return Source(
         id=id,
-        folder=folder,
+        folder=tidy,
         revision=None,
         architecture=str(architectures[0]),
         parameters=sum(elements.values()),
         largest_tensor=max(elements.values()),
         dtype=sizes.most_common(1)[0][0],
-        bytes=sum((folder / name).stat().st_size for name in weights),
-        weights=tuple(weights),
-        pickle=pickled,
+        bytes=sum(path.stat().st_size for path in weights.files.values()),
+        weights=tuple(sorted(weights.files)),
+        pickle=weights.pickled,
         license=str(card["license"]) if card.get("license") else None,
         language=licenses.languages([language] if isinstance(language, (str, bool)) else language),
         base_model=(
             base[0] if isinstance(base, list) and base else base if isinstance(base, str) else None
         ),
         chat_template=(folder / "chat_template.jinja").is_file()
-        or "chat_template" in _tokenizer_config(folder),
-        vocab_size=int((text_config or config).get("vocab_size") or 0),
-        context=int((text_config or config).get("max_position_embeddings") or 2048),
+        or bool(_tokenizer_config(folder).get("chat_template")),
+        vocab_size=int(language_config.get("vocab_size") or 0),
+        context=int(language_config.get("max_position_embeddings") or 2048),
         quantized=(
             str(quantization.get("quant_method", "unknown"))
             if isinstance(quantization, dict)
@@ -159,16 +178,42 @@ def describe(folder: Path, id: str, allow_pickle: bool) -> Source:
         ),
         license_name=str(card["license_name"]) if card.get("license_name") else None,
         license_link=str(card["license_link"]) if card.get("license_link") else None,
+        given=folder if tidy != folder else None,
     )
+
+
+def side_files(folder: Path) -> list[Path]:
+    """The files beside the weights that say something about the model."""
+    found = {path for pattern in SIDE_FILES for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found)
+
+
+def _no_config(folder: Path) -> str:
+    """What a folder without config.json is, and what to do about it."""
+    try:
+        find(folder, allow_pickle=True)
+    except InputError as error:
+        if "not a model folder" not in str(error):
+            return str(error)
+    return f"{folder} is not a model folder: it has no config.json"
+
+
+def _language_config(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that describes the language model. Raises InputError for a field that
+    is no number where one belongs.
+    """
+    inner = config.get("text_config")
+    inner = inner if isinstance(inner, dict) else config
+    for name in NUMBERS:
+        value = inner.get(name)
+        if (name in inner and not isinstance(value, (int, float))) or isinstance(value, bool):
+            raise InputError(
+                f"{folder / 'config.json'}: {name} is {json.dumps(value)}, where a whole number"
+                " belongs. Correct it, or download the file again"
+            )
+    return inner
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     return read_json(path) if path.is_file() else {}
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

@@ -1,19 +1,23 @@
-"""The weight files of a folder and their headers."""
+"""The headers of weight files, and JSON files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from autoquant.core.errors import InputError
 from autoquant.core.records import Source
+
+Header: TypeAlias = tuple[str, list[int]]
+"""A tensor's dtype, as safetensors names it, and shape."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises InputError for anything else."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        # some editors put a byte order mark at the beginning
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); download it again") from None
     if not isinstance(data, dict):
@@ -21,51 +25,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def weight_files(folder: Path, allow_pickle: bool) -> tuple[list[str], bool, dict[str, str]]:
-    """The weight files' names, whether they are pickles, and the index's tensor -> file map (empty
-    without an index).
-    """
-    for pickled, single, pattern in (
-        (False, "model.safetensors", "*.safetensors"),
-        (True, "pytorch_model.bin", "pytorch_model*.bin"),
-    ):
-        index = folder / f"{single}.index.json"
-        if not index.is_file() and not any(folder.glob(pattern)):
-            continue
-        if pickled and not allow_pickle:
-            raise InputError(
-                f"{folder} has only pickle weights (.bin), and loading a pickle can run code hidden"
-                " in it. Convert it to safetensors, or, if you trust its origin, use method gguf"
-                " with allow_pickle=True (--allow-pickle)"
-            )
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise InputError(f"{index} has no weight_map; download it again")
-            names = sorted(set(weight_map.values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise InputError(
-                    f"{folder} lacks {len(missing)} of its {len(names)} shards:"
-                    f" {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; download the"
-                    " missing files"
-                )
-            if not pickled and single not in names and (folder / single).is_file():
-                raise InputError(
-                    f"{folder} has two checkpoints: {single}, and {len(names)} shards that"
-                    f" {index.name} names; loaders disagree about which to use. Remove one"
-                )
-            return names, pickled, weight_map
-        if (folder / single).is_file():
-            return [single], pickled, {}
-        raise InputError(
-            f"{folder} has weight files but neither {single} nor {single}.index.json: "
-            f"{', '.join(sorted(p.name for p in folder.glob(pattern))[:3])}. Download the index too"
-        )
-    raise InputError(f"{folder} is not a model folder: it has no weights (model.safetensors)")
+def headers_of(folder: Path, names: list[str]) -> dict[str, Header]:
+    """The tensors of several weight files."""
+    return {
+        tensor: header
+        for name in names
+        for tensor, header in safetensors_header(folder / name).items()
+    }
 
 
-def safetensors_header(path: Path) -> dict[str, tuple[str, list[int]]]:
+def safetensors_header(path: Path) -> dict[str, Header]:
     """Tensor -> (dtype, shape). Opening checks that header and file size agree, so a cut file is
     found without reading it.
     """

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import importlib.metadata
 import re
-import tempfile
 from collections import defaultdict
-from pathlib import Path
 
 from autoquant.core.errors import InputError
 from autoquant.core.records import Source
-from autoquant.runtime import process
-from autoquant.source.headers import shapes
-from autoquant.source.snapshot import bytes_to_fetch
+from autoquant.source.headers import read_json
+from autoquant.source.structure import refuse, refuse_tokenizer, structure
 
-LINEAR = re.compile(r"(^|\.)layers\.\d+\..*\.weight$")
-BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-EXPERTS = re.compile(r"\.experts\.")
-MUCH = 100 << 20  # bytes to download, above which a process is started to look first
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 FUSED = (
     "transformers 5 keeps the experts of a block in one tensor, which is not a linear layer and"
     " would stay unquantized, and most of the model with it"
 )
-KNOWN = "autoquant.source.layers:refuse_unknown"
 
 
 def linears(source: Source) -> dict[str, tuple[int, int]]:
     """The layers that are quantized: the blocks' matrices, name -> (outputs, inputs). Embeddings
-    and output head stay as they are.
+    and output head stay as they are, and so do gates of mixtures of experts.
     """
+    found = {}
+    for layer in structure(source).layers:
+        if not layer.expert:
+            outputs, inputs = layer.shape
+            found[layer.module] = (outputs, inputs)
+    return found
+
+
+def tensors_of(source: Source) -> dict[str, str]:
+    """Each layer's tensor in the source's files, by the layer's name."""
     return {
-        name.removesuffix(".weight"): (shape[0], shape[1])
-        for name, shape in shapes(source).items()
-        if len(shape) == 2 and LINEAR.search(name)
+        layer.module: layer.tensors[0] for layer in structure(source).layers if not layer.expert
     }
 
 
@@ -47,23 +47,32 @@ def weights_of_blocks(layers: dict[str, tuple[int, int]]) -> dict[str, int]:
 
 
 def check(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[int, int]]:
-    """Refuse a source that is quantized, a mixture of experts (why: ``experts``) or more than a
-    language model, and return the layers that can be quantized.
+    """Refuse a source that is incomplete, quantized, unknown to transformers, a mixture of experts
+    (why: ``experts``) or more than a language model, and return the layers that can be quantized.
     """
+    refuse(source)
+    refuse_tokenizer(source)
     if source.quantized:
         raise InputError(
             f"{source.id} is quantized already ({source.quantized}); {title} needs the unquantized"
             " model"
         )
-    config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    found = structure(source)
+    if not found.known:
+        version = importlib.metadata.version("transformers")
+        raise InputError(
+            f"transformers {version}, with which {title} loads models, {found.why}. GGUF may take"
+            " it: llama.cpp's converter has a list of its own"
+        )
+    config = read_json(source.folder / "config.json")
     towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
-    if towers:
+    if towers or found.towers:
         raise InputError(
             f"{source.id} ({source.architecture}) is not a pure language model"
-            f" ({', '.join(towers)}); {title} is offered for language models only. GGUF takes many"
-            " such models"
+            f" ({', '.join(towers or found.towers)}); {title} is offered for language models only."
+            " GGUF takes many such models"
         )
-    if any(EXPERTS.search(name) for name in shapes(source)):
+    if found.experts:
         raise InputError(
             f"{source.id} ({source.architecture}) is a mixture of experts: {experts}. GGUF takes"
             " such models"
@@ -71,35 +80,7 @@ def check(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[i
     layers = linears(source)
     if not layers:
         raise InputError(
-            f"{source.id} ({source.architecture}) has no layers that {title} could quantize: none"
-            " of its tensors is named …layers.N.….weight"
+            f"{source.id} ({source.architecture}) has no layers that {title} could quantize: its"
+            " blocks have no linear layers (torch.nn.Linear)"
         )
-    if bytes_to_fetch(source) > MUCH:
-        _refuse_unknown(str(config.get("model_type")), title)
     return layers
-
-
-@functools.cache
-def _refuse_unknown(model_type: str, title: str) -> None:
-    """Refuse an architecture that transformers does not load, before much is downloaded for it (the
-    worker that quantizes would say so only then).
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        process.call(KNOWN, log=Path(scratch) / "log", model_type=model_type, who=title)
-
-
-def refuse_unknown(model_type: str, who: str) -> None:
-    """Refuse an architecture that transformers, with which ``who`` loads models, does not know.
-    Imports transformers: runs in workers.
-    """
-    import difflib
-
-    from transformers import CONFIG_MAPPING, __version__
-
-    if model_type not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=5, cutoff=0.4)
-        raise InputError(
-            f"transformers {__version__}, with which {who} loads models, does not know the"
-            f" architecture {model_type!r}; nearest of {len(CONFIG_MAPPING)} it knows:"
-            f" {', '.join(near) or 'none'}"
-        )

@@ -12,7 +12,7 @@ from autoquant.core.files import sha256_of
 from autoquant.core.records import Snapshot, Source
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
-from autoquant.source.describe import SIDE_FILES, describe
+from autoquant.source.describe import describe, side_files
 
 
 def bytes_to_fetch(source: Source) -> int:
@@ -34,13 +34,8 @@ def fetch(source: Source) -> Snapshot:
             here, revision=source.revision, gated=source.gated, private=source.private
         )
         return _snapshot(source, files)
-    side = {
-        path.name
-        for pattern in SIDE_FILES
-        for path in source.folder.glob(pattern)
-        if path.is_file()
-    }
-    names = sorted(side | set(source.weights))
+    side = (path.relative_to(source.folder).as_posix() for path in side_files(source.folder))
+    names = sorted({*side, *source.weights})
     with ThreadPoolExecutor(max_workers=4) as pool:
         return _snapshot(
             source,

@@ -149,7 +149,7 @@ def test_at_few_bits_a_layer_may_move_far_but_not_unsaid(tmp_path: Path) -> None
     save_file({"a.weight": weight, "b.weight": weight}, tmp_path / "model.safetensors")
     tensors = Tensors(str(tmp_path))
     seen = folder_checks.layer_errors(
-        ["a", "b"],
+        {"a": "a.weight", "b": "b.weight"},
         tensors,
         lambda name: weight * (1.1 if name == "a" else 2.09),
         lambda *_: None,
@@ -159,4 +159,6 @@ def test_at_few_bits_a_layer_may_move_far_but_not_unsaid(tmp_path: Path) -> None
     assert said.startswith("b is off by 109% of its own size: at so few bits")
     assert folder_checks.warnings({"a": 0.99}, grouped.ADVICE) == []
     with pytest.raises(CheckFailed, match="a is off by 109%"):
-        folder_checks.layer_errors(["a", "b"], tensors, lambda name: weight * 2.09, lambda *_: None)
+        folder_checks.layer_errors(
+            {"a": "a.weight"}, tensors, lambda name: weight * 2.09, lambda *_: None
+        )

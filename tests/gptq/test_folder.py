@@ -132,7 +132,10 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(
     )
     known = {
         "source": str(DEMO_FOLDER),
-        "layers": ["model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj"],
+        "layers": {
+            name: f"{name}.weight"
+            for name in ("model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj")
+        },
         "wanted": {"bits": 4},
         "scaled": False,
         "bits": 4,

@@ -68,7 +68,10 @@ def test_a_weight_that_was_never_finite_is_no_small_error() -> None:
 
     with pytest.raises(CheckFailed, match="layer is off by nan%"):
         layer_errors(
-            ["layer"], Original(), lambda _: np.ones((4, 4), dtype=np.float32), lambda *_: None
+            {"layer": "layer.weight"},
+            Original(),
+            lambda _: np.ones((4, 4), dtype=np.float32),
+            lambda *_: None,
         )  # type: ignore[arg-type]
 
 
@@ -88,7 +91,6 @@ def test_a_model_too_large_to_be_measured_is_known_before_it_is_quantized(
 def test_an_unknown_architecture_is_refused_before_much_is_downloaded(
     model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoquant.source.layers.bytes_to_fetch", lambda _: 1 << 30)
     early = lambda _: pytest.fail("it was downloaded first")  # noqa: E731
     monkeypatch.setattr("autoquant.pipeline.fetch", early)
     with pytest.raises(InputError, match="does not know the architecture 'nonesuch'; nearest of"):
@@ -113,8 +115,9 @@ def test_damaged_weights_and_unknown_architectures_are_refused(
         InputError, match=r"model.layers.1.mlp.up_proj.weight has NaN or Inf values"
     ):
         autoquant.gptq(folder, out=tmp_path / "out", **QUICK)
+    other = model("other", model_type="arcee", architectures=["ArceeForCausalLM"])
     with pytest.raises(
-        InputError, match="GPTQModel does not know the architecture 'llamax'; it knows: .*llama"
+        InputError, match="GPTQModel does not know the architecture 'arcee'; it knows: .*llama"
     ):
-        autoquant.gptq(model("other", model_type="llamax"), out=tmp_path / "out", **QUICK)
+        autoquant.gptq(other, out=tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()

@@ -120,8 +120,9 @@ def verify(
     outputs = {name: shape[0] for name, shape in layers.items()} | {
         HEAD: len(original.get(f"{HEAD}.weight"))
     }
+    tensors = {name: f"{name}.weight" for name in [*layers, HEAD]}
     errors = layer_errors(
-        [*layers, HEAD], original, lambda name: format.layer(quantized, name, outputs[name]), report
+        tensors, original, lambda name: format.layer(quantized, name, outputs[name]), report
     )
     worst = sorted(errors, key=lambda name: -errors[name])[:WORST]
     broken = [name for name in quantized.plain() if not np.isfinite(quantized.get(name)).all()]

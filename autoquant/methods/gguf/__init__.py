@@ -23,9 +23,8 @@ from autoquant.methods.base import ComparisonVariants, Method, Output
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.work import Work
-from autoquant.source import bytes_to_fetch
+from autoquant.source import bytes_to_fetch, structure
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 # bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
 CONVERTER_MEMORY = 1200 << 20
 
@@ -103,11 +102,8 @@ class Gguf(Method[GgufOptions]):
                 f"types: {plain[0]} is unquantized, so output_type, embedding_type, tensor_types"
                 " and pure cannot apply. Make it in a separate run"
             )
-        if not any((source.folder / name).is_file() for name in TOKENIZERS):
-            raise InputError(
-                f"{source.folder} has no tokenizer (tokenizer.json or tokenizer.model); download it"
-                " too"
-            )
+        structure.refuse(source)
+        structure.refuse_tokenizer(source, rows=True)
 
     def _check_imatrix(self, options: GgufOptions) -> None:
         """Refuse an importance matrix, or a text for one, that is not there."""

@@ -1,0 +1,280 @@
+"""A model without its weights, as transformers builds it from config.json: which tensors it needs,
+and which of a checkpoint's it takes. Imports transformers: runs in workers.
+
+transformers itself matches the names: it is handed tensors without data, of the shapes in the
+files' headers, and says what it missed, what it left over and what has another shape. So prefixes,
+renamed and merged tensors (experts) are matched as they will be when the model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from autoquant.core.errors import InputError
+from autoquant.source.headers import Header, headers_of, read_json
+
+# the last part of a gate's name in mixtures of experts; gates stay as they are, for a wrong choice
+# of experts costs more than their few bits save
+GATES = ("gate", "router", "shared_expert_gate", "wg", "gate_weight")
+# what state-space mixers (which have a parameter A_log or A) call as an ordinary layer; their other
+# matrices are read past it by their own code, where a quantized layer has none
+CALLED = ("in_proj",)
+GENERATES, SEES = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+
+
+def build(folder: str, weights: list[str]) -> dict[str, Any]:
+    """What transformers makes of a folder.
+
+    Returns ``why`` (not empty: transformers does not build it, and its reason), and if it does:
+    ``kind`` (the class), ``auto`` (the Auto class that loads it; empty for what generates no text),
+    ``missing`` (parameters that no tensor gives), ``misshapen`` ([tensor, its shape, the shape
+    expected]), ``unused`` (tensors that are not taken), ``layers`` (see :func:`_layers`),
+    ``towers`` (parts that see or hear), ``unread`` (layers of state-space mixers that stay as they
+    are), ``rows`` (of the input embeddings). Beside them ``tokenizer`` (see :func:`_tokenizer`).
+    """
+    import transformers
+
+    transformers.logging.set_verbosity(50)
+    return {**_built(folder, weights), "tokenizer": _tokenizer(folder)}
+
+
+def _built(folder: str, weights: list[str]) -> dict[str, Any]:
+    headers = headers_of(Path(folder), weights)
+    config = read_json(Path(folder) / "config.json")
+    try:
+        refuse_unknown(str(config.get("model_type")))
+        config = _config(folder)
+        if getattr(config, "is_encoder_decoder", False):
+            return {"why": "", "kind": config.architectures[0], "auto": ""}
+        auto, kind = kind_of(config)
+        if not auto:
+            return {"why": "", "kind": kind, "auto": ""}
+        return {"why": "", "kind": kind, "auto": auto, **_match(kind, config, headers)}
+    except InputError as error:
+        return {"why": str(error)}
+    except Exception as error:  # noqa: BLE001
+        # whatever transformers or a model's own module raises means that it is not built
+        return {"why": f"does not build this model ({in_one_line(error)})"}
+
+
+def refuse_unknown(model_type: str) -> None:
+    """Refuse an architecture that transformers does not know, in words that follow its name."""
+    import difflib
+
+    from transformers import CONFIG_MAPPING
+
+    known = list(CONFIG_MAPPING)
+    if model_type not in known:
+        near = difflib.get_close_matches(model_type, known, n=5, cutoff=0.4)
+        raise InputError(
+            f"does not know the architecture {model_type!r}; nearest of {len(known)} it knows:"
+            f" {', '.join(near) or 'none'}"
+        )
+
+
+def _tokenizer(folder: str) -> dict[str, Any]:
+    """A folder's tokenizer: ``why`` (not empty: it does not load), and the ``token`` with the
+    largest ``id``.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        token, largest = max(tokenizer.get_vocab().items(), key=lambda one: one[1])
+    except Exception as error:  # noqa: BLE001
+        # each tokenizer library has exceptions of its own; its words go to the user
+        return {"why": in_one_line(error), "token": "", "id": -1}
+    return {"why": "", "token": str(token), "id": int(largest)}
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception as somebody may read it who did not write the library."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:300]}"
+
+
+def _config(folder: str) -> Any:
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def kind_of(config: Any) -> tuple[str, str]:
+    """The Auto class that loads a model of this config to generate text, and its own class; the
+    first is empty if there is none.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    named = str((config.architectures or [""])[0])
+    encoders = _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, config.model_type)
+    if encoders and not getattr(config, "is_decoder", False):
+        return "", named
+    sees = _names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, config.model_type)
+    sees += _names(auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, config.model_type)
+    generates = _names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, config.model_type)
+    for mapping, classes in ((GENERATES, generates), (SEES, sees)):
+        if named in classes:
+            both = mapping == GENERATES and named in sees
+            return (SEES if both else mapping), named
+    # a bare model or one with another head: what is missing will be named
+    return (GENERATES, generates[0]) if generates else (SEES, sees[0]) if sees else ("", named)
+
+
+def _names(mapping: Any, model_type: str) -> list[str]:
+    names = dict(mapping).get(model_type, ())
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _match(kind: str, config: Any, headers: dict[str, Header]) -> dict[str, Any]:
+    """Let transformers load tensors without data.
+
+    Which tensors make which parameter is learned by listening to its add_tensor (transformers 5.15
+    to 5.23 call it for each tensor that is taken), in this process alone.
+    """
+    import torch
+    import transformers
+    from transformers.core_model_loading import WeightTransform
+
+    taken: dict[str, str] = {}  # tensor -> parameter
+    add = WeightTransform.add_tensor
+
+    def noted(self: Any, target: str, name: str, *rest: Any, **named: Any) -> Any:
+        taken[name] = target
+        return add(self, target, name, *rest, **named)
+
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, (_, shape) in headers.items()}
+    WeightTransform.add_tensor = noted
+    try:
+        model, info = getattr(transformers, kind).from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            device_map="meta",
+            dtype=torch.float32,
+            attn_implementation="eager",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    finally:
+        WeightTransform.add_tensor = add
+    by_parameter = defaultdict(list)
+    for name, target in taken.items():
+        by_parameter[target].append(name)
+    embeddings = model.get_input_embeddings()
+    layers, unread = _layers(model, by_parameter)
+    return {
+        "missing": sorted(map(str, info["missing_keys"])),
+        "misshapen": [
+            [(by_parameter.get(key) or [key])[0], list(found), list(wanted)]
+            for key, found, wanted in sorted(info["mismatched_keys"])
+        ],
+        "unused": sorted(set(headers) - set(taken)),
+        "layers": layers,
+        "towers": _towers(model),
+        "unread": unread,
+        "rows": int(embeddings.weight.shape[0]) if embeddings is not None else 0,
+    }
+
+
+def _decoder(model: Any) -> tuple[str, Any]:
+    """The part that models language, and its name."""
+    found = model.get_decoder() if hasattr(model, "get_decoder") else model
+    name = next((name for name, one in model.named_modules() if one is found), "")
+    return name, found
+
+
+def _blocks(model: Any) -> tuple[str, ...]:
+    """The names of the language model's lists of blocks."""
+    import torch
+
+    prefix, decoder = _decoder(model)
+    lists: list[str] = []
+    for name, module in decoder.named_modules(prefix=prefix):
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, torch.nn.ModuleList) and not inside:
+            lists.append(name)
+    heard = _towers(model)
+    return tuple(one for one in lists if not any(one.startswith(f"{t}.") for t in heard))
+
+
+def _towers(model: Any) -> list[str]:
+    """Parts that see or hear: those beside the language model that have parameters, but for the
+    output head.
+    """
+    prefix, _ = _decoder(model)
+    head = model.get_output_embeddings()
+    towers = []
+    for name, module in model.named_children():
+        parts = [(name, module)]
+        if prefix.startswith(f"{name}."):
+            parts = [(f"{name}.{one}", below) for one, below in module.named_children()]
+        towers += [
+            one
+            for one, below in parts
+            if one != prefix
+            and not prefix.startswith(f"{one}.")
+            and below is not head
+            and prefix
+            and any(True for _ in below.parameters())
+        ]
+    return towers
+
+
+def _layers(
+    model: Any, by_parameter: dict[str, list[str]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The language model's matrices that can be quantized, block by block, and those of state-space
+    mixers that cannot.
+
+    Each is ``module`` (its name in the model, without ".weight"), ``tensors`` (in the files, those
+    that make it), ``shape`` ([outputs, inputs], of experts [experts, …]) and ``expert``.
+    """
+    import torch
+
+    blocks = tuple(f"{name}." for name in _blocks(model))
+    modules = dict(model.named_modules())
+    found, unread = [], []
+    for name, parameter in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        if not name.startswith(blocks) or name not in by_parameter:
+            continue
+        owner = modules[path]
+        expert = "experts" in path.split(".") or "Experts" in type(owner).__name__
+        if parameter.ndim == 3 and expert:
+            found.append(_layer(name, by_parameter[name], parameter, expert=True))
+        elif last == "weight" and isinstance(owner, torch.nn.Linear) and parameter.ndim == 2:
+            own = path.rpartition(".")[2]
+            if own in GATES:
+                continue
+            if _state_space(modules[path.rpartition(".")[0]]) and own not in CALLED:
+                unread.append(path)
+                continue
+            found.append(_layer(path, by_parameter[name], parameter, expert=False))
+    return found, unread
+
+
+def _layer(module: str, tensors: list[str], parameter: Any, *, expert: bool) -> dict[str, Any]:
+    return {
+        "module": module,
+        "tensors": sorted(tensors, key=natural),
+        "shape": list(parameter.shape),
+        "expert": expert,
+    }
+
+
+def natural(name: str) -> list[Any]:
+    """A key that sorts experts.2 before experts.10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _state_space(mixer: Any) -> bool:
+    """Whether a module is a state-space mixer that reads its layers' weights past the layers."""
+    own = {name for name, _ in mixer.named_parameters(recurse=False)}
+    return bool(own & {"A_log", "A"}) and not hasattr(mixer, "in_proj_qkvz") and "D" in own

@@ -1,0 +1,1 @@
+"""Small models in the states in which people have them: see sources.py."""

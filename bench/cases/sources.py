@@ -1,0 +1,403 @@
+"""Altered copies of the bundled model, one for each kind of trouble that checkpoints have.
+
+``python -m bench.cases.sources FOLDER [NAME...]`` writes FOLDER/NAME.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from autoquant.core.bundled import MODEL
+
+Case = Callable[[Path], None]
+CASES: dict[str, Case] = {}
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def case(function: Case) -> Case:
+    """Note a case by its name."""
+    CASES[function.__name__] = function
+    return function
+
+
+def make(name: str, folder: Path) -> Path:
+    """A copy of the bundled model in ``folder``, altered."""
+    shutil.copytree(MODEL, folder)
+    CASES[name](folder)
+    return folder
+
+
+def config(folder: Path, file: str = "config.json", drop: tuple[str, ...] = (), **new: Any) -> None:
+    """Change fields of a JSON file."""
+    path = folder / file
+    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    data = {name: value for name, value in {**data, **new}.items() if name not in drop}
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """All tensors of the copy."""
+    return dict(load_file(folder / WEIGHTS))
+
+
+def save(folder: Path, weights: dict[str, Any], name: str = WEIGHTS) -> None:
+    """Write a weight file."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    save_file(weights, folder / name, metadata={"format": "pt"})
+
+
+def without(folder: Path, *names: str) -> None:
+    """Take tensors away."""
+    save(folder, {name: value for name, value in tensors(folder).items() if name not in names})
+
+
+def mark(path: Path) -> None:
+    """Put a byte order mark at the beginning of a file."""
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+
+
+def shard(
+    folder: Path, index: dict[str, Any] | None, pattern: str = "model-{:05d}-of-00002"
+) -> None:
+    """Two files in place of one; ``index`` is what an index has beside its map, None for none."""
+    weights = tensors(folder)
+    names = sorted(weights)
+    listed = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"{pattern.format(number)}.safetensors"
+        save(folder, {name: weights[name] for name in part}, file)
+        listed |= dict.fromkeys(part, file)
+    (folder / WEIGHTS).unlink()
+    if index is not None:
+        (folder / INDEX).write_text(json.dumps({**index, "weight_map": listed}))
+
+
+# --- tensors
+
+
+@case
+def head_missing(folder: Path) -> None:
+    """No output head, and none is tied."""
+    without(folder, "lm_head.weight")
+
+
+@case
+def tensor_missing(folder: Path) -> None:
+    """A matrix of a block is not there."""
+    without(folder, "model.layers.2.mlp.up_proj.weight")
+
+
+@case
+def classifier(folder: Path) -> None:
+    """A classification head in place of the output head."""
+    weights = tensors(folder)
+    del weights["lm_head.weight"]
+    save(folder, {**weights, "score.weight": np.ones((1, 256), np.float16)})
+    config(folder, architectures=["LlamaForSequenceClassification"])
+
+
+@case
+def shape_wrong(folder: Path) -> None:
+    """A matrix of another shape than config.json says."""
+    wrong = np.ones((512, 256), np.float16)
+    save(folder, {**tensors(folder), "model.layers.2.mlp.up_proj.weight": wrong})
+
+
+@case
+def vocabulary_stale(folder: Path) -> None:
+    """Embeddings were padded, and config.json still has the old number."""
+    weights = tensors(folder)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = np.concatenate([weights[name], np.zeros((64, 256), np.float16)])
+    save(folder, weights)
+
+
+@case
+def prefix_missing(folder: Path) -> None:
+    """Saved from the bare model: no prefix and no head, which is tied."""
+    weights = tensors(folder)
+    save(
+        folder,
+        {
+            name.removeprefix("model."): value
+            for name, value in weights.items()
+            if name.startswith("model.")
+        },
+    )
+    config(folder, tie_word_embeddings=True)
+
+
+@case
+def draft_block(folder: Path) -> None:
+    """A block for multi-token prediction beside the model."""
+    weights = tensors(folder)
+    drafts = {
+        name.replace("model.layers.3.", "mtp.layers.0."): value.copy()
+        for name, value in weights.items()
+        if name.startswith("model.layers.3.")
+    }
+    save(folder, {**weights, **drafts})
+
+
+@case
+def pruned(folder: Path) -> None:
+    """config.json counts three blocks, the weights have four."""
+    config(folder, num_hidden_layers=3)
+
+
+@case
+def rotary_frequencies(folder: Path) -> None:
+    """Frequencies that old releases saved."""
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    save(folder, {**tensors(folder), name: np.ones(32, np.float32)})
+
+
+@case
+def adapter_inside(folder: Path) -> None:
+    """LoRA matrices that were not merged, under the names peft gives them."""
+    weights = {}
+    for name, value in tensors(folder).items():
+        if "q_proj" not in name:
+            weights[name] = value
+            continue
+        weights[name.replace("q_proj.", "q_proj.base_layer.")] = value
+        for side, shape in (("A", (4, 256)), ("B", (256, 4))):
+            other = name.replace("q_proj.weight", f"q_proj.lora_{side}.default.weight")
+            weights[other] = np.ones(shape, np.float16)
+    save(folder, weights)
+
+
+@case
+def wrapped(folder: Path) -> None:
+    """Saved from within peft's wrapper."""
+    weights = tensors(folder)
+    save(folder, {f"base_model.model.{name}": value for name, value in weights.items()})
+
+
+@case
+def adapter_beside(folder: Path) -> None:
+    """A whole model, and an adapter that lies beside it."""
+    names = [name for name in tensors(folder) if "q_proj" in name]
+    weights = {}
+    for name in names:
+        inner = f"base_model.model.{name}"
+        weights[inner.replace("weight", "lora_A.weight")] = np.ones((4, 256), np.float32)
+        weights[inner.replace("weight", "lora_B.weight")] = np.ones((256, 4), np.float32)
+    save(folder, weights, "adapter_model.safetensors")
+    config(
+        folder,
+        "adapter_config.json",
+        peft_type="LORA",
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=8,
+        target_modules=["q_proj"],
+        base_model_name_or_path="somebody/something",
+    )
+
+
+@case
+def adapter_alone(folder: Path) -> None:
+    """An adapter, with its base's config.json, as trainers push it."""
+    adapter_beside(folder)
+    (folder / WEIGHTS).unlink()
+
+
+# --- values
+
+
+@case
+def not_finite(folder: Path) -> None:
+    """NaN in the embedding of a token that hardly occurs."""
+    weights = tensors(folder)
+    weights["model.embed_tokens.weight"][2001, 7] = np.nan
+    save(folder, weights)
+
+
+@case
+def double_precision(folder: Path) -> None:
+    """Weights in float64."""
+    save(folder, {name: value.astype(np.float64) for name, value in tensors(folder).items()})
+    config(folder, dtype="float64")
+
+
+# --- files
+
+
+@case
+def index_without_metadata(folder: Path) -> None:
+    """transformers 5 raises KeyError."""
+    shard(folder, {})
+
+
+@case
+def index_null_metadata(folder: Path) -> None:
+    """The same."""
+    shard(folder, {"metadata": None})
+
+
+@case
+def index_missing(folder: Path) -> None:
+    """All shards, and no index."""
+    shard(folder, None)
+
+
+@case
+def shard_missing(folder: Path) -> None:
+    """One of two shards, and no index."""
+    shard(folder, None)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+@case
+def named_otherwise(folder: Path) -> None:
+    """One file under another name."""
+    (folder / WEIGHTS).rename(folder / "pytorch_model.safetensors")
+
+
+@case
+def one_shard(folder: Path) -> None:
+    """One file named as a shard, without an index."""
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+
+
+@case
+def two_checkpoints(folder: Path) -> None:
+    """Two files, of which nothing says which is the model."""
+    (folder / WEIGHTS).rename(folder / "ema.safetensors")
+    shutil.copyfile(folder / "ema.safetensors", folder / "last.safetensors")
+
+
+@case
+def subfolder(folder: Path) -> None:
+    """An index that names a file in a subfolder."""
+    weights = tensors(folder)
+    save(folder, weights, "weights/part.safetensors")
+    (folder / WEIGHTS).unlink()
+    listed = dict.fromkeys(weights, "weights/part.safetensors")
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+
+
+@case
+def consolidated(folder: Path) -> None:
+    """Mistral's own layout only."""
+    (folder / WEIGHTS).rename(folder / "consolidated.safetensors")
+
+
+@case
+def gguf_only(folder: Path) -> None:
+    """A repository of GGUF files."""
+    for name in (WEIGHTS, "config.json"):
+        (folder / name).unlink()
+    (folder / "model-Q8_0.gguf").write_bytes(b"GGUF")
+
+
+# --- config and tokenizer
+
+
+@case
+def context_text(folder: Path) -> None:
+    """A string where a number belongs."""
+    config(folder, max_position_embeddings="256")
+
+
+@case
+def context_null(folder: Path) -> None:
+    """Nothing where a number belongs."""
+    config(folder, max_position_embeddings=None)
+
+
+@case
+def dtype_auto(folder: Path) -> None:
+    """A dtype that is none."""
+    config(folder, drop=("dtype",), torch_dtype="auto")
+
+
+@case
+def config_marked(folder: Path) -> None:
+    """A byte order mark before config.json."""
+    mark(folder / "config.json")
+
+
+@case
+def tokenizer_config_marked(folder: Path) -> None:
+    """A byte order mark before tokenizer_config.json."""
+    mark(folder / "tokenizer_config.json")
+
+
+@case
+def token_without_row(folder: Path) -> None:
+    """A token was added and the embeddings were not resized."""
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    more = {"id": 2048, "content": "[PAD]", "special": True}
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    data["added_tokens"].append({**more, **plain})
+    path.write_text(json.dumps(data), encoding="utf-8")
+
+
+@case
+def tokenizer_missing(folder: Path) -> None:
+    """No tokenizer at all."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+@case
+def tokenizer_of_its_own(folder: Path) -> None:
+    """A tokenizer class that is code of the model's own, and no tokenizer.json."""
+    (folder / "tokenizer.json").unlink()
+    own = {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]},
+    }
+    config(folder, "tokenizer_config.json", **own)
+    (folder / "own.py").write_text("open('CODE_RAN', 'w').write('x')\n")
+
+
+@case
+def own_code_known(folder: Path) -> None:
+    """Code of the model's own for an architecture that transformers has too."""
+    config(folder, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    (folder / "own.py").write_text("open('CODE_RAN', 'w').write('x')\n")
+
+
+@case
+def own_code_unknown(folder: Path) -> None:
+    """Code of the model's own for an architecture that transformers has not."""
+    own_code_known(folder)
+    config(folder, model_type="fancyllama", architectures=["FancyLlamaForCausalLM"])
+
+
+@case
+def several_templates(folder: Path) -> None:
+    """A chat template beside the usual one."""
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T {{ messages }}")
+
+
+@case
+def encoder(folder: Path) -> None:
+    """BERT, which continues no text."""
+    config(folder, model_type="bert", architectures=["BertModel"])
+
+
+def main() -> None:
+    """Write cases into a folder."""
+    target, *names = sys.argv[1:]
+    for name in names or CASES:
+        sys.stdout.write(f"{make(name, Path(target) / name)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Models and files as people have them: what is refused before any work, and in which words; what
+is left out; what is read as if it were in order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import autoquant
+from autoquant.core.errors import InputError
+from autoquant.methods import METHODS
+from autoquant.methods.base import AnyMethod
+from autoquant.source import fetch, resolve, structure
+from bench.cases import sources
+
+ORDINARY = METHODS["hqq"]
+REFUSED = {
+    "head_missing": r"lacks 1 tensor that its architecture needs: lm_head\.weight",
+    "tensor_missing": r"lacks 1 tensor .* model\.layers\.2\.mlp\.up_proj\.weight",
+    "classifier": r"\(LlamaForCausalLM\) lacks 1 tensor .* lm_head\.weight",
+    "shape_wrong": r"up_proj\.weight has shape \[512, 256\], but by config\.json .* \[768, 256\]",
+    "vocabulary_stale": r"\[2112, 256\], but by config\.json it is \[2048, 256\] \(and 1 more\)",
+    "adapter_inside": "has an adapter that is not merged into the model's own weights",
+    "wrapped": "the model was saved from within peft's wrapper",
+    "adapter_alone": "is an adapter, not a whole model: it changes somebody/something",
+    "shard_missing": r"lacks 1 of its 2 shards: model-00002-of-00002\.safetensors",
+    "two_checkpoints": r"several weight files, but neither .* ema\.safetensors, last\.safetensors",
+    "consolidated": "in Mistral's own layout only",
+    "gguf_only": r"holds GGUF files only \(model-Q8_0\.gguf\)",
+    "context_text": 'max_position_embeddings is "256", where a whole number belongs',
+    "context_null": "max_position_embeddings is null, where a whole number belongs",
+    "tokenizer_missing": "has no tokenizer",
+    "tokenizer_of_its_own": "Tokenizers that need the model's own code are not offered",
+    "own_code_unknown": "does not know the architecture 'fancyllama'; nearest of",
+    "encoder": "is a BertModel, which is no causal language model",
+}
+NOTED = {
+    "draft_block": r"left out: 9 tensors of a draft block .* \(mtp\.layers\.0",
+    "pruned": r"left out: 9 tensors of 1 block beyond the 3 that config\.json counts",
+    "rotary_frequencies": "left out: 1 tensor of rotary frequencies",
+    "token_without_row": r"token '\[PAD\]' has id 2048, and the embeddings have 2048 rows",
+}
+IN_ORDER = (
+    "prefix_missing",
+    "adapter_beside",
+    "double_precision",
+    "index_without_metadata",
+    "index_null_metadata",
+    "index_missing",
+    "named_otherwise",
+    "one_shard",
+    "subfolder",
+    "dtype_auto",
+    "config_marked",
+    "tokenizer_config_marked",
+    "own_code_known",
+    "several_templates",
+)
+LATER = ("not_finite",)  # found when the values are read
+
+
+def looked_at(name: str, folder: Path, method: AnyMethod = ORDINARY) -> list[str]:
+    """What a look at a case says before any work."""
+    source = resolve(sources.make(name, folder))
+    options = method.resolve_defaults(source, method.Options())
+    method.check(source, options)
+    assert len(structure.structure(source).layers) >= 3 * 7
+    return structure.notes_on(source)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=REFUSED[name]):
+        looked_at(name, tmp_path / name)
+    assert not Path("CODE_RAN").exists()
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_what_is_no_part_of_the_model_is_named(name: str, tmp_path: Path) -> None:
+    (note,) = looked_at(name, tmp_path / name)
+    assert re.search(NOTED[name], note), note
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_read_as_if_it_were_in_order(name: str, tmp_path: Path) -> None:
+    assert looked_at(name, tmp_path / name) == []
+    assert not Path("CODE_RAN").exists()
+
+
+def test_every_case_has_its_outcome() -> None:
+    assert sorted([*REFUSED, *NOTED, *IN_ORDER, *LATER]) == sorted(sources.CASES)
+
+
+def test_gguf_has_a_row_for_every_token(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"token '\[PAD\]' has id 2048.* resize the embeddings"):
+        looked_at("token_without_row", tmp_path / "model", METHODS["gguf"])
+
+
+def test_what_stands_for_a_folder_has_its_files_and_none_of_its_trouble(tmp_path: Path) -> None:
+    """Links to the weights; the small files without mark, code and adapter."""
+    folder = sources.make("adapter_beside", tmp_path / "model")
+    sources.several_templates(folder)
+    sources.own_code_known(folder)
+    sources.mark(folder / "tokenizer_config.json")
+    found = resolve(folder)
+    assert found.given == folder
+    assert found.folder != folder
+    assert not list(found.folder.glob("adapter*"))
+    assert (found.folder / "model.safetensors").resolve() == folder / "model.safetensors"
+    assert "auto_map" not in json.loads((found.folder / "config.json").read_text())
+    json.loads((found.folder / "tokenizer_config.json").read_text())
+    snapshot = fetch(found)
+    assert "additional_chat_templates/tool_use.jinja" in snapshot.files
+    assert resolve(folder).folder == found.folder, "made once"
+    with pytest.raises(InputError, match="inside the model's own folder"):
+        autoquant.hqq(folder, out=folder / "out")
