@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import html
 from autoquant.methods import METHODS
 from autoquant.runtime import process
-from autoquant.source.layers import linears, tensors_of
 
 # weights of one row that are drawn one by one: a block of llama.cpp's simple types, or a quarter of
 # the usual group
@@ -118,10 +118,10 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
             f"the unquantized model is not available ({result.source.folder}); run the method again"
             " to fetch it"
         )
-    layers = linears(result.source)
-    if not layers:
+    parts = method.parts(result.source)
+    if not parts:
         raise InputError(f"{result.source.id} has no layers that are known by name")
-    names = [name for name in layers if artifact.is_folder or not name.endswith(PERMUTED)]
+    names = [name for name in parts if artifact.is_folder or not name.endswith(PERMUTED)]
     wanted = layer.removesuffix(".weight") or next(
         (name for name in names[len(names) // 2 :] if name.endswith("up_proj")),
         names[len(names) // 2],
@@ -129,7 +129,7 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
     if wanted not in names:
         reason = (
             "llama.cpp stores its rows in another order"
-            if wanted in layers
+            if wanted in parts
             else "there is no such layer"
         )
         raise InputError(f"layer: {layer}: {reason}. Layers: {', '.join(names[:8])} …")
@@ -141,7 +141,7 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
             path=str(artifact.path_in(result.folder)),
             original=str(result.source.folder),
             layer=wanted,
-            tensor=tensors_of(result.source)[wanted],
+            part=dataclasses.asdict(parts[wanted]),
             scaled=bool(artifact.facts.get("scaled")),
         )
     values: dict[str, Any] = {
@@ -150,15 +150,17 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
     return Look(model=result.source.id, type=artifact.type, layer=wanted, **values)
 
 
-def read(path: str, original: str, layer: str, tensor: str, scaled: bool) -> dict[str, Any]:
+def read(
+    path: str, original: str, layer: str, part: dict[str, Any], scaled: bool
+) -> dict[str, Any]:
     """Read a layer before and after, and count. Runs in a worker."""
     import numpy as np
 
     from autoquant.formats.checks import relative_error
     from autoquant.formats.dequantized import quantization, weight
-    from autoquant.formats.tensors import Tensors
+    from autoquant.formats.tensors import Part, Tensors
 
-    before = Tensors(original).get(tensor).astype(np.float32)
+    before = Tensors(original).part(Part.from_json(part)).astype(np.float32)
     after, stored = (
         (weight(Tensors(path), layer, quantization(path)), "")
         if Path(path).is_dir()

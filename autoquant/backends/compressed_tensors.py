@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from autoquant import calibration
-from autoquant.backends.folder import (
-    SHARD,
-    begin,
-    half_dtype,
-    keep_config,
-    linear_layers,
-    tidy,
-    used,
-)
+from autoquant.backends.folder import used
+from autoquant.backends.tensorwise import Division, begin, device, rewrite
+from autoquant.formats import compressed_tensors
+from autoquant.formats.architecture import class_of, config_of
 from autoquant.runtime.worker import Report
 
 
@@ -28,31 +23,83 @@ def quantize(
     packing: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Weights and activations of 8 bits (``scheme`` "int8-dynamic", "int8-static" or "fp8-dynamic")
-    with compressed-tensors: plain rounding, a scale for each output.
+    with compressed-tensors: plain rounding, a scale for each output, tensor by tensor. On a GPU if
+    there is one.
 
-    "int8-static" looks at the samples of ``packing`` for the largest input of each layer, in the
-    unquantized model; the others look at no data. On a GPU if there is one.
+    "int8-static" runs the whole unquantized model on the samples of ``packing`` for the largest
+    input of each layer; the others look at no data.
     """
-    config, _ = begin(model, scratch)
+    begin(scratch)
+    division, on = Division(model), device()
 
-    import torch
-    from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import (
         QuantizationArgs,
         QuantizationConfig,
         QuantizationScheme,
-        apply_quantization_config,
     )
+    from compressed_tensors.quantization.lifecycle.forward import quantize as rounded
     from compressed_tensors.quantization.utils import calculate_qparams
-    from transformers import AutoModelForCausalLM
 
+    dtype = division.half()
     ids = calibration.pack(model, **packing) if packing else []
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded: Any = (
-        AutoModelForCausalLM.from_pretrained(model, dtype=half_dtype(model)).to(device).eval()
+    largest = _largest_inputs(division, model, dtype, ids, report) if ids else {}
+    kind = "float" if scheme.startswith("fp8") else "int"
+    common: dict[str, Any] = {"num_bits": 8, "type": kind, "symmetric": True}
+    weights, inputs = (
+        QuantizationArgs(strategy="channel", dynamic=False, **common),
+        QuantizationArgs(strategy="tensor" if ids else "token", dynamic=not ids, **common),
     )
-    inside, outside = linear_layers(loaded)
-    largest = {name: torch.zeros((), device=device) for name in inside}
+    format = compressed_tensors.FORMATS[kind]
+    group = QuantizationScheme(
+        targets=["Linear"], weights=weights, input_activations=inputs, format=format
+    )
+
+    def one(matrix: Any, name: str) -> Mapping[str, Any]:
+        weight = matrix.to(dtype)
+        scale, zero = calculate_qparams(
+            weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), weights
+        )
+        scale = scale.to(dtype)
+        codes = rounded(
+            x=weight, scale=scale, zero_point=zero, args=weights, dtype=weights.pytorch_dtype()
+        )
+        parts = {"weight": codes, "weight_scale": scale}
+        if ids:
+            most = largest[name].to(on)
+            parts["input_scale"] = calculate_qparams(-most, most, inputs)[0].to(dtype).reshape(1)
+        return parts
+
+    block = QuantizationConfig(
+        config_groups={"group_0": group},
+        ignore=division.plain,
+        format=format,
+        quantization_status="compressed",
+    ).model_dump(mode="json", exclude={"version"})
+    rewrite(
+        division,
+        target,
+        one,
+        suffixes=("weight", "weight_scale", "input_scale"),
+        dtype=dtype,
+        block=compressed_tensors.block(block),
+        report=report,
+    )
+    return used(ids) if ids else {}
+
+
+def _largest_inputs(
+    division: Division, model: str, dtype: Any, ids: list[list[int]], report: Report
+) -> dict[str, Any]:
+    """The largest input of each layer, by the name it is written under."""
+    import torch
+
+    on = device()
+    config = config_of(model)
+    loaded: Any = class_of(config).from_pretrained(model, config=config, dtype=dtype)
+    loaded = loaded.to(on).eval()
+    by_tensor = {part.tensor: name for name, part in division.parts.items()}
+    names = {layer.module: by_tensor[layer.tensors[0]] for layer in division.found.layers}
+    largest = {name: torch.zeros((), device=on) for name in names.values()}
 
     def watch(name: str) -> Any:
         def hook(_: Any, inputs: Any) -> None:
@@ -60,43 +107,10 @@ def quantize(
 
         return hook
 
-    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in inside.items()]
+    for module, name in names.items():
+        loaded.get_submodule(module).register_forward_pre_hook(watch(name))
     with torch.inference_mode():
         for i, sample in enumerate(ids, 1):
-            loaded(input_ids=torch.tensor([sample], device=device), logits_to_keep=1)
+            loaded(input_ids=torch.tensor([sample], device=on), logits_to_keep=1)
             report(i, len(ids) + 1)
-    for one in hooks:
-        one.remove()
-    common: dict[str, Any] = {
-        "num_bits": 8,
-        "type": "float" if scheme.startswith("fp8") else "int",
-        "symmetric": True,
-    }
-    weights, inputs = (
-        QuantizationArgs(strategy="channel", dynamic=False, **common),
-        QuantizationArgs(strategy="tensor" if ids else "token", dynamic=not ids, **common),
-    )
-    group = QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)
-    apply_quantization_config(
-        loaded, QuantizationConfig(config_groups={"group_0": group}, ignore=outside)
-    )
-    for name, linear in inside.items():
-        linear.weight_scale.data.copy_(
-            calculate_qparams(
-                linear.weight.data.amin(1, keepdim=True),
-                linear.weight.data.amax(1, keepdim=True),
-                weights,
-            )[0]
-        )
-        if ids:
-            linear.input_scale.data.copy_(
-                calculate_qparams(-largest[name], largest[name], inputs)[0]
-            )
-    compressor = ModelCompressor.from_pretrained_model(loaded)
-    compressor.compress_model(loaded)
-    report(1, 1)
-    loaded.save_pretrained(target, max_shard_size=SHARD)
-    compressor.update_config(target)
-    keep_config(Path(target), config)
-    tidy(Path(target), model)
-    return used(ids) if ids else {}
+    return largest

@@ -13,7 +13,6 @@ import gc
 import json
 import math
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,7 @@ from autoquant.backends.arithmetic import multiply_in_float32
 from autoquant.core.errors import InputError
 from autoquant.formats.checkpoint import BESIDE, weight_files
 
-BLOCKS = re.compile(r"(^|\.)layers\.\d+\.")
-
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-SHARD = "4GB"  # the most in one file
 
 
 def begin(model: str, scratch: str) -> tuple[dict[str, Any], Any]:
@@ -95,21 +90,6 @@ def used(ids: list[list[int]]) -> dict[str, Any]:
     return {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
 
 
-def linear_layers(model: Any) -> tuple[dict[str, Any], list[str]]:
-    """The linear layers of the blocks by name, and the names of the other linear layers, which stay
-    as they are (lm_head).
-    """
-    import torch
-
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    inside = {name: module for name, module in linear.items() if BLOCKS.search(name)}
-    return inside, sorted(name for name in linear if name not in inside)
-
-
 def half_dtype(model: str) -> Any:
     """The 16-bit dtype of a model that is quantized without looking at data: its own, bfloat16 for
     one in float32.
@@ -173,37 +153,6 @@ def keep_unquantized(folder: Path, model: str) -> None:
             part = path.with_suffix(".part")
             save_file({**held, **kept}, part, metadata=metadata)
             os.replace(part, path)
-
-
-def write_folder(
-    target: str, model: str, config: dict[str, Any], state: dict[str, Any], block: dict[str, Any]
-) -> None:
-    """Write a model folder: tensors in shards, each once (tied ones are tied again by who loads
-    them), the source's config with the quantization block.
-    """
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
-
-    folder = Path(target)
-    folder.mkdir(parents=True)
-    first: dict[tuple[int, Any], str] = {}
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-        if first.setdefault((tensor.data_ptr(), tensor.shape), name) == name
-    }
-    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
-    for file, names in shards.filename_to_tensors.items():
-        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(
-            json.dumps(index, indent=2) + "\n", encoding="utf-8"
-        )
-    (folder / "config.json").write_text(
-        json.dumps({**config, "quantization_config": block}, indent=2) + "\n", encoding="utf-8"
-    )
-    tidy(folder, model)
 
 
 def _dtype(folder: Path) -> str:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from autoquant.core.errors import InputError
 from autoquant.core.records import Evaluation
-from autoquant.formats import dequantized
+from autoquant.formats import architecture, dequantized
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Report
 
@@ -124,7 +124,6 @@ def _folder_logits(folder: str, chunks: list[list[int]], threads: int) -> Iterat
     """
     with trace.library("load transformers model"):
         import torch
-        from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -135,13 +134,12 @@ def _folder_logits(folder: str, chunks: list[list[int]], threads: int) -> Iterat
             safe = not any(Path(folder).glob("pytorch_model*.bin")) or any(
                 Path(folder).glob("*.safetensors")
             )
-            model = (
-                AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=torch.float32, use_safetensors=safe
-                )
-                .to(device)
-                .eval()
+            config = architecture.config_of(folder)
+            kind = architecture.class_of(config)
+            model = kind.from_pretrained(
+                folder, config=config, dtype=torch.float32, use_safetensors=safe
             )
+            model = model.to(device).eval()
     for chunk in chunks:
         with trace.library("transformers forward"), torch.inference_mode():
             tokens = torch.tensor([chunk], device=device)

@@ -12,8 +12,9 @@ import numpy as np
 
 from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
+from autoquant.core.machine import memory_available
 from autoquant.formats import dequantized
-from autoquant.formats.tensors import Floats, Tensors
+from autoquant.formats.tensors import Floats, Part, Tensors
 from autoquant.runtime.worker import Report
 
 PROMPT = "Once upon a time, there was a"
@@ -47,7 +48,7 @@ def relative_error(before: Floats, after: Floats, *, scaled: bool) -> float:
 
 
 def layer_errors(
-    layers: dict[str, str],
+    layers: dict[str, Part],
     original: Tensors,
     read: Callable[[str], Floats],
     report: Report,
@@ -55,13 +56,13 @@ def layer_errors(
     scaled: bool = False,
     limit: float = 1.0,
 ) -> dict[str, float]:
-    """The :func:`relative_error` of each layer; ``layers`` gives each one's tensor in the source.
+    """The :func:`relative_error` of each layer; ``layers`` gives each one's part of the source.
     Raises CheckFailed for another shape, values that
     are not finite, and an error of ``limit`` or more.
     """
 
     def error_of(name: str) -> float:
-        before, after = original.get(layers[name]), read(name)
+        before, after = original.part(layers[name]), read(name)
         if after.shape != before.shape:
             raise CheckFailed(
                 f"{name} has shape {after.shape} after dequantizing, the source {before.shape}"
@@ -98,7 +99,7 @@ def warnings(errors: dict[str, float], advice: str) -> list[str]:
 def verify(
     folder: str,
     source: str,
-    layers: dict[str, str],
+    layers: dict[str, dict[str, Any]],
     *,
     wanted: dict[str, Any],
     scaled: bool,
@@ -106,11 +107,14 @@ def verify(
     advice: str,
     parameters: int,
     report: Report,
+    read_back: bool = False,
 ) -> dict[str, Any]:
     """Check a quantized folder against its source: config, every layer's error, finite values, bits
     a weight, a generation by the library that loads such folders.
 
-    ``wanted`` is what config.json's quantization block must say; for the others see
+    ``layers`` gives each layer's Part of the source; ``wanted`` is what config.json's quantization
+    block must say; ``read_back``: the library that loads such folders cannot load this one, so the
+    model is made from what our reader reads; for the others see
     :class:`autoquant.methods.folder.Recipe`. Returns ``checks``, ``notes``, ``files`` ([name,
     bytes, sha256], config.json first) and ``bits_per_weight``. Raises CheckFailed naming the layer.
     """
@@ -136,7 +140,7 @@ def verify(
             f"{len(lost)} of {len(layers)} layers are not quantized: {', '.join(lost[:WORST])}"
         )
     errors = layer_errors(
-        layers,
+        {name: Part.from_json(part) for name, part in layers.items()},
         original,
         lambda name: format.weight(quantized, name, block),
         report,
@@ -148,7 +152,17 @@ def verify(
     if broken:
         raise CheckFailed(f"{broken[0]} has NaN or Inf values")
     size = quantized.bytes()
-    generated = generate(folder, format.loader)
+    loader = dequantized.load if read_back else format.loader
+    engine = dequantized.READ_BACK if read_back else format.engine
+    needed = 4 * parameters + (2 << 30)
+    if read_back and needed > memory_available():
+        generated_by = (
+            f"not tried: the model in float32 needs {needed / 1e9:.1f} GB,"
+            f" {memory_available() / 1e9:.1f} GB are free"
+        )
+    else:
+        tokens = generate(folder, loader)
+        generated_by = f"{len(tokens)} tokens with {engine}, {len(set(tokens))} different"
     report(1, 1)
     paths = sorted(
         (path for path in Path(folder).iterdir() if path.is_file()),
@@ -167,10 +181,7 @@ def verify(
                 + (" (AWQ's scales fitted)" if scaled else ""),
             ],
             ["config", ", ".join(f"{name} {value}" for name, value in wanted.items())],
-            [
-                "generates",
-                f"{len(generated)} tokens with {format.engine}, {len(set(generated))} different",
-            ],
+            ["generates", generated_by],
         ],
     }
 

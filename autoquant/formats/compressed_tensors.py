@@ -25,6 +25,44 @@ PARTS = ("weight", "weight_scale")
 FORMATS = {"int": "int-quantized", "float": "float-quantized"}  # by the type of the numbers
 
 
+def block(settings: dict[str, Any]) -> dict[str, Any]:
+    """config.json's quantization block of compressed-tensors' own settings, as its compressor
+    writes it; what is empty in a group is left out.
+    """
+    import importlib.metadata
+
+    def used(part: dict[str, Any] | None) -> dict[str, Any] | None:
+        names = ("dynamic", "group_size", "num_bits", "strategy", "symmetric", "type")
+        return None if part is None else {name: part.get(name) for name in names}
+
+    groups = {
+        name: {
+            "format": settings["format"],
+            "input_activations": used(group["input_activations"]),
+            "output_activations": used(group["output_activations"]),
+            "targets": group["targets"],
+            "weights": used(group["weights"]),
+        }
+        for name, group in settings["config_groups"].items()
+    }
+    empty: dict[str, Any] = {
+        "sparsity_config": {},
+        "transform_config": {},
+        "global_compression_ratio": None,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "config_groups": groups,
+        "format": settings["format"],
+        "ignore": settings["ignore"],
+        "kv_cache_scheme": None,
+        "moe_sparsity_config": None,
+        "quantization_status": "compressed",
+        "version": importlib.metadata.version("compressed-tensors"),
+        **empty,
+    }
+
+
 def schemes(block: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """How weights and inputs are quantized, for each group of layers of a block."""
     return [

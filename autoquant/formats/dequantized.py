@@ -31,9 +31,11 @@ from autoquant.formats import (
 from autoquant.formats import (
     hqq as hqq_format,
 )
+from autoquant.formats.architecture import class_of, config_of, with_fused_experts
 from autoquant.formats.tensors import Floats, Tensors
 
 NAMED = 3  # tensors named in an error
+READ_BACK = "transformers, from the weights as they were read back"
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,9 @@ def transformers_model(folder: str) -> Any:
     missing, left over or of another shape.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    kind = class_of(config_of(folder))
+    model, info = kind.from_pretrained(
         folder, device_map="cuda" if torch.cuda.is_available() else "cpu", output_loading_info=True
     )
     astray = {
@@ -94,6 +96,19 @@ def transformers_model(folder: str) -> Any:
             if names
         )
         raise CheckFailed(f"transformers does not load the folder as it is: {said}")
+    return model
+
+
+def bitsandbytes_model(folder: str) -> Any:
+    """A folder loaded by transformers. On CPUs with bfloat16 instructions bitsandbytes 0.50 packs
+    weights anew for a kernel that takes whole multiples of its blocks only, and fails on others
+    instead of doing without; those are told to do without.
+    """
+    model = transformers_model(folder)
+    for module in model.modules():
+        outputs, inputs = getattr(module, "out_features", 0), getattr(module, "in_features", 0)
+        if hasattr(module, "support_avx512bf16_for_cpu") and (outputs % 32 or inputs % 64):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -159,7 +174,7 @@ FORMATS = {  # by quant_method
             lambda part: tensors.get(name + part), lambda part: name + part in tensors
         ),
         lambda _: True,
-        transformers_model,
+        bitsandbytes_model,
         inputs=_bitsandbytes_inputs,
     ),
     "exl2": Format(
@@ -167,7 +182,7 @@ FORMATS = {  # by quant_method
         lambda tensors, name, _: exl2_format.layer(tensors, name),
         lambda _: True,
         lambda folder: load(folder),
-        "transformers, from the weights as they were read back",
+        READ_BACK,
         state=_exl2_state,
     ),
     "compressed-tensors": Format(
@@ -213,50 +228,66 @@ def readable(folder: str) -> bool:
 
 def load(folder: str, *, activations: bool = True) -> Any:
     """The model. Memory: 4 bytes per parameter. Of formats that quantize activations, the inputs of
-    each layer are rounded before they meet its weights, unless told not to.
+    each layer are rounded before they meet its weights, unless told not to; of experts only what
+    enters them.
 
     Raises CheckFailed if a tensor is missing or left over.
     """
     import torch
-    import transformers
-    from transformers import AutoConfig
 
     block, tensors = quantization(folder), Tensors(folder)
     format = format_of(block)
     layers = format.layers(tensors)
-    config: Any = AutoConfig.from_pretrained(folder)
-    del config.quantization_config
-
-    def owned(name: str) -> bool:
-        parts = name.split(".")
-        return parts[-1] != "bias" and any(
-            ".".join(parts[:i]) in layers for i in range(1, len(parts))
-        )
-
+    config = config_of(folder)
     if format.state is not None:
         state = format.state(config, tensors, block)
     else:
         state = {
             name: torch.from_numpy(tensors.get(name)).float()
             for name in tensors.names()
-            if not owned(name)
+            if not _owned(name, layers)
         }
         state |= {
             f"{layer}.weight": torch.from_numpy(format.weight(tensors, layer, block))
             for layer in layers
         }
+    kind = class_of(config)
+    state, taken = with_fused_experts(kind.__name__, config, state)
     # the Auto classes take no state_dict without a name
-    kind: Any = getattr(transformers, config.architectures[0])
     model, info = kind.from_pretrained(
         None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
     astray = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
     if astray:
         raise CheckFailed(f"{folder}: tensors missing or left over: {', '.join(astray[:3])}")
-    for layer in layers if activations else ():
-        rounded = format.inputs(tensors, layer, block)
-        if rounded is not None:
-            model.get_submodule(layer).register_forward_pre_hook(
-                lambda _, inputs, rounded=rounded: (rounded(inputs[0]),)
-            )
+    if activations:
+        _round_inputs(
+            model, {layer: format.inputs(tensors, layer, block) for layer in layers}, taken
+        )
     return model
+
+
+def _round_inputs(
+    model: Any, layers: dict[str, Callable[[Any], Any] | None], taken: dict[str, str]
+) -> None:
+    """Let each layer's inputs be rounded before they meet its weights; what enters a block's
+    experts, once for all of them.
+    """
+    modules: dict[str, Callable[[Any], Any]] = {}
+    for layer, rounded in layers.items():
+        parameter = taken.get(f"{layer}.weight")
+        if parameter is None:  # an expert's, joined with the others
+            base = layer.rpartition(".")[0].rpartition(".")[0]
+            parameter = taken[f"{base}.gate_up_proj"]
+        if rounded is not None:
+            modules[parameter.rpartition(".")[0]] = rounded
+    for module, rounded in modules.items():
+        model.get_submodule(module).register_forward_pre_hook(
+            lambda _, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:])
+        )
+
+
+def _owned(name: str, layers: set[str]) -> bool:
+    """Whether a tensor belongs to a quantized layer; biases stay as they are."""
+    parts = name.split(".")
+    return parts[-1] != "bias" and any(".".join(parts[:i]) in layers for i in range(1, len(parts)))

@@ -15,6 +15,7 @@ Source: https://github.com/mobiusml/hqq (hqq/core/quantize.py, bitpack.py); meth
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,26 @@ import numpy as np
 import numpy.typing as npt
 
 from autoquant.core.errors import CheckFailed
+from autoquant.formats.architecture import class_of, config_of, match, with_fused_experts
 
 Floats = npt.NDArray[np.float32]
 PARTS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")
+# all that the library's own state has of a layer, but for its bias
+ALL_PARTS = (
+    *PARTS,
+    "channel_wise",
+    "compute_dtype",
+    "encoded_state_dict",
+    "offload_meta",
+    "optimize",
+    "packing",
+    "quant_scale",
+    "quant_zero",
+    "round_zero",
+    "stores_quant_config",
+    "unpack_view_dtype",
+    "view_as_float",
+)
 SHIFTS = {
     8: (0,),
     4: (4, 0),
@@ -63,81 +81,92 @@ def load(folder: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
     written; its outputs are those of the model before it was saved.
 
     dtype: what it computes in, and what scales and zero points become: a torch dtype; default the
-    folder's own (float16). device: "cpu" or "cuda". Needs torch, transformers, accelerate and hqq.
+    folder's own (float16). device: "cpu" or "cuda". Needs torch, transformers and hqq.
     Nothing in the files is run: hqq's own way to read them calls ``eval`` on a text from the file.
     Raises CheckFailed for a folder that is no HQQ model, and for tensors that are missing or left
     over.
     """
     import torch
-    from accelerate import init_empty_weights
-    from hqq.core.quantize import HQQLinear, Quantizer
+    from hqq.core.quantize import HQQLinear
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    config: Any = AutoConfig.from_pretrained(folder)
-    block = getattr(config, "quantization_config", None) or {}
-    if block.get("quant_method") != "hqq":
-        raise CheckFailed(
-            f"{folder}: config.json names the method {block.get('quant_method')!r}, not 'hqq'"
-        )
-    del config.quantization_config
+    block = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    method = (block.get("quantization_config") or {}).get("quant_method")
+    if method != "hqq":
+        raise CheckFailed(f"{folder}: config.json names the method {method!r}, not 'hqq'")
+    config = config_of(str(folder))
     dtype = dtype or config.dtype
-    tensors: dict[str, Any] = {}
+    state: dict[str, Any] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
-        tensors |= load_file(path)
-    layers = [name.removesuffix(".W_q") for name in tensors if name.endswith(".W_q")]
+        state |= load_file(path)
+    layers = [name.removesuffix(".W_q") for name in state if name.endswith(".W_q")]
     parts = {
-        layer: {name: tensors.pop(f"{layer}.{name}") for name in _own(tensors, layer)}
+        layer: {name: state.pop(f"{layer}.{name}") for name in _own(state, layer)}
         for layer in layers
     }
-    # weights without memory; buffers, such as the rotary embedding's, are real
-    with init_empty_weights():
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    for layer, state in parts.items():
-        module = HQQLinear(None, None, compute_dtype=dtype, device=device)
-        bits = int(state["nbits"])
-        values: dict[str, Any] = {
-            name: state[name] for name in ("W_q", "scale", "zero", "bias") if name in state
-        }
-        values |= {name: int(state[name]) for name in ("nbits", "group_size", "axis")}
-        values |= {
-            name: bool(state[name])
-            for name in (
-                "view_as_float",
-                "quant_scale",
-                "quant_zero",
-                "channel_wise",
-                "optimize",
-                "round_zero",
-            )
-        }
-        values |= {
-            "shape": torch.Size(state["shape"].tolist()),
-            "packing": PACKING[bits],
-            "unpack_view_dtype": Quantizer.unpack_view_dtype[PACKING[bits]],
-            "offload_meta": False,
-            "stores_quant_config": True,
-        }
-        module.load_state_dict(values)
-        model.set_submodule(layer, module)
-    unknown = sorted(set(tensors) - set(model.state_dict()))
-    for name, tensor in tensors.items():
-        if name not in unknown:
-            owner, _, last = name.rpartition(".")
-            setattr(
-                model.get_submodule(owner),
-                last,
-                torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False),
-            )
-    model.tie_weights()
-    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-    if unknown or missing:
-        raise CheckFailed(
-            f"{folder}: tensors missing or left over: {', '.join([*missing, *unknown][:3])}"
-        )
+    kind = class_of(config)
+    for layer, part in parts.items():
+        # transformers finds the place of a weight that takes no memory, which the layer then takes
+        shape = torch.Size(part["shape"].tolist())
+        state[f"{layer}.weight"] = torch.zeros((), dtype=dtype).expand(shape)
+    biases = {f"{layer}.bias": part.pop("bias") for layer, part in parts.items() if "bias" in part}
+    state |= biases
+    modules = _modules(kind.__name__, config, {name: one.shape for name, one in state.items()})
+    for layer in layers:
+        if layer not in modules:  # an expert: transformers has them in one tensor
+            whole = torch.from_numpy(dequantize({n: p.numpy() for n, p in parts[layer].items()}))
+            state[f"{layer}.weight"] = whole.to(dtype)
+    state, _ = with_fused_experts(kind.__name__, config, state)
+    model, info = kind.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
+    astray = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
+    if astray:
+        raise CheckFailed(f"{folder}: tensors missing or left over: {', '.join(astray[:3])}")
+    for layer, module in ((one, modules[one]) for one in layers if one in modules):
+        bias = model.get_submodule(module).bias
+        model.set_submodule(module, _layer(parts[layer], bias, dtype, device, HQQLinear))
     if (Path(folder) / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.to(device).eval()
+
+
+def _modules(kind: str, config: Any, shapes: dict[str, Any]) -> dict[str, str]:
+    """The model's linear layers by the name that files have for them."""
+    import torch
+
+    model, _, taken = match(kind, config, shapes)
+    linear = {name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
+    found = {}
+    for tensor, parameter in taken.items():
+        module = parameter.removesuffix(".weight")
+        if tensor.endswith(".weight") and module in linear:
+            found[tensor.removesuffix(".weight")] = module
+    return found
+
+
+def _layer(state: dict[str, Any], bias: Any, dtype: Any, device: str, kind: Any) -> Any:
+    """hqq's layer from its tensors."""
+    import torch
+    from hqq.core.quantize import Quantizer
+
+    module = kind(None, None, compute_dtype=dtype, device=device)
+    bits = int(state["nbits"])
+    values: dict[str, Any] = {name: state[name] for name in ("W_q", "scale", "zero")}
+    values |= {} if bias is None else {"bias": bias}
+    values |= {name: int(state[name]) for name in ("nbits", "group_size", "axis")}
+    flags = ("view_as_float", "quant_scale", "quant_zero", "channel_wise", "optimize", "round_zero")
+    values |= {name: bool(state[name]) for name in flags}
+    values |= {
+        "shape": torch.Size(state["shape"].tolist()),
+        "packing": PACKING[bits],
+        "unpack_view_dtype": Quantizer.unpack_view_dtype[PACKING[bits]],
+        "offload_meta": False,
+        "stores_quant_config": True,
+    }
+    module.load_state_dict(values)
+    return module
 
 
 def _own(tensors: dict[str, Any], layer: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,51 @@ Floats = npt.NDArray[np.float32]
 
 # bytes; those that are not named here have two
 WIDTHS = {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F32": 4, "I32": 4, "I64": 8}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One matrix [outputs, inputs] that is quantized by itself: a tensor of the files, or one
+    expert's share of a tensor that holds all (``expert``; from ``first`` in steps of ``step`` along
+    its outputs, which lie along the last axis where it is ``transposed``).
+    """
+
+    name: str
+    tensor: str
+    shape: tuple[int, int]
+    expert: int | None = None
+    transposed: bool = False
+    first: int = 0
+    step: int = 1
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Part:
+        """The inverse of dataclasses.asdict, after JSON."""
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+    def read(self, get_slice: Any) -> Any:
+        """The matrix; ``get_slice`` gives a tensor of the files that is read when it is cut. Only
+        this part is read.
+        """
+        whole = get_slice(self.tensor)
+        if self.expert is None:
+            return whole[:]
+        one = whole[self.expert]
+        if self.transposed:
+            one = one.T
+        if self.step > 1:
+            return one[self.first :: self.step]
+        return one[self.first : self.first + self.shape[0]]
+
+
+def stored_width(dtype: str, dimensions: int, main: str) -> int:
+    """Bytes of a value that is kept in a folder of 16 bits; ``main`` is the dtype that most values
+    of its checkpoint have. Vectors that a checkpoint of 16 bits has in float32 stay so: biases of
+    gates, decay rates of state-space mixers.
+    """
+    if dtype == "F32" and dimensions < 2 and main not in ("F32", "F64"):
+        return 4
+    return 2 if dtype in ("F64", "F32", "F16", "BF16") else WIDTHS.get(dtype, 2)
 
 
 class Tensors:
@@ -37,6 +83,13 @@ class Tensors:
         """One tensor; floats of 16 and 8 bits as float32, which NumPy has."""
         tensor = self._where[name].get_tensor(name)
         return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()  # type: ignore[no-any-return]
+
+    def part(self, part: Part) -> np.ndarray[Any, Any]:
+        """A part of one, as float32."""
+        if part.expert is None:
+            return self.get(part.tensor)
+        read = part.read(lambda name: self._where[name].get_slice(name))
+        return np.ascontiguousarray(read.float().numpy())
 
     def plain(self) -> list[str]:
         """The names of the tensors that are floating-point numbers."""

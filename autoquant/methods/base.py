@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Artifact, Plan, RunRecord, Snapshot, Source
+from autoquant.formats.tensors import Part
+from autoquant.source.layers import parts_by_module
 
 O = TypeVar("O", bound=MethodOptions)
 
@@ -149,6 +151,12 @@ class Method(ABC, Generic[O]):
     @abstractmethod
     def folder_suffix(self, options: O) -> str:
         """How the default output folder's name ends, after the model's."""
+
+    def parts(self, source: Source) -> dict[str, Part]:
+        """The matrices that are quantized, by the names that users see, as parts of the source's
+        files.
+        """
+        return parts_by_module(source)
 
     @abstractmethod
     def describe_type(self, artifact: Artifact) -> str:

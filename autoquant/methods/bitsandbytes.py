@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.methods import how_to_run
-from autoquant.methods.folder import FolderMethod, Recipe
+from autoquant.methods.folder import Recipe
+from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
-from autoquant.source import layers as layers_of
-from autoquant.source.layers import linears
+from autoquant.source.parts import division
 
 # weights that share a scale, and scales that share one with double quantization: the library's own,
 # which transformers leaves as they are
@@ -52,7 +52,7 @@ class BitsandbytesOptions(MethodOptions):
     )
 
 
-class Bitsandbytes(FolderMethod[BitsandbytesOptions]):
+class Bitsandbytes(TensorwiseMethod[BitsandbytesOptions]):
     """bitsandbytes."""
 
     name: ClassVar[str] = "bitsandbytes"
@@ -90,16 +90,11 @@ class Bitsandbytes(FolderMethod[BitsandbytesOptions]):
         """BNB-nf4."""
         return f"BNB-{self.type_of(options)}"
 
-    def check(self, source: Source, options: BitsandbytesOptions) -> None:
-        """What can be refused within a second."""
-        layers_of.check(source, self.title)
-
     def size(self, source: Source, options: BitsandbytesOptions) -> int:
         """Codes and scales of each layer, 16 bits for all else; but for some bytes per layer."""
-        layers = linears(source)
-        weights = sum(outputs * inputs for outputs, inputs in layers.values())
-        total = 2 * (source.parameters - weights)
-        for outputs, inputs in layers.values():
+        divided = division(source)
+        total = divided.kept
+        for outputs, inputs in divided.shapes.values():
             if options.quant_type == "int8":
                 total += outputs * inputs + 4 * outputs + 1
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -25,7 +26,7 @@ from autoquant.methods.base import Method, Output
 from autoquant.methods.samples import Samples
 from autoquant.runtime import environments, process
 from autoquant.source import bytes_to_fetch
-from autoquant.source.layers import linears, tensors_of
+from autoquant.source.layers import linears
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=MethodOptions)
@@ -98,7 +99,22 @@ class FolderMethod(Method[F]):
             " model"
         )
 
-    # --- the rest is the same for all
+    # --- what follows is the same for most
+
+    writes_intermediate: ClassVar[bool] = True
+    """Whether its library keeps a copy of the model on the disk while it works."""
+
+    def parameters(self, source: Source) -> int:
+        """How many values the model to be stands for."""
+        return source.parameters
+
+    def read_back(self, source: Source) -> bool:
+        """Whether the library that loads such folders cannot load this one."""
+        return False
+
+    def notes(self, source: Source) -> tuple[str, ...]:
+        """What somebody should know of the model to be, from the source alone."""
+        return ()
 
     def variants(self, options: F) -> tuple[str, ...]:
         """One."""
@@ -126,7 +142,7 @@ class FolderMethod(Method[F]):
         size, download, free = self.size(source, options), bytes_to_fetch(source), free_bytes(out)
         # GPTQModel keeps finished layers in a folder of its own (ours, under the run's scratch)
         # until it saves
-        intermediate = 2 * source.parameters
+        intermediate = 2 * source.parameters if self.writes_intermediate else 0
         needed = (download if download and same_disk(out) else 0) + intermediate + size
         refused = ""
         if needed > free:
@@ -134,7 +150,8 @@ class FolderMethod(Method[F]):
                 f"not enough room on the disk: {needed / 1e9:.3f} GB are needed,"
                 f" {free / 1e9:.3f} GB are free"
             )
-        item = PlanItem(self.type_of(options), size, 8 * size / source.parameters, False, "")
+        bits = 8 * size / self.parameters(source)
+        item = PlanItem(self.type_of(options), size, bits, False, "")
         return Plan(
             self.name,
             source,
@@ -146,6 +163,7 @@ class FolderMethod(Method[F]):
             memory_available=memory_available(),
             download=download,
             refused=refused,
+            notes=self.notes(source),
         )
 
     def quantize(self, snapshot: Snapshot, options: F, run: RunFolder) -> Output:
@@ -200,13 +218,13 @@ class FolderMethod(Method[F]):
     ) -> Artifact:
         """Quantize into the scratch folder, and check what lies there."""
         source, type, target = snapshot.source, self.type_of(options), run.work / "model"
-        layers, env = linears(source), self.environment(options)
+        parts, env = self.parts(source), self.environment(options)
         log.info(
             "%s of %s: %s%d layers",
             recipe.algorithm,
             source.id,
             f"at most {samples.asked} samples of {samples.length} tokens, " if samples else "",
-            len(layers),
+            len(parts),
         )
         shutil.rmtree(target, ignore_errors=True)
         python = self._interpreter(run.logs)
@@ -234,12 +252,13 @@ class FolderMethod(Method[F]):
                 python=python,
                 folder=str(target),
                 source=str(snapshot.folder),
-                layers=tensors_of(source),
+                layers={name: dataclasses.asdict(part) for name, part in parts.items()},
                 wanted=dict(recipe.wanted),
                 scaled=recipe.scaled,
                 bits=recipe.bits,
                 advice=recipe.advice,
-                parameters=source.parameters,
+                parameters=self.parameters(source),
+                read_back=self.read_back(source),
             )
         fewer = samples.fewer(used["samples"]) if samples else ()
         return Artifact(
@@ -247,7 +266,7 @@ class FolderMethod(Method[F]):
             files=tuple(Stored(*stored) for stored in verified["files"]),
             bits_per_weight=verified["bits_per_weight"],
             checks=tuple(Check(*one) for one in verified["checks"]),
-            notes=(*recipe.notes, *fewer, *verified["notes"]),
+            notes=(*recipe.notes, *self.notes(source), *fewer, *verified["notes"]),
             facts={
                 **used,
                 "algorithm": recipe.algorithm,

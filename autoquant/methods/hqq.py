@@ -12,11 +12,12 @@ from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import hqq as hqq_format
 from autoquant.methods.base import ComparisonVariants, choice, parse_choice
-from autoquant.methods.folder import FolderMethod, Recipe
+from autoquant.methods.folder import Recipe
 from autoquant.methods.grouped import AUTO, group
+from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
-from autoquant.source import layers as layers_of
-from autoquant.source.layers import linears
+from autoquant.source.layers import check_parts
+from autoquant.source.parts import division
 
 BITS, GROUP_SIZES = (1, 2, 3, 4, 8), (-1, 8, 16, 32, 64, 128, 256)
 DEFAULT_GROUP = 64  # hqq's own default
@@ -67,7 +68,7 @@ class HqqOptions(MethodOptions):
         return choice(value, (0, 1))
 
 
-class Hqq(FolderMethod[HqqOptions]):
+class Hqq(TensorwiseMethod[HqqOptions]):
     """HQQ."""
 
     name: ClassVar[str] = "hqq"
@@ -107,13 +108,13 @@ class Hqq(FolderMethod[HqqOptions]):
         if options.group_size != AUTO:
             return options
         sizes = sorted((size for size in GROUP_SIZES if 0 < size <= DEFAULT_GROUP), reverse=True)
-        layers = linears(source)
+        layers = division(source).shapes
         fit = (size for size in sizes if not misfits(layers, options, size))
         return options.model_copy(update={"group_size": next(fit, DEFAULT_GROUP)})
 
     def check(self, source: Source, options: HqqOptions) -> None:
         """What can be refused within a second."""
-        layers = layers_of.check(source, self.title)
+        layers = check_parts(source, self.title).shapes
         odd = misfits(layers, options, options.group_size)
         if odd:
             fit = [str(size) for size in GROUP_SIZES if not misfits(layers, options, size)]
@@ -131,10 +132,9 @@ class Hqq(FolderMethod[HqqOptions]):
         """Codes, float16 scales and zero points and some single values of each layer, and 16 bits
         for all else.
         """
-        layers = linears(source)
-        weights = sum(outputs * inputs for outputs, inputs in layers.values())
-        total = 2 * (source.parameters - weights)
-        for shape in layers.values():
+        divided = division(source)
+        total = divided.kept
+        for shape in divided.shapes.values():
             rows, columns, groups = grouped(shape, options, options.group_size)
             codes = rows * columns * options.bits // 8
             if options.bits == 3:  # ten codes of 3 bits in a word of 32

@@ -13,10 +13,11 @@ from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import compressed_tensors
 from autoquant.methods import how_to_run
-from autoquant.methods.folder import FolderMethod, Recipe
+from autoquant.methods.folder import Recipe
+from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
 from autoquant.source import layers as layers_of
-from autoquant.source.layers import linears
+from autoquant.source.parts import division
 
 STATIC = "int8-static"
 CALIBRATION = tuple(
@@ -41,7 +42,7 @@ class W8a8Options(CalibrationOptions):
     )
 
 
-class W8a8(FolderMethod[W8a8Options]):
+class W8a8(TensorwiseMethod[W8a8Options]):
     """W8A8 and FP8."""
 
     name: ClassVar[str] = "w8a8"
@@ -77,16 +78,24 @@ class W8a8(FolderMethod[W8a8Options]):
 
     def check(self, source: Source, options: W8a8Options) -> None:
         """What can be refused within a second."""
-        layers_of.check(source, "W8A8")
+        if options.scheme == STATIC:
+            layers_of.check(source, f"W8A8 with scheme {STATIC}")
+        super().check(source, options)
         calibration.check(options)
+
+    def memory(self, source: Source, options: W8a8Options) -> int:
+        """With static scales the whole model is run, in 16 bits."""
+        whole = 2 * source.parameters if options.scheme == STATIC else 0
+        return super().memory(source, options) + whole
 
     def size(self, source: Source, options: W8a8Options) -> int:
         """A byte per weight and 16-bit scales of each layer, and 16 bits for all else."""
-        layers = linears(source)
+        divided = division(source)
+        layers = divided.shapes
         weights = sum(outputs * inputs for outputs, inputs in layers.values())
         scales = sum(outputs for outputs, _ in layers.values())
         scales += len(layers) if options.scheme == STATIC else 0
-        return 2 * (source.parameters - weights) + weights + 2 * scales
+        return divided.kept + weights + 2 * scales
 
     def recipe(self, options: W8a8Options) -> Recipe:
         """By compressed-tensors, plain rounding."""

@@ -8,8 +8,10 @@ from collections import defaultdict
 
 from autoquant.core.errors import InputError
 from autoquant.core.records import Source
+from autoquant.formats.tensors import Part
 from autoquant.source.headers import read_json
-from autoquant.source.structure import refuse, refuse_tokenizer, structure
+from autoquant.source.parts import Division, division
+from autoquant.source.structure import Structure, refuse, refuse_tokenizer, structure
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 FUSED = (
@@ -30,10 +32,12 @@ def linears(source: Source) -> dict[str, tuple[int, int]]:
     return found
 
 
-def tensors_of(source: Source) -> dict[str, str]:
-    """Each layer's tensor in the source's files, by the layer's name."""
+def parts_by_module(source: Source) -> dict[str, Part]:
+    """The layers of :func:`linears` as parts of the source's files."""
     return {
-        layer.module: layer.tensors[0] for layer in structure(source).layers if not layer.expert
+        layer.module: Part(layer.module, layer.tensors[0], (layer.shape[0], layer.shape[1]))
+        for layer in structure(source).layers
+        if not layer.expert
     }
 
 
@@ -47,9 +51,49 @@ def weights_of_blocks(layers: dict[str, tuple[int, int]]) -> dict[str, int]:
 
 
 def check(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[int, int]]:
-    """Refuse a source that is incomplete, quantized, unknown to transformers, a mixture of experts
-    (why: ``experts``) or more than a language model, and return the layers that can be quantized.
+    """Refuse what :func:`check_parts` does, mixtures of experts (why: ``experts``) and what is more
+    than a language model, and return the layers that can be quantized.
     """
+    found = check_known(source, title)
+    config = read_json(source.folder / "config.json")
+    towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
+    if towers or found.towers:
+        raise InputError(
+            f"{source.id} ({source.architecture}) is not a pure language model"
+            f" ({', '.join(towers or found.towers)}); {title} is offered for language models only."
+            " GGUF takes many such models, and so do HQQ, bitsandbytes and W8A8"
+        )
+    if found.experts:
+        raise InputError(
+            f"{source.id} ({source.architecture}) is a mixture of experts: {experts}. GGUF takes"
+            " such models, and so do HQQ, bitsandbytes and W8A8"
+        )
+    return _some(linears(source), source, title)
+
+
+def check_parts(source: Source, title: str) -> Division:
+    """Refuse a source that is incomplete, quantized, unknown to transformers or without layers that
+    can be quantized; return how it is divided.
+    """
+    check_known(source, title)
+    divided = division(source)
+    _some(divided.shapes, source, title)
+    return divided
+
+
+def _some(
+    layers: dict[str, tuple[int, int]], source: Source, title: str
+) -> dict[str, tuple[int, int]]:
+    if not layers:
+        raise InputError(
+            f"{source.id} ({source.architecture}) has no layers that {title} could quantize: its"
+            " blocks have no linear layers (torch.nn.Linear)"
+        )
+    return layers
+
+
+def check_known(source: Source, title: str) -> Structure:
+    """Refuse a source that is incomplete, quantized or unknown to transformers."""
     refuse(source)
     refuse_tokenizer(source)
     if source.quantized:
@@ -64,23 +108,4 @@ def check(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[i
             f"transformers {version}, with which {title} loads models, {found.why}. GGUF may take"
             " it: llama.cpp's converter has a list of its own"
         )
-    config = read_json(source.folder / "config.json")
-    towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
-    if towers or found.towers:
-        raise InputError(
-            f"{source.id} ({source.architecture}) is not a pure language model"
-            f" ({', '.join(towers or found.towers)}); {title} is offered for language models only."
-            " GGUF takes many such models"
-        )
-    if found.experts:
-        raise InputError(
-            f"{source.id} ({source.architecture}) is a mixture of experts: {experts}. GGUF takes"
-            " such models"
-        )
-    layers = linears(source)
-    if not layers:
-        raise InputError(
-            f"{source.id} ({source.architecture}) has no layers that {title} could quantize: its"
-            " blocks have no linear layers (torch.nn.Linear)"
-        )
-    return layers
+    return found

@@ -1,9 +1,6 @@
 """A model without its weights, as transformers builds it from config.json: which tensors it needs,
-and which of a checkpoint's it takes. Imports transformers: runs in workers.
-
-transformers itself matches the names: it is handed tensors without data, of the shapes in the
-files' headers, and says what it missed, what it left over and what has another shape. So prefixes,
-renamed and merged tensors (experts) are matched as they will be when the model is loaded.
+and which of a checkpoint's it takes (see formats.architecture.match). Imports transformers: runs in
+workers.
 """
 
 from __future__ import annotations
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.core.errors import InputError
+from autoquant.formats.architecture import config_of, interleaved, kind_of, match, transposed
 from autoquant.source.headers import Header, headers_of, read_json
 
 # the last part of a gate's name in mixtures of experts; gates stay as they are, for a wrong choice
@@ -22,7 +20,6 @@ GATES = ("gate", "router", "shared_expert_gate", "wg", "gate_weight")
 # what state-space mixers (which have a parameter A_log or A) call as an ordinary layer; their other
 # matrices are read past it by their own code, where a quantized layer has none
 CALLED = ("in_proj",)
-GENERATES, SEES = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 
 
 def build(folder: str, weights: list[str]) -> dict[str, Any]:
@@ -33,7 +30,10 @@ def build(folder: str, weights: list[str]) -> dict[str, Any]:
     ``missing`` (parameters that no tensor gives), ``misshapen`` ([tensor, its shape, the shape
     expected]), ``unused`` (tensors that are not taken), ``layers`` (see :func:`_layers`),
     ``towers`` (parts that see or hear), ``unread`` (layers of state-space mixers that stay as they
-    are), ``rows`` (of the input embeddings). Beside them ``tokenizer`` (see :func:`_tokenizer`).
+    are), ``plain`` (the linear layers that are none of ``layers``, by both names), ``tied``
+    (tensors that config.json ties to others which are there too), ``prefix`` (what the files' names
+    lack at the beginning), ``rows`` (of the input embeddings). Beside them ``tokenizer`` (see
+    :func:`_tokenizer`).
     """
     import transformers
 
@@ -46,9 +46,7 @@ def _built(folder: str, weights: list[str]) -> dict[str, Any]:
     config = read_json(Path(folder) / "config.json")
     try:
         refuse_unknown(str(config.get("model_type")))
-        config = _config(folder)
-        if getattr(config, "is_encoder_decoder", False):
-            return {"why": "", "kind": config.architectures[0], "auto": ""}
+        config = config_of(folder)
         auto, kind = kind_of(config)
         if not auto:
             return {"why": "", "kind": kind, "auto": ""}
@@ -96,79 +94,35 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines)[:300]}"
 
 
-def _config(folder: str) -> Any:
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
-
-
-def kind_of(config: Any) -> tuple[str, str]:
-    """The Auto class that loads a model of this config to generate text, and its own class; the
-    first is empty if there is none.
-    """
-    from transformers.models.auto import modeling_auto as auto
-
-    named = str((config.architectures or [""])[0])
-    encoders = _names(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, config.model_type)
-    if encoders and not getattr(config, "is_decoder", False):
-        return "", named
-    sees = _names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, config.model_type)
-    sees += _names(auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, config.model_type)
-    generates = _names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, config.model_type)
-    for mapping, classes in ((GENERATES, generates), (SEES, sees)):
-        if named in classes:
-            both = mapping == GENERATES and named in sees
-            return (SEES if both else mapping), named
-    # a bare model or one with another head: what is missing will be named
-    return (GENERATES, generates[0]) if generates else (SEES, sees[0]) if sees else ("", named)
-
-
-def _names(mapping: Any, model_type: str) -> list[str]:
-    names = dict(mapping).get(model_type, ())
-    return [names] if isinstance(names, str) else list(names)
-
-
 def _match(kind: str, config: Any, headers: dict[str, Header]) -> dict[str, Any]:
-    """Let transformers load tensors without data.
-
-    Which tensors make which parameter is learned by listening to its add_tensor (transformers 5.15
-    to 5.23 call it for each tensor that is taken), in this process alone.
-    """
+    """What transformers says when it loads tensors without data."""
     import torch
-    import transformers
-    from transformers.core_model_loading import WeightTransform
 
-    taken: dict[str, str] = {}  # tensor -> parameter
-    add = WeightTransform.add_tensor
-
-    def noted(self: Any, target: str, name: str, *rest: Any, **named: Any) -> Any:
-        taken[name] = target
-        return add(self, target, name, *rest, **named)
-
-    with torch.device("meta"):
-        state = {name: torch.empty(shape) for name, (_, shape) in headers.items()}
-    WeightTransform.add_tensor = noted
-    try:
-        model, info = getattr(transformers, kind).from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            device_map="meta",
-            dtype=torch.float32,
-            attn_implementation="eager",
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    finally:
-        WeightTransform.add_tensor = add
+    shapes = {name: shape for name, (_, shape) in headers.items()}
+    model, info, taken = match(kind, config, shapes)
     by_parameter = defaultdict(list)
     for name, target in taken.items():
         by_parameter[target].append(name)
     embeddings = model.get_input_embeddings()
     layers, unread = _layers(model, by_parameter)
+    quantized = {layer["module"] for layer in layers}
+    plain = [
+        name
+        for name, one in model.named_modules()
+        if isinstance(one, torch.nn.Linear) and name not in quantized
+    ]
+    # runtimes look for them by the names in the files or by those of the modules
+    plain += [
+        by_parameter[f"{name}.weight"][0].removesuffix(".weight")
+        for name in plain
+        if f"{name}.weight" in by_parameter
+    ]
+    tied = [
+        tensor
+        for target, origin in (model.all_tied_weights_keys or {}).items()
+        if origin in by_parameter
+        for tensor in by_parameter.get(target, ())
+    ]
     return {
         "missing": sorted(map(str, info["missing_keys"])),
         "misshapen": [
@@ -179,8 +133,20 @@ def _match(kind: str, config: Any, headers: dict[str, Header]) -> dict[str, Any]
         "layers": layers,
         "towers": _towers(model),
         "unread": unread,
+        "plain": sorted(set(plain)),
+        "tied": tied,
+        "prefix": _prefix(model, by_parameter),
         "rows": int(embeddings.weight.shape[0]) if embeddings is not None else 0,
     }
+
+
+def _prefix(model: Any, by_parameter: dict[str, list[str]]) -> str:
+    """What a checkpoint saved from the bare model lacks before its names ("model."), or nothing."""
+    embeddings = model.get_input_embeddings()
+    name = next((f"{n}.weight" for n, one in model.named_modules() if one is embeddings), "")
+    prefix = f"{model.base_model_prefix}."
+    lacks = name.startswith(prefix) and by_parameter.get(name) == [name.removeprefix(prefix)]
+    return prefix if lacks else ""
 
 
 def _decoder(model: Any) -> tuple[str, Any]:
@@ -234,7 +200,9 @@ def _layers(
     mixers that cannot.
 
     Each is ``module`` (its name in the model, without ".weight"), ``tensors`` (in the files, those
-    that make it), ``shape`` ([outputs, inputs], of experts [experts, …]) and ``expert``.
+    that make it), ``shape`` ([outputs, inputs], of experts [experts, …]), ``expert``, and of
+    experts that one tensor holds whether it is ``transposed`` and ``interleaved`` (see
+    formats.architecture).
     """
     import torch
 
@@ -248,7 +216,7 @@ def _layers(
         owner = modules[path]
         expert = "experts" in path.split(".") or "Experts" in type(owner).__name__
         if parameter.ndim == 3 and expert:
-            found.append(_layer(name, by_parameter[name], parameter, expert=True))
+            found.append(_layer(name, by_parameter[name], parameter, owner))
         elif last == "weight" and isinstance(owner, torch.nn.Linear) and parameter.ndim == 2:
             own = path.rpartition(".")[2]
             if own in GATES:
@@ -256,16 +224,18 @@ def _layers(
             if _state_space(modules[path.rpartition(".")[0]]) and own not in CALLED:
                 unread.append(path)
                 continue
-            found.append(_layer(path, by_parameter[name], parameter, expert=False))
+            found.append(_layer(path, by_parameter[name], parameter))
     return found, unread
 
 
-def _layer(module: str, tensors: list[str], parameter: Any, *, expert: bool) -> dict[str, Any]:
+def _layer(module: str, tensors: list[str], parameter: Any, experts: Any = None) -> dict[str, Any]:
     return {
         "module": module,
         "tensors": sorted(tensors, key=natural),
         "shape": list(parameter.shape),
-        "expert": expert,
+        "expert": experts is not None,
+        "transposed": experts is not None and transposed(experts),
+        "interleaved": experts is not None and interleaved(experts),
     }
 
 

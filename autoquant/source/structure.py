@@ -50,13 +50,15 @@ class Layer:
 
     ``module`` is its name in the model, without ".weight"; ``tensors`` are those of the files that
     make it (several for experts that the files hold one by one); ``shape`` is [outputs, inputs], of
-    experts [experts, …].
+    experts [experts, …]. For the rest see skeleton.build.
     """
 
     module: str
     tensors: tuple[str, ...]
     shape: tuple[int, ...]
     expert: bool
+    transposed: bool = False
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Structure:
     layers: tuple[Layer, ...] = ()
     towers: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+    prefix: str = ""
     rows: int = 0
     tokenizer_why: str = ""
     last_token: tuple[str, int] = ("", -1)
@@ -96,12 +101,14 @@ class Structure:
     def from_json(cls, data: dict[str, Any]) -> Structure:
         """From what the worker says."""
         tuples = {
-            name: tuple(data.get(name, ())) for name in ("missing", "unused", "towers", "unread")
+            name: tuple(data.get(name, ()))
+            for name in ("missing", "unused", "towers", "unread", "plain", "tied")
         }
         return cls(
             why=data["why"],
             kind=data.get("kind", ""),
             auto=data.get("auto", ""),
+            prefix=data.get("prefix", ""),
             rows=data.get("rows", 0),
             tokenizer_why=data["tokenizer"]["why"],
             last_token=(data["tokenizer"]["token"], data["tokenizer"]["id"]),
@@ -110,9 +117,7 @@ class Structure:
                 for name, found, wanted in data.get("misshapen", ())
             ),
             layers=tuple(
-                Layer(
-                    one["module"], tuple(one["tensors"]), tuple(one["shape"]), bool(one["expert"])
-                )
+                Layer(**{**one, "tensors": tuple(one["tensors"]), "shape": tuple(one["shape"])})
                 for one in data.get("layers", ())
             ),
             **tuples,
@@ -266,6 +271,6 @@ def listed(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names[:NAMED]) + (" …" if len(names) > NAMED else "")
 
 
-def counted(number: int, what: str) -> str:
+def counted(number: int, what: str, several: str = "") -> str:
     """1 tensor, 2 tensors."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number} {what if number == 1 else several or what + 's'}"

@@ -71,7 +71,7 @@ def shard(
     """Two files in place of one; ``index`` is what an index has beside its map, None for none."""
     weights = tensors(folder)
     names = sorted(weights)
-    listed = {}
+    listed: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
         file = f"{pattern.format(number)}.safetensors"
         save(folder, {name: weights[name] for name in part}, file)
@@ -356,11 +356,8 @@ def tokenizer_missing(folder: Path) -> None:
 def tokenizer_of_its_own(folder: Path) -> None:
     """A tokenizer class that is code of the model's own, and no tokenizer.json."""
     (folder / "tokenizer.json").unlink()
-    own = {
-        "tokenizer_class": "OwnTokenizer",
-        "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]},
-    }
-    config(folder, "tokenizer_config.json", **own)
+    mapped = {"AutoTokenizer": ["own.OwnTokenizer", None]}
+    config(folder, "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=mapped)
     (folder / "own.py").write_text("open('CODE_RAN', 'w').write('x')\n")
 
 

@@ -14,7 +14,7 @@ import autoquant
 from autoquant.core.errors import CheckFailed
 from autoquant.formats import awq as awq_format
 from autoquant.formats import checks as folder_checks
-from autoquant.formats.tensors import Tensors
+from autoquant.formats.tensors import Part, Tensors
 from autoquant.methods import grouped
 from autoquant.result import Result
 from tests.workers import in_worker
@@ -149,7 +149,7 @@ def test_at_few_bits_a_layer_may_move_far_but_not_unsaid(tmp_path: Path) -> None
     save_file({"a.weight": weight, "b.weight": weight}, tmp_path / "model.safetensors")
     tensors = Tensors(str(tmp_path))
     seen = folder_checks.layer_errors(
-        {"a": "a.weight", "b": "b.weight"},
+        {name: Part(name, f"{name}.weight", (4, 8)) for name in "ab"},
         tensors,
         lambda name: weight * (1.1 if name == "a" else 2.09),
         lambda *_: None,
@@ -160,5 +160,8 @@ def test_at_few_bits_a_layer_may_move_far_but_not_unsaid(tmp_path: Path) -> None
     assert folder_checks.warnings({"a": 0.99}, grouped.ADVICE) == []
     with pytest.raises(CheckFailed, match="a is off by 109%"):
         folder_checks.layer_errors(
-            {"a": "a.weight"}, tensors, lambda name: weight * 2.09, lambda *_: None
+            {"a": Part("a", "a.weight", (4, 8))},
+            tensors,
+            lambda name: weight * 2.09,
+            lambda *_: None,
         )

@@ -133,7 +133,7 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(
     known = {
         "source": str(DEMO_FOLDER),
         "layers": {
-            name: f"{name}.weight"
+            name: {"name": name, "tensor": f"{name}.weight", "shape": [0, 0]}
             for name in ("model.layers.0.mlp.up_proj", "model.layers.2.mlp.down_proj")
         },
         "wanted": {"bits": 4},

@@ -12,6 +12,7 @@ import pytest
 import autoquant
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.formats.checks import layer_errors
+from autoquant.formats.tensors import Part
 from tests.gptq.conftest import QUICK
 from tests.workers import in_worker
 
@@ -63,12 +64,12 @@ def test_a_weight_that_was_never_finite_is_no_small_error() -> None:
     spoiled[0, 0] = np.nan
 
     class Original:
-        def get(self, _: str) -> Any:
+        def part(self, _: Part) -> Any:
             return spoiled
 
     with pytest.raises(CheckFailed, match="layer is off by nan%"):
         layer_errors(
-            {"layer": "layer.weight"},
+            {"layer": Part("layer", "layer.weight", (4, 4))},
             Original(),
             lambda _: np.ones((4, 4), dtype=np.float32),
             lambda *_: None,

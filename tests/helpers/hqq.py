@@ -78,9 +78,9 @@ def hqq_reloaded(folder: str, scratch: str) -> dict[str, Any]:
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
-    from autoquant.backends import folder as quantizers
     from autoquant.backends import hqq
     from autoquant.formats import hqq as hqq_format
+    from autoquant.formats import writer
 
     def by_library(path: str) -> Any:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float16)
@@ -125,7 +125,7 @@ def hqq_reloaded(folder: str, scratch: str) -> dict[str, Any]:
     tied.config.tie_word_embeddings = True
     tied.tie_weights()
     tied.half().save_pretrained(f"{scratch}-tied")
-    quantizers.SHARD = "1MB"
+    writer.SHARD = 1 << 20
     hqq.quantize(
         f"{scratch}-tied",
         f"{scratch}-quantized",

@@ -18,7 +18,7 @@ from autoquant.core.machine import memory_available
 from autoquant.formats import dequantized
 from autoquant.formats import exl2 as format
 from autoquant.formats.checks import WORST, continuation, layer_errors
-from autoquant.formats.tensors import Tensors
+from autoquant.formats.tensors import Part, Tensors
 from autoquant.runtime.worker import Report
 
 HEAD = "lm_head"
@@ -120,7 +120,7 @@ def verify(
     outputs = {name: shape[0] for name, shape in layers.items()} | {
         HEAD: len(original.get(f"{HEAD}.weight"))
     }
-    tensors = {name: f"{name}.weight" for name in [*layers, HEAD]}
+    tensors = {name: Part(name, f"{name}.weight", (0, 0)) for name in [*layers, HEAD]}
     errors = layer_errors(
         tensors, original, lambda name: format.layer(quantized, name, outputs[name]), report
     )
