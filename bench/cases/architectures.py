@@ -1,0 +1,124 @@
+"""Tiny random models of the architectures that people quantize, in the layouts of today's Hub.
+
+``python -m bench.cases.architectures FOLDER [NAME...]`` writes FOLDER/NAME. Imports torch and
+transformers: tests call :func:`make` in a worker. All have the bundled model's tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autoquant.core.bundled import MODEL
+from bench.cases import layouts
+from bench.cases.texts import BASE, SPEAKING
+from bench.cases.vision import SEEING
+
+MODELS = {**SPEAKING, **SEEING}
+Layout = Callable[[Path], None]
+# as published: another layout of a model, or of its config
+PUBLISHED: dict[str, tuple[str, tuple[Layout, ...]]] = {
+    "llama_old": ("llama", (layouts.old_rope,)),
+    "mistral_old": ("mistral", (layouts.old_rope,)),
+    "mixtral_old": ("mixtral", (layouts.old_rope,)),
+    "gpt_neox_old": ("gpt_neox", (layouts.old_neox,)),
+    "llama_float32": ("llama", (layouts.in_float32,)),
+    "llama_sharded": ("llama", (layouts.sharded,)),
+    "llama_pickle": ("llama", (layouts.pickled,)),
+    "llama_padded": ("llama_more_rows", ()),
+    "qwen3_fp8": ("qwen3", (layouts.fp8_blocks,)),
+    "deepseek_v3_fp8": ("deepseek_v3", (layouts.fp8_blocks, layouts.old_rope)),
+    "ministral3_fp8": ("ministral3", (layouts.fp8_per_tensor,)),
+    "llama_w8a8": ("llama", (layouts.int8_channels,)),
+    "gpt_oss_mxfp4": ("gpt_oss", (layouts.mxfp4,)),
+    "qwen35_mtp": ("qwen35", (layouts.draft_block, layouts.draft_in_config)),
+    "qwen35_no_mtp": ("qwen35", (layouts.draft_in_config,)),
+    "qwen35_text_mtp": ("qwen35_text", (layouts.draft_block, layouts.draft_in_config)),
+    "qwen35_moe_mtp": ("qwen35_moe", (layouts.draft_block, layouts.draft_in_config)),
+    "qwen35_moe_fused": ("qwen35_moe", (layouts.fused_experts,)),
+    "qwen3_next_mtp": ("qwen3_next", (layouts.draft_block,)),
+    "glm4_moe_mtp": ("glm4_moe", (layouts.block_beyond,)),
+    "phi4_own_code": ("phi4_mini", (layouts.own_architecture,)),
+}
+MODELS["llama_more_rows"] = ("LlamaForCausalLM", "LlamaConfig", {"vocab_size": 2112})
+
+
+def names() -> list[str]:
+    """All that can be made."""
+    return sorted({*MODELS, *PUBLISHED} - {"llama_more_rows"})
+
+
+def make(name: str, folder: str, seed: int = 0) -> str:
+    """Write a model; its folder."""
+    made, (base, changes) = Path(folder), PUBLISHED.get(name, (name, ()))
+    kind, config_kind, options = MODELS[base]
+    _save(kind, config_kind, options, made, seed)
+    for change in changes:
+        change(made)
+    return str(made)
+
+
+def _save(kind: str, config_kind: str, options: dict[str, Any], folder: Path, seed: int) -> None:
+    import torch
+    import transformers
+
+    if "text" in options:
+        beside = {name: value for name, value in options.items() if name != "text"}
+        config = getattr(transformers, config_kind)(
+            text_config={**BASE, **options["text"]}, **beside
+        )
+    else:
+        config = getattr(transformers, config_kind)(**{**BASE, **options})
+    torch.manual_seed(seed)
+    model = getattr(transformers, kind)(config).eval()
+    randomize(model, seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(MODEL / name, folder / name)
+
+
+def randomize(model: Any, seed: int) -> None:
+    """Weights with which a random model's predictions differ from token to token: transformers'
+    own beginnings are too small for that.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    # Gemma and Granite scale their embeddings up, and Granite its logits down
+    kind = type(model).__name__
+    embeddings, last = (0.12, 0.0)
+    for name, scale, more in (("Gemma", 0.0075, 15.0), ("Granite", 0.01, 59.0)):
+        if kind.startswith(name):
+            embeddings, last = scale, more
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            if parameter.ndim == 1 or "A_log" in name:
+                parameter.add_(0.1 * noise)
+                outside = ".layers." not in name and "vision" not in name
+                if outside and name.endswith("norm.weight"):
+                    parameter.add_(last)
+            elif any(part in name for part in ("embed", "wte", "wpe")):
+                parameter.copy_(embeddings * noise)
+            elif "conv" in name:
+                parameter.copy_(0.4 * noise)
+            else:
+                fan = min(parameter.shape[-2:]) if parameter.ndim == 3 else parameter.shape[-1]
+                parameter.copy_(1.2 * noise / math.sqrt(fan))
+
+
+def main() -> None:
+    """Write models into a folder."""
+    target, *wanted = sys.argv[1:]
+    for name in wanted or names():
+        sys.stdout.write(f"{json.dumps(make(name, str(Path(target) / name)))}\n")
+
+
+if __name__ == "__main__":
+    main()
