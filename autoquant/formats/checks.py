@@ -14,6 +14,7 @@ from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
 from autoquant.core.machine import memory_available
 from autoquant.formats import dequantized
+from autoquant.formats.architecture import class_of, config_of
 from autoquant.formats.tensors import Floats, Part, Tensors
 from autoquant.runtime.worker import Report
 
@@ -161,8 +162,7 @@ def verify(
             f" {memory_available() / 1e9:.1f} GB are free"
         )
     else:
-        tokens = generate(folder, loader)
-        generated_by = f"{len(tokens)} tokens with {engine}, {len(set(tokens))} different"
+        generated_by = generates(loader(folder), folder, source, engine)
     report(1, 1)
     paths = sorted(
         (path for path in Path(folder).iterdir() if path.is_file()),
@@ -186,17 +186,25 @@ def verify(
     }
 
 
-def generate(folder: str, load: Callable[[str], Any]) -> list[int]:
-    """Token ids generated greedily after PROMPT by the model that ``load`` makes of a folder.
-    Raises what it raises if the folder is not as it should be.
+def generates(model: Any, folder: str, source: str, engine: str) -> str:
+    """What a quantized model generates, in words. Raises CheckFailed if it is one token repeated,
+    unless the ``source`` repeats that one too.
     """
-    return continuation(load(folder), folder)
+    tokens = continuation(model, folder)
+    if len(set(tokens)) > 1:
+        return f"{len(tokens)} tokens with {engine}, {len(set(tokens))} different"
+    config = config_of(source)
+    whole = class_of(config).from_pretrained(source, config=config, dtype="auto")
+    if continuation(whole, folder) != tokens:
+        raise CheckFailed(
+            f"the model generates nothing but token {tokens[0] if tokens else 'none'} after"
+            f" {PROMPT!r}, which the unquantized model does not"
+        )
+    return f"{len(tokens)} times the same token with {engine}, as the unquantized model does"
 
 
 def continuation(model: Any, folder: str) -> list[int]:
-    """Token ids that a model generates greedily after PROMPT. Raises CheckFailed if it is always
-    the same one.
-    """
+    """Token ids that a model generates greedily after PROMPT."""
     import torch
     from transformers import AutoTokenizer
 
@@ -212,10 +220,4 @@ def continuation(model: Any, folder: str) -> list[int]:
             max_new_tokens=GENERATED,
             do_sample=False,
         )
-    generated = [int(token) for token in out[0, tokens.input_ids.shape[1] :]]
-    if len(set(generated)) < 2:
-        raise CheckFailed(
-            f"the model generates nothing but token {generated[0] if generated else 'none'} after"
-            f" {PROMPT!r}"
-        )
-    return generated
+    return [int(token) for token in out[0, tokens.input_ids.shape[1] :]]

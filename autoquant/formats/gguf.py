@@ -80,6 +80,18 @@ class Header:
             )
             self.tensors[tensor.name] = tensor
 
+    def quantized_offset(self) -> int:
+        """Where the data would begin in a file that llama.cpp quantizes this one to: ggml drops
+        trailing dimensions of 1 from a tensor's record, and two keys are there afterwards.
+        """
+        of, key = (C.c_void_p,), (C.c_void_p, C.c_char_p)
+        find = function("gguf_find_key", C.c_int64, *key)
+        put = function("gguf_set_val_u32", None, *key, C.c_uint32)
+        for name in (b"general.quantization_version", b"general.file_type"):
+            if find(self._context, name) < 0:
+                put(self._context, name, 0)
+        return int(function("gguf_get_meta_size", C.c_size_t, *of)(self._context))
+
     def __del__(self) -> None:
         if getattr(self, "_context", None):
             function("gguf_free", None, C.c_void_p)(self._context)

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from autoquant.core import bundled, licenses
+from autoquant.core import bundled, cards, licenses
 from autoquant.core.errors import InputError
 from autoquant.core.records import Source
 from autoquant.hub import fetch as hub
@@ -48,24 +48,6 @@ NUMBERS = (
     "num_attention_heads",
     "max_position_embeddings",
 )
-
-
-def _card_data(folder: Path) -> dict[str, Any]:
-    """The front matter of the folder's README.md, or nothing."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return {}
-    import yaml
-    from huggingface_hub import ModelCard
-
-    try:
-        return dict(ModelCard.load(path, ignore_metadata_errors=True).data.to_dict())
-    except (yaml.YAMLError, ValueError) as error:
-        log.warning(
-            "the model's card cannot be read (%s): its licence and language are not known",
-            type(error).__name__,
-        )
-        return {}
 
 
 def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
@@ -146,9 +128,11 @@ def describe(folder: Path, id: str, allow_pickle: bool) -> Source:
     sizes = Counter[str]()
     for name, (dtype, _) in tensors.items():
         sizes[dtype] += elements[name]
-    card = _card_data(folder)
-    language = card.get("language") or ()
-    base = card.get("base_model")
+    card, unread = cards.read(folder)
+    if unread:
+        log.warning(
+            "the model's card cannot be read (%s): its licence and language are not known", unread
+        )
     quantization = config.get("quantization_config")
     tidy = tidied(folder, weights, side_files(folder))
     return Source(
@@ -162,11 +146,9 @@ def describe(folder: Path, id: str, allow_pickle: bool) -> Source:
         bytes=sum(path.stat().st_size for path in weights.files.values()),
         weights=tuple(sorted(weights.files)),
         pickle=weights.pickled,
-        license=str(card["license"]) if card.get("license") else None,
-        language=licenses.languages([language] if isinstance(language, (str, bool)) else language),
-        base_model=(
-            base[0] if isinstance(base, list) and base else base if isinstance(base, str) else None
-        ),
+        license=card.get("license"),
+        language=tuple(card.get("language", ())),
+        base_model=next(iter(card.get("base_model", ())), None),
         chat_template=(folder / "chat_template.jinja").is_file()
         or bool(_tokenizer_config(folder).get("chat_template")),
         vocab_size=int(language_config.get("vocab_size") or 0),
@@ -176,8 +158,8 @@ def describe(folder: Path, id: str, allow_pickle: bool) -> Source:
             if isinstance(quantization, dict)
             else None
         ),
-        license_name=str(card["license_name"]) if card.get("license_name") else None,
-        license_link=str(card["license_link"]) if card.get("license_link") else None,
+        license_name=card.get("license_name"),
+        license_link=card.get("license_link"),
         given=folder if tidy != folder else None,
     )
 

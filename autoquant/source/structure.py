@@ -18,7 +18,7 @@ from autoquant.core.files import key_of, sha256_of, write_atomically
 from autoquant.core.records import Source
 from autoquant.core.version import __version__
 from autoquant.runtime import process
-from autoquant.source.headers import headers_of
+from autoquant.source.headers import headers_of, read_json
 
 log = logging.getLogger(__name__)
 # what config and tokenizer are read from
@@ -226,6 +226,23 @@ def _tokens_without_rows(found: Structure) -> str:
     if not found.rows or id < found.rows:
         return ""
     return f"the tokenizer's token {token!r} has id {id}, and the embeddings have {found.rows} rows"
+
+
+def drafts(source: Source) -> set[str]:
+    """The tensors of blocks for multi-token prediction: those named so, and of the blocks after
+    the last where config.json counts drafts.
+    """
+    config = read_json(source.folder / "config.json")
+    inner = config.get("text_config") or config
+    counted_there = inner.get("num_nextn_predict_layers") or inner.get("mtp_num_hidden_layers")
+    found = structure(source)
+    blocks = {number for layer in found.layers if (number := _block(layer.module)) is not None}
+    beyond = (
+        {name for name in found.unused if (_block(name) or 0) > max(blocks, default=1 << 30)}
+        if counted_there
+        else set()
+    )
+    return beyond | {name for name in found.unused if name.startswith("mtp.")}
 
 
 def notes_on(source: Source) -> list[str]:

@@ -20,6 +20,10 @@ from bench.cases.texts import BASE, SPEAKING
 from bench.cases.vision import SEEING
 
 MODELS = {**SPEAKING, **SEEING}
+SPECIAL = (
+    "[gMASK] <sop> <|endoftext|> <|user|> <|assistant|> <|observation|> <|system|> <|im_start|>"
+    " <|im_end|> <|image_pad|> <|vision_start|> <|vision_end|> <|video_pad|> <|object_ref_start|>"
+).split()
 Layout = Callable[[Path], None]
 # as published: another layout of a model, or of its config
 PUBLISHED: dict[str, tuple[str, tuple[Layout, ...]]] = {
@@ -45,7 +49,7 @@ PUBLISHED: dict[str, tuple[str, tuple[Layout, ...]]] = {
     "glm4_moe_mtp": ("glm4_moe", (layouts.block_beyond,)),
     "phi4_own_code": ("phi4_mini", (layouts.own_architecture,)),
 }
-MODELS["llama_more_rows"] = ("LlamaForCausalLM", "LlamaConfig", {"vocab_size": 2112})
+MODELS["llama_more_rows"] = ("LlamaForCausalLM", "LlamaConfig", {"vocab_size": 2176})
 
 
 def names() -> list[str]:
@@ -79,8 +83,22 @@ def _save(kind: str, config_kind: str, options: dict[str, Any], folder: Path, se
     randomize(model, seed)
     shutil.rmtree(folder, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(MODEL / name, folder / name)
+    tokenizer(folder)
+
+
+def tokenizer(folder: Path) -> None:
+    """The bundled model's tokenizer, with the special tokens that model families look for by name;
+    the models have rows for them.
+    """
+    shutil.copyfile(MODEL / "tokenizer_config.json", folder / "tokenizer_config.json")
+    data = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    data["added_tokens"] += [
+        {"id": 2048 + i, "content": token, "special": True, **plain}
+        for i, token in enumerate(SPECIAL)
+    ]
+    text = json.dumps(data, ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
 
 
 def randomize(model: Any, seed: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-V, H = 2048, 256
+V, H = 2112, 256  # 2048 tokens, and special ones
 BASE: dict[str, Any] = {
     "vocab_size": V,
     "hidden_size": H,
@@ -125,7 +125,11 @@ SPEAKING: dict[str, Spec] = {
         },
     ),
     "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**EXPERTS, "head_dim": 64}),
-    "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", {**EXPERTS, "intermediate_size": 256}),
+    "olmoe": (
+        "OlmoeForCausalLM",
+        "OlmoeConfig",
+        {**EXPERTS, "intermediate_size": 256, "num_key_value_heads": 4},
+    ),
     "qwen3_next": ("Qwen3NextForCausalLM", "Qwen3NextConfig", {**LINEAR, **SHARED}),
     "qwen35_text": ("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", QWEN35),
     "phi3": ("Phi3ForCausalLM", "Phi3Config", PHI),

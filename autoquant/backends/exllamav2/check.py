@@ -17,7 +17,7 @@ from autoquant.core.files import sha256_of
 from autoquant.core.machine import memory_available
 from autoquant.formats import dequantized
 from autoquant.formats import exl2 as format
-from autoquant.formats.checks import WORST, continuation, layer_errors
+from autoquant.formats.checks import WORST, generates, layer_errors
 from autoquant.formats.tensors import Part, Tensors
 from autoquant.runtime.worker import Report
 
@@ -144,11 +144,7 @@ def verify(
             f" {memory_available() / 1e9:.1f} GB are free"
         )
     else:
-        generated = continuation(dequantized.load(folder), folder)
-        said = (
-            f"{len(generated)} tokens with transformers from the weights as they were read back,"
-            f" {len(set(generated))} different"
-        )
+        said = generates(dequantized.load(folder), folder, source, dequantized.READ_BACK)
     report(1, 1)
     paths = sorted(
         (path for path in Path(folder).iterdir() if path.is_file()),

@@ -32,15 +32,22 @@ def _shards(path: Path) -> list[Path]:
 
 
 def verify(
-    path: str, header: str, plan: dict[str, Any], *, threads: int, run: bool = True
+    path: str,
+    header: str,
+    plan: dict[str, Any],
+    *,
+    threads: int,
+    run: bool = True,
+    unquantized: str = "",
 ) -> dict[str, Any]:
     """Check one GGUF file (or the first shard of one) against the header-only file of its source
     and the plan of its type.
 
     Opens; architecture, tensor names, shapes and types; size on disk; chat template; no NaN or Inf
-    in SAMPLE_ROWS dequantized rows of every tensor; a greedy generation that is neither empty nor
-    one token repeated (``run``). Returns ``checks`` ([name, seen]), ``files`` ([name, bytes,
-    sha256]) and ``bits_per_weight``. Raises CheckFailed naming the file and tensor.
+    in SAMPLE_ROWS dequantized rows of every tensor; a greedy generation that is not one token
+    repeated (``run``), unless the ``unquantized`` file's is too. Returns ``checks`` ([name, seen]),
+    ``files`` ([name, bytes, sha256]) and ``bits_per_weight``. Raises CheckFailed naming the file
+    and tensor.
     """
     first = Path(path)
     name = first.name
@@ -101,12 +108,18 @@ def verify(
     ]
     if run:
         tokens = library.generate(str(first), threads=threads, prompt=PROMPT, n=GENERATED)
+        said = f"{len(tokens)} tokens, {len(set(tokens))} different"
         if len(set(tokens)) < 2:
-            raise CheckFailed(
-                f"{name} generates nothing but token {tokens[0]} after {PROMPT!r}: the model is"
-                " broken or the type too small for it"
+            whole = unquantized and library.generate(
+                unquantized, threads=threads, prompt=PROMPT, n=GENERATED
             )
-        checks.append(["generates", f"{len(tokens)} tokens, {len(set(tokens))} different"])
+            if whole != tokens:
+                raise CheckFailed(
+                    f"{name} generates nothing but token {tokens[0]} after {PROMPT!r}, which the"
+                    " unquantized model does not: the type is too small for it, or the file broken"
+                )
+            said = f"{len(tokens)} times the same token, as the unquantized model does"
+        checks.append(["generates", said])
     with trace.library("sha256"):
         listed = [[file.name, file.stat().st_size, sha256_of(file)] for file in files]
     return {"checks": checks, "files": listed, "bits_per_weight": bits}
@@ -151,6 +164,9 @@ def quantize_and_verify(
     """
     done: dict[str, float] = {}
 
+    def checked(path: Path, job: dict[str, Any], threads: int) -> dict[str, Any]:
+        return verify(str(path), header, job["plan"], threads=threads, unquantized=source)
+
     def work(job: dict[str, Any], threads: int) -> None:
         path, name = Path(job["target"]), job["type"]
 
@@ -170,7 +186,7 @@ def quantize_and_verify(
             )
         if split and path.stat().st_size > split:
             path = split_file(path, split)
-        emit({"type": name, **verify(str(path), header, job["plan"], threads=threads)})
+        emit({"type": name, **checked(path, job, threads)})
 
     each = max(1, cores // at_once)
     with ThreadPoolExecutor(at_once) as pool:

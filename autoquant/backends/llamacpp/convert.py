@@ -8,6 +8,7 @@ compare token ids, refuse what cannot work or does not fit, and only then write 
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from autoquant.backends.llamacpp import hooks
 from autoquant.backends.llamacpp.tokens import (
     TOKENIZER_SAMPLE,
     compare_tokens,
@@ -25,7 +27,6 @@ from autoquant.backends.llamacpp.tokens import (
 )
 from autoquant.backends.llamacpp.types import nearest
 from autoquant.core.errors import InputError, ProcessFailed
-from autoquant.core.licenses import languages
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Report
 
@@ -108,6 +109,7 @@ def convert(
     imatrix: bool,
     imatrix_file: str = "",
     only_plan: bool = False,
+    taking: dict[str, Any] | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Plan, and unless ``only_plan``, write the GGUF file ``target`` with ``outtype`` (f32, f16,
@@ -117,6 +119,7 @@ def convert(
     ``room`` are the free bytes, ``need`` the bytes needed beside the types (``{"other": …,
     "intermediate": 0 or 1}``). Returns ``plans`` (see :func:`quantize.dry_run`),
     ``intermediate`` (bytes of the converted file), ``tokens`` ("" or how the token ids differ).
+    ``taking`` says which tensors to take, see :class:`hooks.Taking`.
 
     Raises InputError for an unknown architecture or pre-tokenizer, a type that cannot be, needs an
     imatrix or does not fit.
@@ -127,31 +130,13 @@ def convert(
     sys.path.insert(0, converter)
     with trace.library("import the converter and torch"):
         import convert_hf_to_gguf as script
-        import yaml
         from conversion import TEXT_MODEL_MAP, base
         from gguf.metadata import Metadata
 
     errors = _FirstError()
     logging.getLogger("hf-to-gguf").addHandler(errors)
     result: dict[str, Any] = {}
-    load = base.ModelBase.load_hparams
-    read_card = Metadata.load_model_card
-
-    def load_model_card(model_path: Path | None = None) -> dict[str, Any]:
-        """The converter fails on a card that is no YAML, and on one that lists Norwegian ("no",
-        which YAML reads as false).
-        """
-        try:
-            card = dict(read_card(model_path))
-        except yaml.YAMLError:
-            return {}
-        if isinstance(card.get("language"), list):
-            card["language"] = list(languages(card["language"]))
-        return card
-
-    def load_hparams(*arguments: Any, **named: Any) -> Any:
-        with trace.library("convert: config"):  # imports most of transformers
-            return load(*arguments, **named)
+    hooks.read_everything(base, Metadata, hooks.Taking(**(taking or {})))
 
     def write(self: Any) -> None:
         with trace.library("convert: prepare"):
@@ -178,8 +163,6 @@ def convert(
         with trace.library("convert: write"):
             _write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
 
-    base.ModelBase.load_hparams = staticmethod(load_hparams)
-    Metadata.load_model_card = staticmethod(load_model_card)
     base.ModelBase.write = write
     if pre_tokenizer:
         base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
@@ -213,20 +196,18 @@ def convert(
                 f" {', '.join(nearest(match[1], tuple(TEXT_MODEL_MAP)))}"
             ) from None
         raise ProcessFailed(f"llama.cpp's converter gave up: {said}") from None
-    except (
-        ValueError,
-        KeyError,
-        AssertionError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
+    except (InputError, ProcessFailed):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
         # whatever the converter stumbles over in config or tokenizer files; the traceback is in the
         # log
         logging.getLogger(__name__).exception("converter failed")
+        said = str(error).strip() or "it gave no reason"
         raise ProcessFailed(
-            f"llama.cpp's converter failed on {model}: {type(error).__name__}: {error}"
+            f"llama.cpp's converter failed on {name}: {type(error).__name__}: {said}. The traceback"
+            " is in the run's log"
         ) from None
     return result
 

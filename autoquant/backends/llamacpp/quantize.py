@@ -166,7 +166,7 @@ def dry_run(
         plans.append(
             {
                 "type": type,
-                "bytes": known.data_offset + data,
+                "bytes": known.quantized_offset() + data,
                 "bits_per_weight": stored * 8 / elements,
                 "needs_imatrix": needs,
                 "tensors": tensors,

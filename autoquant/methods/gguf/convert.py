@@ -10,6 +10,7 @@ from autoquant.core.bundled import CALIBRATION_TEXT
 from autoquant.core.records import Source
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
+from autoquant.source import structure
 
 
 def precision(source: Source, options: GgufOptions) -> str:
@@ -17,6 +18,18 @@ def precision(source: Source, options: GgufOptions) -> str:
     if options.precision != "auto":
         return options.precision
     return {"F32": "f32", "F16": "f16"}.get(source.dtype, "bf16")
+
+
+def _taking(source: Source) -> dict[str, Any]:
+    """Which of a source's tensors the converter takes (see hooks.Taking): of draft blocks for
+    multi-token prediction those that are there, for llama.cpp runs them.
+    """
+    found = structure.structure(source)
+    if not found.known or source.quantized:
+        return {}
+    drafts = structure.drafts(source)
+    drop = [*found.tied, *(name for name in found.unused if name not in drafts)]
+    return {"drop": drop, "prefix": found.prefix, "drafts": sorted(drafts)}
 
 
 def fallback_note(planned: dict[str, Any]) -> str:
@@ -75,5 +88,6 @@ def convert(
                 else ""
             ),
             only_plan=only_plan,
+            taking=_taking(source),
         )
     )
