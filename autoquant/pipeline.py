@@ -279,6 +279,7 @@ def _provenance(
         "source": snapshot.source.id,
         "source sha256": snapshot.sha256,
         **({"source commit": revision} if revision else {}),
+        **({"source stored as": stored} if (stored := snapshot.source.stored_as) else {}),
         **facts,
         "options": shown,
         "versions": ", ".join([f"autoquant {__version__}", *versions, system]),

@@ -136,6 +136,10 @@ class Source:
     ``given`` the folder that was named, where ours stands for it (see source.tidy). ``remote``
     means the weights are still on the Hub: ``folder`` then has the small files and, for each weight
     file, its header followed by a hole.
+
+    Of a source that is quantized, ``stored_as`` says how and ``stored_in`` is the folder with its
+    files, while ``folder`` is its 16-bit form: until it is made, headers and holes (see
+    source.unquantized).
     """
 
     id: str
@@ -161,6 +165,8 @@ class Source:
     private: bool = False
     remote: bool = False
     given: Path | None = None
+    stored_as: str = ""
+    stored_in: Path | None = None
 
     @property
     def name(self) -> str:
@@ -169,8 +175,11 @@ class Source:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form for the journal."""
-        given = str(self.given) if self.given else None
-        return {**dataclasses.asdict(self), "folder": str(self.folder), "given": given}
+        places = {
+            name: str(value) if (value := getattr(self, name)) else None
+            for name in ("folder", "given", "stored_in")
+        }
+        return {**dataclasses.asdict(self), **places}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Source:
@@ -179,7 +188,10 @@ class Source:
             **{
                 **data,
                 "folder": Path(data["folder"]),
-                "given": Path(data["given"]) if data.get("given") else None,
+                **{
+                    name: Path(data[name]) if data.get(name) else None
+                    for name in ("given", "stored_in")
+                },
                 "weights": tuple(data["weights"]),
                 "language": tuple(data["language"]),
             }

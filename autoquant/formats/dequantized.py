@@ -245,7 +245,7 @@ def load(folder: str, *, activations: bool = True) -> Any:
         state = {
             name: torch.from_numpy(tensors.get(name)).float()
             for name in tensors.names()
-            if not _owned(name, layers)
+            if not owned(name, layers)
         }
         state |= {
             f"{layer}.weight": torch.from_numpy(format.weight(tensors, layer, block))
@@ -287,7 +287,7 @@ def _round_inputs(
         )
 
 
-def _owned(name: str, layers: set[str]) -> bool:
+def owned(name: str, layers: set[str]) -> bool:
     """Whether a tensor belongs to a quantized layer; biases stay as they are."""
     parts = name.split(".")
     return parts[-1] != "bias" and any(".".join(parts[:i]) in layers for i in range(1, len(parts)))

@@ -84,6 +84,10 @@ class Tensors:
         tensor = self._where[name].get_tensor(name)
         return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()  # type: ignore[no-any-return]
 
+    def raw(self, name: str) -> Any:
+        """One tensor as torch has it."""
+        return self._where[name].get_tensor(name)
+
     def part(self, part: Part) -> np.ndarray[Any, Any]:
         """A part of one, as float32."""
         if part.expert is None:

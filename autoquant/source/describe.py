@@ -16,6 +16,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.records import Source
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
+from autoquant.source import unquantized
 from autoquant.source.headers import (
     Header,
     pickle_header_in_worker,
@@ -101,7 +102,25 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
 
 
 def describe(folder: Path, id: str, allow_pickle: bool) -> Source:
-    """A Source from a folder's config, weight headers and card."""
+    """A Source from a folder's config, weight headers and card. Of a quantized one that can be read
+    it is the 16-bit form that is described, though not made yet.
+    """
+    source = describe_as_stored(folder, id, allow_pickle)
+    if not source.quantized or source.pickle:
+        return source
+    outline = unquantized.outline(source)
+    form = describe_as_stored(outline, id, allow_pickle=False)
+    return dataclasses.replace(
+        form,
+        bytes=source.bytes,
+        given=source.given or folder,
+        stored_as=str(source.quantized),
+        stored_in=source.folder,
+    )
+
+
+def describe_as_stored(folder: Path, id: str, allow_pickle: bool) -> Source:
+    """A Source as its files are."""
     if not (folder / "config.json").is_file():
         raise InputError(_no_config(folder))
     config = read_json(folder / "config.json")
@@ -155,7 +174,7 @@ def describe(folder: Path, id: str, allow_pickle: bool) -> Source:
         context=int(language_config.get("max_position_embeddings") or 2048),
         quantized=(
             str(quantization.get("quant_method", "unknown"))
-            if isinstance(quantization, dict)
+            if isinstance(quantization, dict) and quantization
             else None
         ),
         license_name=card.get("license_name"),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from autoquant.core.files import sha256_of
 from autoquant.core.records import Snapshot, Source
+from autoquant.formats.checkpoint import weight_files
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
-from autoquant.source.describe import describe, side_files
+from autoquant.source import unquantized
+from autoquant.source.describe import describe, describe_as_stored, side_files
 
 
 def bytes_to_fetch(source: Source) -> int:
@@ -24,7 +26,7 @@ def bytes_to_fetch(source: Source) -> int:
 
 def fetch(source: Source) -> Snapshot:
     """Have the files at hand and hash them. Of a folder nothing is copied; from the Hub the missing
-    files are downloaded and checked.
+    files are downloaded and checked. A quantized source is made 16-bit, once, in the cache.
     """
     if source.remote:
         assert source.revision is not None
@@ -33,22 +35,23 @@ def fetch(source: Source) -> Snapshot:
         source = dataclasses.replace(
             here, revision=source.revision, gated=source.gated, private=source.private
         )
-        return _snapshot(source, files)
-    side = (path.relative_to(source.folder).as_posix() for path in side_files(source.folder))
-    names = sorted({*side, *source.weights})
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return _snapshot(
-            source,
-            dict(
-                zip(
-                    names,
-                    pool.map(lambda name: sha256_of(source.folder / name), names),
-                    strict=True,
-                )
-            ),
-        )
-
-
-def _snapshot(source: Source, files: Mapping[str, str]) -> Snapshot:
+    else:
+        files = _hashes(source.stored_in or source.folder, source)
     digest = hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
+    if source.stored_in is not None:
+        place = unquantized.place_of(source.stored_in, digest)
+        form = describe_as_stored(place, source.id, allow_pickle=False)
+        source = dataclasses.replace(source, folder=place, weights=form.weights)
     return Snapshot(source=source, folder=source.folder, sha256=digest, files=dict(files))
+
+
+def _hashes(folder: Path, source: Source) -> dict[str, str]:
+    """The sha256 of the files in a folder, by name."""
+    weights = source.weights
+    if source.stored_in is not None:
+        weights = tuple(path.name for path in weight_files(folder))
+    side = (path.relative_to(folder).as_posix() for path in side_files(folder))
+    names = sorted({*side, *weights})
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        found = pool.map(lambda name: sha256_of(folder / name), names)
+        return dict(zip(names, found, strict=True))

@@ -250,9 +250,16 @@ def notes_on(source: Source) -> list[str]:
     are; tokens without a row.
     """
     found = structure(source)
-    if not found.known or source.quantized:
-        return []
-    rest, notes = list(found.unused), []
+    notes = []
+    if source.stored_as:
+        notes.append(
+            f"the source is quantized ({source.stored_as}): it is made 16-bit first"
+            f" ({2 * source.parameters / 1e9:.2f} GB, in the cache); what its quantization has lost"
+            " stays lost, and quality is measured against that form"
+        )
+    if not found.known:
+        return notes
+    rest = list(found.unused)
     for what, parts in LEFTOVERS:
         these = [name for name in rest if any(part in name for part in parts)]
         rest = [name for name in rest if name not in these]

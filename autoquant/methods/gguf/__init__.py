@@ -69,8 +69,12 @@ class Gguf(Method[GgufOptions]):
 
     def resolve_defaults(self, source: Source, options: GgufOptions) -> GgufOptions:
         """The bundled models' vocabulary is their own, so llama.cpp cannot know its pre-tokenizer;
-        we do.
+        we do. Of a model whose experts are MXFP4 the usual type is MXFP4_MOE.
         """
+        default = GgufOptions.model_fields["types"].default
+        if source.stored_as == "mxfp4" and options.types == default:
+            # its experts stay what they are: MXFP4 of MXFP4 loses nothing
+            options = options.model_copy(update={"types": ("MXFP4_MOE",)})
         if source.folder in MODELS.values() and not options.pre_tokenizer:
             return options.model_copy(update={"pre_tokenizer": "gpt-2"})
         return options

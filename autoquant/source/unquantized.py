@@ -1,0 +1,148 @@
+"""A quantized source made into one of 16 bits, in the cache: what every method then takes. What its
+quantization has lost stays lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autoquant.core.cache import cache_folder
+from autoquant.core.errors import InputError
+from autoquant.core.files import free_bytes, key_of
+from autoquant.core.progress import Bar
+from autoquant.core.records import Source
+from autoquant.formats import stored
+from autoquant.formats.checkpoint import BESIDE, weight_files
+from autoquant.formats.tensors import Tensors
+from autoquant.runtime import process
+from autoquant.runtime.worker import Report
+from autoquant.source.headers import Header, headers_of, read_json
+
+
+def outline(source: Source) -> Path:
+    """A folder that has the 16-bit form of a quantized source as headers and holes, with its config
+    and tokenizer. Raises InputError for a format that is not read.
+    """
+    folder = source.folder
+    seen = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    ]
+    place = cache_folder() / "sources" / f"{key_of(str(folder), seen)}-outline"
+    if (place / "config.json").is_file():
+        return place
+    config = read_json(folder / "config.json")
+    block = config.pop("quantization_config")
+    headers = headers_of(folder, list(source.weights))
+    try:
+        made = stored.made_of(headers, block, Tensors(str(folder)))
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{source.id} is quantized already ({source.quantized}), and cannot be read back:"
+            f" {error}. Give the unquantized model"
+        ) from None
+    dtype, at, entries = _half(headers), 0, {}
+    for name, one in made.items():
+        size = 2 * math.prod(one.shape)
+        entries[name] = {
+            "dtype": dtype,
+            "shape": list(one.shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(entries).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        model = Path(scratch) / "model"
+        model.mkdir()
+        with open(model / "model.safetensors", "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + at)
+        _beside(folder, model, config, dtype)
+        with contextlib.suppress(OSError):  # another process was first: theirs is the same
+            os.replace(model, place)
+    return place
+
+
+def _half(headers: Mapping[str, Header]) -> str:
+    """The 16-bit dtype of a quantized checkpoint's other tensors."""
+    return (
+        "F16" if {dtype for dtype, _ in headers.values()} & {"F16", "BF16"} == {"F16"} else "BF16"
+    )
+
+
+def _beside(folder: Path, target: Path, config: dict[str, Any], dtype: str) -> None:
+    """Config and tokenizer of the 16-bit form."""
+    config = {name: value for name, value in config.items() if name != "torch_dtype"}
+    config["dtype"] = "float16" if dtype == "F16" else "bfloat16"
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        if path.name in BESIDE or path.suffix == ".jinja" or path.name == "README.md":
+            shutil.copyfile(path, target / path.name)
+    extra = folder / "additional_chat_templates"
+    if extra.is_dir():
+        shutil.copytree(extra, target / extra.name)
+
+
+def place_of(folder: Path, sha256: str) -> Path:
+    """The folder of 16 bits for a quantized one at hand, made if it is not there. Raises InputError
+    without room.
+    """
+    place = cache_folder() / "sources" / f"{key_of(sha256)}-16bit"
+    if (place / "config.json").is_file():
+        return place
+    names = [path.name for path in weight_files(folder)]
+    values = sum(math.prod(shape) for _, shape in headers_of(folder, names).values())
+    needed = 2 * values
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if needed > free_bytes(place.parent):
+        raise InputError(
+            f"the model is quantized, and its 16-bit form needs about {needed / 1e9:.2f} GB in"
+            f" {place.parent}; {free_bytes(place.parent) / 1e9:.2f} GB are free. Set"
+            " AUTOQUANT_CACHE to a larger disk"
+        )
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch, Bar("to 16 bits") as progress:
+        made = Path(scratch) / "model"
+        process.call(
+            "autoquant.source.unquantized:write",
+            log=Path(scratch) / "log",
+            progress=progress,
+            folder=str(folder),
+            target=str(made),
+        )
+        with contextlib.suppress(OSError):  # another process was first: theirs is the same
+            os.replace(made, place)
+    return place
+
+
+def write(folder: str, target: str, *, report: Report) -> None:
+    """Write the 16-bit form, tensor by tensor. Runs in a worker."""
+    import torch
+
+    from autoquant.formats.writer import ShardWriter
+
+    source = Path(folder)
+    config = read_json(source / "config.json")
+    block: dict[str, Any] = config.pop("quantization_config")
+    headers = headers_of(source, [path.name for path in weight_files(source)])
+    tensors = Tensors(folder)
+    made = stored.made_of(headers, block, tensors)
+    dtype = torch.float16 if _half(headers) == "F16" else torch.bfloat16
+    with ShardWriter(Path(target), made) as out:
+        for i, (name, one) in enumerate(made.items(), 1):
+            if one.way == "plain" and headers[name][0] in ("F16", "BF16", "F32", "I64"):
+                out.add(name, tensors.raw(name))
+            else:
+                out.add(name, torch.from_numpy(stored.read(tensors, one, block)).to(dtype))
+            report(i, len(made))
+    _beside(source, Path(target), config, _half(headers))
