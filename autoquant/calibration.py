@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from autoquant.core import licenses
+from autoquant.core import texts as texts_of
 from autoquant.core.bundled import CALIBRATION_TEXT
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
+from autoquant.core.texts import Document
 
 # a token, generously; a dataset on the Hub is read until it has four times what the samples need
 CHARACTERS = 6
@@ -103,7 +106,7 @@ class Documents:
     the Hub).
     """
 
-    texts: list[str]
+    texts: Sequence[Document]
     name: str
 
 
@@ -116,8 +119,8 @@ def check(options: CalibrationOptions) -> None:
         _dataset(options)
         return
     idle = {"calibration_split": "datasets on the Hub", "calibration_subset": "datasets on the Hub"}
-    if path.suffix not in (".parquet", ".jsonl", ".json"):
-        idle["calibration_column"] = "datasets and .jsonl and .parquet files"
+    if not texts_of.columns_matter(path):
+        idle["calibration_column"] = "datasets, and files with columns (JSON, CSV, Parquet)"
     for name, kinds in idle.items():
         if getattr(options, name) != CalibrationOptions.model_fields[name].default:
             raise InputError(
@@ -139,7 +142,8 @@ def documents(options: CalibrationOptions) -> Documents:
         from autoquant.hub import datasets
 
         id, revision = _dataset(options)
-        texts, commit = datasets.documents(
+        texts: list[Document] = []
+        rows, commit = datasets.documents(
             id,
             revision,
             subset=options.calibration_subset,
@@ -147,6 +151,7 @@ def documents(options: CalibrationOptions) -> Documents:
             column=options.calibration_column,
             characters=4 * CHARACTERS * options.calibration_samples * options.calibration_length,
         )
+        texts += rows
         name = " ".join(
             part
             for part in (
@@ -158,14 +163,14 @@ def documents(options: CalibrationOptions) -> Documents:
         )
     else:
         texts, name = (
-            _read(path, options.calibration_column),
+            texts_of.documents(path, "calibration", options.calibration_column),
             (
                 "the built-in text (English novels)"
                 if options.calibration == "builtin"
                 else path.name
             ),
         )
-    if not any(text.strip() for text in texts):
+    if not any(texts_of.plain(text).strip() for text in texts):
         raise InputError(f"calibration: {name} is empty")
     return Documents(texts, name)
 
@@ -174,7 +179,7 @@ def _file(options: CalibrationOptions) -> Path | None:
     """The file the option names; None if it names a dataset on the Hub."""
     if options.calibration == "builtin":
         return CALIBRATION_TEXT
-    path = Path(options.calibration).expanduser()
+    path = texts_of.expanded(options.calibration, "calibration")
     return path if path.is_file() else None
 
 
@@ -187,10 +192,10 @@ def _dataset(options: CalibrationOptions) -> tuple[str, str | None]:
     if (
         looks_like_a_file
         or not licenses.is_repo_id(id)
-        or Path(options.calibration).expanduser().exists()
+        or texts_of.expanded(options.calibration, "calibration").exists()
     ):
         raise InputError(
-            f"calibration: no such file: {options.calibration}; give a .txt, .jsonl or .parquet"
+            f"calibration: no such file: {options.calibration}; give a text, JSON, CSV or Parquet"
             " file, a dataset on the Hub as owner/name, or builtin"
         )
     import importlib.util
@@ -202,65 +207,9 @@ def _dataset(options: CalibrationOptions) -> tuple[str, str | None]:
     return id, revision or None
 
 
-def _read(path: Path, column: str) -> list[str]:
-    try:
-        if path.suffix == ".parquet":
-            return _parquet(path, column)
-        if path.suffix in (".jsonl", ".json"):
-            text = path.read_text(encoding="utf-8")
-            # splitlines would also cut at U+2028
-            rows = (
-                json.loads(text)
-                if text.lstrip().startswith("[")
-                else [json.loads(line) for line in text.split("\n") if line.strip()]
-            )
-            return [cell for row in rows if (cell := _cell(row, column, path))]
-        return [path.read_text(encoding="utf-8")]
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
-        raise InputError(
-            f"calibration: {path} cannot be read ({type(error).__name__}: {error})"
-        ) from None
-
-
-def _parquet(path: Path, column: str) -> list[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError(
-            f"calibration: {path} is read with the pyarrow library: pip install pyarrow"
-        ) from None
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-        if column not in table.schema_arrow.names:
-            raise InputError(
-                f"calibration: {path} has no column {column!r}; it has:"
-                f" {', '.join(table.schema_arrow.names)}. Name one with calibration_column"
-            )
-        values = table.read([column]).column(column).to_pylist()
-        if any(value is not None and not isinstance(value, str) for value in values):
-            raise InputError(
-                f"calibration: column {column!r} of {path} holds no text. Name one with"
-                f" calibration_column; it has: {', '.join(table.schema_arrow.names)}"
-            )
-        return [text for text in values if text]
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"calibration: {path} is no parquet file ({error})") from None
-
-
-def _cell(row: Any, column: str, path: Path) -> str:
-    if isinstance(row, dict) and column in row and row[column] is None:
-        return ""
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
-        names = ", ".join(map(str, row)) if isinstance(row, dict) else "no columns"
-        raise InputError(
-            f"calibration: a line of {path} has no text in column {column!r}; it has: {names}. Name"
-            " one with calibration_column"
-        )
-    return str(row[column])
-
-
-def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int) -> list[list[int]]:
+def pack(
+    folder: str, texts: Sequence[Document], *, samples: int, length: int, seed: int
+) -> list[list[int]]:
     """At most ``samples`` lists of ``length`` token ids by the model's own tokenizer, drawn without
     repetition by ``seed``. Runs in a worker.
 
@@ -277,11 +226,10 @@ def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int)
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
     for i in order:
+        text = rendered(tokenizer, texts[i])
         # tokenizers take time and memory that grow with one text's length
-        for start in range(0, len(texts[i]), 1 << 20):
-            stream += tokenizer.encode(
-                texts[i][start : start + (1 << 20)], add_special_tokens=False
-            )
+        for start in range(0, len(text), 1 << 20):
+            stream += tokenizer.encode(text[start : start + (1 << 20)], add_special_tokens=False)
         stream += end
         if len(stream) > enough:
             break
@@ -293,6 +241,20 @@ def pack(folder: str, texts: list[str], *, samples: int, length: int, seed: int)
         )
     picked = sorted(random.Random(seed).sample(range(n), min(samples, n)))
     return [stream[i * length : (i + 1) * length] for i in picked]
+
+
+def rendered(tokenizer: Any, document: Document) -> str:
+    """A document as the model reads it: a conversation in its chat template, if it has one."""
+    if isinstance(document, str) or not getattr(tokenizer, "chat_template", None):
+        return texts_of.plain(document)
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(document, tokenize=False))
+    except TemplateError as error:
+        raise InputError(
+            f"calibration: the model's chat template refuses a conversation ({error})"
+        ) from None
 
 
 def fewer(samples: int, asked: int, length: int) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 
 from autoquant.core import bundled, journal, licenses
 from autoquant.core.errors import HubFailed, InputError
-from autoquant.core.files import read_text
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.records import Evaluation, Plan, RunRecord, Snapshot, Source
+from autoquant.core.texts import read_text
 from autoquant.evaluate import artifacts as measuring
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
@@ -153,6 +153,15 @@ def _make(
             options,
             run,
             artifacts,
+            env=method.environment(options),
+            unquantized=output.unquantized,
+        )
+        measuring.refuse_wrong_conversion(
+            snapshot,
+            options,
+            run,
+            artifacts,
+            method.nearly_lossless,
             env=method.environment(options),
             unquantized=output.unquantized,
         )

@@ -125,8 +125,3 @@ def test_bad_options_leave_nothing_behind(
     with pytest.raises(InputError, match=said):
         autoquant.bitsandbytes("demo", out=tmp_path / "out", **values)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_quantized_source_is_refused(nf4: Result, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"run is quantized already \(bitsandbytes\)"):
-        autoquant.bitsandbytes(nf4.folder, out=tmp_path / "out")

@@ -174,7 +174,5 @@ def test_sizes_that_do_not_fit_name_layers_and_sizes_that_do(
     assert item.type == "4bit-128g-axis0"
     (item,) = autoquant.plan("hqq", folder).items
     assert item.type == "4bit-64g", "unless asked, the largest that fits"
-    with pytest.raises(InputError, match=r"run is quantized already \(hqq\)"):
-        autoquant.hqq(four_bits.folder, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert str(DEMO_FOLDER) not in four_bits.card()

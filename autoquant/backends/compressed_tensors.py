@@ -55,13 +55,18 @@ def quantize(
     )
 
     def one(matrix: Any, name: str) -> Mapping[str, Any]:
-        weight = matrix.to(dtype)
+        # in float32: with the eight bits of bfloat16 a code would be off by one now and then
+        weight = matrix.float()
         scale, zero = calculate_qparams(
             weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), weights
         )
         scale = scale.to(dtype)
         codes = rounded(
-            x=weight, scale=scale, zero_point=zero, args=weights, dtype=weights.pytorch_dtype()
+            x=weight,
+            scale=scale.float(),
+            zero_point=zero,
+            args=weights,
+            dtype=weights.pytorch_dtype(),
         )
         parts = {"weight": codes, "weight_scale": scale}
         if ids:

@@ -106,14 +106,14 @@ def rewrite(
             with opened(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     for part in by_tensor.get(name, ()):
-                        matrix = part.read(file.get_slice).to(on)
+                        matrix = _computable(part.read(file.get_slice)).to(on)
                         _refuse_damaged(matrix, name, path)
                         for suffix, tensor in quantize(matrix, part.name).items():
                             out.add(f"{part.name}.{suffix}", tensor)
                         done += 1
                         report(done, total)
                     if name in division.kept:
-                        tensor = file.get_tensor(name)
+                        tensor = _computable(file.get_tensor(name))
                         _refuse_damaged(tensor, name, path)
                         out.add(division.kept[name], division.in_half(tensor, dtype, name))
     own = read_json(division.folder / "config.json")
@@ -123,6 +123,13 @@ def rewrite(
     )
     tidy(folder, str(division.folder))
     report(total, total)
+
+
+def _computable(tensor: Any) -> Any:
+    """A tensor, in 16 bits if it is FP8 without scales, of which torch can ask nothing."""
+    import torch
+
+    return tensor.to(torch.bfloat16) if "float8" in str(tensor.dtype) else tensor
 
 
 def _refuse_damaged(tensor: Any, name: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files: hashes, writing in one step, free space, texts."""
+"""Files: hashes, writing in one step, free space."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-from autoquant.core.errors import InputError
 
 
 def sha256_of(path: Path) -> str:
@@ -46,21 +44,3 @@ def existing_parent(path: Path) -> Path:
 def free_bytes(path: Path) -> int:
     """Free bytes of the disk that a path lies on, or would lie on."""
     return shutil.disk_usage(existing_parent(path)).free
-
-
-def read_text(name: str, option: str, builtin: Path) -> str:
-    """A text by its option's value: "builtin" or the name of a UTF-8 file. Raises InputError."""
-    path = builtin if name == "builtin" else Path(name).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(
-            f"{option}: no such file: {name}; give a UTF-8 text file, or builtin"
-        ) from None
-    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
-        raise InputError(
-            f"{option}: {name} cannot be read as UTF-8 text ({type(error).__name__})"
-        ) from None
-    if not text.strip():
-        raise InputError(f"{option}: {name} is empty")
-    return text

@@ -5,10 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+# letters that Unicode does not take apart
+LETTERS = {
+    "ı": "i",
+    "ß": "ss",
+    "ø": "o",
+    "Ø": "O",
+    "ł": "l",
+    "Ł": "L",
+    "đ": "d",
+    "æ": "ae",
+    "œ": "oe",
+}
 
 
 @dataclass(frozen=True)
@@ -170,8 +184,12 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The model's own name, without its owner; safe in a file name."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.id.rsplit("/", 1)[-1])
+        """The model's own name, without its owner, in letters that every system and command takes
+        in a file name: accents are dropped, other scripts left out.
+        """
+        own = "".join(LETTERS.get(letter, letter) for letter in self.id.rsplit("/", 1)[-1])
+        plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "model"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form for the journal."""

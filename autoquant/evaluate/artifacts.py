@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core.cache import cache_folder
-from autoquant.core.errors import InputError
+from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores, memory_available
@@ -20,10 +20,11 @@ from autoquant.core.options import MethodOptions
 from autoquant.core.progress import hidden
 from autoquant.core.records import Artifact, Evaluation, Snapshot, Source
 from autoquant.evaluate.evaluator import Evaluator
-from autoquant.runtime import process
+from autoquant.runtime import environments, process
 
 # bytes beside twice the artifact: Python, NumPy and llama.cpp's or torch's own buffers
 WORKER_MEMORY = 600 << 20
+WRONG = 0.1  # nats per token; Q8_0 of models of 1B and more is below 0.005 in published figures
 
 
 def memory_needed(source: Source) -> int:
@@ -94,6 +95,43 @@ def evaluate(
         reference = Evaluation(**earlier)
     measured = tuple(dataclasses.replace(a, evaluation=rows[a.type]) for a in artifacts)
     return measured, reference
+
+
+def refuse_wrong_conversion(
+    snapshot: Snapshot,
+    options: MethodOptions,
+    run: RunFolder,
+    artifacts: Sequence[Artifact],
+    nearly_lossless: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    unquantized: Path | None,
+) -> None:
+    """Refuse a file of a type that cannot lose much, and has. Where the ``unquantized`` file is at
+    hand and near the source, it is the model that is sensitive (a mixture of experts may choose
+    others for a small difference), and not the conversion that is wrong. Raises CheckFailed.
+    """
+    far = [
+        artifact
+        for artifact in artifacts
+        if artifact.type in nearly_lossless
+        and artifact.evaluation is not None
+        and artifact.evaluation.kl_mean > WRONG
+    ]
+    if not far or far[0].evaluation is None:
+        return
+    found = far[0].evaluation.kl_mean
+    if unquantized is not None and unquantized.name != far[0].name:
+        evaluator = evaluator_of(snapshot, run.logs, options.eval_text, options.eval_chunks, env)
+        array, _ = evaluator.reference()
+        if evaluator.measure("gguf", unquantized, array, threads=cores()).kl_mean <= WRONG:
+            return
+    raise CheckFailed(
+        f"{far[0].name}: the KL divergence from the source is {found:.3f} nats per token, where"
+        f" {far[0].type} loses less than 0.01 as a rule: the conversion is wrong for"
+        f" {snapshot.source.architecture}. Please report it with the model's name and"
+        f" {snapshot.source.architecture}'s config.json: {environments.repository()}/issues"
+    )
 
 
 def _refuse_without_room(

@@ -13,8 +13,9 @@ from typing import Any
 
 from autoquant.core.bundled import EVALUATION_TEXT
 from autoquant.core.errors import ProcessFailed
-from autoquant.core.files import read_text, write_atomically
+from autoquant.core.files import write_atomically
 from autoquant.core.records import Evaluation
+from autoquant.core.texts import read_text
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.runtime import process
 

@@ -54,16 +54,16 @@ def made_of(
     the ``tensors`` tell the shapes. Raises ValueError for a format that is not read, and where
     these are not at hand.
     """
-    method = str(block.get("quant_method"))
-    if method not in READABLE:
-        raise ValueError(f"the method {method!r} is none of {', '.join(READABLE)}")
-    if method in BY_LAYER:
-        return _by_layer(headers, block, method, tensors)
+    stored_by = str(block.get("quant_method"))
+    if stored_by not in READABLE:
+        raise ValueError(f"the method {stored_by!r} is none of {', '.join(READABLE)}")
+    if stored_by in BY_LAYER:
+        return _by_layer(headers, block, stored_by, tensors)
     made: dict[str, Made] = {}
     for name, (_, shape) in headers.items():
         if name.endswith(INPUTS):
             continue
-        if method == "mxfp4" and name.endswith(("_blocks", "_scales")):
+        if stored_by == "mxfp4" and name.endswith(("_blocks", "_scales")):
             if name.endswith("_blocks"):
                 experts, outputs, groups, half = shape
                 base = name.removesuffix("_blocks")
@@ -79,17 +79,17 @@ def made_of(
 
 
 def _by_layer(
-    headers: Mapping[str, Header], block: Mapping[str, Any], method: str, tensors: Tensors
+    headers: Mapping[str, Header], block: Mapping[str, Any], stored_by: str, tensors: Tensors
 ) -> dict[str, Made]:
     """Of the formats that replace each layer's weight by several tensors."""
-    format = dequantized.FORMATS[method]
+    format = dequantized.FORMATS[stored_by]
     layers = {
         name.removesuffix(mark) for name in headers for mark in format.marks if name.endswith(mark)
     }
     made = {}
     for layer in layers:
-        shape = _shape(headers, layer, method, int(block.get("bits") or 4), tensors)
-        made[f"{layer}.weight"] = Made(shape, method, layer)
+        shape = _shape(headers, layer, stored_by, int(block.get("bits") or 4), tensors)
+        made[f"{layer}.weight"] = Made(shape, stored_by, layer)
     for name, (_, stored) in headers.items():
         if not dequantized.owned(name, layers):
             made[name] = Made(tuple(stored), "plain", name)
@@ -97,22 +97,24 @@ def _by_layer(
 
 
 def _shape(
-    headers: Mapping[str, Header], layer: str, method: str, bits: int, tensors: Tensors
+    headers: Mapping[str, Header], layer: str, stored_by: str, bits: int, tensors: Tensors
 ) -> tuple[int, ...]:
     """[outputs, inputs] of a layer."""
-    if method == "gptq":
+    if stored_by == "gptq":
         words, outputs = headers[f"{layer}.qweight"][1]
         return (outputs, words * 32 // bits)
-    if method == "awq":
+    if stored_by == "awq":
         inputs, words = headers[f"{layer}.qweight"][1]
         return (words * 8, inputs)
-    if method == "bitsandbytes" and f"{layer}.SCB" in headers:
+    if stored_by == "bitsandbytes" and f"{layer}.SCB" in headers:
         outputs, inputs = headers[f"{layer}.weight"][1]
         return (outputs, inputs)
-    if method == "hqq":
+    if stored_by == "hqq":
         shape = [int(size) for size in tensors.get(f"{layer}.shape")]
     else:
-        mark = next(one for one in dequantized.FORMATS[method].marks if f"{layer}{one}" in headers)
+        mark = next(
+            one for one in dequantized.FORMATS[stored_by].marks if f"{layer}{one}" in headers
+        )
         said = bytes(tensors.get(f"{layer}{mark}").tolist()).strip(b"\0")
         shape = json.loads(said)["shape"] if said else []
     if len(shape) != 2 or 0 in shape:

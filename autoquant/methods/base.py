@@ -99,6 +99,9 @@ class Method(ABC, Generic[O]):
     """Whether a run leaves the unquantized model as GGUF, to measure against through llama.cpp
     where transformers has no room for it."""
 
+    nearly_lossless: ClassVar[tuple[str, ...]] = ()
+    """Types that cannot change a model much: if one does, something else is wrong."""
+
     # what notebooks and tests make with it
     demo_options: ClassVar[Mapping[str, Any]] = {}
     """Options that suit the bundled model."""

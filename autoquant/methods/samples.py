@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,14 @@ from autoquant import calibration
 from autoquant.calibration import CalibrationOptions
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Source
+from autoquant.core.texts import Document
 
 
 @dataclass(frozen=True)
 class Samples:
     """The calibration text of a run, and how it is packed."""
 
-    texts: list[str]
+    texts: Sequence[Document]
     name: str
     asked: int
     length: int

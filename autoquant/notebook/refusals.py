@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from autoquant.core import bundled, files
+from autoquant.core import bundled, texts
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, UploadOptions
 from autoquant.methods import METHODS
@@ -43,7 +43,7 @@ def _refusal(method: str, options: MethodOptions, stamps: tuple[tuple[str, int, 
         source = resolve("demo")
         own.check(source, own.resolve_defaults(source, options))
         if options.evaluate != "off":
-            files.read_text(options.eval_text, "eval_text", bundled.EVALUATION_TEXT)
+            texts.read_text(options.eval_text, "eval_text", bundled.EVALUATION_TEXT)
     except InputError as error:
         return str(error)
     except (OSError, RuntimeError, ValueError) as error:

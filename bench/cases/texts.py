@@ -97,7 +97,14 @@ GPT_OSS = {
     "num_experts_per_tok": 2,
     "head_dim": 64,
     "sliding_window": 64,
-    "rope_parameters": {**YARN, "rope_theta": 150000.0, "truncate": False},
+    "max_position_embeddings": 131072,
+    "rope_parameters": {
+        **YARN,
+        "rope_theta": 150000.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
 }
 NO_WINDOW = {"sliding_window": None, "pad_token_id": 0}
 PHI = {**NO_WINDOW, "original_max_position_embeddings": 512}
@@ -124,7 +131,11 @@ SPEAKING: dict[str, Spec] = {
             "sliding_window": None,
         },
     ),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**EXPERTS, "head_dim": 64}),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeConfig",
+        {**EXPERTS, "head_dim": 64, "norm_topk_prob": True},
+    ),
     "olmoe": (
         "OlmoeForCausalLM",
         "OlmoeConfig",
@@ -143,7 +154,7 @@ SPEAKING: dict[str, Spec] = {
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",
         "DeepseekV3Config",
-        {**DEEPSEEK, "q_lora_rank": 128, "n_group": 2},
+        {**DEEPSEEK, "q_lora_rank": 128},
     ),
     "deepseek_dense": (
         "DeepseekV3ForCausalLM",

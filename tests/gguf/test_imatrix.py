@@ -52,6 +52,37 @@ def test_imatrix_is_reusable_and_belongs_to_its_model(
         )
 
 
+def test_given_matrices_are_told_by_content_and_looked_at_before_work(
+    demo: Result, tmp_path: Path
+) -> None:
+    """llama.cpp's older format gives the same file to the last bit; a name says nothing."""
+    own = demo.folder / "imatrix.gguf"
+    made = in_llama_worker(
+        "tests.helpers.gguf:imatrices", tmp_path, path=str(own), folder=str(tmp_path / "given")
+    )
+
+    def quantized(name: str, type: str = "IQ3_XXS") -> Result:
+        out = tmp_path / f"{name}-{type}"
+        return autoquant.gguf("demo", types=[type], imatrix=made[name], out=out, **QUICK)
+
+    for name in ("legacy.dat", "gguf.dat", "model.imatrix"):
+        assert sha256_of(quantized(name).path("IQ3_XXS")) == sha256_of(demo.path("IQ3_XXS"))
+    with pytest.raises(InputError, match=r"has nothing for 6 of 28 matrices, such as blk\.3"):
+        quantized("partial.gguf")
+    some = quantized("partial.gguf", "Q4_K_M").artifacts[0]
+    assert "the importance matrix has nothing for 7 of the matrices" in str(some.notes)
+    with pytest.raises(InputError, match=r"made for another model: it has blk\.4\.attn_q"):
+        quantized("absent.gguf")
+    with pytest.raises(InputError, match=r"has NaN or Inf values for blk\."):
+        quantized("nan.gguf")
+    with pytest.raises(InputError, match="is damaged: the file ends at byte"):
+        quantized("cut.dat")
+    assert (
+        sorted(path.name for path in tmp_path.glob("*-IQ3_XXS/*.gguf"))
+        == ["tiny-austen-4m-IQ3_XXS.gguf"] * 3
+    )
+
+
 def test_imatrix_has_llama_cpps_layout(demo: Result, tmp_path: Path) -> None:
     seen = in_llama_worker(
         "tests.helpers.gguf:imatrix_layout", tmp_path, path=str(demo.folder / "imatrix.gguf")

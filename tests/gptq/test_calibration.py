@@ -108,7 +108,7 @@ def test_text_from_files(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" \n")
     for name, said in (
         ("bad.parquet", "is no parquet file"),
-        ("bad.jsonl", "cannot be read"),
+        ("bad.jsonl", "is no valid JSON"),
         ("empty.txt", "is empty"),
     ):
         with pytest.raises(InputError, match=said):

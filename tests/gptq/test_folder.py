@@ -112,11 +112,6 @@ def test_more_bits_are_better(four_bits: Result, tmp_path: Path) -> None:
     assert eight.artifacts[0].evaluation.kl_mean < four_bits.artifacts[0].evaluation.kl_mean / 5
 
 
-def test_an_already_quantized_source_is_refused(four_bits: Result, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"run is quantized already \(gptq\)"):
-        autoquant.gptq(four_bits.folder, out=tmp_path / "out")
-
-
 def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(
     four_bits: Result, tmp_path: Path
 ) -> None:

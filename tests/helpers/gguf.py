@@ -138,3 +138,46 @@ def imatrix_against_transformers(imatrix: str, chunks: int) -> dict[str, Any]:
         for key, value in sums.items()
     )
     return {"tensors": len(sums), "worst": worst}
+
+
+def imatrices(path: str, folder: str) -> dict[str, str]:
+    """Importance matrices as people have them, of one of ours: in llama.cpp's older format, under
+    other names, without a block, with one too many, with NaN, cut short.
+    """
+    import struct
+
+    import gguf
+    import numpy as np
+
+    own, into = gguf.GGUFReader(path), Path(folder)
+    into.mkdir()
+    tensors = {one.name: np.array(one.data) for one in own.tensors}
+    names = sorted(n.removesuffix(".in_sum2") for n in tensors if n.endswith(".in_sum2"))
+
+    def write(name: str, entries: dict[str, Any]) -> None:
+        writer = gguf.GGUFWriter(str(into / name), arch="llama")
+        writer.kv_data[0].pop("general.architecture")
+        writer.add_string("general.type", "imatrix")
+        for entry, (sums, counts) in entries.items():
+            writer.add_tensor(f"{entry}.in_sum2", sums.reshape(1, -1))
+            writer.add_tensor(f"{entry}.counts", counts.reshape(-1, 1))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    whole = {name: (tensors[f"{name}.in_sum2"], tensors[f"{name}.counts"]) for name in names}
+    write("partial.gguf", {n: one for n, one in whole.items() if not n.startswith("blk.3.")})
+    write("absent.gguf", {**whole, "blk.4.attn_q.weight": whole[names[0]]})
+    write("nan.gguf", {**whole, names[0]: (whole[names[0]][0] * np.nan, whole[names[0]][1])})
+    old = struct.pack("<i", len(names))
+    for name in names:
+        sums, counts = (one.reshape(-1) for one in whole[name])
+        values = (sums / counts[0]).astype("<f4")  # calls 1: the mean itself
+        old += struct.pack("<i", len(name)) + name.encode()
+        old += struct.pack("<ii", 1, values.size) + values.tobytes()
+    (into / "legacy.dat").write_bytes(old + struct.pack("<ii", 20, 5) + b"a.txt")
+    (into / "cut.dat").write_bytes(old[:-100])
+    for name in ("gguf.dat", "model.imatrix"):
+        (into / name).write_bytes(Path(path).read_bytes())
+    return {one.name: str(one) for one in into.iterdir()}

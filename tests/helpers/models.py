@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,21 @@ def demo_logits(model: Any) -> Any:
     )[:, :100]
     with torch.inference_mode():
         return model.eval()(input_ids=ids).logits.float()
+
+
+def dequantized_by_transformers(folder: str, form: str) -> float:
+    """The largest difference between the weights that transformers makes of a quantized folder and
+    those of our 16-bit form of it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+
+    method = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
+    kind = FineGrainedFP8Config if method["quant_method"] == "fp8" else Mxfp4Config
+    theirs = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, quantization_config=kind(dequantize=True)
+    ).state_dict()
+    ours = AutoModelForCausalLM.from_pretrained(form, dtype=torch.bfloat16).state_dict()
+    return max(
+        float((ours[name].float() - one.float()).abs().max()) for name, one in theirs.items()
+    )

@@ -15,6 +15,7 @@ from autoquant import calibration
 from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
 from autoquant.core.machine import memory_available
+from autoquant.core.texts import Document
 from autoquant.formats import dequantized
 from autoquant.formats import exl2 as format
 from autoquant.formats.checks import WORST, generates, layer_errors
@@ -39,7 +40,7 @@ class _Original(Tensors):
 
 
 def calibrate(
-    folder: str, texts: list[str], samples: int, length: int, seed: int, target: str
+    folder: str, texts: list[Document], samples: int, length: int, seed: int, target: str
 ) -> dict[str, Any]:
     """Write the samples that every other method gets as a parquet file, which is what exllamav2
     takes: one sample a row, as text. Needs fastparquet.

@@ -234,6 +234,8 @@ def _judge(
     if imatrix_file:
         refuse_other_models(imatrix_file, header)
     plans = quantize.dry_run(header, types, imatrix=imatrix, **dry)
+    if imatrix_file:
+        quantize.refuse_uncovered(plans, imatrix_file, header)
     result["plans"] = plans
     try:
         result["tokens"] = compare_tokens(model, header, TOKENIZER_SAMPLE + sample)

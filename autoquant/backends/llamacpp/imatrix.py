@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes as C
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -12,6 +14,7 @@ import numpy.typing as npt
 
 from autoquant.backends.llamacpp.library import CONTEXT, Floats, Model
 from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.formats import imatrix as format
 from autoquant.formats.gguf import Header, function
 from autoquant.runtime.worker import Report
 
@@ -212,17 +215,18 @@ def collect_imatrix(
 
 
 def read_imatrix(path: str) -> dict[str, Floats]:
-    """Mean squared activations from a GGUF imatrix: tensor name -> [experts * width]. Experts never
-    seen count as 1.
+    """Mean squared activations from an importance matrix of either format: tensor name -> [experts
+    * width]. Experts never seen count as 1.
 
-    Raises InputError if the file is no GGUF imatrix.
+    Raises InputError if the file is none, is damaged or has values that are not finite.
     """
+    if format.is_dat(Path(path)):
+        return _read_dat(path)
     try:
         header = Header(path)
     except ValueError:
         raise InputError(
-            f"imatrix: {path} is no GGUF file. llama.cpp's older .dat format: convert it with"
-            " `llama-imatrix --in-file old.dat -o new.gguf`"
+            f"imatrix: {path} is neither a complete GGUF file nor of llama.cpp's older .dat format"
         ) from None
     if header.get("general.type") != "imatrix":
         raise InputError(f"imatrix: {path} is a GGUF file, but no importance matrix")
@@ -236,15 +240,47 @@ def read_imatrix(path: str) -> dict[str, Floats]:
             per_count = sums.reshape(len(counts), -1)
             mean = np.where(counts[:, None] > 0, per_count / np.maximum(counts[:, None], 1), 1.0)
             out[base] = np.ascontiguousarray(mean.reshape(-1), dtype=np.float32)
-    if not out:
+    return _sound(out, path)
+
+
+def _read_dat(path: str) -> dict[str, Floats]:
+    """The older format's entries."""
+    try:
+        entries, _ = format.read_dat(Path(path))
+    except ValueError as error:
+        raise InputError(f"imatrix: {path} is damaged: {error}") from None
+    return _sound(
+        {
+            name: (values / np.float32(max(1, calls))).astype(np.float32)
+            for name, (values, calls) in entries.items()
+        },
+        path,
+    )
+
+
+def _sound(entries: dict[str, Floats], path: str) -> dict[str, Floats]:
+    """The entries, if there are any and all are finite. Raises InputError."""
+    if not entries:
         raise InputError(f"imatrix: {path} holds no entries")
-    return out
+    broken = [name for name, values in entries.items() if not np.isfinite(values).all()]
+    if broken:
+        raise InputError(f"imatrix: {path} has NaN or Inf values for {broken[0]}")
+    return entries
+
+
+def uncovered(imatrix: str, tensors: Iterable[str]) -> list[str]:
+    """The blocks' matrices that an importance matrix does not have."""
+    entries = read_imatrix(imatrix)
+    wanted = (name for name in tensors if name.startswith("blk.") and name.endswith(".weight"))
+    return [name for name in wanted if name not in entries]
 
 
 def refuse_other_models(imatrix: str, header: str) -> None:
     """Raise InputError if an importance matrix was made for another model than the header's."""
     entries, tensors = read_imatrix(imatrix), Header(header).tensors
     for name, values in entries.items():
+        if name == "output.weight" and name not in tensors:
+            continue  # of a model that ties its head to the embeddings
         if name not in tensors:
             raise InputError(
                 f"imatrix: {imatrix} was made for another model: it has {name}, which this model"

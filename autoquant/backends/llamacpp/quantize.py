@@ -11,9 +11,9 @@ from typing import Any
 import gguf
 import llama_cpp.llama_cpp as L
 
-from autoquant.backends.llamacpp.imatrix import read_imatrix
+from autoquant.backends.llamacpp.imatrix import read_imatrix, uncovered
 from autoquant.backends.llamacpp.library import BUFFER, said, why
-from autoquant.backends.llamacpp.types import TYPES
+from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
 from autoquant.core.errors import InputError, ProcessFailed
 from autoquant.formats.gguf import Header
 from autoquant.runtime import trace
@@ -101,8 +101,8 @@ def dry_run(
 
     ``imatrix`` says whether there will be one: llama.cpp mixes some types differently then. Raises
     InputError for an override that matches no tensor. Returns a dict a type: ``bytes`` (the whole
-    file's), ``bits_per_weight``, ``needs_imatrix``, ``tensors`` (name -> ggml type) and
-    ``fallbacks`` (name -> [asked, got]).
+    file's), ``converted_bytes`` (if the converter writes it), ``bits_per_weight``,
+    ``needs_imatrix``, ``tensors`` (name -> ggml type) and ``fallbacks`` (name -> [asked, got]).
     """
     known = Header(header)
     elements = sum(tensor.elements for tensor in known.tensors.values())
@@ -167,6 +167,7 @@ def dry_run(
             {
                 "type": type,
                 "bytes": known.quantized_offset() + data,
+                "converted_bytes": known.data_offset + data,
                 "bits_per_weight": stored * 8 / elements,
                 "needs_imatrix": needs,
                 "tensors": tensors,
@@ -174,6 +175,35 @@ def dry_run(
             }
         )
     return plans
+
+
+NEEDING = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")  # in llama.cpp, always
+
+
+def refuse_uncovered(plans: list[dict[str, Any]], imatrix: str, header: str) -> None:
+    """Refuse a type that needs an importance matrix for a tensor which a given one does not have;
+    note for the others how many matrices it lacks. Norms and other vectors are not counted.
+    """
+    known = Header(header).tensors
+    lacking = set(uncovered(imatrix, known))
+    for plan in plans:
+        if "impossible" in plan or TYPES[plan["type"]].imatrix == "no":
+            continue
+        quantized = [
+            name
+            for name, kind in plan["tensors"].items()
+            if kind not in UNQUANTIZED and name.startswith("blk.")
+        ]
+        without = [name for name in quantized if name in lacking]
+        needed = [name for name in without if plan["tensors"][name] in NEEDING]
+        if needed or (plan["needs_imatrix"] and without):
+            first = (needed or without)[0]
+            raise InputError(
+                f"imatrix: {imatrix} has nothing for {len(needed or without)} of"
+                f" {len(quantized)} matrices, such as {first}, which {plan['type']} needs. Make one"
+                " on the whole model: imatrix='builtin'"
+            )
+        plan["uncovered"] = len(without)
 
 
 def quantize(

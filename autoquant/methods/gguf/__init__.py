@@ -13,11 +13,12 @@ from autoquant.backends.llamacpp.convert import refuse
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, parse
 from autoquant.core.bundled import CALIBRATION_TEXT, MODELS
 from autoquant.core.errors import InputError
-from autoquant.core.files import free_bytes, read_text
+from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Artifact, Plan, PlanItem, RunRecord, Snapshot, Source
+from autoquant.core.texts import read_text
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
@@ -54,6 +55,7 @@ class Gguf(Method[GgufOptions]):
     )
     library_name: ClassVar[str] = "gguf"
     has_unquantized_gguf: ClassVar[bool] = True
+    nearly_lossless: ClassVar[tuple[str, ...]] = (*UNQUANTIZED, "Q8_0")
     demo_options: ClassVar[Mapping[str, Any]] = {"types": ("Q4_K_M", "Q8_0")}
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
         ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), parse, "GGUF types"
@@ -113,10 +115,8 @@ class Gguf(Method[GgufOptions]):
         """Refuse an importance matrix, or a text for one, that is not there."""
         if options.imatrix == "calibration":
             calibration.check(options)
-        elif not options.imatrix.endswith(".gguf"):
+        elif options.given_imatrix is None:
             read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
-        elif not Path(options.imatrix).expanduser().is_file():
-            raise InputError(f"imatrix: no such file: {options.imatrix}")
         elif options.imatrix_chunks != GgufOptions.model_fields["imatrix_chunks"].default:
             raise InputError(
                 f"imatrix_chunks: {options.imatrix} is computed already; leave imatrix_chunks out"
@@ -157,7 +157,8 @@ class Gguf(Method[GgufOptions]):
                 need={},
                 only_plan=True,
             )
-        items = tuple(_item(planned) for planned in converted["plans"])
+        whole = options.types[0] if options.direct else precision(source, options).upper()
+        items = tuple(_item(planned, whole) for planned in converted["plans"])
         intermediate = 0 if options.direct else converted["intermediate"]
         download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
         here = download if download and same_disk(out) else 0
@@ -226,9 +227,10 @@ print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
 ```"""
 
 
-def _item(planned: dict[str, Any]) -> PlanItem:
-    """One type of a plan."""
+def _item(planned: dict[str, Any], whole: str) -> PlanItem:
+    """One type of a plan; ``whole`` is the one that the converter writes."""
     if "impossible" in planned:
         return PlanItem(planned["type"], 0, 0.0, False, "", planned["impossible"])
     note, needs = fallback_note(planned), planned["needs_imatrix"]
-    return PlanItem(planned["type"], planned["bytes"], planned["bits_per_weight"], needs, note)
+    size = planned["converted_bytes" if planned["type"] == whole else "bytes"]
+    return PlanItem(planned["type"], size, planned["bits_per_weight"], needs, note)

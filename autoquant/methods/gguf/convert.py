@@ -34,12 +34,14 @@ def _taking(source: Source) -> dict[str, Any]:
 
 def fallback_note(planned: dict[str, Any]) -> str:
     """What to say of tensors whose rows do not fit a type's blocks; empty if there are none."""
+    lacking = planned.get("uncovered")
+    said = f"the importance matrix has nothing for {lacking} of the matrices" if lacking else ""
     got: dict[str, int] = {}
     for _, instead in planned["fallbacks"].values():
         got[instead] = got.get(instead, 0) + 1
     if not got:
-        return ""
-    return (
+        return said
+    return f"{said}; " * bool(said) + (
         f"{len(planned['fallbacks'])} of {len(planned['tensors'])} tensors have rows that are no"
         " multiple of the block size and fall back: "
         + ", ".join(f"{n} to {name}" for name, n in sorted(got.items()))
@@ -82,11 +84,7 @@ def convert(
             room=room,
             need=need,
             imatrix=options.imatrix != "none",
-            imatrix_file=(
-                str(Path(options.imatrix).expanduser().resolve())
-                if options.imatrix.endswith(".gguf") and room is not None
-                else ""
-            ),
+            imatrix_file=str(options.given_imatrix or ""),
             only_plan=only_plan,
             taking=_taking(source),
         )

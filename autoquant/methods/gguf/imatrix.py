@@ -9,10 +9,11 @@ from typing import Any
 
 from autoquant import calibration
 from autoquant.core.bundled import CALIBRATION_TEXT
-from autoquant.core.files import key_of, read_text, sha256_of
+from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Snapshot
+from autoquant.core.texts import read_text
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
@@ -24,8 +25,7 @@ def find(options: GgufOptions, run: RunFolder, converted: str) -> Imatrix | None
     """
     if options.imatrix == "none":
         return None
-    if options.imatrix.endswith(".gguf"):
-        path = Path(options.imatrix).expanduser().resolve()
+    if (path := options.given_imatrix) is not None:
         facts = {"text": f"given file {path.name}", "chunks": "given"}
         return Imatrix(path, sha256_of(path), facts)
     if options.imatrix == "calibration":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
@@ -12,6 +13,8 @@ from autoquant.backends.llamacpp.types import TENSOR_TYPES, UNQUANTIZED, nearest
 from autoquant.calibration import CalibrationOptions
 from autoquant.core.machine import cores
 from autoquant.core.options import option
+from autoquant.core.texts import expanded
+from autoquant.formats.imatrix import is_imatrix
 
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -41,7 +44,8 @@ class GgufOptions(CalibrationOptions):
         "none",
         "importance matrix, which improves all types below Q8_0: none, builtin (computed on English"
         " novels), a UTF-8 text file to compute it on, calibration (the samples that the"
-        " calibration options give, the same as for GPTQ and AWQ), or an existing imatrix .gguf",
+        " calibration options give, the same as for GPTQ and AWQ), or an existing importance matrix"
+        " (llama.cpp's GGUF or older .dat format)",
         metavar="none|builtin|FILE|calibration",
     )
     imatrix_chunks: int = option(
@@ -163,6 +167,14 @@ class GgufOptions(CalibrationOptions):
     def mixed(self) -> bool:
         """Whether tensors get other types than llama.cpp would choose."""
         return self.quantizing() != GgufOptions().quantizing()
+
+    @property
+    def given_imatrix(self) -> Path | None:
+        """The file that ``imatrix`` names, if it is an importance matrix by its content."""
+        if self.imatrix in ("none", "builtin", "calibration"):
+            return None
+        path = expanded(self.imatrix, "imatrix")
+        return path.resolve() if is_imatrix(path) else None
 
     @property
     def direct(self) -> bool:

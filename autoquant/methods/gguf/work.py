@@ -103,7 +103,7 @@ class Work:
     def _plan_again(self) -> list[dict[str, Any]]:
         """The plans of the asked types, of a file that an earlier run has converted."""
         options, run = self.options, self.run
-        if options.imatrix.endswith(".gguf") and self.imatrix is not None:
+        if options.given_imatrix is not None and self.imatrix is not None:
             process.call(
                 "autoquant.backends.llamacpp.imatrix:refuse_other_models",
                 log=run.logs,
@@ -206,7 +206,7 @@ class Work:
         return {
             "type": name,
             "target": str(target),
-            "plan": planned,
+            "plan": {**planned, "bytes": planned["converted_bytes"]} if ready else planned,
             "ready": ready,
             "imatrix": TYPES[name].imatrix != "no",
         }

@@ -1,0 +1,216 @@
+"""Texts as people have them, recognized by their content: plain, JSON in any layout, CSV, Parquet,
+compressed, with byte order marks; conversations too.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from autoquant.core.errors import InputError
+
+Document: TypeAlias = "str | list[dict[str, str]]"
+"""A text, or a conversation: messages with ``role`` and ``content``."""
+CONVERSATIONS = ("messages", "conversations", "conversation", "chat")
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+TABLES, JSON = (".csv", ".tsv"), (".json", ".jsonl", ".ndjson")
+TEXT = "text"  # the column that is looked for unless another is named
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def documents(path: Path, option: str, column: str = TEXT) -> list[Document]:
+    """The documents in a file; empty ones are left out. ``option`` is what errors begin with.
+
+    Raises InputError for a file that cannot be read, is damaged (with the line), or has no such
+    column.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be read ({error.strerror})") from None
+    if raw[:2] == b"\x1f\x8b":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError) as error:
+            raise InputError(f"{option}: {path} is no complete gzip file ({error})") from None
+    if path.suffix.lower() == ".parquet" and raw[:4] != b"PAR1":
+        raise InputError(f"{option}: {path} is no parquet file")
+    if raw[:4] == b"PAR1":
+        rows: Iterator[Any] = iter(_parquet(path, column, option))
+    else:
+        text = _decoded(raw, path, option)
+        kind = path.suffixes[0].lower() if path.suffixes else ""
+        if kind in TABLES:
+            delimiter = "\t" if kind == ".tsv" else ","
+            rows = iter(csv.DictReader(io.StringIO(text), delimiter=delimiter))
+        elif text.lstrip()[:1] in ("{", "[") or kind in JSON:
+            rows = _json(text, path, option)
+        else:
+            return [text]
+    found = (_document(row, column, path, option) for row in rows)
+    return [one for one in found if one]
+
+
+def read_text(name: str, option: str, builtin: Path) -> str:
+    """A text by its option's value: "builtin" or the name of a file, whose documents are joined.
+    Raises InputError.
+    """
+    path = builtin if name == "builtin" else expanded(name, option)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{option}: {kind}: {name}; give a UTF-8 text file, or builtin")
+    text = "\n\n".join(map(plain, documents(path, option)))
+    if not text.strip():
+        raise InputError(f"{option}: {name} is empty")
+    return text
+
+
+def expanded(name: str, option: str) -> Path:
+    """A path with its home folder filled in. Raises InputError where there is none."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()  # a name may be too long, or have a character that none may have
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(
+            f"{option}: {name[:80]}: this is not a usable file name ({error})"
+        ) from None
+    return path
+
+
+def plain(document: Document) -> str:
+    """A document as one text; of a conversation what is said."""
+    if isinstance(document, str):
+        return document
+    return "\n".join(message["content"] for message in document)
+
+
+def columns_matter(path: Path) -> bool:
+    """Whether a file has columns, one of which can be named."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError:
+        return False
+    table = bool(path.suffixes) and path.suffixes[0].lower() in TABLES
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    return table or head[:4] == b"PAR1" or head[:2] == b"\x1f\x8b" or text[:1] in (b"{", b"[")
+
+
+def _decoded(raw: bytes, path: Path, option: str) -> str:
+    encoding = next((name for mark, name in MARKS if raw.startswith(mark)), "utf-8")
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{option}: {path} cannot be read as UTF-8 text (line {line} has the byte"
+            f" {raw[error.start]:#04x}). Save it as UTF-8, or convert it: iconv -f latin1 -t utf-8"
+        ) from None
+
+
+def _json(text: str, path: Path, option: str) -> Iterator[Any]:
+    """The rows of JSON: a list, an object that holds one, one object, or a value on every line."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        # splitlines would also cut at U+2028
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                if number == 1 and not line.rstrip().endswith(("}", "]")):
+                    raise InputError(f"{option}: {path} is no valid JSON ({error})") from None
+                raise InputError(
+                    f"{option}: line {number} of {path} is no valid JSON ({error}); it may be cut"
+                    " off"
+                ) from None
+        return
+    if isinstance(whole, dict):
+        lists = [value for value in whole.values() if isinstance(value, list)]
+        rows_inside = [one for one in lists if one and isinstance(one[0], (dict, str))]
+        own = any(name in whole for name in (TEXT, *CONVERSATIONS))
+        yield from rows_inside[0] if rows_inside and not own else [whole]
+    else:
+        yield from whole if isinstance(whole, list) else [whole]
+
+
+def _document(row: Any, column: str, path: Path, option: str) -> Document:
+    """The text of a row, or its conversation."""
+    if isinstance(row, str):
+        return row
+    if isinstance(row, list) and all(isinstance(one, dict) for one in row):
+        return _messages(row)
+    if isinstance(row, dict):
+        value = row.get(column)
+        if isinstance(value, str):
+            return value if value.strip() else ""
+        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            return "\n".join(value)
+        chat = value if isinstance(value, list) else None
+        if chat is None and column == TEXT:
+            lists = (row[name] for name in CONVERSATIONS if isinstance(row.get(name), list))
+            chat = next(lists, None)
+        if chat and all(isinstance(one, dict) for one in chat):
+            return _messages(chat)
+        if value is None and (column in row or not row):
+            return ""
+    names = ", ".join(map(str, row)) if isinstance(row, dict) else "no columns"
+    raise InputError(
+        f"{option}: a line of {path} has no text in column {column!r}; it has: {names}. Name one"
+        f" with {'calibration_column' if option == 'calibration' else 'a file that has it'}"
+    )
+
+
+def _messages(chat: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A conversation's messages, whichever of the usual names they have."""
+    messages = []
+    for one in chat:
+        role = str(one.get("role", one.get("from", "user")))
+        content = one.get("content", one.get("value", one.get("text", "")))
+        if isinstance(content, list):  # of parts, of which some may be images
+            content = "\n".join(str(part.get("text", "")) for part in content)
+        if isinstance(content, str) and content:
+            messages.append({"role": ROLES.get(role, role), "content": content})
+    return messages
+
+
+def _parquet(path: Path, column: str, option: str) -> list[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(
+            f"{option}: {path} is read with the pyarrow library: pip install pyarrow"
+        ) from None
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        wanted = column
+        if column == TEXT and TEXT not in names:
+            wanted = next((name for name in CONVERSATIONS if name in names), column)
+        if wanted not in names:
+            raise InputError(
+                f"{option}: {path} has no column {column!r}; it has: {', '.join(names)}. Name one"
+                " with calibration_column"
+            )
+        values = table.read([wanted]).column(wanted).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{option}: {path} is no parquet file ({error})") from None
+    if any(value is not None and not isinstance(value, (str, list)) for value in values):
+        raise InputError(
+            f"{option}: column {wanted!r} of {path} holds no text. Name one with"
+            f" calibration_column; it has: {', '.join(names)}"
+        )
+    return [{column: value} for value in values]

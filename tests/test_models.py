@@ -1,0 +1,204 @@
+"""Architectures and layouts as they are published, through the methods: experts, towers,
+state-space mixers, draft blocks, and sources that are quantized. docs/models.md has all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import autoquant
+from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.records import Evaluation
+from autoquant.result import Result
+from autoquant.source import fetch, resolve, structure
+from autoquant.source.parts import division
+from tests.workers import in_worker
+
+MEASURED = {"evaluate": "on", "eval_chunks": 1}
+Made = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A tiny random model by its name in bench.cases.architectures, made once."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(name: str) -> Path:
+        if not (folder / name).is_dir():
+            target = str(folder / name)
+            in_worker("bench.cases.architectures:make", folder, name=name, folder=target)
+        return folder / name
+
+    return make
+
+
+def run(method: str, folder: Path, out: Path, **values: Any) -> Result:
+    options = {**({} if "evaluate" in values else MEASURED), **values}
+    if method == "gguf":
+        options = {"pre_tokenizer": "gpt-2", "types": ("Q8_0",), **options}
+    made: Result = getattr(autoquant, method)(folder, out=out / "run", **options)
+    return made
+
+
+def bits(result: Result) -> float:
+    return float(result.artifacts[0].bits_per_weight)
+
+
+def loss(result: Result) -> float:
+    evaluation = result.artifacts[0].evaluation
+    assert isinstance(evaluation, Evaluation)
+    return evaluation.kl_mean
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "most"),
+    [
+        ("gguf", "qwen35_mtp", 0.05),  # a draft block, an extra dimension of 1
+        ("gguf", "qwen35_no_mtp", 0.05),  # config counts a draft block that is not there
+        ("gguf", "gpt_neox_old", 0.01),  # names that transformers renames
+        ("gguf", "bloom", 0.01),  # repeats one token itself
+        ("gguf", "qwen3_fp8", 0.01),
+        ("gguf", "deepseek_v3_fp8", 0.1),
+        ("gguf", "gpt_oss_mxfp4", 0.05),
+        ("hqq", "mixtral", 0.4),
+        ("hqq", "gpt_oss", 0.4),  # experts in one tensor, transposed, gate and up in turns
+        ("hqq", "mamba", 0.2),
+        ("hqq", "gemma3_vision", 0.5),
+        ("bitsandbytes", "qwen35_moe_fused", 1.0),
+        ("bitsandbytes", "mamba2", 0.2),
+        ("w8a8", "llama4", 0.05),  # experts in one tensor, transposed
+        ("w8a8", "ministral3_fp8", 0.05),
+        ("w8a8", "llama_w8a8", 0.01),
+    ],
+)
+def test_it_is_quantized_read_back_and_near(
+    method: str, name: str, most: float, made: Made, tmp_path: Path
+) -> None:
+    result = run(method, made(name), tmp_path)
+    assert loss(result) < most
+    assert list(tmp_path.glob("run/.autoquant/work/*")) == []
+
+
+def test_experts_get_names_of_their_own_and_gates_stay(made: Made, tmp_path: Path) -> None:
+    """As checkpoints have them that hold experts one by one."""
+    source, result = made("gpt_oss"), run("w8a8", made("gpt_oss"), tmp_path)
+    before, after = load(source), load(result.folder)
+    base = "model.layers.0.mlp.experts"
+    whole = before[f"{base}.gate_up_proj"]  # [experts, inputs, gate and up in turns]
+    for name, wanted in (("gate_proj", whole[3, :, 0::2].T), ("up_proj", whole[3, :, 1::2].T)):
+        codes, scale = after[f"{base}.3.{name}.weight"], after[f"{base}.3.{name}.weight_scale"]
+        assert codes.shape == wanted.shape
+        assert np.abs(codes * scale - wanted).max() <= 0.51 * scale.max()
+    assert f"{base}.gate_up_proj" not in after
+    gate = "model.layers.0.mlp.router.weight"
+    assert (after[gate] == before[gate]).all()
+    block = json.loads((result.folder / "config.json").read_text())["quantization_config"]
+    assert "lm_head" in block["ignore"]
+    assert "transformers 5 does not load quantized experts" in str(result.artifacts[0].notes)
+
+
+def test_towers_stay_as_they_are(made: Made, tmp_path: Path) -> None:
+    source, result = made("gemma3_vision"), run("bitsandbytes", made("gemma3_vision"), tmp_path)
+    before, after = load(source), load(result.folder)
+    towers = [name for name in before if "vision" in name or "projector" in name]
+    assert len(towers) > 10
+    assert all((after[name] == before[name]).all() for name in towers)
+    assert "stays in 16 bits: model.vision_tower" in str(result.artifacts[0].notes)
+    block = json.loads((result.folder / "config.json").read_text())["quantization_config"]
+    assert any("vision_tower" in name for name in block["llm_int8_skip_modules"])
+
+
+def test_mxfp4_of_mxfp4_loses_nothing(made: Made, tmp_path: Path) -> None:
+    """The default for a source whose experts are MXFP4; the plan says what it will be."""
+    folder = made("gpt_oss_mxfp4")
+    plan = autoquant.plan("gguf", folder, pre_tokenizer="gpt-2", types="Q4_K_M,MXFP4_MOE")
+    assert [item.impossible for item in plan.items] == ["", ""]
+    assert "the source is quantized (mxfp4): it is made 16-bit first" in str(plan.notes)
+    result = autoquant.gguf(
+        folder, out=tmp_path / "run", pre_tokenizer="gpt-2", evaluate="on", eval_chunks=1
+    )
+    assert [artifact.type for artifact in result.artifacts] == ["MXFP4_MOE"]
+    assert loss(result) < 0.02
+    assert "mxfp4" in result.card()
+
+
+def test_a_source_of_our_own_making_is_read_back(tmp_path: Path) -> None:
+    first = autoquant.bitsandbytes("demo", evaluate="off", out=tmp_path / "first")
+    again = run("bitsandbytes", first.folder, tmp_path)
+    assert loss(again) < 1e-6, "its values have codes already"
+    config = json.loads((first.folder / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "quark"
+    (first.folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"quantized already \(quark\), and cannot be read back"):
+        autoquant.hqq(first.folder, out=tmp_path / "other")
+
+
+def test_a_wrong_conversion_is_not_handed_out(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config that does not fit the weights any more: llama.cpp runs something else."""
+    folder = made("llama")
+    monkeypatch.setattr("autoquant.evaluate.artifacts.WRONG", 1e-9)
+    with pytest.raises(CheckFailed, match="the conversion is wrong for LlamaForCausalLM"):
+        run("gguf", folder, tmp_path)
+
+
+def test_sizes_are_known_from_headers(made: Made, tmp_path: Path) -> None:
+    """Of experts in one tensor and towers too: what is planned is what is written."""
+    for name in ("qwen35_moe_fused", "gemma3_vision"):
+        source = resolve(made(name))
+        planned = autoquant.plan("w8a8", made(name)).items[0]
+        result = run("w8a8", made(name), tmp_path / name, evaluate="off")
+        assert abs(8 * planned.bytes / division(source).parameters - bits(result)) < 1e-9
+        assert division(source).parameters <= source.parameters
+
+
+def test_the_16_bit_form_is_that_of_the_library(made: Made, tmp_path: Path) -> None:
+    """Against transformers' own reader of the format, where it reads it on a CPU."""
+    for name in ("qwen3_fp8", "gpt_oss_mxfp4"):
+        form = fetch(resolve(made(name))).folder
+        difference = in_worker(
+            "tests.helpers.models:dequantized_by_transformers",
+            tmp_path,
+            folder=str(made(name)),
+            form=str(form),
+        )
+        assert difference == 0.0, name
+
+
+def test_the_look_is_kept_and_quick(made: Made) -> None:
+    found = structure.structure(resolve(made("qwen3_next_mtp")))
+    assert found.experts
+    assert len(structure.drafts(resolve(made("qwen3_next_mtp")))) > 10
+    assert structure.structure(resolve(made("qwen3_next_mtp"))) is found
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder; NumPy has no bfloat16, so those as float32."""
+    return {
+        name: value
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, value in _load(path).items()
+    }
+
+
+def _load(path: Path) -> dict[str, Any]:
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    kinds = {"F16": "<f2", "F32": "<f4", "I8": "i1", "U8": "u1", "BF16": "<u2", "F8_E4M3": "u1"}
+    found = {}
+    for name, entry in json.loads(raw[8 : 8 + length]).items():
+        if name == "__metadata__":
+            continue
+        start, end = (8 + length + at for at in entry["data_offsets"])
+        values = np.frombuffer(raw[start:end], dtype=kinds[entry["dtype"]])
+        if entry["dtype"] == "BF16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        found[name] = values.reshape(entry["shape"])
+    return found
