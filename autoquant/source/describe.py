@@ -14,6 +14,7 @@ from typing import Any
 from autoquant.core import bundled, cards, licenses
 from autoquant.core.errors import InputError
 from autoquant.core.records import Source
+from autoquant.core.texts import expanded
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
 from autoquant.source import unquantized
@@ -63,7 +64,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
     Of a pickle checkpoint on the Hub (``allow_pickle``) the weights are downloaded here already:
     its header cannot be read alone.
     """
-    folder = bundled.MODELS.get(str(model)) or Path(model).expanduser()
+    folder = bundled.MODELS.get(str(model)) or expanded(str(model), "model")
     if folder.is_dir():
         folder = folder.resolve()
         # huggingface_hub's cache knows where it is from
