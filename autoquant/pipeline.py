@@ -103,7 +103,7 @@ def _resolve(
 ) -> tuple[Source, MethodOptions]:
     """The model's source, and the options with what they leave to it."""
     options = values if isinstance(values, MethodOptions) else build(method.Options, values)
-    source = resolve(model, allow_pickle=options.pickled)
+    source = resolve(model, allow_pickle=options.pickled, base=options.base)
     return source, method.resolve_defaults(source, options)
 
 
@@ -289,6 +289,7 @@ def _provenance(
         "source sha256": snapshot.sha256,
         **({"source commit": revision} if revision else {}),
         **({"source stored as": stored} if (stored := snapshot.source.stored_as) else {}),
+        **({"merged into": adapted.id} if (adapted := snapshot.source.adapted) else {}),
         **facts,
         "options": shown,
         "versions": ", ".join([f"autoquant {__version__}", *versions, system]),

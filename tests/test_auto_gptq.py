@@ -44,10 +44,12 @@ def test_models_and_pythons_it_cannot_use_are_named(
 ) -> None:
     with pytest.raises(
         InputError,
-        match="AutoGPTQ does not know the architecture 'qwen3'; it knows: gemma, .*llama",
+        match="AutoGPTQ does not know the architecture 'arcee'; it knows: gemma, .*llama",
     ):
         autoquant.gptq(
-            model("other", model_type="qwen3"), backend="auto-gptq", out=tmp_path / "out"
+            model("other", model_type="arcee", architectures=["ArceeForCausalLM"]),
+            backend="auto-gptq",
+            out=tmp_path / "out",
         )
     monkeypatch.setattr(environments, "PYTHON", (3, 1))
     monkeypatch.setattr(environments, "_uv", lambda: None)

@@ -102,6 +102,12 @@ class MethodOptions(UploadOptions):
         "eval_text": "evaluate!=off",
         "eval_chunks": "evaluate!=off",
     }
+    base: str = option(
+        "",
+        "for a LoRA adapter: the model that it is merged into, as owner/name or a folder, if it is"
+        " not the one that the adapter names",
+        metavar="MODEL",
+    )
     evaluate: Literal["auto", "on", "off"] = option(
         "auto",
         "measure perplexity, KL divergence and top-1 agreement against the unquantized model; auto"

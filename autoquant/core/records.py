@@ -25,6 +25,9 @@ LETTERS = {
 }
 
 
+PLACES = ("given", "stored_in", "adapter")  # folders of a source that it may have
+
+
 @dataclass(frozen=True)
 class Stored:
     """One file of an artifact: its name in the run folder, bytes and sha256."""
@@ -153,7 +156,8 @@ class Source:
 
     Of a source that is quantized, ``stored_as`` says how and ``stored_in`` is the folder with its
     files, while ``folder`` is its 16-bit form: until it is made, headers and holes (see
-    source.unquantized).
+    source.unquantized). Of a LoRA adapter ``adapter`` is its folder and ``adapted`` the model that
+    it changes; ``folder`` is the merged model, headers and holes at first (see source.adapter).
     """
 
     id: str
@@ -181,6 +185,8 @@ class Source:
     given: Path | None = None
     stored_as: str = ""
     stored_in: Path | None = None
+    adapter: Path | None = None
+    adapted: Source | None = None
 
     @property
     def name(self) -> str:
@@ -195,9 +201,10 @@ class Source:
         """A JSON-able form for the journal."""
         places = {
             name: str(value) if (value := getattr(self, name)) else None
-            for name in ("folder", "given", "stored_in")
+            for name in ("folder", *PLACES)
         }
-        return {**dataclasses.asdict(self), **places}
+        base = self.adapted.to_json() if self.adapted else None
+        return {**dataclasses.asdict(self), **places, "adapted": base}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Source:
@@ -206,10 +213,8 @@ class Source:
             **{
                 **data,
                 "folder": Path(data["folder"]),
-                **{
-                    name: Path(data[name]) if data.get(name) else None
-                    for name in ("given", "stored_in")
-                },
+                **{name: Path(data[name]) if data.get(name) else None for name in PLACES},
+                "adapted": cls.from_json(data["adapted"]) if data.get("adapted") else None,
                 "weights": tuple(data["weights"]),
                 "language": tuple(data["language"]),
             }

@@ -275,12 +275,13 @@ def _round_inputs(
     """
     modules: dict[str, Callable[[Any], Any]] = {}
     for layer, rounded in layers.items():
+        if rounded is None:
+            continue
         parameter = taken.get(f"{layer}.weight")
         if parameter is None:  # an expert's, joined with the others
             base = layer.rpartition(".")[0].rpartition(".")[0]
             parameter = taken[f"{base}.gate_up_proj"]
-        if rounded is not None:
-            modules[parameter.rpartition(".")[0]] = rounded
+        modules[parameter.rpartition(".")[0]] = rounded
     for module, rounded in modules.items():
         model.get_submodule(module).register_forward_pre_hook(
             lambda _, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:])

@@ -34,6 +34,7 @@ from autoquant.hub.download import download, not_cached
 
 log = logging.getLogger(__name__)
 
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 LARGEST_SIDE_FILE = 100 << 20  # bytes: config, tokenizer and card files are smaller than that
 
 
@@ -144,14 +145,12 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
         )
         for s in info.siblings or ()
     )
-    at_top = [file for file in files if "/" not in file.name]
     wanted = [
         f.name
-        for f in at_top
-        if any(Path(f.name).match(pattern) for pattern in side_files)
-        and f.bytes <= LARGEST_SIDE_FILE
+        for f in files
+        if any(_at(f.name, pattern) for pattern in side_files) and f.bytes <= LARGEST_SIDE_FILE
     ]
-    if "config.json" not in wanted:
+    if not {"config.json", ADAPTER_CONFIG} & set(wanted):
         raise InputError(
             f"{repo} holds no transformers checkpoint: it has no config.json. It has:"
             f" {', '.join(f.name for f in files[:6]) or 'nothing'}{' …' if len(files) > 6 else ''}"
@@ -162,10 +161,13 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
         model = Path(scratch) / "model"
         model.mkdir()
         for name in wanted:
+            (model / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(snapshot / name, model / name)
         weights = needed_weights(
-            [f for f in at_top if f.name.endswith((".safetensors", ".bin"))], model
+            [f for f in files if f.name.endswith((".safetensors", ".bin"))], model
         )
+        for file in weights:
+            (model / file.name).parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(
                 pool.map(
@@ -260,7 +262,7 @@ def look_from(record: Path) -> Look:
 
 def needed_weights(files: list[RemoteFile], model: Path) -> list[RemoteFile]:
     """The weight files that a checkpoint consists of: safetensors and not the duplicate .bin, what
-    the index names and not other copies.
+    the index names and not other copies; an adapter if there is no model.
     """
     names = {file.name: file for file in files}
     for single in ("model.safetensors", "pytorch_model.bin"):
@@ -273,7 +275,15 @@ def needed_weights(files: list[RemoteFile], model: Path) -> list[RemoteFile]:
             return [names[name] for name in sorted(listed) if name in names]
         if single in names:
             return [names[single]]
-    return []
+    # under another name; what is no whole model is told apart by who describes it
+    others = [file for file in files if "/" not in file.name and file.name.endswith(".safetensors")]
+    whole = [file for file in others if file.name != ADAPTER]
+    return whole or others
+
+
+def _at(name: str, pattern: str) -> bool:
+    """Whether a pattern means a file, in the very folder that it names."""
+    return name.count("/") == pattern.count("/") and Path(name).match(pattern)
 
 
 def hollow(

@@ -17,6 +17,7 @@ from autoquant.core.records import Source
 from autoquant.core.texts import expanded
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
+from autoquant.source import adapter as adapters
 from autoquant.source import unquantized
 from autoquant.source.headers import (
     Header,
@@ -52,7 +53,7 @@ NUMBERS = (
 )
 
 
-def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
+def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") -> Source:
     """Look at a model without reading or downloading its weights.
 
     ``model`` is a folder with a Hugging Face checkpoint, ``owner/name``, ``owner/name@revision`` or
@@ -61,11 +62,17 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
     model that is missing, gated, no checkpoint, cut short, incomplete or pickle-only, HubFailed if
     the Hub cannot be reached.
 
+    A LoRA adapter is the model that it is merged to: into the one that it names, or ``base``.
+
     Of a pickle checkpoint on the Hub (``allow_pickle``) the weights are downloaded here already:
     its header cannot be read alone.
     """
     folder = bundled.MODELS.get(str(model)) or expanded(str(model), "model")
+    if folder.is_dir() and adapters.is_adapter(folder):
+        folder = folder.resolve()
+        return adapters.describe(adapters.adapter_of(folder, base), folder.name, resolve)
     if folder.is_dir():
+        _refuse_base(base, model)
         folder = folder.resolve()
         # huggingface_hub's cache knows where it is from
         cached = re.search(
@@ -87,6 +94,16 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
             " Hub as owner/name or owner/name@revision, or demo for the bundled demo model"
         )
     listing = look.look(*named, SIDE_FILES)
+    if adapters.is_adapter(listing.folder):
+        adapter = adapters.adapter_of(listing.folder, base)
+        return dataclasses.replace(
+            adapters.describe(adapter, listing.id, resolve),
+            revision=listing.revision,
+            gated=listing.gated,
+            private=listing.private,
+            remote=True,
+        )
+    _refuse_base(base, model)
     remote = not (allow_pickle and any(file.name.endswith(".bin") for file in listing.files))
     folder = listing.folder if remote else hub.fetch(listing)[0]
     try:
@@ -100,6 +117,14 @@ def resolve(model: str | Path, *, allow_pickle: bool = False) -> Source:
         private=listing.private,
         remote=remote,
     )
+
+
+def _refuse_base(base: str, model: str | Path) -> None:
+    if base:
+        raise InputError(
+            f"base: {model} is a whole model; base is for LoRA adapters (a folder or repository"
+            " with adapter_config.json and no other weights). Leave it out"
+        )
 
 
 def describe(folder: Path, id: str, allow_pickle: bool) -> Source:

@@ -13,21 +13,29 @@ from autoquant.core.records import Snapshot, Source
 from autoquant.formats.checkpoint import weight_files
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
+from autoquant.source import adapter as adapters
 from autoquant.source import unquantized
 from autoquant.source.describe import describe, describe_as_stored, side_files
 
 
 def bytes_to_fetch(source: Source) -> int:
     """Bytes that :func:`fetch` would download."""
+    base = bytes_to_fetch(source.adapted) if source.adapted else 0
     if not source.remote or source.revision is None:
-        return 0
-    return hub.bytes_missing(look.known(source.id, source.revision))
+        return base
+    return base + hub.bytes_missing(look.known(source.id, source.revision))
 
 
 def fetch(source: Source) -> Snapshot:
     """Have the files at hand and hash them. Of a folder nothing is copied; from the Hub the missing
     files are downloaded and checked. A quantized source is made 16-bit, once, in the cache.
     """
+    if source.adapter is not None and source.adapted is not None:
+        adapter, base = source.adapter, source.adapted
+        if source.remote and source.revision is not None:
+            adapter, _ = hub.fetch(look.known(source.id, source.revision))
+        source = dataclasses.replace(source, adapter=adapter, remote=False)
+        return _merged(source, adapter, fetch(base))
     if source.remote:
         assert source.revision is not None
         folder, files = hub.fetch(look.known(source.id, source.revision))
@@ -43,6 +51,18 @@ def fetch(source: Source) -> Snapshot:
         form = describe_as_stored(place, source.id, allow_pickle=False)
         source = dataclasses.replace(source, folder=place, weights=form.weights)
     return Snapshot(source=source, folder=source.folder, sha256=digest, files=dict(files))
+
+
+def _merged(source: Source, adapter: Path, base: Snapshot) -> Snapshot:
+    """An adapter's merged model, with the hashes of both."""
+    names = sorted(path.name for path in adapter.iterdir() if path.is_file())
+    files = {f"adapter/{name}": sha256_of(adapter / name) for name in names}
+    files |= {f"base/{name}": value for name, value in base.files.items()}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    place = adapters.merged(source, base.folder, digest)
+    form = describe_as_stored(place, source.id, allow_pickle=False)
+    source = dataclasses.replace(source, folder=place, weights=form.weights)
+    return Snapshot(source=source, folder=place, sha256=digest, files=files)
 
 
 def _hashes(folder: Path, source: Source) -> dict[str, str]:

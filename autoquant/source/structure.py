@@ -251,7 +251,10 @@ def notes_on(source: Source) -> list[str]:
     """
     found = structure(source)
     notes = []
-    if source.stored_as:
+    if source.adapted is not None:
+        notes.append(f"a LoRA adapter, merged into {source.adapted.id} (in the cache)")
+        notes += notes_on(source.adapted) if source.adapted.stored_as else []
+    elif source.stored_as:
         notes.append(
             f"the source is quantized ({source.stored_as}): it is made 16-bit first"
             f" ({2 * source.parameters / 1e9:.2f} GB, in the cache); what its quantization has lost"

@@ -8,7 +8,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +19,13 @@ from autoquant.core.files import free_bytes, key_of
 from autoquant.core.progress import Bar
 from autoquant.core.records import Source
 from autoquant.formats import stored
-from autoquant.formats.checkpoint import BESIDE, weight_files
+from autoquant.formats.checkpoint import weight_files
 from autoquant.formats.tensors import Tensors
 from autoquant.runtime import process
 from autoquant.runtime.worker import Report
 from autoquant.source.headers import Header, headers_of, read_json
+from autoquant.source.outline import beside
+from autoquant.source.outline import write as write_outline
 
 
 def outline(source: Source) -> Path:
@@ -50,27 +51,9 @@ def outline(source: Source) -> Path:
             f"{source.id} is quantized already ({source.quantized}), and cannot be read back:"
             f" {error}. Give the unquantized model"
         ) from None
-    dtype, at, entries = _half(headers), 0, {}
-    for name, one in made.items():
-        size = 2 * math.prod(one.shape)
-        entries[name] = {
-            "dtype": dtype,
-            "shape": list(one.shape),
-            "data_offsets": [at, at + size],
-        }
-        at += size
-    text = json.dumps(entries).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
-        model = Path(scratch) / "model"
-        model.mkdir()
-        with open(model / "model.safetensors", "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + at)
-        _beside(folder, model, config, dtype)
-        with contextlib.suppress(OSError):  # another process was first: theirs is the same
-            os.replace(model, place)
+    dtype = _half(headers)
+    tensors = {name: (dtype, list(one.shape)) for name, one in made.items()}
+    write_outline(place, tensors, _config(config, dtype), [folder])
     return place
 
 
@@ -81,17 +64,10 @@ def _half(headers: Mapping[str, Header]) -> str:
     )
 
 
-def _beside(folder: Path, target: Path, config: dict[str, Any], dtype: str) -> None:
-    """Config and tokenizer of the 16-bit form."""
-    config = {name: value for name, value in config.items() if name != "torch_dtype"}
-    config["dtype"] = "float16" if dtype == "F16" else "bfloat16"
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        if path.name in BESIDE or path.suffix == ".jinja" or path.name == "README.md":
-            shutil.copyfile(path, target / path.name)
-    extra = folder / "additional_chat_templates"
-    if extra.is_dir():
-        shutil.copytree(extra, target / extra.name)
+def _config(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config of the 16-bit form."""
+    kept = {name: value for name, value in config.items() if name != "torch_dtype"}
+    return {**kept, "dtype": "float16" if dtype == "F16" else "bfloat16"}
 
 
 def place_of(folder: Path, sha256: str) -> Path:
@@ -145,4 +121,6 @@ def write(folder: str, target: str, *, report: Report) -> None:
             else:
                 out.add(name, torch.from_numpy(stored.read(tensors, one, block)).to(dtype))
             report(i, len(made))
-    _beside(source, Path(target), config, _half(headers))
+    text = json.dumps(_config(config, _half(headers)), indent=2)
+    (Path(target) / "config.json").write_text(text + "\n", encoding="utf-8")
+    beside([source], Path(target))

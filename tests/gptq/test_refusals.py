@@ -31,7 +31,7 @@ from tests.workers import in_worker
         ),
         (
             {"calibration_column": "body"},
-            "calibration_column: applies to datasets and .jsonl and .parquet files only",
+            "calibration_column: applies to datasets, and files with columns",
         ),
     ],
 )

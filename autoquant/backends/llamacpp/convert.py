@@ -199,7 +199,9 @@ def convert(
     except (InputError, ProcessFailed):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        # a full disk, by the system's number or as NumPy says it
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or re.search(r"requested and \d+ written", str(error)):
             raise
         # whatever the converter stumbles over in config or tokenizer files; the traceback is in the
         # log

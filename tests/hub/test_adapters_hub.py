@@ -1,0 +1,38 @@
+"""A LoRA adapter from its name on the Hub to a measured, uploaded repository, in one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.fakes.hub import Hub
+from tests.hub.conftest import MODEL, User
+from tests.workers import in_worker
+
+
+def test_from_an_adapters_name_to_an_upload(user: User, hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    in_worker(
+        "tests.helpers.adapters:make",
+        tmp_path,
+        folder=str(folder),
+        merged=str(tmp_path / "by-peft"),
+        options={},
+    )
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = MODEL
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    hub.seed("maker/tuned", {path.name: path for path in folder.iterdir()})
+    words = ("gguf", "maker/tuned", "--pre-tokenizer", "gpt-2", "--types", "Q8_0")
+    planned = user.run("plan", *words).stdout
+    assert "a LoRA adapter, merged into maker/tiny" in planned
+    assert "to download: 8." in planned, "the base and the adapter"
+    user.run(
+        "quantize", *words, "--evaluate", "on", "--eval-chunks", "1", "--upload", "acme/tuned-GGUF"
+    )
+    card = (user.cwd / "tuned-GGUF" / "README.md").read_text()
+    assert "maker/tuned" in card
+    assert "maker/tiny" in card
+    assert (user.cwd / "tuned-GGUF" / "tuned-Q8_0.gguf").is_file()
+    refused = user.run("plan", "gguf", MODEL, "--base", "a/b", status=2).stderr
+    assert "base: maker/tiny is a whole model" in refused
