@@ -45,9 +45,9 @@ HEAD = """# Models
 
 What works, by architecture and layout, found by machine: `python -m bench.models` makes a tiny
 random model of each, quantizes it with every method at 4 bits (GGUF at Q8_0, W8A8 at 8), reads
-every layer back, lets it generate, and measures it against the source. A number is the mean KL divergence
-in nats per token: of random weights, so it says that the model was run as what it is, not how much
-a trained one loses. A letter stands for a refusal, before any work, and its reason stands below.
+every layer back, lets it generate, and measures it against the source. A number is the mean KL
+divergence in nats per token: of random weights, so it says that the model was run as what it is,
+not how much a trained one loses. R stands for a refusal or a failure; its reason stands below.
 
 Run with {versions}.
 """

@@ -26,7 +26,7 @@ REFUSED = {
     "vocabulary_stale": r"\[2112, 256\], but by config\.json it is \[2048, 256\] \(and 1 more\)",
     "adapter_inside": "has an adapter that is not merged into the model's own weights",
     "wrapped": "the model was saved from within peft's wrapper",
-    "adapter_alone": "is an adapter, not a whole model: it changes somebody/something",
+    "adapter_alone": "is an adapter of somebody/something, which cannot be had: .*base=",
     "shard_missing": r"lacks 1 of its 2 shards: model-00002-of-00002\.safetensors",
     "two_checkpoints": r"several weight files, but neither .* ema\.safetensors, last\.safetensors",
     "consolidated": "in Mistral's own layout only",

@@ -130,12 +130,6 @@ def _pickled(folder: Path, *, allow_pickle: bool) -> Weights:
 
 def _no_weights(folder: Path) -> str:
     """What a folder without a transformers checkpoint is, and what to do about it."""
-    if (folder / ADAPTER_CONFIG).is_file():
-        return (
-            f"{folder} is an adapter, not a whole model: it changes"
-            f" {base_of_adapter(folder) or 'a model that it does not name'}. Merge it into that"
-            " model first (peft: merge_and_unload, save_pretrained), and give the result"
-        )
     if found := sorted(path.name for path in folder.glob("*.gguf")):
         return (
             f"{folder} holds GGUF files only ({', '.join(found[:3])}"
