@@ -34,14 +34,15 @@ class CalibrationOptions(MethodOptions):
 
     calibration: str = option(
         "builtin",
-        "text to calibrate on: builtin (English novels), a .txt, .jsonl or .parquet file, or a"
+        "text to calibrate on: builtin (English novels), a file (text, JSON, CSV or Parquet,"
+        " by its content; conversations go through the chat template), or a"
         " dataset on the Hugging Face Hub as owner/name or owner/name@revision; a text like what"
         " the model will be used for is better",
         metavar="builtin|FILE|OWNER/NAME",
     )
     calibration_column: str = option(
         "text",
-        "column of a .jsonl or .parquet file or a dataset that holds the text",
+        "column of a JSON, CSV or Parquet file or a dataset that holds the text",
         metavar="NAME",
     )
     calibration_split: str = option(DEFAULT_SPLIT, "split of a dataset on the Hub", metavar="NAME")

@@ -119,8 +119,17 @@ def page(results: Mapping[str, Mapping[str, Mapping[str, Any]]], said_by: str) -
 
 
 def general(reason: str, name: str) -> str:
-    """A refusal without the model's own name, so that the same ones are counted once."""
-    return reason.replace(name, "it", 1).replace("|", "\\|")[:400]
+    """A refusal without the model's own names, so that the same ones are counted once."""
+    for pattern, instead in (
+        (rf"\b{re.escape(name)}\b", "it"),
+        (r" \(\w*(For\w+|Model)\)", ""),
+        (r"\b(GPTQ|HQQ|bitsandbytes|W8A8 / FP8)\b(?= (could|loads))", "this method"),
+        (r"[^\s]*/out/", ""),
+        (r" The traceback is in .*", ""),
+    ):
+        reason = re.sub(pattern, instead, reason)
+    short = reason[:400].rstrip()
+    return (short + " …" if len(reason) > 400 else short).replace("|", "\\|")
 
 
 def main() -> None:

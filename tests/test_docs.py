@@ -4,12 +4,16 @@ house rules.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from bench import models
+from bench.cases import architectures
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,13 +27,39 @@ def test_what_is_generated_is_fresh(tool: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/testing.md", "bench/RESULTS.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/hub.md",
+        "docs/methods.md",
+        "docs/models.md",
+        "docs/testing.md",
+        "bench/RESULTS.md",
+    ],
 )
 def test_local_links_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("http"):
             assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_the_table_of_models_has_every_row_and_these_versions() -> None:
+    kept = json.loads((ROOT / "bench" / "models.json").read_text())
+    assert sorted(kept["results"]) == architectures.names(), "run python -m bench.models NAME"
+    assert all(list(row) == list(models.METHODS) for row in kept["results"].values())
+    assert (ROOT / "docs" / "models.md").read_text() == models.page(
+        kept["results"], kept["versions"]
+    )
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    pinned = {name.replace("_", "-").lower(): version for name, version in pinned.items()}
+    for named in kept["versions"].split(", "):
+        package, version = named.split(" ")
+        assert version.partition("+")[0] == pinned[package.lower()], package
 
 
 def test_requirements_say_what_pyproject_says() -> None:

@@ -39,8 +39,8 @@ def _calibrating() -> str:
 CALIBRATION = option(
     "builtin",
     f"text for the methods that calibrate ({_calibrating()}): builtin (English novels, or the"
-    " method's own mixture), a .txt, .jsonl or .parquet file, or a dataset on the Hugging Face Hub"
-    " as owner/name",
+    " method's own mixture), a file (text, JSON, CSV, Parquet), or a dataset on the Hugging Face"
+    " Hub as owner/name",
     metavar="builtin|FILE|OWNER/NAME",
 )
 

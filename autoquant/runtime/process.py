@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ Child: TypeAlias = "subprocess.Popen[str] | preload.Forked"
 # torch's compiler, which is half of what starting a worker takes: only those that use them find
 # them
 HEAVY = ("hqq", "bitsandbytes")
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Failed|Interrupt)(: |$)")
 
 
 class Children:
@@ -126,6 +128,19 @@ def tail(log: Path, lines: int = 5) -> str:
         return " | ".join(line.strip() for line in deque(file, 4 * lines) if line.strip())[-600:]
 
 
+def _raised_last(log: Path) -> str:
+    """The exception that a Python program ended with, as its traceback's last lines have it; empty
+    if the log does not end so.
+    """
+    with open(log, encoding="utf-8", errors="replace") as file:
+        lines = [line.rstrip() for line in deque(file, 60)]
+    starts = [i for i, line in enumerate(lines) if EXCEPTION.match(line)]
+    traced = any(line.startswith("Traceback (most recent") or 'File "' in line for line in lines)
+    if not starts or not traced:
+        return ""
+    return " ".join(line.strip() for line in lines[starts[-1] :] if line.strip())[:600]
+
+
 def _ended_badly(what: str, status: int, log: Path) -> errors.ProcessFailed:
     how = (
         f"was ended by signal {signal.Signals(-status).name}"
@@ -137,7 +152,11 @@ def _ended_badly(what: str, status: int, log: Path) -> errors.ProcessFailed:
         if status == -signal.SIGKILL
         else ""
     )
-    failure = errors.ProcessFailed(f"{what} {how}{hint}. Log: {log}. Its end: {tail(log)}")
+    raised = _raised_last(log) if status == 1 else ""
+    said = f"{what} failed: {raised}. The traceback is in {log}"
+    if not raised:
+        said = f"{what} {how}{hint}. Log: {log}. Its end: {tail(log)}"
+    failure = errors.ProcessFailed(said)
     failure.signal = max(0, -status)
     return failure
 
