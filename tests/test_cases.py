@@ -15,7 +15,7 @@ from autoquant.core.errors import InputError
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 from autoquant.source import fetch, resolve, structure
-from bench.cases import sources
+from bench.cases import altered, configured, sources
 
 ORDINARY = METHODS["hqq"]
 REFUSED = {
@@ -60,7 +60,7 @@ IN_ORDER = (
     "own_code_known",
     "several_templates",
 )
-LATER = ("not_finite",)  # found when the values are read
+LATER = ("not_finite", "beyond_float16")  # found when the values are read
 
 
 def looked_at(name: str, folder: Path, method: AnyMethod = ORDINARY) -> list[str]:
@@ -91,6 +91,22 @@ def test_read_as_if_it_were_in_order(name: str, tmp_path: Path) -> None:
     assert not Path("CODE_RAN").exists()
 
 
+def test_values_are_looked_at_before_any_file_is_made(tmp_path: Path) -> None:
+    """In rows that hardly matter, too; by every method, and GGUF for what its types can hold."""
+    folder, out = sources.make("not_finite", tmp_path / "nan"), tmp_path / "out"
+    for make in (autoquant.gguf, autoquant.hqq, autoquant.w8a8, autoquant.gptq):
+        with pytest.raises(InputError, match=r"embed_tokens\.weight has NaN or Inf.*in row 2001"):
+            make(folder, out=out)
+    large = sources.make("beyond_float16", tmp_path / "large")
+    with pytest.raises(InputError, match=r"the value 100000 \(first in row 2001\).*precision bf16"):
+        autoquant.gguf(large, types="F16,Q8_0", pre_tokenizer="gpt-2", out=out)
+    assert not list(tmp_path.glob("out*/*.gguf"))
+    made = autoquant.gguf(
+        large, types="Q4_K_M", pre_tokenizer="gpt-2", evaluate="off", out=tmp_path / "made"
+    )
+    assert made.artifacts[0].type == "Q4_K_M"
+
+
 def test_every_case_has_its_outcome() -> None:
     assert sorted([*REFUSED, *NOTED, *IN_ORDER, *LATER]) == sorted(sources.CASES)
 
@@ -103,9 +119,9 @@ def test_gguf_has_a_row_for_every_token(tmp_path: Path) -> None:
 def test_what_stands_for_a_folder_has_its_files_and_none_of_its_trouble(tmp_path: Path) -> None:
     """Links to the weights; the small files without mark, code and adapter."""
     folder = sources.make("adapter_beside", tmp_path / "model")
-    sources.several_templates(folder)
-    sources.own_code_known(folder)
-    sources.mark(folder / "tokenizer_config.json")
+    configured.several_templates(folder)
+    configured.own_code_known(folder)
+    altered.mark(folder / "tokenizer_config.json")
     found = resolve(folder)
     assert found.given == folder
     assert found.folder != folder

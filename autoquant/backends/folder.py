@@ -57,8 +57,10 @@ def freeze() -> None:
     gc.freeze()
 
 
-def refuse_damaged(model: str) -> Counter[Any]:
-    """Refuse weights that are not finite; how many weights there are of each torch dtype."""
+def refuse_damaged(model: str, largest: float = math.inf) -> Counter[Any]:
+    """Refuse weights that are not finite, or beyond ``largest``; how many weights there are of each
+    torch dtype. Memory: one tensor.
+    """
     import torch
     from safetensors import safe_open
 
@@ -67,17 +69,37 @@ def refuse_damaged(model: str) -> Counter[Any]:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 tensor = file.get_tensor(name)
-                if not torch.isfinite(tensor).all():
-                    raise InputError(
-                        f"{path.name}: {name} has NaN or Inf values; the model is damaged"
-                    )
                 sizes[tensor.dtype] += tensor.numel()
+                if not tensor.is_floating_point() or tensor.numel() == 0:
+                    continue
+                if "float8" in str(tensor.dtype):
+                    tensor = tensor.float()
+                # the largest magnitude is NaN if one value is
+                most = float(tensor.abs().max())
+                if not math.isfinite(most):
+                    raise InputError(
+                        f"{path.name}: {name} has NaN or Inf values"
+                        f"{_first_row(~torch.isfinite(tensor))}; the model is damaged"
+                    )
+                if most > largest and tensor.ndim > 1:  # vectors stay in float32
+                    raise InputError(
+                        f"{path.name}: {name} has the value {most:.6g}"
+                        f"{_first_row(tensor.abs() > largest)}, and float16 ends at {largest:,.0f}:"
+                        " take precision bf16 (--precision bf16), and no F16 among the types"
+                    )
     return sizes
 
 
-def finite(model: str) -> bool:
-    """True, or InputError for weights that are not finite. Runs in a worker."""
-    return bool(refuse_damaged(model))
+def _first_row(where: Any) -> str:
+    """In which row of a matrix something is first."""
+    return f" (first in row {int(where.nonzero()[0][0])})" if where.ndim > 1 else ""
+
+
+def finite(model: str, largest: float = 0.0) -> bool:
+    """True, or InputError for weights that are not finite or beyond ``largest`` (0: any are
+    allowed). Runs in a worker.
+    """
+    return bool(refuse_damaged(model, largest or math.inf))
 
 
 def blocks_of(config: dict[str, Any]) -> int:

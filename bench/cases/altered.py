@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file, save_file
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+Case = Callable[[Path], None]
+CASES: dict[str, Case] = {}
+
+
+def case(function: Case) -> Case:
+    """Note a case by its name."""
+    CASES[function.__name__] = function
+    return function
 
 
 def config(folder: Path, file: str = "config.json", drop: tuple[str, ...] = (), **new: Any) -> None:

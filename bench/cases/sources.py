@@ -8,22 +8,23 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from autoquant.core.bundled import MODEL
-from bench.cases.altered import INDEX, WEIGHTS, config, mark, save, shard, tensors, without
-
-Case = Callable[[Path], None]
-CASES: dict[str, Case] = {}
-
-
-def case(function: Case) -> Case:
-    """Note a case by its name."""
-    CASES[function.__name__] = function
-    return function
+from bench.cases import configured  # noqa: F401 (notes its cases)
+from bench.cases.altered import (
+    CASES,
+    INDEX,
+    WEIGHTS,
+    case,
+    config,
+    save,
+    shard,
+    tensors,
+    without,
+)
 
 
 def make(name: str, folder: Path) -> Path:
@@ -176,6 +177,15 @@ def not_finite(folder: Path) -> None:
 
 
 @case
+def beyond_float16(folder: Path) -> None:
+    """A value in float32 that float16 does not have, in the embedding of a rare token."""
+    weights = {name: value.astype(np.float32) for name, value in tensors(folder).items()}
+    weights["model.embed_tokens.weight"][2001, 7] = 1e5
+    save(folder, weights)
+    config(folder, dtype="float32")
+
+
+@case
 def double_precision(folder: Path) -> None:
     """Weights in float64."""
     save(folder, {name: value.astype(np.float64) for name, value in tensors(folder).items()})
@@ -251,94 +261,6 @@ def gguf_only(folder: Path) -> None:
     for name in (WEIGHTS, "config.json"):
         (folder / name).unlink()
     (folder / "model-Q8_0.gguf").write_bytes(b"GGUF")
-
-
-# --- config and tokenizer
-
-
-@case
-def context_text(folder: Path) -> None:
-    """A string where a number belongs."""
-    config(folder, max_position_embeddings="256")
-
-
-@case
-def context_null(folder: Path) -> None:
-    """Nothing where a number belongs."""
-    config(folder, max_position_embeddings=None)
-
-
-@case
-def dtype_auto(folder: Path) -> None:
-    """A dtype that is none."""
-    config(folder, drop=("dtype",), torch_dtype="auto")
-
-
-@case
-def config_marked(folder: Path) -> None:
-    """A byte order mark before config.json."""
-    mark(folder / "config.json")
-
-
-@case
-def tokenizer_config_marked(folder: Path) -> None:
-    """A byte order mark before tokenizer_config.json."""
-    mark(folder / "tokenizer_config.json")
-
-
-@case
-def token_without_row(folder: Path) -> None:
-    """A token was added and the embeddings were not resized."""
-    path = folder / "tokenizer.json"
-    data = json.loads(path.read_text(encoding="utf-8"))
-    more = {"id": 2048, "content": "[PAD]", "special": True}
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    data["added_tokens"].append({**more, **plain})
-    path.write_text(json.dumps(data), encoding="utf-8")
-
-
-@case
-def tokenizer_missing(folder: Path) -> None:
-    """No tokenizer at all."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
-
-
-@case
-def tokenizer_of_its_own(folder: Path) -> None:
-    """A tokenizer class that is code of the model's own, and no tokenizer.json."""
-    (folder / "tokenizer.json").unlink()
-    mapped = {"AutoTokenizer": ["own.OwnTokenizer", None]}
-    config(folder, "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=mapped)
-    (folder / "own.py").write_text("open('CODE_RAN', 'w').write('x')\n")
-
-
-@case
-def own_code_known(folder: Path) -> None:
-    """Code of the model's own for an architecture that transformers has too."""
-    config(folder, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
-    (folder / "own.py").write_text("open('CODE_RAN', 'w').write('x')\n")
-
-
-@case
-def own_code_unknown(folder: Path) -> None:
-    """Code of the model's own for an architecture that transformers has not."""
-    own_code_known(folder)
-    config(folder, model_type="fancyllama", architectures=["FancyLlamaForCausalLM"])
-
-
-@case
-def several_templates(folder: Path) -> None:
-    """A chat template beside the usual one."""
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T {{ messages }}")
-
-
-@case
-def encoder(folder: Path) -> None:
-    """BERT, which continues no text."""
-    config(folder, model_type="bert", architectures=["BertModel"])
 
 
 def main() -> None:

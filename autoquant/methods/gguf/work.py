@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # bytes: llama.cpp's row buffers (128 MiB), Python with NumPy, the vocabulary, a mapped tensor's
 # pages beside
 WORKER_MEMORY = 500 << 20
+FLOAT16 = 65504.0  # its largest number
 
 
 class Work:
@@ -139,6 +140,13 @@ class Work:
             f"{source.parameters / 1e6:,.0f}",
             self.whole,
         )
+        if not source.pickle:  # a pickle's values are looked at while they are converted
+            process.call(
+                "autoquant.backends.folder:finite",
+                log=run.logs,
+                model=str(source.folder),
+                largest=FLOAT16 if "F16" in (self.whole, *self.options.types) else 0.0,
+            )
         # write beside its place and rename: a killed run must not leave half a file under the final
         # name
         part = run.work / f"{self.stem}-{self.whole}.part.gguf"
