@@ -36,6 +36,15 @@ def write_atomically(path: Path, text: str, *, shared: bool = False) -> None:
         part.unlink(missing_ok=True)
 
 
+def move_into_place(made: Path, place: Path) -> None:
+    """Rename a folder to its final name, unless another process was first: theirs is the same."""
+    try:
+        os.replace(made, place)
+    except OSError:
+        if not place.is_dir():
+            raise
+
+
 def existing_parent(path: Path) -> Path:
     """The path itself, or the nearest folder above it that exists."""
     return next(one for one in (path, *path.parents) if one.exists())

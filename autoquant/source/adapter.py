@@ -4,11 +4,9 @@ through any method like a model of its own.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import Any
 
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
-from autoquant.core.files import free_bytes, key_of, sha256_of
+from autoquant.core.files import free_bytes, key_of, move_into_place, sha256_of
 from autoquant.core.progress import Bar
 from autoquant.core.records import Source
 from autoquant.runtime import environments, process
@@ -209,6 +207,5 @@ def merged(source: Source, base: Path, sha256: str) -> Path:
         config = read_json(source.folder / "config.json")
         (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         beside((base, source.adapter), made)
-        with contextlib.suppress(OSError):  # another process was first: theirs is the same
-            os.replace(made, place)
+        move_into_place(made, place)
     return place

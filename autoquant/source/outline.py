@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from autoquant.core.files import move_into_place
 from autoquant.formats.checkpoint import BESIDE
 from autoquant.formats.tensors import WIDTHS
 from autoquant.source.headers import Header
@@ -41,8 +40,7 @@ def write(
             file.truncate(8 + len(text) + at)
         (model / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         beside(folders, model)
-        with contextlib.suppress(OSError):  # another process was first: theirs is the same
-            os.replace(model, place)
+        move_into_place(model, place)
 
 
 def beside(folders: Iterable[Path], target: Path) -> None:

@@ -5,9 +5,7 @@ folder of links in the cache stands for it.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.core.cache import cache_folder
-from autoquant.core.files import key_of
+from autoquant.core.files import key_of, move_into_place
 from autoquant.source.headers import read_json
 from autoquant.source.weights import ADAPTER_CONFIG, SINGLE, Weights
 
@@ -57,8 +55,7 @@ def tidied(folder: Path, weights: Weights, side: Iterable[Path]) -> Path:
             made = Path(scratch) / "source"
             made.mkdir()
             _fill(made, folder, weights, files, changed)
-            with contextlib.suppress(OSError):  # another process was first: theirs is the same
-                os.replace(made, place)
+            move_into_place(made, place)
     return place
 
 

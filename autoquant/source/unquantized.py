@@ -4,10 +4,8 @@ quantization has lost stays lost.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
-from autoquant.core.files import free_bytes, key_of
+from autoquant.core.files import free_bytes, key_of, move_into_place
 from autoquant.core.progress import Bar
 from autoquant.core.records import Source
 from autoquant.formats import stored
@@ -96,8 +94,7 @@ def place_of(folder: Path, sha256: str) -> Path:
             folder=str(folder),
             target=str(made),
         )
-        with contextlib.suppress(OSError):  # another process was first: theirs is the same
-            os.replace(made, place)
+        move_into_place(made, place)
     return place
 
 
