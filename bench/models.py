@@ -121,7 +121,7 @@ def page(results: Mapping[str, Mapping[str, Mapping[str, Any]]], said_by: str) -
 def general(reason: str, name: str) -> str:
     """A refusal without the model's own names, so that the same ones are counted once."""
     for pattern, instead in (
-        (rf"\b{re.escape(name)}\b", "it"),
+        (rf"(?<!')\b{re.escape(name)}\b", "it"),
         (r" \(\w*(For\w+|Model)\)", ""),
         (r"\b(GPTQ|HQQ|bitsandbytes|W8A8 / FP8)\b(?= (could|loads))", "this method"),
         (r"[^\s]*/out/", ""),

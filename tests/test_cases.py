@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import autoquant
+from autoquant.backends.llamacpp import converter
 from autoquant.core.errors import InputError
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
+from autoquant.runtime import process
 from autoquant.source import fetch, resolve, structure
 from bench.cases import altered, configured, sources
 
@@ -59,6 +61,7 @@ IN_ORDER = (
     "tokenizer_config_marked",
     "own_code_known",
     "several_templates",
+    "several_ends",
 )
 LATER = ("not_finite", "beyond_float16")  # found when the values are read
 
@@ -105,6 +108,38 @@ def test_values_are_looked_at_before_any_file_is_made(tmp_path: Path) -> None:
         large, types="Q4_K_M", pre_tokenizer="gpt-2", evaluate="off", out=tmp_path / "made"
     )
     assert made.artifacts[0].type == "Q4_K_M"
+
+
+def test_what_lies_beside_the_weights_is_kept(tmp_path: Path) -> None:
+    """Every chat template and processor file in the folder that is written; every template and
+    every token that ends generation in a GGUF file.
+    """
+    folder = sources.make("several_templates", tmp_path / "model")
+    configured.several_ends(folder)
+    altered.config(folder, "preprocessor_config.json", image_size=32)
+    made = autoquant.hqq(folder, evaluate="off", out=tmp_path / "hqq")
+    names = {stored.name for stored in made.artifacts[0].files}
+    assert {"additional_chat_templates/tool_use.jinja", "preprocessor_config.json"} <= names
+    kept = tmp_path / "hqq" / "additional_chat_templates" / "tool_use.jinja"
+    beside = folder / "additional_chat_templates" / "tool_use.jinja"
+    assert kept.read_bytes() == beside.read_bytes()
+    autoquant.gguf(
+        folder, types="Q8_0", pre_tokenizer="gpt-2", evaluate="off", out=tmp_path / "gguf"
+    )
+    for key, kind, wanted in (
+        ("chat_template.tool_use", "str", beside.read_text(encoding="utf-8")),
+        ("ggml.eos_token_id", "u32", 2),
+        ("ggml.eot_token_id", "u32", 5),
+    ):
+        found = process.call(
+            "tests.helpers.gguf:value",
+            log=tmp_path / "log",
+            env=converter.environment(converter.locate()),
+            path=str(tmp_path / "gguf" / "model-Q8_0.gguf"),
+            key=f"tokenizer.{key}",
+            kind=kind,
+        )
+        assert found == wanted, key
 
 
 def test_every_case_has_its_outcome() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.core.errors import CheckFailed, InputError
-from autoquant.formats.checkpoint import BESIDE, legacy_config, weight_files
+from autoquant.formats.checkpoint import carry, legacy_config, weight_files
 from autoquant.runtime.worker import Report
 
 # what transformers 5 and vLLM take for another format, or is a path
@@ -131,6 +131,4 @@ def normalize(folder: Path, config: dict[str, Any], model: Path) -> None:
     (folder / "quantize_config.json").write_text(
         json.dumps(block, indent=2) + "\n", encoding="utf-8"
     )
-    for name in BESIDE:
-        if (model / name).is_file():
-            (folder / name).write_bytes((model / name).read_bytes())
+    carry(model, folder)

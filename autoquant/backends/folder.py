@@ -20,7 +20,7 @@ from typing import Any
 from autoquant import calibration
 from autoquant.backends.arithmetic import multiply_in_float32
 from autoquant.core.errors import InputError
-from autoquant.formats.checkpoint import BESIDE, weight_files
+from autoquant.formats.checkpoint import carry, listed, weight_files
 
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -214,12 +214,8 @@ def tidy(folder: Path, model: str) -> None:
         (folder / "quantize_config.json").write_text(
             json.dumps(block, indent=2) + "\n", encoding="utf-8"
         )
-    # the source's own: the libraries write them anew, with names of classes that other releases do
-    # not know
-    for name in BESIDE:
-        if (Path(model) / name).is_file():
-            (folder / name).write_bytes((Path(model) / name).read_bytes())
+    carry(Path(model), folder)
     mask = os.umask(0)
     os.umask(mask)
-    for path in folder.iterdir():  # the safetensors library writes for the owner only
-        path.chmod(0o666 & ~mask)
+    for name in listed(folder):  # the safetensors library writes for the owner only
+        (folder / name).chmod(0o666 & ~mask)

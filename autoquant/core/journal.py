@@ -263,8 +263,11 @@ class RunFolder:
             del self.steps[step]
             self._write()
 
-    def finish(self, path: Path) -> Path:
-        """Move a finished file from the scratch folder into the run folder."""
-        target = self.folder / path.name
+    def finish(self, path: Path, name: str = "") -> Path:
+        """Move a finished file from the scratch folder into the run folder, under its own name or
+        ``name``, which may have a folder in it.
+        """
+        target = self.folder / (name or path.name)
+        target.parent.mkdir(exist_ok=True)
         os.replace(path, target)
         return target

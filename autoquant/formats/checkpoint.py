@@ -5,6 +5,7 @@ transformers 4 reads it. Imports nothing but the errors: AutoGPTQ's environment 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ BESIDE = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    "tekken.json",
 )
+TEMPLATES = "additional_chat_templates"  # beside them: the chat templates that are not the default
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -37,6 +44,29 @@ def weight_files(folder: Path) -> list[Path]:
     if not names and (folder / "model.safetensors").is_file():
         names = {"model.safetensors"}
     return [folder / name for name in sorted(names)] or sorted(folder.glob("*.safetensors"))
+
+
+def beside(folder: Path) -> list[str]:
+    """The files that a tokenizer, a processor and generation read, as they lie beside the weights:
+    their names in the folder.
+    """
+    templates = sorted(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja"))
+    return [name for name in BESIDE if (folder / name).is_file()] + templates
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copy what lies :func:`beside` the weights of ``source`` into ``target``, over what is there:
+    libraries write some of it anew, with names of classes that other releases do not know.
+    """
+    for name in beside(source):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def listed(folder: Path) -> list[str]:
+    """The files of a finished folder, config.json first: their names in it."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(names, key=lambda name: (name != "config.json", name))
 
 
 def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from autoquant.core.files import sha256_of
 from autoquant.core.machine import memory_available
 from autoquant.formats import dequantized
 from autoquant.formats.architecture import class_of, config_of
+from autoquant.formats.checkpoint import listed
 from autoquant.formats.tensors import Floats, Part, Tensors
 from autoquant.runtime.worker import Report
 
@@ -164,14 +165,10 @@ def verify(
     else:
         generated_by = generates(loader(folder), folder, source, engine)
     report(1, 1)
-    paths = sorted(
-        (path for path in Path(folder).iterdir() if path.is_file()),
-        key=lambda path: (path.name != "config.json", path.name),
-    )
     return {
         "bits_per_weight": 8 * size / parameters,
         "notes": warnings(errors, advice),
-        "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
+        "files": stored(Path(folder)),
         "checks": [
             [
                 "layers",
@@ -184,6 +181,12 @@ def verify(
             ["generates", generated_by],
         ],
     }
+
+
+def stored(folder: Path) -> list[list[Any]]:
+    """[name, bytes, sha256] of each file of a finished folder, config.json first."""
+    paths = {name: folder / name for name in listed(folder)}
+    return [[name, path.stat().st_size, sha256_of(path)] for name, path in paths.items()]
 
 
 def generates(model: Any, folder: str, source: str, engine: str) -> str:

@@ -190,7 +190,7 @@ class FolderMethod(Method[F]):
                 if output["name"] not in names:
                     (run.folder / output["name"]).unlink(missing_ok=True)
             model = run.work / "model"
-            outputs = [run.finish(model / stored.name) for stored in artifact.files]
+            outputs = [run.finish(model / stored.name, stored.name) for stored in artifact.files]
             hashes = {stored.name: stored.sha256 for stored in artifact.files}
             run.record(step, key, outputs, artifact.to_json(), hashes)
         else:

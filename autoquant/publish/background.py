@@ -110,7 +110,7 @@ class BackgroundUpload:
                     repo,
                     branch,
                     Item(
-                        remote_name(self.options, stored.name),
+                        remote_name(self.options, artifact, stored.name),
                         self.run.folder / stored.name,
                         stored.bytes,
                         stored.sha256,

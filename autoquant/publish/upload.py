@@ -15,7 +15,7 @@ from autoquant.core import licenses
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
 from autoquant.core.options import UploadOptions
-from autoquant.core.records import RunRecord, Source
+from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.hub.client import Client, status_of, with_retries
 from autoquant.hub.look import RemoteFile, git_sha
 
@@ -147,11 +147,12 @@ def place(options: UploadOptions, type: str) -> tuple[str, str]:
     return options.upload, type if options.layout == "branch-per-type" else "main"
 
 
-def remote_name(options: UploadOptions, name: str) -> str:
+def remote_name(options: UploadOptions, artifact: Artifact, name: str) -> str:
     """The name of an artifact's file in its repository: one that has a branch or a repository to
     itself does not lie in a folder of its own there.
     """
-    return name if options.layout == "one-repo" else name.rpartition("/")[2]
+    own = artifact.name.rpartition("/")[0]
+    return name if options.layout == "one-repo" or not own else name.removeprefix(f"{own}/")
 
 
 def state_of(
@@ -205,7 +206,7 @@ def _wanted(
     wanted: dict[tuple[str, str], list[Item]] = {}
     for artifact in result.artifacts:
         wanted.setdefault(where[artifact.type], []).extend(
-            Item(remote_name(options, s.name), result.folder / s.name, s.bytes, s.sha256)
+            Item(remote_name(options, artifact, s.name), result.folder / s.name, s.bytes, s.sha256)
             for s in artifact.files
         )
     if options.layout == "one-repo":
@@ -215,7 +216,7 @@ def _wanted(
             dataclasses.replace(
                 a,
                 files=tuple(
-                    dataclasses.replace(s, name=remote_name(options, s.name)) for s in a.files
+                    dataclasses.replace(s, name=remote_name(options, a, s.name)) for s in a.files
                 ),
             )
             for a in result.artifacts

@@ -194,7 +194,7 @@ def describe_as_stored(folder: Path, id: str, allow_pickle: bool) -> Source:
         license=card.get("license"),
         language=tuple(card.get("language", ())),
         base_model=next(iter(card.get("base_model", ())), None),
-        chat_template=(folder / "chat_template.jinja").is_file()
+        chat_template=any((folder / f"chat_template.{end}").is_file() for end in ("jinja", "json"))
         or bool(_tokenizer_config(folder).get("chat_template")),
         vocab_size=int(language_config.get("vocab_size") or 0),
         context=int(language_config.get("max_position_embeddings") or 2048),

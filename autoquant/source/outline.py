@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.core.files import move_into_place
-from autoquant.formats.checkpoint import BESIDE
+from autoquant.formats.checkpoint import carry
 from autoquant.formats.tensors import WIDTHS
 from autoquant.source.headers import Header
-
-TEMPLATES = "additional_chat_templates"
 
 
 def write(
@@ -44,10 +42,10 @@ def write(
 
 
 def beside(folders: Iterable[Path], target: Path) -> None:
-    """Copy what lies beside the weights; of a later folder over that of an earlier one."""
+    """Copy what lies beside the weights, the card too; of a later folder over that of an earlier
+    one.
+    """
     for folder in folders:
-        for path in folder.iterdir():
-            if path.name in BESIDE or path.suffix == ".jinja" or path.name == "README.md":
-                shutil.copyfile(path, target / path.name)
-        if (folder / TEMPLATES).is_dir():
-            shutil.copytree(folder / TEMPLATES, target / TEMPLATES, dirs_exist_ok=True)
+        carry(folder, target)
+        if (folder / "README.md").is_file():
+            shutil.copyfile(folder / "README.md", target / "README.md")

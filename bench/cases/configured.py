@@ -91,3 +91,10 @@ def several_templates(folder: Path) -> None:
 def encoder(folder: Path) -> None:
     """BERT, which continues no text."""
     config(folder, model_type="bert", architectures=["BertModel"])
+
+
+@case
+def several_ends(folder: Path) -> None:
+    """Several tokens end generation, and llama.cpp knows no name among them."""
+    config(folder, eos_token_id=[2, 5])
+    config(folder, "generation_config.json", eos_token_id=[2, 5], pad_token_id=2)

@@ -14,10 +14,10 @@ def tensor_types(path: str) -> dict[str, str]:
     return {name: tensor.type for name, tensor in Header(path).tensors.items()}
 
 
-def value(path: str, key: str) -> Any:
+def value(path: str, key: str, kind: str = "str") -> Any:
     from autoquant.formats.gguf import Header
 
-    return Header(path).get(key)
+    return Header(path).get(key, kind)
 
 
 def imatrix_layout(path: str) -> dict[str, Any]:

@@ -13,12 +13,11 @@ from safetensors import SafetensorError
 
 from autoquant import calibration
 from autoquant.core.errors import CheckFailed
-from autoquant.core.files import sha256_of
 from autoquant.core.machine import memory_available
 from autoquant.core.texts import Document
 from autoquant.formats import dequantized
 from autoquant.formats import exl2 as format
-from autoquant.formats.checks import WORST, generates, layer_errors
+from autoquant.formats.checks import WORST, generates, layer_errors, stored
 from autoquant.formats.tensors import Part, Tensors
 from autoquant.runtime.worker import Report
 
@@ -147,14 +146,10 @@ def verify(
     else:
         said = generates(dequantized.load(folder), folder, source, dequantized.READ_BACK)
     report(1, 1)
-    paths = sorted(
-        (path for path in Path(folder).iterdir() if path.is_file()),
-        key=lambda path: (path.name != "config.json", path.name),
-    )
     return {
         "bits_per_weight": 8 * quantized.bytes() / parameters,
         "achieved": achieved,
-        "files": [[path.name, path.stat().st_size, sha256_of(path)] for path in paths],
+        "files": stored(Path(folder)),
         "checks": [
             [
                 "layers",

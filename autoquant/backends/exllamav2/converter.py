@@ -20,7 +20,7 @@ from typing import Any
 
 from autoquant.backends.exllamav2.environment import VARIABLES
 from autoquant.core.errors import OutOfMemory, ProcessFailed
-from autoquant.formats.checkpoint import BESIDE, legacy_config, weight_files
+from autoquant.formats.checkpoint import carry, legacy_config, listed, weight_files
 from autoquant.runtime import process
 
 STATUS = re.compile(r"\[STATUS\](\{.*\})\[/STATUS\]")
@@ -36,9 +36,7 @@ def stage(model: Path, folder: Path) -> Path:
     folder.mkdir(parents=True)
     for path in weight_files(model):
         (folder / path.name).symlink_to(path.resolve())
-    for name in BESIDE:
-        if (model / name).is_file():
-            shutil.copyfile(model / name, folder / name)
+    carry(model, folder)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(
         json.dumps(converter_config(config), indent=2) + "\n", encoding="utf-8"
@@ -166,9 +164,7 @@ def tidy(folder: Path, model: Path, text: str, rows: int) -> None:
     config.pop("_name_or_path", None)
     config["quantization_config"].setdefault("calibration", {}).update(dataset=text, rows=rows)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in BESIDE:
-        if (model / name).is_file():
-            (folder / name).write_bytes((model / name).read_bytes())
+    carry(model, folder)
     mode = path.stat().st_mode & 0o777
-    for file in folder.iterdir():  # the safetensors library writes for the owner only
-        file.chmod(mode)
+    for name in listed(folder):  # the safetensors library writes for the owner only
+        (folder / name).chmod(mode)

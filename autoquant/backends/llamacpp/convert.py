@@ -22,6 +22,7 @@ from autoquant.backends.llamacpp import hooks
 from autoquant.backends.llamacpp.tokens import (
     TOKENIZER_SAMPLE,
     compare_tokens,
+    end_generation,
     pre_tokenizers,
     refuse_unknown_pre_tokenizer,
 )
@@ -57,6 +58,7 @@ def _write_header(writer: Any, path: Path) -> int:
         -(-info.nbytes // writer.data_alignment) * writer.data_alignment
         for info in writer.tensors[0].values()
     )
+    writer.state = type(writer.state).NO_FILE  # it may be written again, with more fields
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -118,7 +120,8 @@ def convert(
     ``header`` is where the header-only file is left. ``imatrix_file`` is a given importance matrix.
     ``room`` are the free bytes, ``need`` the bytes needed beside the types (``{"other": …,
     "intermediate": 0 or 1}``). Returns ``plans`` (see :func:`quantize.dry_run`),
-    ``intermediate`` (bytes of the converted file), ``tokens`` ("" or how the token ids differ).
+    ``intermediate`` (bytes of the converted file), ``tokens`` ("" or how the token ids differ),
+    ``ends`` ("" or which tokens end no generation any more).
     ``taking`` says which tensors to take, see :class:`hooks.Taking`.
 
     Raises InputError for an unknown architecture or pre-tokenizer, a type that cannot be, needs an
@@ -142,7 +145,12 @@ def convert(
         with trace.library("convert: prepare"):
             self.prepare_tensors()
             self.prepare_metadata(vocab_only=False)
-        result["intermediate"] = _write_header(self.gguf_writer, Path(header))
+
+        def written() -> None:
+            result["intermediate"] = _write_header(self.gguf_writer, Path(header))
+
+        written()
+        result["ends"] = end_generation(model, header, self.gguf_writer, written)
         _judge(
             model,
             header,

@@ -163,6 +163,13 @@ def tokens_of(path: str, text: str) -> list[int]:
     ]
 
 
+def not_ending(path: str, tokens: list[int]) -> tuple[list[int], bool]:
+    """Which of the tokens end no generation by the GGUF file; whether it has an end of turn."""
+    vocab = Model(path, threads=1, vocab_only=True).vocab
+    missing = [token for token in tokens if not L.llama_vocab_is_eog(vocab, token)]
+    return missing, L.llama_vocab_eot(vocab) >= 0
+
+
 def generate(path: str, *, threads: int, prompt: str, n: int) -> list[int]:
     """``n`` greedily chosen token ids after the prompt."""
     # the file is mapped: no memory of the model's size is taken

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,48 @@ def compare_tokens(model: str, header: str, text: str) -> str:
     )
 
 
+def end_generation(model: str, header: str, writer: Any, rewrite: Callable[[], None]) -> str:
+    """Let every token that ends generation in the source do so in the GGUF file: where config.json
+    or generation_config.json names several, gguf-py writes the tokenizer's one, and llama.cpp
+    knows some others by name. Those that it does not know become end of turn and end of message in
+    ``writer``, and ``rewrite`` writes the ``header`` anew. Returns "", or what could not be said.
+    """
+    from autoquant.backends.llamacpp import library
+
+    missing, turn = library.not_ending(header, _ends(Path(model)))
+    if not missing:
+        return ""
+    fields = [("eom", writer.add_eom_token_id)]
+    if not turn:
+        fields.insert(0, ("eot", writer.add_eot_token_id))
+    for token, (_, add) in zip(missing, fields, strict=False):
+        add(token)
+    rewrite()
+    left, _ = library.not_ending(header, missing)
+    if not left:
+        return ""
+    return (
+        f"tokens {', '.join(map(str, left))} end generation in the source, and GGUF has no field"
+        " for so many: name them as stop tokens where you run it"
+    )
+
+
+def _ends(folder: Path) -> list[int]:
+    """The ids of the tokens that end generation, as transformers reads them, where there are
+    several.
+    """
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for place in (config, config.get("text_config") or {}):
+            ids = place.get("eos_token_id")
+            found += ids if isinstance(ids, list) else []
+    return [id for id in dict.fromkeys(found) if isinstance(id, int) and id >= 0]
+
+
 def refuse_unknown_pre_tokenizer(model: str, name: str, known: list[str]) -> str:
     """Say in words that the converter does not know a tokenizer, and what to do."""
-    import json
-
     path = Path(model) / "tokenizer.json"
     described = ""
     if path.is_file():

@@ -181,7 +181,7 @@ class Gguf(Method[GgufOptions]):
             disk_free=free,
             memory_needed=CONVERTER_MEMORY + 8 * source.largest_tensor,
             memory_available=memory_available(),
-            notes=(converted["tokens"],) if converted["tokens"] else (),
+            notes=tuple(filter(None, (converted["tokens"], converted["ends"]))),
             download=download,
             refused=refused,
         )

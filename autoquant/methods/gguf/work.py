@@ -97,8 +97,8 @@ class Work:
             facts = {**facts, "plans": self._plan_again()}
         else:
             facts = self._convert_anew()
-        if facts["tokens"]:
-            log.warning("%s: %s", self.source.id, facts["tokens"])
+        for note in filter(None, (facts["tokens"], facts.get("ends"))):
+            log.warning("%s: %s", self.source.id, note)
         return {planned["type"]: planned for planned in facts["plans"]}
 
     def _plan_again(self) -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ class Work:
                 progress=progress,
             )
         os.replace(part, self.converted)
-        noted = {"tokens": facts["tokens"], "intermediate": facts["intermediate"]}
+        noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
         run.record("convert", self.key, [self.converted], noted)
         return facts
 
