@@ -66,6 +66,9 @@ def loss(result: Result) -> float:
         ("gguf", "qwen3_fp8", 0.01),
         ("gguf", "deepseek_v3_fp8", 0.1),
         ("gguf", "gpt_oss_mxfp4", 0.05),
+        ("gguf", "gemma3_vision", 0.01),  # SentencePiece's tokenizer without tokenizer.model
+        ("gguf", "gemma4_text", 0.05),  # more rows than tokens
+        ("gguf", "phi4_mini", 0.01),  # a tokenizer of bytes where Phi-3's is looked for
         ("hqq", "mixtral", 0.4),
         ("hqq", "gpt_oss", 0.4),  # experts in one tensor, transposed, gate and up in turns
         ("hqq", "mamba", 0.2),
@@ -202,3 +205,15 @@ def _load(path: Path) -> dict[str, Any]:
             values = (values.astype(np.uint32) << 16).view(np.float32)
         found[name] = values.reshape(entry["shape"])
     return found
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi3", "mistral_old"])
+def test_a_tokenizer_of_pieces_needs_no_tokenizer_model(
+    made: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """llama.cpp makes the same tokens of a text, with and without a space before it, and nothing
+    is said of them.
+    """
+    result = run("gguf", made(name), tmp_path, pre_tokenizer="")
+    assert loss(result) < 0.01
+    assert "token ids differ" not in caplog.text

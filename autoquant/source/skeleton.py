@@ -5,8 +5,10 @@ workers.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +83,32 @@ def _tokenizer(folder: str) -> dict[str, Any]:
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        token, largest = max(tokenizer.get_vocab().items(), key=lambda one: one[1])
+        own = _own_tokens(Path(folder))
+        known = sorted(tokenizer.get_vocab().items(), key=lambda one: -one[1])
+        token, largest = next((one for one in known if own(one[0])), known[0])
     except Exception as error:  # noqa: BLE001
         # each tokenizer library has exceptions of its own; its words go to the user
         return {"why": in_one_line(error), "token": "", "id": -1}
     return {"why": "", "token": str(token), "id": int(largest)}
+
+
+def _own_tokens(folder: Path) -> Callable[[str], bool]:
+    """Whether a token stands in the tokenizer's files: transformers adds some that a kind of
+    tokenizer usually has (Gemma's <mask>), which the model has no row for.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return lambda token: True
+    data = read_json(path)
+    vocabulary = (data.get("model") or {}).get("vocab") or ()
+    names = {one if isinstance(one, str) else one[0] for one in vocabulary}
+    names |= {str(one.get("content")) for one in data.get("added_tokens") or ()}
+    beside = "".join(
+        (folder / name).read_text(encoding="utf-8", errors="replace")
+        for name in ("tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+        if (folder / name).is_file()
+    )
+    return lambda token: token in names or json.dumps(token) in beside
 
 
 def in_one_line(error: BaseException) -> str:

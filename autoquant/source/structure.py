@@ -213,11 +213,18 @@ def refuse_tokenizer(source: Source, *, rows: bool = False) -> None:
             " Tokenizers that need the model's own code are not offered, for none is run: save it"
             " as tokenizer.json, or take a repository that has one"
         )
-    if rows and (said := _tokens_without_rows(found)):
+    if rows and (said := _tokens_without_rows(found)) and not _of_pieces(source.folder):
         raise InputError(
             f"{source.id}: {said}. GGUF has a row for every token: resize the embeddings"
             " (model.resize_token_embeddings), or take the tokens out of tokenizer.json"
         )
+
+
+def _of_pieces(folder: Path) -> bool:
+    """Whether a tokenizer is SentencePiece's, of which GGUF leaves out tokens without a row."""
+    path = folder / "tokenizer.json"
+    model = (read_json(path).get("model") or {}) if path.is_file() else {}
+    return bool(model.get("byte_fallback")) or (folder / "tokenizer.model").is_file()
 
 
 def _tokens_without_rows(found: Structure) -> str:
@@ -245,6 +252,21 @@ def drafts(source: Source) -> set[str]:
     return beyond | {name for name in found.unused if name.startswith("mtp.")}
 
 
+def unread(source: Source) -> set[str]:
+    """Tensors of blocks that take other blocks' keys and values: transformers reads none of them,
+    and llama.cpp wants them to be there. They are named like those of blocks that are read.
+    """
+    found = structure(source)
+    blocks = {_block(layer.module) for layer in found.layers}
+    left = set(found.unused)
+    read = {
+        BLOCK.sub(".", name)
+        for name in headers_of(source.folder, list(source.weights))
+        if name not in left
+    }
+    return {name for name in left if _block(name) in blocks and BLOCK.sub(".", name) in read}
+
+
 def notes_on(source: Source) -> list[str]:
     """What somebody should know of a source: tensors that are no part of the model, by what they
     are; tokens without a row.
@@ -262,7 +284,13 @@ def notes_on(source: Source) -> list[str]:
         )
     if not found.known:
         return notes
-    rest = list(found.unused)
+    unused = unread(source) if found.unused else set()
+    if unused:
+        notes.append(
+            f"{counted(len(unused), 'tensor')} of blocks that take other blocks' keys and values"
+            f" are read by nobody ({listed(sorted(unused))}); only GGUF keeps them"
+        )
+    rest = [name for name in found.unused if name not in unused]
     for what, parts in LEFTOVERS:
         these = [name for name in rest if any(part in name for part in parts)]
         rest = [name for name in rest if name not in these]

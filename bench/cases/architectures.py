@@ -1,7 +1,8 @@
 """Tiny random models of the architectures that people quantize, in the layouts of today's Hub.
 
 ``python -m bench.cases.architectures FOLDER [NAME...]`` writes FOLDER/NAME. Imports torch and
-transformers: tests call :func:`make` in a worker. All have the bundled model's tokenizer.
+transformers: tests call :func:`make` in a worker. They have the bundled model's tokenizer, or one
+of the SentencePiece kind where the published models have that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.core.bundled import MODEL
-from bench.cases import layouts
+from bench.cases import layouts, pieces
 from bench.cases.texts import BASE, SPEAKING
 from bench.cases.vision import SEEING
 
@@ -24,6 +25,18 @@ SPECIAL = (
     "[gMASK] <sop> <|endoftext|> <|user|> <|assistant|> <|observation|> <|system|> <|im_start|>"
     " <|im_end|> <|image_pad|> <|vision_start|> <|vision_end|> <|video_pad|> <|object_ref_start|>"
 ).split()
+OF_PIECES = (
+    "gemma2",
+    "gemma3_text",
+    "gemma3_vision",
+    "gemma3n_text",
+    "gemma4_text",
+    "gemma4_e_text",
+    "gemma4_vision",
+    "mistral_old",
+    "mixtral_old",
+    "phi3",
+)
 Layout = Callable[[Path], None]
 # as published: another layout of a model, or of its config
 PUBLISHED: dict[str, tuple[str, tuple[Layout, ...]]] = {
@@ -64,6 +77,8 @@ def make(name: str, folder: str, seed: int = 0) -> str:
     _save(kind, config_kind, options, made, seed)
     for change in changes:
         change(made)
+    if name in OF_PIECES:
+        pieces.write(made, tuple(SPECIAL), space_before=not name.startswith("gemma"))
     return str(made)
 
 
@@ -119,6 +134,8 @@ def randomize(model: Any, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             if parameter.ndim == 1 or "A_log" in name:
                 parameter.add_(0.1 * noise)
+                if kind.startswith("Gemma4") and "q_norm" in name:
+                    parameter.mul_(0.2)  # its attention does not scale down otherwise
                 outside = ".layers." not in name and "vision" not in name
                 if outside and name.endswith("norm.weight"):
                     parameter.add_(last)

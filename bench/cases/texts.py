@@ -29,14 +29,17 @@ GEMMA4 = {
     "layer_types": SLIDING,
 }
 GEMMA4E = {**GEMMA4, "hidden_size_per_layer_input": 32, "num_kv_shared_layers": 2}
+# llama.cpp takes Gemma 3n to have 20 layers with keys and values of their own, as those published
 GEMMA3N = {
     **GEMMA,
+    "num_hidden_layers": 22,
     "num_kv_shared_layers": 2,
     "hidden_size_per_layer_input": 256,
     "vocab_size_per_layer_input": V,
     "laurel_rank": 64,
-    "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0, 0.0],
-    "layer_types": SLIDING,
+    "activation_sparsity_pattern": [0.95, 0.95, *(0.0 for _ in range(20))],
+    "layer_types": [*(["sliding_attention"] * 4), "full_attention"] * 4
+    + ["sliding_attention", "full_attention"],
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 SHARED = {**EXPERTS, "shared_expert_intermediate_size": 256}

@@ -14,11 +14,13 @@ import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import hooks
+from autoquant.backends.llamacpp.pieces import staged
 from autoquant.backends.llamacpp.tokens import (
     TOKENIZER_SAMPLE,
     compare_tokens,
@@ -141,10 +143,15 @@ def convert(
     result: dict[str, Any] = {}
     hooks.read_everything(base, Metadata, hooks.Taking(**(taking or {})))
 
+    staging = tempfile.TemporaryDirectory(dir=Path(header).parent)
+    folder, space = staged(model, Path(staging.name))
+
     def write(self: Any) -> None:
+        self.set_vocab = hooks.vocabulary(self)
         with trace.library("convert: prepare"):
             self.prepare_tensors()
             self.prepare_metadata(vocab_only=False)
+        hooks.complete_fields(self.gguf_writer, space)
 
         def written() -> None:
             result["intermediate"] = _write_header(self.gguf_writer, Path(header))
@@ -176,7 +183,7 @@ def convert(
         base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre_tokenizer
     sys.argv = [
         "convert_hf_to_gguf.py",
-        model,
+        str(folder),
         "--outfile",
         target,
         "--outtype",
@@ -219,6 +226,8 @@ def convert(
             f"llama.cpp's converter failed on {name}: {type(error).__name__}: {said}. The traceback"
             " is in the run's log"
         ) from None
+    finally:
+        staging.cleanup()
     return result
 
 

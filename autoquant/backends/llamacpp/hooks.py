@@ -5,11 +5,13 @@ read, and tensors that are no part of the model. Its classes are changed in this
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoquant.backends.llamacpp import pieces
 from autoquant.core import cards
 from autoquant.runtime import trace
 
@@ -20,6 +22,16 @@ MOVED: Mapping[str, tuple[str, ...]] = {
     "rotary_pct": ("rope_parameters", "partial_rotary_factor"),
     "rotary_emb_base": ("rope_parameters", "rope_theta"),
 }
+SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"  # llama.cpp takes true where it is not given
+# what stands for a token where the embeddings have a row and the tokenizer none: as the converter
+# does for other kinds of tokenizers (5: unused)
+PADDING = {
+    "tokenizer.ggml.scores": -10000.0,
+    "tokenizer.ggml.token_type": 5,
+}
+TOKENS = "tokenizer.ggml.tokens"
+KEYS_AND_VALUES = re.compile(r"\.layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm)\.weight$")
+PHI3_TOKENS = (b"</s>", b"<unk>", b"<s>", b"<|endoftext|>")
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ def read_everything(base: Any, metadata: Any, taking: Taking) -> None:
             found = index(self, *arguments, **named)
         finally:
             del self.filter_tensors
-        return found
+        return {**found, **shared(found, self.hparams)}
 
     def load_model_card(folder: Path | None = None) -> dict[str, Any]:
         """No card can stop a conversion: gguf-py fails on front matter of other kinds."""
@@ -73,6 +85,70 @@ def read_everything(base: Any, metadata: Any, taking: Taking) -> None:
     metadata.load_model_card = staticmethod(load_model_card)
     if not taking.drafts:
         base.ModelBase.no_mtp = True
+
+
+def shared(found: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and values of Gemma 3n's last layers, which take those of an earlier layer: llama.cpp
+    asks for tensors of their own, as the published files have them, and uses none. transformers 5
+    does not save them; the earlier layer's stand for them.
+    """
+    inner = config.get("text_config") or config
+    sharing, kinds = inner.get("num_kv_shared_layers") or 0, inner.get("layer_types") or []
+    if not str(inner.get("model_type")).startswith("gemma3n") or not sharing:
+        return {}
+    first = len(kinds) - sharing
+    more = {}
+    for name, read in found.items():
+        layer = KEYS_AND_VALUES.search(name)
+        if layer is None or int(layer[1]) >= first:
+            continue
+        for later in range(first, len(kinds)):
+            own = name.replace(f".{layer[1]}.", f".{later}.", 1)
+            if own not in found and kinds[later] == kinds[int(layer[1])]:
+                more[own] = read
+    return more
+
+
+def complete_fields(writer: Any, space: bool | None) -> None:
+    """Fields without which llama.cpp would read the file otherwise, or not at all: ``space`` says
+    whether the tokenizer puts a space before a text (None: the converter knows). There is a token
+    for every row of the embeddings. llama.cpp looks for Phi-3's tokens in every model of that name,
+    and fails where they are not.
+    """
+    fields = writer.kv_data[0]
+    if space is False and SPACE_PREFIX not in fields:
+        writer.add_add_space_prefix(False)
+    listed: Any = fields[TOKENS].value if TOKENS in fields else ()
+    embeddings = writer.tensors[0].get("token_embd.weight")
+    rows = range(len(listed), embeddings.shape[0] if embeddings and listed else 0)
+    for key, value in PADDING.items():
+        if key in fields:
+            fields[key].value = [*fields[key].value, *(value for _ in rows)]
+    if rows:
+        bare = [f"[PAD{row}]" for row in rows]
+        same = [one.encode() for one in bare] if isinstance(listed[0], bytes) else bare
+        fields[TOKENS].value = [*listed, *same]
+    tokens = {one.encode() if isinstance(one, str) else bytes(one) for one in listed}
+    name = fields.get("general.name")
+    if name and not tokens.issuperset(PHI3_TOKENS):
+        name.value = re.sub(r"(?i)(phi)(-?)3", r"\1_3", name.value)
+
+
+def vocabulary(converter: Any) -> Callable[[], None]:
+    """A converter's own set_vocab; where that looks for a tokenizer.model and there is none, the
+    tokenizer is of the other kind: of bytes, in tokenizer.json.
+    """
+    own = converter.set_vocab
+
+    def set_vocab() -> None:
+        try:
+            own()
+        except (FileNotFoundError, ValueError) as error:
+            if pieces.FILE not in str(error):
+                raise
+            converter._set_vocab_gpt2()
+
+    return set_vocab
 
 
 def complete(config: dict[str, Any], path: Path) -> dict[str, Any]:

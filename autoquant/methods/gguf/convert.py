@@ -28,7 +28,8 @@ def _taking(source: Source) -> dict[str, Any]:
     if not found.known or source.quantized:
         return {}
     drafts = structure.drafts(source)
-    drop = [*found.tied, *(name for name in found.unused if name not in drafts)]
+    taken = drafts | (structure.unread(source) if found.unused else set())
+    drop = [*found.tied, *(name for name in found.unused if name not in taken)]
     return {"drop": drop, "prefix": found.prefix, "drafts": sorted(drafts)}
 
 
