@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,13 @@ def half_dtype(model: str) -> Any:
     return torch.float16 if _dtype(Path(model)) == "float16" else torch.bfloat16
 
 
-def keep_config(folder: Path, config: dict[str, Any]) -> None:
+def keep_config(
+    folder: Path, config: dict[str, Any], more: Mapping[str, Any] | None = None
+) -> None:
     """Put the source's own config in place of what transformers 5 made of it, with the quantization
     block that was written: release 4 finds no ``rope_theta`` in the newer form and silently takes
     10000. Whether the output head is tied is as it was written, for a library may have untied it.
+    ``more`` is added to the quantization block.
     """
     path = folder / "config.json"
     written = json.loads(path.read_text(encoding="utf-8"))
@@ -133,6 +137,7 @@ def keep_config(folder: Path, config: dict[str, Any]) -> None:
         for name in ("quantization_config", "tie_word_embeddings")
         if name in written
     }
+    kept["quantization_config"] = {**kept["quantization_config"], **(more or {})}
     path.write_text(json.dumps({**config, **kept}, indent=2) + "\n", encoding="utf-8")
 
 

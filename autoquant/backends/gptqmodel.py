@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from autoquant import calibration
+from autoquant.backends import renamed
 from autoquant.backends.folder import (
     begin,
     blocks_of,
     freeze,
     keep_config,
-    keep_unquantized,
     tidy,
     used,
 )
 from autoquant.core.errors import InputError
+from autoquant.formats import awq, gptq
+from autoquant.formats.architecture import config_of
 from autoquant.runtime.worker import Report
+
+PARTS = {"gptq": gptq.PARTS, "awq": awq.PARTS}
 
 
 def quantize(
@@ -34,7 +41,9 @@ def quantize(
     desc_act: bool = False,
     damp_percent: float = 0.05,
 ) -> dict[str, Any]:
-    """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one.
+    """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one. Beside
+    the samples ``rounded`` is returned: how many matrices (experts) so few of them reached that
+    GPTQModel rounded to the nearest instead.
 
     The samples must all have one length (as calibration.pack makes them): of samples that differ,
     GPTQModel 7.6's AWQ looks at the last batch only, and on a CPU it then scales the inputs that q,
@@ -45,14 +54,10 @@ def quantize(
 
     import torch
     from gptqmodel import BACKEND, GPTQModel
-    from gptqmodel.models.auto import SUPPORTED_MODELS
+    from gptqmodel.models.auto import MODEL_MAP
+    from gptqmodel.models.base import BaseQModel
     from gptqmodel.quantization.config import AWQConfig, GPTQConfig
 
-    if config.get("model_type") not in SUPPORTED_MODELS:
-        raise InputError(
-            f"GPTQModel does not know the architecture {config.get('model_type')!r}; it knows:"
-            f" {', '.join(sorted(SUPPORTED_MODELS))}"
-        )
     freeze()
     ids = calibration.pack(model, **packing)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -75,6 +80,11 @@ def quantize(
             # the library's default, which it refuses for whole rows
             act_group_aware=not desc_act and group_size > 0,
         )
+    # samples are of text alone; and a block may lack modules that others have (our checks say what
+    # was not quantized)
+    kind = MODEL_MAP[config["model_type"]]
+    kind.require_load_processor = kind.layer_modules_strict = False
+    kind.prepare_dataset = BaseQModel.prepare_dataset
     loaded: Any = GPTQModel.load(model, settings, device=device, dtype=dtype)
     layers = blocks_of(config)
     loaded.layer_callback = lambda *, layer_idx, submodule_finalized: report(layer_idx + 1, layers)
@@ -83,8 +93,34 @@ def quantize(
         batch_size=batch_size,
         backend=backend,
     )
-    loaded.save(target)
-    keep_unquantized(Path(target), model)
-    keep_config(Path(target), config)
+    saved = f"{scratch}/saved"
+    loaded.save(saved)
+    division, taken = renamed.write(saved, target, model, PARTS[algorithm])
+    shutil.copyfile(f"{saved}/config.json", f"{target}/config.json")
+    keep_config(Path(target), config, renamed.exceptions(division, taken, algorithm))
     tidy(Path(target), model)
-    return used(ids)
+    few = [one for one in loaded.quant_log if str(one.get("loss")).startswith("fallback")]
+    return {**used(ids), "rounded": len(few)}
+
+
+def modules(model: str) -> list[str]:
+    """The names, within a block, of the modules that GPTQModel quantizes of a model: all experts,
+    one by one, and not what it leaves as it is by design. Raises InputError for an architecture
+    that it does not know.
+    """
+    from gptqmodel.models.auto import MODEL_MAP
+    from gptqmodel.quantization.config import GPTQConfig
+
+    config = config_of(model)
+    if config.model_type not in MODEL_MAP:
+        raise InputError(
+            f"GPTQModel does not know the architecture {config.model_type!r}; it knows"
+            f" {len(MODEL_MAP)}, nearest: {', '.join(_nearest(config.model_type, MODEL_MAP))}. GGUF"
+            " may take it, and so may HQQ, bitsandbytes and W8A8"
+        )
+    groups = MODEL_MAP[config.model_type].simple_layer_modules(config, GPTQConfig(bits=4))
+    return sorted({name for group in groups for name in group})
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, list(known), n=5, cutoff=0.3)

@@ -16,7 +16,6 @@ from autoquant.methods.base import ComparisonVariants, choice, parse_choice
 from autoquant.methods.folder import Recipe
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
 from autoquant.runtime import environments
-from autoquant.source.layers import linears
 
 # GPTQModel's AWQ looks for clipping bounds that many outputs at a time, and fails if they do not
 # come out even
@@ -105,7 +104,7 @@ class Awq(GroupedMethod[AwqOptions]):
 
     def size(self, source: Source, options: AwqOptions) -> int:
         """Codes, zero points and 16-bit scales of each layer, 16 bits for all else."""
-        return grouped.size_of(linears(source), source, options, options.bits)
+        return grouped.size_of(self.shapes(source, options), source, options, options.bits)
 
     def recipe(self, options: AwqOptions) -> Recipe:
         """By which function."""

@@ -21,12 +21,14 @@ from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
 from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, Plan, PlanItem, Snapshot, Source, Stored
+from autoquant.formats.tensors import Part
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import Method, Output
 from autoquant.methods.samples import Samples
 from autoquant.runtime import environments, process
 from autoquant.source import bytes_to_fetch
 from autoquant.source.layers import linears
+from autoquant.source.structure import counted, listed, structure
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=MethodOptions)
@@ -104,6 +106,10 @@ class FolderMethod(Method[F]):
     writes_intermediate: ClassVar[bool] = True
     """Whether its library keeps a copy of the model on the disk while it works."""
 
+    def quantized(self, source: Source, options: F) -> dict[str, Part]:
+        """The matrices that its library quantizes, by the names they are written under."""
+        return self.parts(source)
+
     def parameters(self, source: Source) -> int:
         """How many values the model to be stands for."""
         return source.parameters
@@ -112,9 +118,30 @@ class FolderMethod(Method[F]):
         """Whether the library that loads such folders cannot load this one."""
         return False
 
-    def notes(self, source: Source) -> tuple[str, ...]:
-        """What somebody should know of the model to be, from the source alone."""
-        return ()
+    def notes(self, source: Source, options: F) -> tuple[str, ...]:
+        """What somebody should know of the model to be, from the source alone: what stays in 16
+        bits beside embeddings, head and norms.
+        """
+        found, said = structure(source), []
+        if found.towers:
+            said.append(f"stays in 16 bits: {', '.join(found.towers)}")
+        if found.unread:
+            said.append(
+                f"stay in 16 bits: {counted(len(found.unread), 'matrix', 'matrices')} of"
+                f" state-space mixers, which read them past the layers (such as {found.unread[0]})"
+            )
+        taken = self.quantized(source, options)
+        if left := [name for name in self.parts(source) if name not in taken]:
+            said.append(
+                f"stay in 16 bits: {counted(len(left), 'matrix', 'matrices')} that the library"
+                f" does not quantize by design ({listed(left)})"
+            )
+        if found.experts:
+            said.append(
+                "a mixture of experts: transformers 5 does not load quantized experts (it has them"
+                " in one tensor a block); it was read back, run and measured by AutoQuant's reader"
+            )
+        return tuple(said)
 
     def variants(self, options: F) -> tuple[str, ...]:
         """One."""
@@ -163,7 +190,7 @@ class FolderMethod(Method[F]):
             memory_available=memory_available(),
             download=download,
             refused=refused,
-            notes=self.notes(source),
+            notes=self.notes(source, options),
         )
 
     def quantize(self, snapshot: Snapshot, options: F, run: RunFolder) -> Output:
@@ -218,7 +245,7 @@ class FolderMethod(Method[F]):
     ) -> Artifact:
         """Quantize into the scratch folder, and check what lies there."""
         source, type, target = snapshot.source, self.type_of(options), run.work / "model"
-        parts, env = self.parts(source), self.environment(options)
+        parts, env = self.quantized(source, options), self.environment(options)
         log.info(
             "%s of %s: %s%d layers",
             recipe.algorithm,
@@ -261,12 +288,17 @@ class FolderMethod(Method[F]):
                 read_back=self.read_back(source),
             )
         fewer = samples.fewer(used["samples"]) if samples else ()
+        if rounded := used.get("rounded"):
+            fewer += (
+                f"{rounded} of {len(parts)} matrices (experts) were rounded to the nearest: too few"
+                " calibration samples reached them",
+            )
         return Artifact(
             type=type,
             files=tuple(Stored(*stored) for stored in verified["files"]),
             bits_per_weight=verified["bits_per_weight"],
             checks=tuple(Check(*one) for one in verified["checks"]),
-            notes=(*recipe.notes, *self.notes(source), *fewer, *verified["notes"]),
+            notes=(*recipe.notes, *self.notes(source, options), *fewer, *verified["notes"]),
             facts={
                 **used,
                 "algorithm": recipe.algorithm,

@@ -20,7 +20,6 @@ from autoquant.methods.base import ComparisonVariants, choice, parse_choice
 from autoquant.methods.folder import Recipe
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
 from autoquant.runtime import environments, process
-from autoquant.source.layers import linears
 
 BITS = (2, 3, 4, 8)
 DAMP = 0.05  # GPTQModel's default; AutoGPTQ's is 0.01
@@ -112,6 +111,10 @@ class Gptq(GroupedMethod[GptqOptions]):
         algorithm = "-autoround" if options.algorithm == "autoround" else ""
         return f"{options.bits}bit-{group(options.group_size)}{order}{sym}{algorithm}"
 
+    def by_gptqmodel(self, options: GptqOptions) -> bool:
+        """Whether GPTQModel chooses the codes."""
+        return super().by_gptqmodel(options) and options.backend == "gptqmodel"
+
     def folder_suffix(self, options: GptqOptions) -> str:
         """GPTQ-4bit-128g."""
         return f"GPTQ-{self.type_of(options)}"
@@ -142,7 +145,7 @@ class Gptq(GroupedMethod[GptqOptions]):
         """Codes, zero points, scales (float16) and group numbers (int32) of each layer, and 16 bits
         for all else.
         """
-        layers = linears(source)
+        layers = self.shapes(source, options)
         numbers = 4 * sum(inputs for _, inputs in layers.values())
         return grouped.size_of(layers, source, options, options.bits) + numbers
 

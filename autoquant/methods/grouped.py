@@ -4,22 +4,34 @@ or AutoRound.
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+import math
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import field_validator
 
 from autoquant import calibration
 from autoquant.calibration import CalibrationOptions
+from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
+from autoquant.core.files import key_of, sha256_of, write_atomically
 from autoquant.core.options import option
 from autoquant.core.records import RunRecord, Source
+from autoquant.core.version import __version__
+from autoquant.formats.tensors import Part
 from autoquant.methods import how_to_run
 from autoquant.methods.base import choice
 from autoquant.methods.folder import LIBRARIES, FolderMethod, cores_for_gptqmodel
+from autoquant.runtime import environments, process
 from autoquant.source import layers as layers_of
-from autoquant.source.layers import linears, weights_of_blocks
+from autoquant.source.layers import weights_of_blocks
+from autoquant.source.parts import division, modules, place
+from autoquant.source.structure import structure
 
 log = logging.getLogger(__name__)
 AUTO, GROUP_SIZES = 0, (-1, 32, 64, 128)
@@ -72,6 +84,35 @@ class GroupedOptions(CalibrationOptions):
         return choice(value, (AUTO, *GROUP_SIZES), more)
 
 
+@functools.lru_cache(maxsize=64)
+def _asked(model: Path, key: str, env: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    kept = cache_folder() / "gptqmodel" / f"{key}.json"
+    if not kept.is_file():
+        with tempfile.TemporaryDirectory() as scratch:
+            names = process.call(
+                "autoquant.backends.gptqmodel:modules",
+                log=Path(scratch) / "log",
+                env=dict(env),
+                model=str(model),
+            )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, json.dumps(names), shared=True)
+    return frozenset(json.loads(kept.read_text(encoding="utf-8")))
+
+
+def taken_by_gptqmodel(method: GroupedMethod[Any], source: Source) -> frozenset[str] | None:
+    """The names, within a block, of the modules that GPTQModel quantizes; None where it is not
+    installed, so that nothing is installed for a plan. A worker asks it, in seconds, once for each
+    config.json.
+    """
+    if not environments.here(method.extra):
+        return None
+    version = environments.version("gptqmodel")
+    key = key_of(sha256_of(source.folder / "config.json"), version, __version__)
+    env = {**cores_for_gptqmodel(), **process.finding(method.heavy_imports)}
+    return _asked(source.folder, key, tuple(sorted(env.items())))
+
+
 class GroupedMethod(FolderMethod[G]):
     """GPTQ or AWQ."""
 
@@ -104,7 +145,7 @@ class GroupedMethod(FolderMethod[G]):
         """
         if options.group_size != AUTO:
             return options
-        inputs = [inputs for _, inputs in linears(source).values()]
+        inputs = [inputs for _, inputs in self.shapes(source, options).values()]
         sizes = sorted((size for size in GROUP_SIZES if size > 0), reverse=True)
         # 128 that does not fit is refused by check
         size = next((size for size in sizes if all(n % size == 0 for n in inputs)), 128)
@@ -116,16 +157,57 @@ class GroupedMethod(FolderMethod[G]):
         """Refuse what cannot work, and return the layers: a source that is quantized, a group size
         that does not fit, a text that is not there.
         """
-        experts = (
-            f"transformers 5 does not load experts from {self.title} files (it fills them with"
-            " random numbers and says so only in a log), so this method rejects mixtures of"
-            " experts"
-        )
-        layers = layers_of.check(source, self.title, experts)
+        found = layers_of.check_known(source, self.title)
+        if not self.by_gptqmodel(options) and (found.experts or found.towers):
+            raise InputError(
+                f"{source.id} ({source.architecture}) is"
+                f" {'a mixture of experts' if found.experts else 'more than a language model'}:"
+                f" {self.title} takes it with GPTQModel only: algorithm={self.name!r} (--algorithm"
+                f" {self.name}), and no other backend"
+            )
+        if self.by_gptqmodel(options) and any(layer.transposed for layer in found.layers):
+            raise InputError(
+                f"{source.id} ({source.architecture}) has its experts in one transposed tensor,"
+                " which Defuser, GPTQModel's library for that, takes apart in another order than"
+                " the model has. GGUF takes such models, and so do HQQ, bitsandbytes and W8A8"
+            )
+        layers = layers_of.some(self.shapes(source, options), source, self.title)
         if options.group_size > 0:
             refuse_group_size(layers, options.group_size, GROUP_SIZES)
         calibration.check(options)
         return layers
+
+    def by_gptqmodel(self, options: G) -> bool:
+        """Whether GPTQModel chooses the codes."""
+        return self.algorithm(options) == self.name
+
+    def quantized(self, source: Source, options: G) -> dict[str, Part]:
+        """What the library quantizes, which leaves some matrices of some models as they are."""
+        parts = modules(source)
+        taken = taken_by_gptqmodel(self, source) if self.by_gptqmodel(options) else None
+        return {
+            part.name: part
+            for module, part in parts.items()
+            if taken is None or place(module)[1] in taken
+        }
+
+    def parts(self, source: Source) -> dict[str, Part]:
+        """Each matrix by itself, experts too."""
+        return {part.name: part for part in modules(source).values()}
+
+    def shapes(self, source: Source, options: G) -> dict[str, tuple[int, int]]:
+        """The shapes [outputs, inputs] of what is quantized."""
+        return {name: part.shape for name, part in self.quantized(source, options).items()}
+
+    def parameters(self, source: Source) -> int:
+        """What is written of the source."""
+        return division(source).parameters
+
+    def read_back(self, source: Source) -> bool:
+        """transformers 5 has the experts of a block in one tensor, which it does not load from
+        quantized files.
+        """
+        return structure(source).experts
 
     def memory(self, source: Source, options: G) -> int:
         """Bytes the quantizing process needs, roughly; GPTQ and AutoRound were measured on a
@@ -136,7 +218,7 @@ class GroupedMethod(FolderMethod[G]):
         matrix [inputs, inputs] for each matrix of the block, for AWQ every matrix's inputs, for
         AutoRound the block's gradients.
         """
-        layers = linears(source)
+        layers = self.shapes(source, options)
         block, model = max(weights_of_blocks(layers).values()), 2 * source.parameters
         wide = max(inputs for _, inputs in layers.values())
         hidden = min(inputs for _, inputs in layers.values())
@@ -231,7 +313,9 @@ def refuse_uneven(layers: Mapping[str, tuple[int, int]], multiple: int, why: str
 
 def size_of(layers: Mapping[str, tuple[int, int]], source: Source, options: Any, bits: int) -> int:
     """Bytes of codes, zero points and 16-bit scales of each layer, and 16 bits for all else."""
-    total = 2 * (source.parameters - sum(outputs * inputs for outputs, inputs in layers.values()))
+    divided = division(source)
+    left = set(divided.shapes) - set(layers)
+    total = divided.kept + 2 * sum(math.prod(divided.shapes[name]) for name in left)
     for outputs, inputs in layers.values():
         groups = 1 if options.group_size == -1 else inputs // options.group_size
         total += (outputs * inputs + groups * outputs) * bits // 8 + 2 * groups * outputs

@@ -12,7 +12,7 @@ from autoquant.formats.tensors import Part
 from autoquant.methods.folder import LIBRARIES, FolderMethod
 from autoquant.source.layers import check_parts
 from autoquant.source.parts import division
-from autoquant.source.structure import counted, structure
+from autoquant.source.structure import structure
 
 T = TypeVar("T", bound=MethodOptions)
 
@@ -47,21 +47,3 @@ class TensorwiseMethod(FolderMethod[T]):
     def check(self, source: Source, options: T) -> None:
         """What can be refused within a second."""
         check_parts(source, self.title)
-
-    def notes(self, source: Source) -> tuple[str, ...]:
-        """What stays in 16 bits beside embeddings, head and norms."""
-        found = structure(source)
-        said = []
-        if found.towers:
-            said.append(f"stays in 16 bits: {', '.join(found.towers)}")
-        if found.unread:
-            said.append(
-                f"stay in 16 bits: {counted(len(found.unread), 'matrix', 'matrices')} of"
-                f" state-space mixers, which read them past the layers (such as {found.unread[0]})"
-            )
-        if found.experts:
-            said.append(
-                "a mixture of experts: transformers 5 does not load quantized experts (it has them"
-                " in one tensor a block); it was read back, run and measured by AutoQuant's reader"
-            )
-        return tuple(said)

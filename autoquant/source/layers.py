@@ -14,6 +14,7 @@ from autoquant.source.parts import Division, division
 from autoquant.source.structure import Structure, refuse, refuse_tokenizer, structure
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
 FUSED = (
     "transformers 5 keeps the experts of a block in one tensor, which is not a linear layer and"
     " would stay unquantized, and most of the model with it"
@@ -68,7 +69,7 @@ def check(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[i
             f"{source.id} ({source.architecture}) is a mixture of experts: {experts}. GGUF takes"
             " such models, and so do HQQ, bitsandbytes and W8A8"
         )
-    return _some(linears(source), source, title)
+    return some(linears(source), source, title)
 
 
 def check_parts(source: Source, title: str) -> Division:
@@ -77,13 +78,14 @@ def check_parts(source: Source, title: str) -> Division:
     """
     check_known(source, title)
     divided = division(source)
-    _some(divided.shapes, source, title)
+    some(divided.shapes, source, title)
     return divided
 
 
-def _some(
+def some(
     layers: dict[str, tuple[int, int]], source: Source, title: str
 ) -> dict[str, tuple[int, int]]:
+    """The layers; refused if there are none."""
     if not layers:
         raise InputError(
             f"{source.id} ({source.architecture}) has no layers that {title} could quantize: its"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from autoquant.formats.tensors import Part, stored_width
 from autoquant.source.headers import Header, headers_of
 from autoquant.source.structure import Layer, Structure, structure
 
-GATE_UP, DOWN = "gate_up_proj", "down_proj"
+GATE_UP, GATE_AND_UP = "gate_up_proj", ("gate_proj", "up_proj")
+BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.(.+)$")
+NUMBER = re.compile(r"\.(\d+)(?=\.)")
+
+
+def place(module: str) -> tuple[int, str]:
+    """A module's block, and its name in it: the same whatever class holds the blocks."""
+    found = BLOCK.search(module)
+    return (int(found[1]), found[2]) if found else (-1, module)
 
 
 def written(found: Structure, tensor: str) -> str:
@@ -25,15 +34,34 @@ def written(found: Structure, tensor: str) -> str:
 
 def parts_of(found: Structure, headers: Mapping[str, Header]) -> dict[str, Part]:
     """All matrices that are quantized by themselves, by the name they are written under."""
-    parts: dict[str, Part] = {}
+    return {part.name: part for part in by_module(found, headers).values()}
+
+
+def by_module(found: Structure, headers: Mapping[str, Header]) -> dict[str, Part]:
+    """The same by the model's modules. Each expert counts as one, as libraries take a block's
+    experts apart: <experts>.<number>.gate_proj, up_proj and down_proj.
+    """
+    modules: dict[str, Part] = {}
     for layer in found.layers:
+        parts: list[Part] = []
         for tensor in layer.tensors:
             name, shape = written(found, tensor.removesuffix(".weight")), headers[tensor][1]
             if len(shape) == 2:
-                parts[name] = Part(name, tensor, (shape[0], shape[1]))
+                parts.append(Part(name, tensor, (shape[0], shape[1])))
             elif len(shape) == 3:
-                parts |= _experts(layer, name, tensor, shape)
-    return parts
+                parts += _experts(layer, name, tensor, shape).values()
+        if not layer.expert:
+            modules[layer.module] = parts[0]
+            continue
+        base, _, last = layer.module.rpartition(".")
+        halves = GATE_AND_UP if last == GATE_UP else (last,)
+        # gate and up of an expert follow each other, whatever they are called there
+        numbered = Counter[int]()
+        for part in parts:
+            expert = int(NUMBER.findall(part.name)[-1])
+            modules[f"{base}.{expert}.{halves[numbered[expert] % len(halves)]}"] = part
+            numbered[expert] += 1
+    return modules
 
 
 def _experts(layer: Layer, name: str, tensor: str, shape: list[int]) -> dict[str, Part]:
@@ -44,7 +72,7 @@ def _experts(layer: Layer, name: str, tensor: str, shape: list[int]) -> dict[str
     experts, outputs, inputs = shape
     if layer.transposed:
         outputs, inputs = inputs, outputs
-    halves = ("gate_proj", "up_proj") if last == GATE_UP else (last,)
+    halves = GATE_AND_UP if last == GATE_UP else (last,)
     rows, parts = outputs // len(halves), {}
     for expert in range(experts):
         for i, half in enumerate(halves):
@@ -93,9 +121,18 @@ def main_dtype(headers: Mapping[str, Header]) -> str:
     return sizes.most_common(1)[0][0]
 
 
+def _looked_at(source: Source) -> tuple[Structure, dict[str, Header]]:
+    return structure(source), headers_of(source.folder, list(source.weights))
+
+
+def modules(source: Source) -> dict[str, Part]:
+    """A source's matrices by the model's modules (:func:`by_module`)."""
+    return by_module(*_looked_at(source))
+
+
 def division(source: Source) -> Division:
     """A source's tensors, from headers alone."""
-    found, headers = structure(source), headers_of(source.folder, list(source.weights))
+    found, headers = _looked_at(source)
     stay, main = kept(found, headers), main_dtype(headers)
     sizes = {name: math.prod(headers[name][1]) for name in stay}
     bytes = sum(
