@@ -44,6 +44,8 @@ def gguf(
     pure: bool = False,
     split_size: str = "",
     pre_tokenizer: str = "",
+    mmproj: bool = True,
+    mmproj_type: Literal["f16", "bf16", "q8_0"] = "f16",
     modelfile: bool = False,
     threads: int = 0,
     allow_pickle: bool = False,

@@ -176,6 +176,11 @@ def documents(options: CalibrationOptions) -> Documents:
     return Documents(texts, name)
 
 
+def is_file(options: CalibrationOptions) -> bool:
+    """Whether the text is a file of the user's own."""
+    return options.calibration != "builtin" and _file(options) is not None
+
+
 def _file(options: CalibrationOptions) -> Path | None:
     """The file the option names; None if it names a dataset on the Hub."""
     if options.calibration == "builtin":
@@ -242,6 +247,19 @@ def pack(
         )
     picked = sorted(random.Random(seed).sample(range(n), min(samples, n)))
     return [stream[i * length : (i + 1) * length] for i in picked]
+
+
+def count(folder: str, texts: Sequence[Document], *, special: bool) -> int:
+    """How many tokens a text has by a model's own tokenizer: a conversation in its template, and
+    with what the tokenizer puts around a text where that is ``special``, else with an end after
+    each document, as :func:`pack` has them. Runs in a worker.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    end = 0 if special or tokenizer.eos_token_id is None else len(texts)
+    texts_read = (rendered(tokenizer, text) for text in texts)
+    return end + sum(len(tokenizer.encode(text, add_special_tokens=special)) for text in texts_read)
 
 
 def rendered(tokenizer: Any, document: Document) -> str:

@@ -25,7 +25,7 @@ from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.records import Evaluation, Plan, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.evaluate import artifacts as measuring
-from autoquant.methods import METHODS
+from autoquant.methods import METHODS, texts
 from autoquant.methods.base import AnyMethod
 from autoquant.runtime import environments, preload
 from autoquant.source import bytes_to_fetch, fetch, resolve, structure
@@ -65,6 +65,7 @@ def quantize(
         steps = list(journal.read(folder)[1])
         client = allowed.check(options, source, method.variants(options), steps)
     measured = _will_be_measured(method, source, options, folder)
+    texts.refuse_short(source, options, method.environment(options), measured=measured)
     if bytes_to_fetch(source) > PLAN_FIRST:
         planned = method.plan(source, options, folder)
         if planned.refused:

@@ -28,6 +28,7 @@ PAGE, RESULTS = ROOT / "docs" / "models.md", ROOT / "bench" / "models.json"
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gguf": ("GGUF Q8_0", {"types": "Q8_0", "pre_tokenizer": "gpt-2"}),
     "gptq": ("GPTQ", {"calibration_samples": 16, "calibration_length": 128}),
+    "awq": ("AWQ", {"calibration_samples": 16, "calibration_length": 128, "algorithm": "awq"}),
     "hqq": ("HQQ", {}),
     "bitsandbytes": ("NF4", {}),
     "w8a8": ("W8A8", {}),

@@ -5,6 +5,7 @@ state-space mixers, draft blocks, and sources that are quantized. docs/models.md
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from autoquant.core.records import Evaluation
 from autoquant.result import Result
 from autoquant.source import fetch, resolve, structure
 from autoquant.source.parts import division
-from tests.workers import in_worker
+from tests.workers import in_llama_worker, in_worker
 
 MEASURED = {"evaluate": "on", "eval_chunks": 1}
 Made = Callable[[str], Path]
@@ -42,6 +43,8 @@ def run(method: str, folder: Path, out: Path, **values: Any) -> Result:
     options = {**({} if "evaluate" in values else MEASURED), **values}
     if method == "gguf":
         options = {"pre_tokenizer": "gpt-2", "types": ("Q8_0",), **options}
+    if method in ("gptq", "awq"):
+        options = {"calibration_samples": 8, "calibration_length": 128, **options}
     made: Result = getattr(autoquant, method)(folder, out=out / "run", **options)
     return made
 
@@ -69,6 +72,8 @@ def loss(result: Result) -> float:
         ("gguf", "gemma3_vision", 0.01),  # SentencePiece's tokenizer without tokenizer.model
         ("gguf", "gemma4_text", 0.05),  # more rows than tokens
         ("gguf", "phi4_mini", 0.01),  # a tokenizer of bytes where Phi-3's is looked for
+        ("gptq", "qwen35", 0.8),  # layers that GPTQModel leaves, and a tower
+        ("awq", "qwen25_vl", 0.4),
         ("hqq", "mixtral", 0.4),
         ("hqq", "gpt_oss", 0.4),  # experts in one tensor, transposed, gate and up in turns
         ("hqq", "mamba", 0.2),
@@ -217,3 +222,77 @@ def test_a_tokenizer_of_pieces_needs_no_tokenizer_model(
     result = run("gguf", made(name), tmp_path, pre_tokenizer="")
     assert loss(result) < 0.01
     assert "token ids differ" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "towers"), [("gemma3_vision", "vision_tower."), ("qwen3_vl", "visual.")]
+)
+def test_what_sees_goes_into_a_file_of_its_own(
+    made: Made, tmp_path: Path, name: str, towers: str
+) -> None:
+    """Every tensor of the tower is there, whatever the file calls it."""
+    values = {"evaluate": "off", "modelfile": True, "mmproj_type": "bf16"}
+    result = run("gguf", made(name), tmp_path, **values)
+    file = f"mmproj-{name}-BF16.gguf"
+    path, source = str(result.folder / file), str(made(name))
+    lost = in_llama_worker(
+        "tests.helpers.gguf:not_in", tmp_path, path=path, folder=source, prefix=towers
+    )
+    assert lost == []
+    card = (result.folder / "README.md").read_text(encoding="utf-8")
+    assert f"llama-mtmd-cli -m {name}-Q8_0.gguf --mmproj {file} --image" in card
+    assert f"FROM ./{file}" in (result.folder / f"{name}-Q8_0.Modelfile").read_text()
+    assert f"{file} (0.00" in card, "what it is, among how the files were made"
+
+
+def test_without_its_processor_a_tower_is_left_out_and_that_is_said(
+    made: Made, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(made("gemma3_vision"), folder)
+    (folder / "preprocessor_config.json").unlink()
+    plan = autoquant.plan("gguf", folder, pre_tokenizer="gpt-2")
+    assert any("left out: model.vision_tower" in note for note in plan.notes), plan.notes
+    assert not any(
+        "left out" in note
+        for note in autoquant.plan("gguf", made("qwen35"), pre_tokenizer="gpt-2").notes
+    )
+    result = run("gguf", folder, tmp_path, evaluate="off")
+    assert not list(result.folder.glob("mmproj*"))
+    card = (result.folder / "README.md").read_text(encoding="utf-8")
+    assert "llama.cpp's converter makes no mmproj file of them (KeyError: 'image_mean')" in card
+    alone = run("gguf", made("qwen35"), tmp_path / "alone", evaluate="off", mmproj=False)
+    assert not list(alone.folder.glob("mmproj*"))
+    assert "left out, as asked: model.visual" in (alone.folder / "README.md").read_text()
+
+
+def stored(path: Path) -> dict[str, bytes]:
+    """The tensors of a safetensors file as bytes."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    places = {name: one["data_offsets"] for name, one in header.items()}
+    return {name: data[start + first : start + last] for name, (first, last) in places.items()}
+
+
+def test_experts_are_quantized_one_by_one_under_the_published_names(
+    made: Made, tmp_path: Path
+) -> None:
+    """transformers 5 calls Mixtral's modules otherwise. What is not quantized is the source's own;
+    experts that too few samples reached are counted.
+    """
+    folder = made("mixtral")
+    result = run("gptq", folder, tmp_path, calibration_samples=1, calibration_length=32)
+    assert loss(result) < 0.5
+    written = stored(result.folder / "model.safetensors")
+    source = stored(folder / "model.safetensors")
+    quantized = {name.rpartition(".")[0] for name in written if name.endswith(".qweight")}
+    block = "model.layers.1.block_sparse_moe"
+    assert {f"{block}.experts.{i}.w{j}" for i in range(4) for j in (1, 2, 3)} < quantized
+    kept = {name for name in written if name.rpartition(".")[0] not in quantized}
+    assert kept == {name for name in source if name.removesuffix(".weight") not in quantized}
+    assert f"{block}.gate.weight" in kept
+    assert [name for name in kept if written[name] != source[name]] == []
+    notes = " ".join(result.artifacts[0].notes)
+    assert "a mixture of experts: transformers 5 does not load quantized experts" in notes

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import autoquant
 from autoquant.core.bundled import MODEL
 from autoquant.core.errors import InputError
 from autoquant.core.texts import documents, plain, read_text
@@ -111,3 +112,22 @@ def test_conversations_are_calibrated_on_in_the_models_template(tmp_path: Path) 
     (folder / "chat_template.jinja").write_text(refusing)
     with pytest.raises(InputError, match=r"chat template refuses a conversation \(no system"):
         packed([CHAT])
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "values"),
+    [
+        ("gguf", "eval_text", {"evaluate": "on"}),
+        ("gguf", "imatrix", {}),
+        ("gptq", "calibration", {}),
+        ("w8a8", "calibration", {"scheme": "int8-static"}),
+    ],
+)
+def test_a_text_that_is_too_short_is_refused_before_any_work(
+    method: str, option: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    path, out = tmp_path / "short.txt", tmp_path / "out"
+    path.write_text("Once upon a time. " * 20)
+    with pytest.raises(InputError, match=rf"{option}: the text has 12\d tokens; at least 256 are"):
+        getattr(autoquant, method)("demo", out=out, **{option: path}, **values)
+    assert not out.exists()

@@ -7,6 +7,7 @@ they cannot drift apart.
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
@@ -219,7 +220,7 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
     """Make the options from keyword arguments or from the command line's strings; both give the
     same errors.
 
-    A list may be given as one comma-separated text, and a
+    A list may be given as one comma-separated text, a file as a path, and a
     :class:`~autoquant.calibration.Calibration` for the option that names a calibration text.
 
     Raises :class:`~autoquant.core.errors.InputError` with one line: the option, the value, what is
@@ -231,6 +232,8 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
             if isinstance(value, str)
             and name in cls.model_fields
             and typing.get_origin(cls.model_fields[name].annotation) is tuple
+            else os.fspath(value)
+            if isinstance(value, os.PathLike)
             else value
         )
         for name, value in values.items()

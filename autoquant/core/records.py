@@ -12,19 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 
 # letters that Unicode does not take apart
-LETTERS = {
-    "ı": "i",
-    "ß": "ss",
-    "ø": "o",
-    "Ø": "O",
-    "ł": "l",
-    "Ł": "L",
-    "đ": "d",
-    "æ": "ae",
-    "œ": "oe",
-}
+LETTERS = dict(zip("ıßøØłŁđæœ", ("i", "ss", "o", "O", "l", "L", "d", "ae", "oe"), strict=True))
 
 
+TOWERS = "what sees or hears"  # in a result's provenance: where these parts are
+EXPERTS = "a mixture of experts"  # begins an artifact's note
 PLACES = ("given", "stored_in", "adapter")  # folders of a source that it may have
 
 
@@ -336,6 +328,17 @@ class RunRecord:
             folder=folder,
             receipts=receipts,
         )
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has the parts of its source that see or hear."""
+        return not str(self.provenance.get(TOWERS, "left out")).startswith("left out")
+
+    @property
+    def experts(self) -> bool:
+        """Whether it is a folder of a mixture of experts, which transformers does not load."""
+        notes = (note for artifact in self.artifacts for note in artifact.notes)
+        return any(note.startswith(EXPERTS) for note in notes)
 
     @property
     def tokenizer(self) -> str:

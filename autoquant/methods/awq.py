@@ -13,9 +13,10 @@ from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, Source
 from autoquant.methods import grouped
 from autoquant.methods.base import ComparisonVariants, choice, parse_choice
-from autoquant.methods.folder import Recipe
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
+from autoquant.methods.recipe import Recipe
 from autoquant.runtime import environments
+from autoquant.source.structure import structure
 
 # GPTQModel's AWQ looks for clipping bounds that many outputs at a time, and fails if they do not
 # come out even
@@ -85,6 +86,13 @@ class Awq(GroupedMethod[AwqOptions]):
         sym = "" if options.zero_point else "-sym"
         algorithm = "-autoround" if options.algorithm == "autoround" else ""
         return f"{options.bits}bit-{group(options.group_size)}{sym}{algorithm}"
+
+    def resolve_defaults(self, source: Source, options: AwqOptions) -> AwqOptions:
+        """The AWQ algorithm where AutoRound, which is usual, is not offered; a group size."""
+        found = structure(source)
+        if "algorithm" not in options.model_fields_set and (found.experts or found.towers):
+            options = options.model_copy(update={"algorithm": "awq"})
+        return super().resolve_defaults(source, options)
 
     def folder_suffix(self, options: AwqOptions) -> str:
         """AWQ-4bit-128g."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.methods import how_to_run
-from autoquant.methods.folder import Recipe
+from autoquant.methods.recipe import Recipe
 from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
 from autoquant.source.parts import division
@@ -146,7 +146,9 @@ class Bitsandbytes(TensorwiseMethod[BitsandbytesOptions]):
         return "\n\n".join(
             (
                 how_to_run.INTRODUCED,
-                how_to_run.with_transformers("bitsandbytes accelerate", ", on a GPU or a CPU"),
+                how_to_run.with_transformers(
+                    record, "bitsandbytes accelerate", ", on a GPU or a CPU"
+                ),
                 how_to_run.with_vllm(record, " (pip install bitsandbytes)"),
             )
         )

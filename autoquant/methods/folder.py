@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
 import signal
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
-from autoquant import calibration
 from autoquant.core.errors import InputError, OutOfMemory, ProcessFailed
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
 from autoquant.core.progress import Bar
-from autoquant.core.records import Artifact, Check, Plan, PlanItem, Snapshot, Source, Stored
+from autoquant.core.records import (
+    EXPERTS,
+    TOWERS,
+    Artifact,
+    Check,
+    Plan,
+    PlanItem,
+    Snapshot,
+    Source,
+    Stored,
+)
 from autoquant.formats.tensors import Part
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import Method, Output
+from autoquant.methods.recipe import Recipe, call_backend
 from autoquant.methods.samples import Samples
 from autoquant.runtime import environments, process
 from autoquant.source import bytes_to_fetch
@@ -33,33 +41,6 @@ from autoquant.source.structure import counted, listed, structure
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=MethodOptions)
 LIBRARIES = 700_000_000  # bytes of torch, transformers and a library (measured: 0.63 GB)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a folder is made, and what it must be.
-
-    ``algorithm`` and ``file_format`` are kept apart: several algorithms write the same format.
-    ``settings`` go to the backend's function and into the journal's key; ``wanted`` is what the
-    config's quantization block must say; ``bits`` per weight decide how far a layer may move, and
-    ``advice`` is what to do if one moves far; ``scaled``: the algorithm scales weights (see
-    formats.checks.relative_error). ``samples``: the function is given calibration samples;
-    ``arguments`` are further ones that belong to them. ``environment`` is a separate one, of
-    runtime.environments.PINS, in place of the method's own.
-    """
-
-    target: str
-    settings: Mapping[str, Any]
-    algorithm: str
-    file_format: str
-    wanted: Mapping[str, Any]
-    bits: int
-    advice: str
-    samples: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    environment: str = ""
-    scaled: bool = False
-    notes: tuple[str, ...] = ()
 
 
 class FolderMethod(Method[F]):
@@ -138,7 +119,7 @@ class FolderMethod(Method[F]):
             )
         if found.experts:
             said.append(
-                "a mixture of experts: transformers 5 does not load quantized experts (it has them"
+                f"{EXPERTS}: transformers 5 does not load quantized experts (it has them"
                 " in one tensor a block); it was read back, run and measured by AutoQuant's reader"
             )
         return tuple(said)
@@ -232,6 +213,8 @@ class FolderMethod(Method[F]):
                 f"{samples.name}, {taken} samples of {samples.length} tokens"
             )
             provenance["calibration sha256"] = artifact.facts["calibration sha256"]
+        if towers := structure(snapshot.source).towers:
+            provenance[TOWERS] = f"in 16 bits: {', '.join(towers)}"
         provenance["weights"] = next(c.seen for c in artifact.checks if c.name == "layers")
         return Output((artifact,), None, provenance)
 
@@ -257,7 +240,7 @@ class FolderMethod(Method[F]):
         python = self._interpreter(run.logs)
         try:
             with Bar(f"quantize {type}") as progress:
-                used = _call_backend(
+                used = call_backend(
                     recipe,
                     samples,
                     log=run.logs,
@@ -320,44 +303,3 @@ class FolderMethod(Method[F]):
         else:
             raise failure
         return f"{where}. {self.what_would_fit(source, options, available)}"
-
-
-def _call_backend(
-    recipe: Recipe,
-    samples: Samples | None,
-    *,
-    log: Path,
-    env: dict[str, str],
-    python: str,
-    progress: process.Progress,
-    **work: Any,
-) -> dict[str, Any]:
-    """Run the backend's function; what it says of the samples it used."""
-    work |= {**recipe.settings, **recipe.arguments}
-    if samples and recipe.environment:
-        # a library of another time may read the tokenizer otherwise: the samples are packed here
-        packing = samples.packing()
-        ids = process.call(
-            "autoquant.calibration:pack", log=log, env=env, folder=work["model"], **packing
-        )
-        python = environments.python(recipe.environment, log)
-        process.call(
-            recipe.target,
-            log=log,
-            env=env,
-            progress=progress,
-            python=python,
-            fresh=True,
-            ids=ids,
-            **work,
-        )
-        return {"samples": len(ids), "calibration sha256": calibration.digest(ids)}
-    if samples:
-        work["packing"] = samples.packing()
-    called = process.call(recipe.target, log=log, env=env, progress=progress, python=python, **work)
-    return dict(called)
-
-
-def cores_for_gptqmodel() -> dict[str, str]:
-    """GPTQModel 7.6 fails on two processors unless told how many workers there are."""
-    return {"GPTQMODEL_CPU_WORKERS": str(os.cpu_count() or 2)}

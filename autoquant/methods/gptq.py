@@ -17,8 +17,8 @@ from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.methods import grouped
 from autoquant.methods.base import ComparisonVariants, choice, parse_choice
-from autoquant.methods.folder import Recipe
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
+from autoquant.methods.recipe import Recipe
 from autoquant.runtime import environments, process
 
 BITS = (2, 3, 4, 8)

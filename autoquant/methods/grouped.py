@@ -26,7 +26,8 @@ from autoquant.core.version import __version__
 from autoquant.formats.tensors import Part
 from autoquant.methods import how_to_run
 from autoquant.methods.base import choice
-from autoquant.methods.folder import LIBRARIES, FolderMethod, cores_for_gptqmodel
+from autoquant.methods.folder import LIBRARIES, FolderMethod
+from autoquant.methods.recipe import cores_for_gptqmodel
 from autoquant.runtime import environments, process
 from autoquant.source import layers as layers_of
 from autoquant.source.layers import weights_of_blocks
@@ -102,10 +103,10 @@ def _asked(model: Path, key: str, env: tuple[tuple[str, str], ...]) -> frozenset
 
 def taken_by_gptqmodel(method: GroupedMethod[Any], source: Source) -> frozenset[str] | None:
     """The names, within a block, of the modules that GPTQModel quantizes; None where it is not
-    installed, so that nothing is installed for a plan. A worker asks it, in seconds, once for each
-    config.json.
+    installed, so that nothing is installed for a plan, and for what transformers does not know. A
+    worker asks it, in seconds, once for each config.json.
     """
-    if not environments.here(method.extra):
+    if not environments.here(method.extra) or not structure(source).known:
         return None
     version = environments.version("gptqmodel")
     key = key_of(sha256_of(source.folder / "config.json"), version, __version__)
@@ -273,7 +274,7 @@ def card(record: RunRecord, more: str = "", options: str = "") -> str:
     """How to run the files; ``more`` and ``options`` are those of how_to_run.with_vllm."""
     parts = [
         how_to_run.INTRODUCED,
-        how_to_run.with_transformers("gptqmodel optimum"),
+        how_to_run.with_transformers(record, "gptqmodel optimum"),
         how_to_run.with_vllm(record, more, options),
     ]
     if not any(FOREIGN in artifact.notes for artifact in record.artifacts):

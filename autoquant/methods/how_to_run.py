@@ -7,18 +7,27 @@ from autoquant.core.records import RunRecord
 INTRODUCED = "Give the name of the repository that holds these files, or this folder, for `MODEL`."
 
 
-def with_transformers(install: str, more: str = "") -> str:
+def with_transformers(record: RunRecord, install: str, more: str = "") -> str:
     """With transformers; ``install`` is what that needs from PyPI, ``more`` what else is to be
     said.
     """
+    if record.experts:
+        return (
+            "transformers 5 does not load quantized experts; vLLM and SGLang load such files, for"
+            " the mixtures of experts that they know."
+        )
+    kind, read, wrapped = "AutoModelForCausalLM", "AutoTokenizer", "tokenizer"
+    if record.sees:
+        kind, read, wrapped = "AutoModelForImageTextToText", "AutoProcessor", "processor"
+    text = 'text="Once upon a time"' if record.sees else '"Once upon a time"'
     return f"""```python
 # transformers (pip install {install}){more}
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {kind}, {read}
 
-model = AutoModelForCausalLM.from_pretrained("MODEL", device_map="auto")
-tokenizer = AutoTokenizer.from_pretrained("MODEL")
-inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+model = {kind}.from_pretrained("MODEL", device_map="auto")
+{wrapped} = {read}.from_pretrained("MODEL")
+inputs = {wrapped}({text}, return_tensors="pt").to(model.device)
+print({wrapped}.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```"""
 
 

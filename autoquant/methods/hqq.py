@@ -12,8 +12,8 @@ from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import hqq as hqq_format
 from autoquant.methods.base import ComparisonVariants, choice, parse_choice
-from autoquant.methods.folder import Recipe
 from autoquant.methods.grouped import AUTO, group
+from autoquant.methods.recipe import Recipe
 from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
 from autoquant.source.layers import check_parts

@@ -13,7 +13,7 @@ from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import compressed_tensors
 from autoquant.methods import how_to_run
-from autoquant.methods.folder import Recipe
+from autoquant.methods.recipe import Recipe
 from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
 from autoquant.source import layers as layers_of
@@ -135,6 +135,6 @@ class W8a8(TensorwiseMethod[W8a8Options]):
             (
                 how_to_run.INTRODUCED,
                 how_to_run.with_vllm(record, " that computes with such numbers"),
-                how_to_run.with_transformers("compressed-tensors accelerate", simulated),
+                how_to_run.with_transformers(record, "compressed-tensors accelerate", simulated),
             )
         )

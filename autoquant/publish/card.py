@@ -51,7 +51,7 @@ def data(result: RunRecord) -> ModelCardData:
         license_link=source.license_link,
         language=list(source.language) or None,
         library_name=METHODS[result.method].library_name,
-        pipeline_tag="text-generation",
+        pipeline_tag="image-text-to-text" if result.sees else "text-generation",
         quantized_by=PROJECT,
         tags=[
             result.method,

@@ -18,12 +18,13 @@ from typing import Any
 from autoquant.core.bundled import MODEL
 from bench.cases import layouts, pieces
 from bench.cases.texts import BASE, SPEAKING
-from bench.cases.vision import SEEING
+from bench.cases.vision import PROCESSOR, SEEING
 
 MODELS = {**SPEAKING, **SEEING}
 SPECIAL = (
     "[gMASK] <sop> <|endoftext|> <|user|> <|assistant|> <|observation|> <|system|> <|im_start|>"
     " <|im_end|> <|image_pad|> <|vision_start|> <|vision_end|> <|video_pad|> <|object_ref_start|>"
+    " [IMG_BREAK] [IMG_END] [IMG]"
 ).split()
 OF_PIECES = (
     "gemma2",
@@ -99,6 +100,9 @@ def _save(kind: str, config_kind: str, options: dict[str, Any], folder: Path, se
     shutil.rmtree(folder, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer(folder)
+    if "vision_config" in options:
+        text = json.dumps(PROCESSOR, indent=2)
+        (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def tokenizer(folder: Path) -> None:

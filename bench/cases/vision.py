@@ -5,17 +5,18 @@ from __future__ import annotations
 from bench.cases.texts import GEMMA3, GEMMA4E, MINISTRAL, QWEN35, SHARED, H, Spec
 
 MROPE = {"rope_type": "default", "rope_theta": 1e6}
+# three blocks: the converter takes the parts of a projector for blocks, too
 SIGLIP = {
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "image_size": 56,
     "patch_size": 14,
 }
 PIXTRAL = {**SIGLIP, "model_type": "pixtral", "head_dim": 32}
 QWEN_VISION = {
-    "depth": 1,
+    "depth": 3,
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_heads": 2,
@@ -28,13 +29,22 @@ QWEN_TOKENS = {
     "vision_end_token_id": 2043,
 }
 PLACES = {**QWEN_VISION, "num_position_embeddings": 64}
+# what the converter reads of an image processor
+PROCESSOR = {
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "size": {"height": 56, "width": 56},
+    "patch_size": 14,
+    "min_pixels": 3136,
+    "max_pixels": 12544,
+}
 SEEING: dict[str, Spec] = {
     "gemma3_vision": (
         "Gemma3ForConditionalGeneration",
         "Gemma3Config",
         {
             "text": GEMMA3,
-            "vision_config": SIGLIP,
+            "vision_config": {**SIGLIP, "vision_use_head": False},
             "mm_tokens_per_image": 4,
             "image_token_index": 2040,
             "boi_token_index": 2041,

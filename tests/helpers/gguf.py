@@ -20,6 +20,28 @@ def value(path: str, key: str, kind: str = "str") -> Any:
     return Header(path).get(key, kind)
 
 
+def not_in(path: str, folder: str, prefix: str) -> list[str]:
+    """The tensors of a model folder whose names begin so and whose values no tensor of a GGUF file
+    has, by number and mean magnitude: they may lie there in another order.
+    """
+    import numpy as np
+
+    from autoquant.formats.gguf import Header
+    from autoquant.formats.tensors import Tensors
+
+    header, tensors = Header(path), Tensors(folder)
+    held = [header.values(tensor) for tensor in header.tensors.values()]
+    seen = [(one.size, float(np.abs(one).mean())) for one in held]
+    lost = []
+    for name in tensors.names():
+        value = tensors.get(name)
+        size, mean = value.size, float(np.abs(value).mean())
+        near = any(n == size and abs(m - mean) < 0.01 * mean for n, m in seen)
+        if name.startswith(prefix) and not near:
+            lost.append(name)
+    return lost
+
+
 def imatrix_layout(path: str) -> dict[str, Any]:
     """Read with gguf-py, not with our own code."""
     import gguf

@@ -34,7 +34,7 @@ from autoquant.runtime import trace
 from autoquant.runtime.worker import Report
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Raised inside the converter when only the plan was wanted."""
 
 
@@ -52,7 +52,7 @@ class _FirstError(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def _write_header(writer: Any, path: Path) -> int:
+def write_header(writer: Any, path: Path) -> int:
     """Write everything but the weights to ``path``, make it a sparse file of the full size, which
     is returned.
     """
@@ -70,7 +70,7 @@ def _write_header(writer: Any, path: Path) -> int:
     return int(start + total)
 
 
-def _write_weights(writer: Any, header: Path, target: Path, report: Report | None) -> None:
+def write_weights(writer: Any, header: Path, target: Path, report: Report | None) -> None:
     """Write the whole file: the header's bytes as they are, then each tensor, computed as it is
     written (as write_tensors_to_file does).
     """
@@ -154,7 +154,7 @@ def convert(
         hooks.complete_fields(self.gguf_writer, space)
 
         def written() -> None:
-            result["intermediate"] = _write_header(self.gguf_writer, Path(header))
+            result["intermediate"] = write_header(self.gguf_writer, Path(header))
 
         written()
         result["ends"] = end_generation(model, header, self.gguf_writer, written)
@@ -173,10 +173,10 @@ def convert(
             known=lambda: pre_tokenizers(base),
         )
         if only_plan:
-            raise _Stop
+            raise Stop
         gc.enable()
         with trace.library("convert: write"):
-            _write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
+            write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
 
     base.ModelBase.write = write
     if pre_tokenizer:
@@ -193,7 +193,7 @@ def convert(
     ]
     try:
         script.main()
-    except _Stop:
+    except Stop:
         pass
     except NotImplementedError as error:
         if "pre-tokenizer" in str(error):

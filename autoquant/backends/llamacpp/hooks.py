@@ -30,6 +30,8 @@ PADDING = {
     "tokenizer.ggml.token_type": 5,
 }
 TOKENS = "tokenizer.ggml.tokens"
+# transformers 5 saves a SigLIP or CLIP tower without the name of its inner model
+SIGLIP = re.compile(r"\bvision_tower\.(?=(?:embeddings|encoder|post_layernorm|pre_layrnorm)\.)")
 KEYS_AND_VALUES = re.compile(r"\.layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm)\.weight$")
 PHI3_TOKENS = (b"</s>", b"<unk>", b"<s>", b"<|endoftext|>")
 
@@ -67,7 +69,8 @@ def read_everything(base: Any, metadata: Any, taking: Taking) -> None:
             if name in drop or (named_so and not type(self).supports_mtp_export):
                 return None
             known = name.startswith((taking.prefix, "lm_head."))
-            return own((name if known else f"{taking.prefix}{name}", read))
+            whole = name if known else f"{taking.prefix}{name}"
+            return own((SIGLIP.sub("vision_tower.vision_model.", whole), read))
 
         self.filter_tensors = take
         try:

@@ -21,6 +21,7 @@ from autoquant.core.records import Artifact, Plan, PlanItem, RunRecord, Snapshot
 from autoquant.core.texts import read_text
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
+from autoquant.methods.gguf import mmproj
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.work import Work
@@ -157,11 +158,12 @@ class Gguf(Method[GgufOptions]):
                 need={},
                 only_plan=True,
             )
+        beside = mmproj.plan(source, options)
         whole = options.types[0] if options.direct else precision(source, options).upper()
         items = tuple(_item(planned, whole) for planned in converted["plans"])
         intermediate = 0 if options.direct else converted["intermediate"]
         download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
-        here = download if download and same_disk(out) else 0
+        here = beside.get("bytes", 0) + (download if download and same_disk(out) else 0)
         try:
             refuse(
                 converted["plans"],
@@ -181,7 +183,16 @@ class Gguf(Method[GgufOptions]):
             disk_free=free,
             memory_needed=CONVERTER_MEMORY + 8 * source.largest_tensor,
             memory_available=memory_available(),
-            notes=tuple(filter(None, (converted["tokens"], converted["ends"]))),
+            notes=tuple(
+                filter(
+                    None,
+                    (
+                        converted["tokens"],
+                        converted["ends"],
+                        mmproj.note(source, options, beside),
+                    ),
+                )
+            ),
             download=download,
             refused=refused,
         )
@@ -200,20 +211,27 @@ class Gguf(Method[GgufOptions]):
         """The card's section on running the files."""
         pick = next((a for a in record.artifacts if a.type == "Q4_K_M"), record.artifacts[0])
         name = record.source.name.lower()
-        ollama = f"""printf 'FROM ./{pick.name}\\n' > Modelfile
+        beside = next((name for name in record.extras if name.startswith("mmproj-")), "")
+        tower = f"FROM ./{beside}\\n" if beside else ""
+        ollama = f"""printf 'FROM ./{pick.name}\\n{tower}' > Modelfile
 ollama create {name} -f Modelfile && ollama run {name}
 ollama run hf.co/MODEL:{pick.type}    # the same, from the Hub"""
         if len(pick.files) > 1:
             ollama = (
                 "# takes one file: llama-gguf-split --merge (of llama.cpp) makes one of the shards"
             )
+        seeing = f"""
+# with a picture or a sound; from the Hub it takes the mmproj file by itself
+llama-mtmd-cli -m {pick.name} --mmproj {beside} --image picture.jpg -p "What is this?"
+llama-mtmd-cli -hf MODEL:{pick.type} --image picture.jpg -p "What is this?"
+"""
         return f"""Give the name of the repository that holds these files for `MODEL`.
 
 ```bash
 # llama.cpp
 llama-cli -m {pick.name} -p "Once upon a time"
 llama-cli -hf MODEL:{pick.type} -p "Once upon a time"    # the same, fetched from the Hub
-
+{seeing if beside else ""}
 # Ollama
 {ollama}
 ```

@@ -20,7 +20,7 @@ def precision(source: Source, options: GgufOptions) -> str:
     return {"F32": "f32", "F16": "f16"}.get(source.dtype, "bf16")
 
 
-def _taking(source: Source) -> dict[str, Any]:
+def taking(source: Source) -> dict[str, Any]:
     """Which of a source's tensors the converter takes (see hooks.Taking): of draft blocks for
     multi-token prediction those that are there, for llama.cpp runs them.
     """
@@ -87,6 +87,6 @@ def convert(
             imatrix=options.imatrix != "none",
             imatrix_file=str(options.given_imatrix or ""),
             only_plan=only_plan,
-            taking=_taking(source),
+            taking=taking(source),
         )
     )

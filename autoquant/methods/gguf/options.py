@@ -31,6 +31,7 @@ class GgufOptions(CalibrationOptions):
         },
         **CalibrationOptions.applies,
         "imatrix_chunks": "imatrix!=none|calibration",
+        "mmproj_type": "mmproj",
     }
     main: ClassVar[tuple[str, ...]] = ("types", "imatrix", "evaluate", "upload")
 
@@ -89,6 +90,14 @@ class GgufOptions(CalibrationOptions):
         "pre-tokenizer to assume where llama.cpp does not know the model's, e.g. gpt-2; token ids"
         " are then compared",
         metavar="NAME",
+    )
+    mmproj: bool = option(
+        True,
+        "of a model that sees or hears, write those parts too, into a file of their own (mmproj)"
+        " that llama.cpp and Ollama load beside each of the others",
+    )
+    mmproj_type: Literal["f16", "bf16", "q8_0"] = option(
+        "f16", "type of the mmproj file; q8_0 is half the size, and hardly worse"
     )
     modelfile: bool = option(False, "write an Ollama Modelfile beside each file")
     threads: int = option(

@@ -15,10 +15,11 @@ from autoquant.core.files import free_bytes, key_of, write_atomically
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.progress import Bar
-from autoquant.core.records import Artifact, Check, Snapshot, Stored
+from autoquant.core.records import TOWERS, Artifact, Check, Snapshot, Stored
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.base import Output
 from autoquant.methods.gguf import imatrix as imatrices
+from autoquant.methods.gguf import mmproj
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
@@ -55,6 +56,8 @@ class Work:
             for name in options.types
         }
         self.artifacts: dict[str, Artifact] = {}
+        # the name of the file of what sees or hears, and what is to be said of it
+        self.mmproj = self.towers = ""
 
     def _imatrix_key(self, name: str) -> str | None:
         """What a type depends on of the importance matrix: nothing, if it does not use it."""
@@ -68,6 +71,7 @@ class Work:
             if facts:
                 self.artifacts[name] = Artifact.from_json(facts)
                 self.run.passed(self.artifacts[name])
+        self.mmproj, self.towers = mmproj.make(self.source, self.options, self.run, self.key)
         todo = [name for name in self.options.types if name not in self.artifacts]
         collect = self.imatrix is not None and self.imatrix.facts is None
         if todo or collect:
@@ -84,7 +88,7 @@ class Work:
             for note in artifact.notes:
                 log.warning("%s: %s", artifact.type, note)
             if self.options.modelfile:
-                _write_modelfile(self.run.folder, artifact)
+                _write_modelfile(self.run.folder, artifact, self.mmproj)
         unquantized = self.converted if self.converted.is_file() else None
         return Output(ordered, unquantized, self._provenance(), self._extras(ordered))
 
@@ -253,6 +257,8 @@ class Work:
             "llama.cpp": f"of llama-cpp-python {version}",
             "converted as": self.whole,
         }
+        if self.towers:
+            said[TOWERS] = self.towers
         if self.options.pre_tokenizer:
             said["pre-tokenizer"] = (
                 f"{self.options.pre_tokenizer} (assumed; token ids equal to the source tokenizer's"
@@ -277,10 +283,11 @@ class Work:
         made_here = self.imatrix is not None and self.imatrix.path.parent == self.run.folder
         whole = [one for one in artifacts if self.options.modelfile and len(one.files) == 1]
         modelfiles = (f"{one.name.removesuffix('.gguf')}.Modelfile" for one in whole)
-        return (*(["imatrix.gguf"] if made_here else []), *modelfiles)
+        own = [self.mmproj] if self.mmproj else []
+        return (*own, *(["imatrix.gguf"] if made_here else []), *modelfiles)
 
 
-def _write_modelfile(folder: Path, artifact: Artifact) -> None:
+def _write_modelfile(folder: Path, artifact: Artifact, mmproj: str) -> None:
     if len(artifact.files) > 1:
         log.warning("no Modelfile for %s: Ollama does not load split GGUF files", artifact.type)
         return
@@ -288,5 +295,6 @@ def _write_modelfile(folder: Path, artifact: Artifact) -> None:
     write_atomically(
         folder / f"{name}.Modelfile",
         f"# ollama create {name.lower()} -f {name}.Modelfile\n# Ollama takes the chat template and"
-        f" the stop tokens from the file itself.\nFROM ./{artifact.name}\n",
+        f" the stop tokens from the file itself.\nFROM ./{artifact.name}\n"
+        + (f"FROM ./{mmproj}\n" if mmproj else ""),
     )

@@ -1,0 +1,107 @@
+"""What a model sees or hears with, in a file of its own beside the text model's."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.core.files import key_of, sha256_of
+from autoquant.core.journal import RunFolder
+from autoquant.core.progress import Bar
+from autoquant.core.records import Source
+from autoquant.methods.gguf.convert import taking
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.runtime import process
+from autoquant.source.structure import structure
+
+log = logging.getLogger(__name__)
+
+
+def wanted(source: Source, options: GgufOptions) -> bool:
+    """Whether a model has such parts, and their file is asked for."""
+    return options.mmproj and bool(structure(source).towers) and not source.pickle
+
+
+def file_name(source: Source, options: GgufOptions) -> str:
+    """llama.cpp's tools, and the Hub's, look for "mmproj" in the name."""
+    return f"mmproj-{source.name}-{options.mmproj_type.upper()}.gguf"
+
+
+def _convert(
+    source: Source,
+    options: GgufOptions,
+    target: Path,
+    logs: Path,
+    progress: process.Progress | None = None,
+    *,
+    only_plan: bool,
+) -> dict[str, Any]:
+    tools = llama.locate(options.converter)
+    return dict(
+        process.call(
+            "autoquant.backends.llamacpp.mmproj:convert",
+            log=logs,
+            env=llama.environment(tools),
+            progress=progress,
+            model=str(source.folder),
+            converter=str(tools),
+            target=str(target),
+            outtype=options.mmproj_type,
+            name=source.name,
+            taking=taking(source),
+            only_plan=only_plan,
+        )
+    )
+
+
+def plan(source: Source, options: GgufOptions) -> dict[str, Any]:
+    """What the file would be, from headers alone; empty if there is none to be."""
+    if not wanted(source, options):
+        return {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        return _convert(source, options, folder / "never", folder / "log", only_plan=True)
+
+
+def note(source: Source, options: GgufOptions, planned: dict[str, Any]) -> str:
+    """What to say of it; empty if there is nothing to say."""
+    towers = ", ".join(structure(source).towers)
+    if "unknown" in planned:
+        return (
+            f"left out: {towers}; llama.cpp's converter has no mmproj file for {planned['unknown']}"
+        )
+    if "failed" in planned:
+        return (
+            f"left out: {towers}; llama.cpp's converter makes no mmproj file of them"
+            f" ({planned['failed']}). It reads preprocessor_config.json and processor_config.json:"
+            " are they there?"
+        )
+    if planned:
+        said = f"{planned['bytes'] / 1e9:.3f} GB, {planned['tensors']} tensors"
+        return f"{towers}: in a file of its own, {file_name(source, options)} ({said})"
+    return f"left out, as asked: {towers}" if structure(source).towers else ""
+
+
+def make(source: Source, options: GgufOptions, run: RunFolder, converted: str) -> tuple[str, str]:
+    """Write and check the file, unless the journal knows it as done; its name, or "" if there is
+    none, and what to say of it. ``converted`` is what the text model's conversion depends on.
+    """
+    name = file_name(source, options)
+    key = key_of(converted, options.mmproj_type, options.mmproj)
+    facts = run.done("mmproj", key)
+    if facts is None and not wanted(source, options):
+        return "", note(source, options, {})
+    if facts is None:
+        part = run.work / name
+        with Bar("convert what sees or hears") as progress:
+            facts = _convert(source, options, part, run.logs, progress, only_plan=False)
+        made = [run.finish(part)] if part.is_file() else []
+        run.record("mmproj", key, made, facts, {path.name: sha256_of(path) for path in made})
+    said = note(source, options, facts)
+    if "bytes" in facts:
+        return name, f"{said}; every value finite"
+    log.warning("%s: %s", source.id, said)
+    return "", said
