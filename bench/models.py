@@ -20,6 +20,7 @@ from typing import Any
 import autoquant
 from autoquant.core.errors import AutoQuantError
 from autoquant.runtime import environments, preload, process
+from bench import alone
 from bench.cases import architectures
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "bitsandbytes": ("NF4", {}),
     "w8a8": ("W8A8", {}),
 }
+ALONE = ("gguf", "gptq", "awq")
 PACKAGES = (
     "transformers",
     "torch",
@@ -48,7 +50,8 @@ What works, by architecture and layout, found by machine: `python -m bench.model
 random model of each, quantizes it with every method at 4 bits (GGUF at Q8_0, W8A8 at 8), reads
 every layer back, lets it generate, and measures it against the source. A number is the mean KL
 divergence in nats per token: of random weights, so it says that the model was run as what it is,
-not how much a trained one loses. R stands for a refusal or a failure; its reason stands below.
+not how much a trained one loses. R stands for a refusal or a failure; its reason stands below, and
+for GGUF, GPTQ and AWQ what the library says of the model without our code (`bench/alone.py`).
 
 Run with {versions}.
 """
@@ -79,6 +82,8 @@ def run(name: str, folder: Path) -> dict[str, dict[str, Any]]:
         except AutoQuantError as error:
             said = str(error).replace(str(source), name).replace(str(folder), "…")
             row[method] = {"refused": re.sub(r"\s+", " ", said)}
+            if method in ALONE:
+                row[method]["alone"] = alone.said(method, source)
     shutil.rmtree(source)
     return row
 
@@ -95,7 +100,7 @@ def page(results: Mapping[str, Mapping[str, Mapping[str, Any]]], said_by: str) -
         for method in METHODS:
             cell = results[name].get(method, {})
             if "refused" in cell:
-                reason = general(str(cell["refused"]), name)
+                reason = general(str(cell["refused"]), name, cell.get("alone"))
                 letter = reasons.setdefault(reason, f"R{len(reasons) + 1}")
                 cells.append(f"[{letter}](#refusals)")
             else:
@@ -119,8 +124,10 @@ def page(results: Mapping[str, Mapping[str, Mapping[str, Any]]], said_by: str) -
     )
 
 
-def general(reason: str, name: str) -> str:
-    """A refusal without the model's own names, so that the same ones are counted once."""
+def general(reason: str, name: str, by_itself: str | None) -> str:
+    """A refusal without the model's own names, so that the same ones are counted once; and what the
+    library says ``by_itself``, without our code (empty: it takes the model).
+    """
     for pattern, instead in (
         (rf"(?<!')\b{re.escape(name)}\b", "it"),
         (r" \(\w*(For\w+|Model)\)", ""),
@@ -129,8 +136,16 @@ def general(reason: str, name: str) -> str:
         (r" The traceback is in .*", ""),
     ):
         reason = re.sub(pattern, instead, reason)
-    short = reason[:400].rstrip()
-    return (short + " …" if len(reason) > 400 else short).replace("|", "\\|")
+    said = shortened(reason, 400)
+    if by_itself is not None:
+        own = re.sub(r"/\S*/", "", by_itself) or "takes it"
+        said += f" — *The library by itself:* {shortened(own, 160)}"
+    return said.replace("|", "\\|")
+
+
+def shortened(text: str, most: int) -> str:
+    """A text that is cut where it is long."""
+    return text[:most].rstrip() + (" …" if len(text) > most else "")
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ REFUSED = {
     "encoder": "is a BertModel, which is no causal language model",
 }
 NOTED = {
+    "head_tied": r"lm_head\.weight: not read, for config\.json ties the output head",
     "draft_block": r"left out: 9 tensors of a draft block .* \(mtp\.layers\.0",
     "pruned": r"left out: 9 tensors of 1 block beyond the 3 that config\.json counts",
     "rotary_frequencies": "left out: 1 tensor of rotary frequencies",

@@ -20,7 +20,7 @@ from autoquant.backends.folder import (
 )
 from autoquant.core.errors import InputError
 from autoquant.formats import awq, gptq
-from autoquant.formats.architecture import config_of
+from autoquant.formats.architecture import class_of, config_of
 from autoquant.runtime.worker import Report
 
 PARTS = {"gptq": gptq.PARTS, "awq": awq.PARTS}
@@ -82,7 +82,7 @@ def quantize(
         )
     # samples are of text alone; and a block may lack modules that others have (our checks say what
     # was not quantized)
-    kind = MODEL_MAP[config["model_type"]]
+    kind = MODEL_MAP.get(config["model_type"], BaseQModel)
     kind.require_load_processor = kind.layer_modules_strict = False
     kind.prepare_dataset = BaseQModel.prepare_dataset
     loaded: Any = GPTQModel.load(model, settings, device=device, dtype=dtype)
@@ -103,22 +103,30 @@ def quantize(
     return {**used(ids), "rounded": len(few)}
 
 
-def modules(model: str) -> list[str]:
+def modules(model: str, algorithm: str) -> list[str]:
     """The names, within a block, of the modules that GPTQModel quantizes of a model: all experts,
     one by one, and not what it leaves as it is by design. Raises InputError for an architecture
-    that it does not know.
+    that it does not know, and of which it cannot tell the blocks by itself (it tries to for GPTQ).
     """
+    import torch
     from gptqmodel.models.auto import MODEL_MAP
-    from gptqmodel.quantization.config import GPTQConfig
+    from gptqmodel.models.base import BaseQModel
+    from gptqmodel.quantization.config import METHOD, GPTQConfig
 
-    config = config_of(model)
-    if config.model_type not in MODEL_MAP:
-        raise InputError(
-            f"GPTQModel does not know the architecture {config.model_type!r}; it knows"
-            f" {len(MODEL_MAP)}, nearest: {', '.join(_nearest(config.model_type, MODEL_MAP))}. GGUF"
-            " may take it, and so may HQQ, bitsandbytes and W8A8"
-        )
-    groups = MODEL_MAP[config.model_type].simple_layer_modules(config, GPTQConfig(bits=4))
+    config, settings = config_of(model), GPTQConfig(bits=4)
+    kind = MODEL_MAP.get(config.model_type, BaseQModel)
+    if kind is BaseQModel:
+        with torch.device("meta"):
+            whole = class_of(config)(config)
+        tree = kind._auto_detect_module_tree(kind.__new__(kind), whole, METHOD(algorithm))
+        if tree is None:
+            raise InputError(
+                f"GPTQModel does not know the architecture {config.model_type!r}; it knows"
+                f" {len(MODEL_MAP)}, nearest: {', '.join(_nearest(config.model_type, MODEL_MAP))}."
+                " GGUF may take it, and so may HQQ, bitsandbytes and W8A8"
+            )
+        kind.module_tree = tree
+    groups = kind.simple_layer_modules(config, settings)
     return sorted({name for group in groups for name in group})
 
 

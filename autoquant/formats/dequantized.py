@@ -82,9 +82,16 @@ def transformers_model(folder: str) -> Any:
     import torch
 
     kind = class_of(config_of(folder))
-    model, info = kind.from_pretrained(
-        folder, device_map="cuda" if torch.cuda.is_available() else "cpu", output_loading_info=True
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model, info = kind.from_pretrained(folder, device_map=device, output_loading_info=True)
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise CheckFailed(
+            "transformers does not load the folder as it is: tensors of another shape than it"
+            " expects, so it did not take all of the layers for quantized"
+        ) from None
     astray = {
         kind: sorted(map(str, info.get(kind) or ()))
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")

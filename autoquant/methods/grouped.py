@@ -86,7 +86,9 @@ class GroupedOptions(CalibrationOptions):
 
 
 @functools.lru_cache(maxsize=64)
-def _asked(model: Path, key: str, env: tuple[tuple[str, str], ...]) -> frozenset[str]:
+def _asked(
+    model: Path, algorithm: str, key: str, env: tuple[tuple[str, str], ...]
+) -> frozenset[str]:
     kept = cache_folder() / "gptqmodel" / f"{key}.json"
     if not kept.is_file():
         with tempfile.TemporaryDirectory() as scratch:
@@ -95,6 +97,7 @@ def _asked(model: Path, key: str, env: tuple[tuple[str, str], ...]) -> frozenset
                 log=Path(scratch) / "log",
                 env=dict(env),
                 model=str(model),
+                algorithm=algorithm,
             )
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(kept, json.dumps(names), shared=True)
@@ -109,9 +112,9 @@ def taken_by_gptqmodel(method: GroupedMethod[Any], source: Source) -> frozenset[
     if not environments.here(method.extra) or not structure(source).known:
         return None
     version = environments.version("gptqmodel")
-    key = key_of(sha256_of(source.folder / "config.json"), version, __version__)
+    key = key_of(sha256_of(source.folder / "config.json"), method.name, version, __version__)
     env = {**cores_for_gptqmodel(), **process.finding(method.heavy_imports)}
-    return _asked(source.folder, key, tuple(sorted(env.items())))
+    return _asked(source.folder, method.name, key, tuple(sorted(env.items())))
 
 
 class GroupedMethod(FolderMethod[G]):

@@ -310,6 +310,11 @@ def notes_on(source: Source) -> list[str]:
             f"left out: {counted(len(rest), 'tensor')} that {found.kind} does not have"
             f" ({listed(rest)})"
         )
+    if found.tied:
+        notes.append(
+            f"{listed(found.tied)}: not read, for config.json ties the output head to the"
+            " embeddings (tie_word_embeddings). If it was trained apart from them, set that to false"
+        )
     if said := _tokens_without_rows(found):
         notes.append(f"{said}: a text with it cannot be run")
     return notes

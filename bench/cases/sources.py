@@ -38,6 +38,14 @@ def make(name: str, folder: Path) -> Path:
 
 
 @case
+def head_tied(folder: Path) -> None:
+    """A head of its own, which config.json ties to the embeddings."""
+    config(folder, tie_word_embeddings=True)
+    weights = tensors(folder)
+    save(folder, {**weights, "lm_head.weight": weights["model.embed_tokens.weight"][::-1].copy()})
+
+
+@case
 def head_missing(folder: Path) -> None:
     """No output head, and none is tied."""
     without(folder, "lm_head.weight")

@@ -121,5 +121,5 @@ def test_damaged_weights_and_unknown_architectures_are_refused(
         InputError,
         match=r"GPTQModel does not know the architecture 'arcee'; .*nearest: .*GGUF may",
     ):
-        autoquant.gptq(other, out=tmp_path / "out", **QUICK)
+        autoquant.awq(other, algorithm="awq", out=tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
