@@ -313,7 +313,7 @@ def notes_on(source: Source) -> list[str]:
     if found.tied:
         notes.append(
             f"{listed(found.tied)}: not read, for config.json ties the output head to the"
-            " embeddings (tie_word_embeddings). If it was trained apart from them, set that to false"
+            " embeddings (tie_word_embeddings). If it was trained apart, set that to false"
         )
     if said := _tokens_without_rows(found):
         notes.append(f"{said}: a text with it cannot be run")
