@@ -41,9 +41,11 @@ def quantize(
     desc_act: bool = False,
     damp_percent: float = 0.05,
 ) -> dict[str, Any]:
-    """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one. Beside
-    the samples ``rounded`` is returned: how many matrices (experts) so few of them reached that
-    GPTQModel rounded to the nearest instead.
+    """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one.
+
+    Returned are, beside what is said of the samples, ``rounded``: how many matrices (experts) were
+    rounded to the nearest because too few samples reached them; and ``published names``: whether
+    the checkpoint's names are others than GPTQModel's, whose own loader then does not find them.
 
     The samples must all have one length (as calibration.pack makes them): of samples that differ,
     GPTQModel 7.6's AWQ looks at the last batch only, and on a CPU it then scales the inputs that q,
@@ -95,12 +97,12 @@ def quantize(
     )
     saved = f"{scratch}/saved"
     loaded.save(saved)
-    division, taken = renamed.write(saved, target, model, PARTS[algorithm])
+    division, taken, other = renamed.write(saved, target, model, PARTS[algorithm])
     shutil.copyfile(f"{saved}/config.json", f"{target}/config.json")
     keep_config(Path(target), config, renamed.exceptions(division, taken, algorithm))
     tidy(Path(target), model)
     few = [one for one in loaded.quant_log if str(one.get("loss")).startswith("fallback")]
-    return {**used(ids), "rounded": len(few)}
+    return {**used(ids), "rounded": len(few), "published names": other}
 
 
 def modules(model: str, algorithm: str) -> list[str]:

@@ -19,14 +19,15 @@ from autoquant.source.parts import by_module, place
 
 def write(
     saved: str, target: str, model: str, suffixes: tuple[str, ...]
-) -> tuple[Division, set[str]]:
+) -> tuple[Division, set[str], bool]:
     """Write the weights of the folder ``saved`` into ``target``, as the checkpoint ``model`` names
     them: transformers 5 renames modules when it loads a model, takes experts apart, and loads no
     draft blocks, while runtimes look for the names that were published.
 
     ``suffixes`` are the endings of a quantized layer's tensors. What is not quantized is the
     source's own, in 16 bits, unless the algorithm has changed it (AWQ scales norms). Returns how
-    the source is divided, and the names of the layers that are quantized.
+    the source is divided, the names of the layers that are quantized, and whether those are other
+    names than the library gave them.
     """
     from safetensors import safe_open
 
@@ -58,7 +59,7 @@ def write(
                             own, held[changed].get_tensor(changed) if changed in held else None
                         )
                         out.add(kept[name], division.in_half(value, half, name))
-    return division, layers
+    return division, layers, any(name != written for name, written in quantized.items())
 
 
 def exceptions(division: Division, taken: set[str], algorithm: str) -> dict[str, Any]:

@@ -280,7 +280,10 @@ def card(record: RunRecord, more: str = "", options: str = "") -> str:
         how_to_run.with_transformers(record, "gptqmodel optimum"),
         how_to_run.with_vllm(record, more, options),
     ]
-    if not any(FOREIGN in artifact.notes for artifact in record.artifacts):
+    if not any(
+        FOREIGN in artifact.notes or artifact.facts.get("published names")
+        for artifact in record.artifacts
+    ):
         parts.append(how_to_run.WITH_GPTQMODEL)
     return "\n\n".join(parts)
 
