@@ -138,8 +138,8 @@ def randomize(model: Any, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             if parameter.ndim == 1 or "A_log" in name:
                 parameter.add_(0.1 * noise)
-                if kind.startswith("Gemma4") and "q_norm" in name:
-                    parameter.mul_(0.2)  # its attention does not scale down otherwise
+                if kind.startswith(("Gemma3n", "Gemma4")) and "q_norm" in name:
+                    parameter.mul_(0.2)  # their attention does not scale down otherwise
                 outside = ".layers." not in name and "vision" not in name
                 if outside and name.endswith("norm.weight"):
                     parameter.add_(last)

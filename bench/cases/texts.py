@@ -29,7 +29,8 @@ GEMMA4 = {
     "layer_types": SLIDING,
 }
 GEMMA4E = {**GEMMA4, "hidden_size_per_layer_input": 32, "num_kv_shared_layers": 2}
-# llama.cpp takes Gemma 3n to have 20 layers with keys and values of their own, as those published
+# llama.cpp takes Gemma 3n to have 10 sparse layers, and 20 with keys and values of their own, as
+# those published have
 GEMMA3N = {
     **GEMMA,
     "num_hidden_layers": 22,
@@ -37,7 +38,7 @@ GEMMA3N = {
     "hidden_size_per_layer_input": 256,
     "vocab_size_per_layer_input": V,
     "laurel_rank": 64,
-    "activation_sparsity_pattern": [0.95, 0.95, *(0.0 for _ in range(20))],
+    "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12,
     "layer_types": [*(["sliding_attention"] * 4), "full_attention"] * 4
     + ["sliding_attention", "full_attention"],
 }
