@@ -106,10 +106,10 @@ def _asked(
 
 def taken_by_gptqmodel(method: GroupedMethod[Any], source: Source) -> frozenset[str] | None:
     """The names, within a block, of the modules that GPTQModel quantizes; None where it is not
-    installed, so that nothing is installed for a plan, and for what transformers does not know. A
+    installed, so that nothing is installed for a plan, and for what no Auto class of transformers loads. A
     worker asks it, in seconds, once for each config.json.
     """
-    if not environments.here(method.extra) or not structure(source).known:
+    if not environments.here(method.extra) or not structure(source).auto:
         return None
     version = environments.version("gptqmodel")
     key = key_of(sha256_of(source.folder / "config.json"), method.name, version, __version__)
