@@ -105,9 +105,9 @@ def _asked(
 
 
 def taken_by_gptqmodel(method: GroupedMethod[Any], source: Source) -> frozenset[str] | None:
-    """The names, within a block, of the modules that GPTQModel quantizes; None where it is not
-    installed, so that nothing is installed for a plan, and for what no Auto class of transformers loads. A
-    worker asks it, in seconds, once for each config.json.
+    """The names, within a block, of the modules that GPTQModel quantizes. A worker asks it, in
+    seconds, once for each config.json. None where it is not installed, so that nothing is installed
+    for a plan, and for what no Auto class of transformers loads.
     """
     if not environments.here(method.extra) or not structure(source).auto:
         return None
