@@ -157,7 +157,10 @@ def convert(
             result["intermediate"] = write_header(self.gguf_writer, Path(header))
 
         written()
-        result["ends"] = end_generation(model, header, self.gguf_writer, written)
+        try:
+            result["ends"] = end_generation(model, header, self.gguf_writer, written)
+        except ProcessFailed as error:
+            raise _in_words(error, pre_tokenizer, pre_tokenizers(base)) from None
         _judge(
             model,
             header,
@@ -259,12 +262,7 @@ def _judge(
     try:
         result["tokens"] = compare_tokens(model, header, TOKENIZER_SAMPLE + sample)
     except ProcessFailed as error:
-        if assumed and "pre-tokenizer" in str(error):
-            raise InputError(
-                f"pre_tokenizer: llama.cpp has none called {assumed!r}; it has:"
-                f" {', '.join(nearest(assumed, tuple(known())) or known())}"
-            ) from None
-        raise
+        raise _in_words(error, assumed, known()) from None
     if assumed and result["tokens"]:
         raise InputError(
             f"pre_tokenizer: {assumed!r} is not right for this model: {result['tokens']}. Try"
@@ -278,6 +276,18 @@ def _judge(
             room=room,
             imatrix=imatrix,
         )
+
+
+def _in_words(error: ProcessFailed, assumed: str, known: list[str]) -> Exception:
+    """What llama.cpp says of a file that it cannot open; of a pre-tokenizer that it does not have,
+    what there is.
+    """
+    if not assumed or "pre-tokenizer" not in str(error):
+        return error
+    return InputError(
+        f"pre_tokenizer: llama.cpp has none called {assumed!r}; it has:"
+        f" {', '.join(nearest(assumed, tuple(known)) or known)}"
+    )
 
 
 def refuse(
