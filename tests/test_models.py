@@ -91,6 +91,8 @@ def test_it_is_quantized_read_back_and_near(
     result = run(method, made(name), tmp_path)
     assert loss(result) < most
     assert list(tmp_path.glob("run/.autoquant/work/*")) == []
+    notes = " ".join(result.artifacts[0].notes)
+    assert "transformers does not load the folder" not in notes, "experts have a note of their own"
 
 
 def test_experts_get_names_of_their_own_and_gates_stay(made: Made, tmp_path: Path) -> None:
