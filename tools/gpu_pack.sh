@@ -43,7 +43,8 @@ wheel=$(ls "$out"/all/bitsandbytes-*.whl)
 others=$(unzip -Z1 "$wheel" '*/libbitsandbytes_*.so' | grep -v "_cpu.so\|_cuda$cuda.so") || true
 # shellcheck disable=SC2086  # names without spaces
 [ -z "$others" ] || zip --quiet --delete "$wheel" $others
-unzip -Z1 "$wheel" | grep -q "libbitsandbytes_cuda$cuda.so" || { echo "bitsandbytes has no library for CUDA $cuda" >&2; exit 1; }
+held=$(unzip -Z1 "$wheel")  # not piped: grep -q closes its end early, which pipefail takes for a failure
+[[ $held == *"libbitsandbytes_cuda$cuda.so"* ]] || { echo "bitsandbytes has no library for CUDA $cuda" >&2; exit 1; }
 zip --quiet --delete "$(ls "$out"/all/autoquant_notebooks-*.whl)" 'autoquant/*'
 tags=$(ls "$out"/all | grep -v -- "-py[23]\|-cp3[0-9]*-abi3\|-cp${python/./}-\|-py${python/./}-" | grep '\.whl$') || true
 [ -z "$tags" ] || { echo "not for Python $python: $tags" >&2; exit 1; }
