@@ -106,8 +106,8 @@ def _billion(stage: Stage, made: dict[str, Any], name: str) -> Seen:
         given,
         limit=600 if stage.rehearse else 120,
     )
-    work = making.in_worker(seen["took"], "quantizers:")
-    fixed = making.in_worker(found(made, name)["took"], "quantizers:")
+    work = making.in_worker(seen["took"], ":quantize")
+    fixed = making.in_worker(found(made, name)["took"], ":quantize")
     host, planned = seen["host bytes"], seen["plan"]["memory"]
     said = (
         f"{work:.1f} s (demo {fixed:.1f}){making.scaled(work, fixed, shape)}; "
