@@ -167,6 +167,18 @@ def test_where_cuda_was_touched_a_worker_begins_anew(
 
 
 @needs_fork
+def test_nothing_that_is_preloaded_asks_cuda(tmp_path: Path) -> None:
+    """On the first GPU that we had, torchao did: no worker could be forked."""
+    said = process.call(
+        "tests.helpers.processes:asked_of_cuda",
+        log=tmp_path / "log",
+        fresh=True,
+        modules=preload.MODULES.split(","),
+    )
+    assert said == []
+
+
+@needs_fork
 def test_a_forked_worker_is_like_any_other(alone: None, tmp_path: Path) -> None:
     with preload.kept():
         with pytest.raises(InputError, match="no space left"):

@@ -47,10 +47,10 @@ class Entry:
 
 
 STAGES: dict[str, Entry] = {
-    "exl2": Entry("gpu.exl2:run", "EXL2 by the real converter and its kernels", 300),
-    "gptq": Entry("gpu.gptq:run", "GPTQ and AWQ by GPTQModel, AutoRound, the kernels", 345),
-    "plain": Entry("gpu.plain:run", "HQQ, NF4, FP4, LLM.int8(), INT8 and FP8 W8A8", 240),
-    "evaluation": Entry("gpu.evaluation:run", "measuring on CUDA beside the CPU", 120),
+    "exl2": Entry("gpu.exl2:run", "EXL2 by the real converter and its kernels", 380),
+    "gptq": Entry("gpu.gptq:run", "GPTQ and AWQ by GPTQModel, AutoRound, the kernels", 395),
+    "plain": Entry("gpu.plain:run", "HQQ, NF4, FP4, LLM.int8(), INT8 and FP8 W8A8", 300),
+    "evaluation": Entry("gpu.evaluation:run", "measuring on CUDA beside the CPU", 180),
 }
 
 

@@ -32,6 +32,14 @@ def memory_available() -> int:
     return max(0, available)
 
 
+def nvidia_gpu() -> bool:
+    """Whether the driver shows an NVIDIA GPU that has not been hidden from us (Linux). Asking CUDA
+    itself would take torch, and seconds.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -75,16 +75,18 @@ def _parts(tensors: Tensors, name: str, parts: tuple[str, ...]) -> dict[str, Any
     return {part: tensors.get(f"{name}.{part}") for part in parts}
 
 
-def transformers_model(folder: str) -> Any:
-    """A folder loaded by transformers, on a GPU if there is one. Raises CheckFailed if a tensor is
-    missing, left over or of another shape.
+def transformers_model(folder: str, **more: Any) -> Any:
+    """A folder loaded by transformers, on a GPU if there is one. ``more`` goes to its
+    from_pretrained. Raises CheckFailed if a tensor is missing, left over or of another shape.
     """
     import torch
 
     kind = class_of(config_of(folder))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model, info = kind.from_pretrained(folder, device_map=device, output_loading_info=True)
+        model, info = kind.from_pretrained(
+            folder, device_map=device, output_loading_info=True, **more
+        )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -104,6 +106,22 @@ def transformers_model(folder: str) -> Any:
         )
         raise CheckFailed(f"transformers does not load the folder as it is: {said}")
     return model
+
+
+def gptqmodel_kernels(folder: str) -> Any:
+    """A folder of GPTQ or AWQ loaded by transformers with those of GPTQModel's kernels that are
+    plain torch. It would take a faster one by itself: on a GPU each of those is compiled when it is
+    first used, for up to two minutes, and Machete, which it prefers on Hopper, fetches CUTLASS from
+    the network before. A dozen tokens do without.
+    """
+    from transformers import AwqConfig, GPTQConfig
+
+    block = quantization(folder)
+    if block["quant_method"] == "gptq":
+        return transformers_model(
+            folder, quantization_config=GPTQConfig(bits=int(block["bits"]), backend="gptq_torch")
+        )
+    return transformers_model(folder, quantization_config=AwqConfig(backend="torch_awq"))
 
 
 def bitsandbytes_model(folder: str) -> Any:
@@ -160,13 +178,13 @@ FORMATS = {  # by quant_method
             _parts(tensors, name, gptq_format.PARTS), int(block["bits"])
         ),
         lambda block: block.get("checkpoint_format") == "gptq",
-        transformers_model,
+        gptqmodel_kernels,
     ),
     "awq": Format(
         (".qweight",),
         lambda tensors, name, block: awq_format.dequantize(_parts(tensors, name, awq_format.PARTS)),
         lambda block: str(block.get("version", "")).lower() == "gemm",
-        transformers_model,
+        gptqmodel_kernels,
     ),
     "hqq": Format(
         (".W_q",),

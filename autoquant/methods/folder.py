@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 from autoquant.core.errors import InputError, OutOfMemory, ProcessFailed
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available
+from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.core.options import MethodOptions
 from autoquant.core.progress import Bar
 from autoquant.core.records import (
@@ -41,6 +41,12 @@ from autoquant.source.structure import counted, listed, structure
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=MethodOptions)
 LIBRARIES = 700_000_000  # bytes of torch, transformers and a library (measured: 0.63 GB)
+LIBRARIES_WITH_CUDA = 2_400_000_000  # with CUDA's own, on a GPU (measured: 2.47 GB, bench/GPU.md)
+
+
+def libraries() -> int:
+    """Bytes that the libraries themselves take in a quantizing process on this machine."""
+    return LIBRARIES_WITH_CUDA if nvidia_gpu() else LIBRARIES
 
 
 class FolderMethod(Method[F]):
@@ -72,7 +78,7 @@ class FolderMethod(Method[F]):
         bits, and the largest matrix some times over in float32.
         """
         largest = max(outputs * inputs for outputs, inputs in linears(source).values())
-        return LIBRARIES + 2 * source.parameters + 4 * 5 * largest
+        return libraries() + 2 * source.parameters + 4 * 5 * largest
 
     def what_would_fit(self, source: Source, options: F, available: int) -> str:
         """What to say to somebody whose memory did not suffice; ``available`` bytes were there."""

@@ -26,7 +26,7 @@ from autoquant.core.version import __version__
 from autoquant.formats.tensors import Part
 from autoquant.methods import how_to_run
 from autoquant.methods.base import choice
-from autoquant.methods.folder import LIBRARIES, FolderMethod
+from autoquant.methods.folder import FolderMethod, libraries
 from autoquant.methods.recipe import cores_for_gptqmodel
 from autoquant.runtime import environments, process
 from autoquant.source import layers as layers_of
@@ -232,10 +232,10 @@ class GroupedMethod(FolderMethod[G]):
         batch = 4 * 6 * options.batch_size * length * wide
         if self.algorithm(options) == "autoround":
             # 300 MB: without them the plan was 3.81 GB where 3.90 and 4.01 were measured
-            return LIBRARIES + 300_000_000 + model + 4 * 5 * block + states + 3 * batch
+            return libraries() + 300_000_000 + model + 4 * 5 * block + states + 3 * batch
         if self.algorithm(options) == "awq":
-            return LIBRARIES + model + 4 * 3 * block + 4 * states + batch
-        return LIBRARIES + model + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
+            return libraries() + model + 4 * 3 * block + 4 * states + batch
+        return libraries() + model + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
 
     def what_would_fit(self, source: Source, options: G, available: int) -> str:
         """What to change so that it fits, by the plan's own estimate."""

@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Source
 from autoquant.formats.tensors import Part
-from autoquant.methods.folder import LIBRARIES, FolderMethod
+from autoquant.methods.folder import FolderMethod, libraries
 from autoquant.source.layers import check_parts
 from autoquant.source.parts import division
 from autoquant.source.structure import structure
@@ -42,7 +42,7 @@ class TensorwiseMethod(FolderMethod[T]):
         """
         divided = division(source)
         largest = max(outputs * inputs for outputs, inputs in divided.shapes.values())
-        return LIBRARIES + max(4 * 5 * largest, 6 * divided.largest)
+        return libraries() + max(4 * 5 * largest, 6 * divided.largest)
 
     def check(self, source: Source, options: T) -> None:
         """What can be refused within a second."""

@@ -27,10 +27,10 @@ from autoquant.runtime.worker import WITHOUT
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 Child: TypeAlias = "subprocess.Popen[str] | preload.Forked"
-# transformers imports hqq, and GPTQModel bitsandbytes, wherever they are installed, and with them
-# torch's compiler, which is half of what starting a worker takes: only those that use them find
-# them
-HEAVY = ("hqq", "bitsandbytes")
+# what transformers and GPTQModel import wherever it is installed, without need: only workers that
+# use one find it. hqq and bitsandbytes bring torch's compiler along, half of what starting a worker
+# takes; torchao asks CUDA for the card while it is imported, after which nothing can be forked
+HEAVY = ("hqq", "bitsandbytes", "torchao", "sklearn", "librosa")
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Failed|Interrupt)(: |$)")
 
 

@@ -33,6 +33,11 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Result:
     )
 
 
+def test_the_checks_take_a_kernel_that_needs_no_compiler(four_bits: Result, tmp_path: Path) -> None:
+    folder = str(four_bits.folder)
+    assert in_worker("tests.helpers.folders:kernels", tmp_path, folder=folder) == ["AwqTorchLinear"]
+
+
 def test_packing_by_hand() -> None:
     """Eight outputs a word in AutoAWQ's order, written here nibble by nibble."""
     rng = np.random.default_rng(0)

@@ -74,6 +74,14 @@ def test_the_folder_is_a_model_and_names_no_path_of_this_machine(
         assert wanted in card
 
 
+def test_the_checks_take_a_kernel_that_needs_no_compiler_and_no_network(
+    four_bits: Result, tmp_path: Path
+) -> None:
+    """On a Hopper card GPTQModel fetches CUTLASS for the one it prefers."""
+    folder = str(four_bits.folder)
+    assert in_worker("tests.helpers.folders:kernels", tmp_path, folder=folder) == ["TorchLinear"]
+
+
 def test_the_card_of_codes_that_only_plain_kernels_run_says_so(four_bits: Result) -> None:
     from dataclasses import replace
 

@@ -101,3 +101,11 @@ def spoil(path: str, name: str) -> None:
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) * (3 if key == name else 1) for key in file.keys()}  # noqa: SIM118 (not a dict)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def kernels(folder: str) -> list[str]:
+    """The classes of the quantized layers of a folder, as our checks load it."""
+    from autoquant.formats import dequantized
+
+    model = dequantized.format_of(dequantized.quantization(folder)).loader(folder)
+    return sorted({type(one).__name__ for one in model.modules() if hasattr(one, "qweight")})

@@ -51,3 +51,39 @@ def loaded(names: list[str]) -> list[str]:
 
 def found_on_path(name: str) -> str:
     return shutil.which(name) or ""
+
+
+def asked_of_cuda(modules: list[str]) -> list[str]:
+    """What importing modules asks of a card, where there seems to be one."""
+    import importlib
+
+    import torch
+
+    asked: list[str] = []
+
+    def answers(name: str, answer: Any) -> Any:
+        def ask(*_: object, **__: object) -> Any:
+            asked.append(name)
+            return answer
+
+        return ask
+
+    class Card:
+        major, minor, name, total_memory, multi_processor_count = 9, 0, "a card", 1 << 36, 100
+
+    torch.cuda.is_available = lambda: True
+    torch.cuda.device_count = lambda: 1
+    torch.version.cuda = "13.0"
+    for name, answer in {
+        "_lazy_init": None,
+        "init": None,
+        "current_device": 0,
+        "get_device_capability": (9, 0),
+        "get_device_name": "a card",
+        "get_device_properties": Card,
+        "is_bf16_supported": True,
+    }.items():
+        setattr(torch.cuda, name, answers(name, answer))
+    for module in modules:
+        importlib.import_module(module)
+    return asked

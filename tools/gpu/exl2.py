@@ -86,7 +86,7 @@ def _convert(stage: Stage, made: dict[str, dict[str, Any]], before: list[Any]) -
         "demo",
         out,
         {"bpw": RATES, "eval_chunks": CHUNKS, **CALIBRATION},
-        limit=600 if stage.rehearse else 200,
+        limit=600 if stage.rehearse else 240,
         env=_env(stage),
     )
     made.update({one["type"]: one for one in seen["made"]})

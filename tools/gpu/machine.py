@@ -88,13 +88,17 @@ def facts() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of this tree: git's, or GPU_CHECK_COMMIT; "" if unknown."""
+    """The commit of this tree: GPU_CHECK_COMMIT (a copy may lie in another repository, or seem
+    changed), or git's; "" if unknown.
+    """
+    if os.environ.get("GPU_CHECK_COMMIT"):
+        return os.environ["GPU_CHECK_COMMIT"]
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     with contextlib.suppress(OSError):
         done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
         if done.returncode == 0:
             return done.stdout.strip()
-    return os.environ.get("GPU_CHECK_COMMIT", "")
+    return ""
 
 
 def install(wheels: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ RUNTIMES = ("hqq", "nf4", "fp4", "int8")  # whose libraries' own products are lo
 
 def run(stage: Stage) -> None:
     """Every method on the CPU and, if there is one, on the GPU of the same machine."""
-    limit = 600 if stage.rehearse else 100
+    limit = 600 if stage.rehearse else 150
     sides = {"cpu": making.HIDDEN, **({"gpu": {}} if stage.cuda else {})}
     jobs = {
         f"{name} {side}": partial(
