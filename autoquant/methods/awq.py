@@ -64,6 +64,7 @@ class Awq(GroupedMethod[AwqOptions]):
 
     name: ClassVar[str] = "awq"
     title: ClassVar[str] = "AWQ"
+    cards: ClassVar[str] = "NVIDIA H200"
     summary: ClassVar[str] = (
         "weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang,"
         " transformers"

@@ -84,6 +84,7 @@ class Method(ABC, Generic[O]):
     runtimes: ClassVar[str]
     """What loads its files."""
     tested_on: ClassVar[str] = "CPU"
+    cards: ClassVar[str] = ""  # GPUs that made the bundled model with it (bench/GPU.md)
     """What the tests make its files on."""
 
     # what its processes need

@@ -87,7 +87,7 @@ def choosing() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
             method.take_when,
             QUANTIZES_ON[method.runs_on],
             method.runtimes,
-            method.tested_on,
+            "; ".join(filter(None, (method.tested_on, method.cards))),
         )
         for method in METHODS.values()
     ]
