@@ -84,8 +84,9 @@ class Method(ABC, Generic[O]):
     runtimes: ClassVar[str]
     """What loads its files."""
     tested_on: ClassVar[str] = "CPU"
-    cards: ClassVar[str] = ""  # GPUs that made the bundled model with it (bench/GPU.md)
     """What the tests make its files on."""
+    cards: ClassVar[str] = ""
+    """The GPUs that have made the bundled model with it (bench/GPU.md)."""
 
     # what its processes need
     extra: ClassVar[str]
