@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="MODEL",
                 help=(
                     "a model on the Hugging Face Hub (owner/name, owner/name@revision or its URL),"
-                    " a folder with a checkpoint, or demo for the bundled demo model"
+                    " a folder with a checkpoint, or demo for the bundled demo model; for gguf also"
+                    " a GGUF file (owner/name:Q8_0 on the Hub)"
                 ),
             )
             sub.add_argument(
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--reference",
         required=True,
         metavar="MODEL",
-        help="the unquantized model: on the Hub, a folder, or demo",
+        help="the unquantized model: on the Hub, a folder, a GGUF file, or demo",
     )
     measure.add_argument(
         "--text",

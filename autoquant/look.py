@@ -118,6 +118,11 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
             f"the unquantized model is not available ({result.source.folder}); run the method again"
             " to fetch it"
         )
+    if result.source.gguf:
+        raise InputError(
+            "a look inside a layer compares with a checkpoint's own layers, and the source of this"
+            " run is a GGUF file"
+        )
     parts = method.parts(result.source)
     if not parts:
         raise InputError(f"{result.source.id} has no layers that are known by name")

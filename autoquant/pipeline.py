@@ -105,6 +105,13 @@ def _resolve(
     """The model's source, and the options with what they leave to it."""
     options = values if isinstance(values, MethodOptions) else build(method.Options, values)
     source = resolve(model, allow_pickle=options.pickled, base=options.base)
+    if source.gguf and not method.reads_gguf:
+        base = source.base_model
+        raise InputError(
+            f"{source.id} is a GGUF file ({source.dtype}), of which only GGUF can be made anew"
+            f" (autoquant.gguf, `autoquant quantize gguf`); {method.title} begins with a checkpoint"
+            f" of transformers. Take the model that it was made of{f', {base}' if base else ''}"
+        )
     return source, method.resolve_defaults(source, options)
 
 
@@ -204,7 +211,8 @@ def output_folder(
     if out is not None:
         folder = Path(out).expanduser().resolve()
     own = source.given or source.folder
-    if folder == own or own in folder.parents:
+    # a GGUF file lies anywhere; its folder is no checkpoint's
+    if folder == own or (own in folder.parents and not source.gguf):
         raise InputError(f"out: {folder} is inside the model's own folder; name another")
     return folder
 
@@ -224,7 +232,7 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
                 f"the model's folder is gone: {source.folder}. Measuring needs the unquantized"
                 " model"
             )
-        source = resolve(f"{source.id}@{source.revision}", allow_pickle=source.pickle)
+        source = resolve(source.where, allow_pickle=source.pickle)
     snapshot = fetch(source)
     with RunFolder(
         record.folder,

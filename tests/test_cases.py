@@ -32,7 +32,7 @@ REFUSED = {
     "shard_missing": r"lacks 1 of its 2 shards: model-00002-of-00002\.safetensors",
     "two_checkpoints": r"several weight files, but neither .* ema\.safetensors, last\.safetensors",
     "consolidated": "in Mistral's own layout only",
-    "gguf_only": r"holds GGUF files only \(model-Q8_0\.gguf\)",
+    "gguf_only": r"model-Q8_0\.gguf is no whole GGUF file: it ends within its own head",
     "context_text": 'max_position_embeddings is "256", where a whole number belongs',
     "context_null": "max_position_embeddings is null, where a whole number belongs",
     "tokenizer_missing": "has no tokenizer",

@@ -150,6 +150,9 @@ class Source:
     files, while ``folder`` is its 16-bit form: until it is made, headers and holes (see
     source.unquantized). Of a LoRA adapter ``adapter`` is its folder and ``adapted`` the model that
     it changes; ``folder`` is the merged model, headers and holes at first (see source.adapter).
+
+    A source that is a GGUF file has its name (the first shard's) in ``gguf``, its type (Q8_0) in
+    ``dtype``, and in ``tag`` what it was asked for by, where a repository has several.
     """
 
     id: str
@@ -179,13 +182,24 @@ class Source:
     stored_in: Path | None = None
     adapter: Path | None = None
     adapted: Source | None = None
+    gguf: str = ""
+    tag: str = ""
+
+    @property
+    def where(self) -> str:
+        """What to resolve again to have this very source from the Hub."""
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.id}@{self.revision}{tag}"
 
     @property
     def name(self) -> str:
         """The model's own name, without its owner, in letters that every system and command takes
         in a file name: accents are dropped, other scripts left out.
         """
-        own = "".join(LETTERS.get(letter, letter) for letter in self.id.rsplit("/", 1)[-1])
+        named = self.id.rsplit("/", 1)[-1]
+        if self.gguf:
+            named = re.sub(r"[-_.]GGUF$", "", named, flags=re.IGNORECASE)
+        own = "".join(LETTERS.get(letter, letter) for letter in named)
         plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
         return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "model"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.core.records import RunRecord
+from autoquant.display.tables import reference_name
 from autoquant.runtime import trace
 
 PLOT = "size-against-quality.png"
@@ -98,6 +99,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         for axis in (left, right):
             axis.set_xlim(0.9 * min(sizes), 1.1 * max(sizes))
     models = {one.source.id: one.reference for one in results.values() if one.reference is not None}
+    names = {one.source.id: reference_name(one.source) for one in results.values()}
     # before the limits are set: however far from the points, the line is to be seen
     for row in models.values():
         left.axhline(row.perplexity, color="#a4161a", linewidth=1, linestyle="--")
@@ -105,7 +107,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     left.set_ylim(low - 0.06 * (high - low), high)  # room for the label below the line
     for model, row in models.items():
         left.annotate(
-            f"{model.rsplit('/', 1)[-1]} unquantized" if len(models) > 1 else "unquantized",
+            f"{model.rsplit('/', 1)[-1]} {names[model]}" if len(models) > 1 else names[model],
             (1, row.perplexity),
             xycoords=("axes fraction", "data"),
             xytext=(-4, -4),

@@ -6,7 +6,9 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from autoquant.core.records import Evaluation, Plan, RunRecord
+from autoquant.core.records import Evaluation, Plan, RunRecord, Source
+
+WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
 
 HEAD = (
     "type",
@@ -39,15 +41,29 @@ def quality(row: Evaluation | None) -> tuple[str, ...]:
     )
 
 
+def reference_name(source: Source) -> str:
+    """What the model is called that others are measured against."""
+    quantized = source.gguf and source.dtype not in WIDTHS
+    return f"source, {source.dtype}" if quantized else "unquantized"
+
+
+def reference_model(source: Source) -> str:
+    """The same in a sentence."""
+    name = reference_name(source)
+    return "unquantized model" if name == "unquantized" else f"{source.dtype} file it is made of"
+
+
 def rows(result: RunRecord) -> list[tuple[str, ...]]:
     """The table's rows, largest first; the unquantized model on top."""
     out: list[tuple[str, ...]] = []
     if result.reference is not None:
         perplexity = quality(result.reference)[0]
-        bits = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}.get(result.source.dtype, "")
-        out.append(
-            ("unquantized", bits, size(result.source.bytes), perplexity, "0", "0", "0", "100.0%")
-        )
+        source = result.source
+        bits = WIDTHS.get(source.dtype, "")
+        if source.gguf and not bits:
+            bits = f"{8 * source.bytes / source.parameters:.2f}"
+        name = reference_name(source)
+        out.append((name, bits, size(source.bytes), perplexity, "0", "0", "0", "100.0%"))
     for artifact in sorted(result.artifacts, key=lambda a: -a.bytes):
         out.append(
             (
@@ -99,7 +115,7 @@ def protocol(result: RunRecord) -> str:
         return ""
     return (
         "Perplexity ± one standard error and KL divergence (nats per token: mean, median, 99th"
-        " percentile) against the unquantized model, on the same"
+        f" percentile) against the {reference_model(result.source)}, on the same"
         f" {row.tokens:,} predictions. Top-1 agreement: how often the likeliest token is the same."
     )
 
@@ -163,10 +179,11 @@ def compared(
     for name, one in results.items():
         first = one.source.id not in shown and one.reference is not None
         shown |= {one.source.id} if first else set()
+        against = reference_name(one.source)
         body += [
-            (one.source.id if row[0] == "unquantized" else name, *row)
+            (one.source.id if row[0] == against else name, *row)
             for row in rows(one)
-            if row[0] != "unquantized" or first
+            if row[0] != against or first
         ]
     return (label, *HEAD), body
 

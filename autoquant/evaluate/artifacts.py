@@ -19,6 +19,7 @@ from autoquant.core.machine import cores, memory_available
 from autoquant.core.options import MethodOptions
 from autoquant.core.progress import hidden
 from autoquant.core.records import Artifact, Evaluation, Snapshot, Source
+from autoquant.display.tables import reference_name
 from autoquant.evaluate.evaluator import Evaluator
 from autoquant.runtime import environments, process
 
@@ -57,6 +58,7 @@ def evaluator_of(
         logs=logs,
         threads=cores(),
         env=dict(env),
+        gguf=snapshot.folder / snapshot.source.gguf if snapshot.source.gguf else None,
     )
 
 
@@ -147,7 +149,7 @@ def _refuse_without_room(
             " log-probabilities; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"
             " evaluate='off'"
         )
-    if memory_needed(source) <= memory_available():
+    if source.gguf or memory_needed(source) <= memory_available():
         return None
     if unquantized is None:
         raise InputError(no_room(source))
@@ -228,13 +230,13 @@ def evaluate_files(
     The tokens are those of the reference's tokenizer. Nothing is written beside the reference
     cache.
     """
-    env = {}
-    if any(path.is_file() for path in paths):
+    env, source = {}, snapshot.source
+    if source.gguf or any(path.is_file() for path in paths):
         env = llama.environment(llama.locate(converter))
     with tempfile.TemporaryDirectory() as scratch:
         evaluator = evaluator_of(snapshot, Path(scratch) / "log", text, chunks, env)
         array, row = evaluator.reference()
-        rows = [(f"{snapshot.source.id} (unquantized)", row)]
+        rows = [(f"{source.id} ({reference_name(source)})", row)]
         for path in paths:
             kind = "gguf" if path.is_file() else "folder"
             row = evaluator.measure(kind, path.resolve(), array, threads=cores())

@@ -29,10 +29,11 @@ class Evaluator:
     """Measures artifacts of one source on one text. Cheap to make; tokens and reference are
     computed when first needed.
 
-    ``cache`` is the folder where references are kept: ``<key>.npy`` (float32 log-probabilities, 4 ·
-    vocabulary · tokens bytes), ``<key>.json`` (the unquantized model's own figures) and
-    ``<key>.tokens.json`` (the text as token ids); the key covers the source's hash, the text, and
-    how it is cut.
+    ``gguf`` is the source itself where it is a GGUF file: llama.cpp then gives tokens and
+    reference. ``cache`` is the folder where references are kept: ``<key>.npy`` (float32
+    log-probabilities, 4 · vocabulary · tokens bytes), ``<key>.json`` (the unquantized model's own
+    figures) and ``<key>.tokens.json`` (the text as token ids); the key covers the source's hash,
+    the text, and how it is cut.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Evaluator:
         logs: Path,
         threads: int,
         env: dict[str, str] | None = None,
+        gguf: Path | None = None,
     ) -> None:
+        self.gguf = gguf
         self.folder, self.source_sha256, self.cache, self.logs, self.threads, self.env = (
             folder,
             source_sha256,
@@ -86,7 +89,7 @@ class Evaluator:
                         "autoquant.evaluate.scoring:tokenize",
                         log=self.logs,
                         env=self.env,
-                        folder=str(self.folder),
+                        folder=str(self.gguf or self.folder),
                         text=text,
                         chunks=self.wanted,
                         context=self.context,
@@ -102,8 +105,9 @@ class Evaluator:
         """The unquantized model's log-probabilities (computed unless cached) and its own figures.
 
         Through transformers in float32 from the source folder; or, if ``gguf`` is given (the source
-        is too large for that), from this unquantized GGUF file through llama.cpp.
+        is too large for that, or a GGUF file itself), from this GGUF file through llama.cpp.
         """
+        gguf = gguf or self.gguf
         name = self.key() + ("-gguf" if gguf else "")
         array, facts = self.cache / f"{name}.npy", self.cache / f"{name}.json"
         if not (array.is_file() and facts.is_file()):

@@ -88,7 +88,14 @@ class Measure:
 
 
 def tokenize(folder: str, text: str, chunks: int, context: int) -> dict[str, Any]:
-    """Cut a text into chunks of token ids with the source's own tokenizer. Runs in a worker."""
+    """Cut a text into chunks of token ids with the source's own tokenizer: of a ``folder``, or of
+    a GGUF file. Runs in a worker.
+    """
+    if Path(folder).is_file():
+        from autoquant.backends.llamacpp.library import encode
+
+        ids, bos, eos = encode(folder, text)
+        return {"chunks": _cut(ids, chunks, context, bos=bos, eos=eos)}
     with trace.library("tokenizer"):
         from transformers import AutoTokenizer
 
@@ -100,7 +107,17 @@ def tokenize(folder: str, text: str, chunks: int, context: int) -> dict[str, Any
         and ids[:1] == [tokenizer.bos_token_id]
         and plain[:1] != ids[:1]
     )
-    if ids and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
+    bos = tokenizer.bos_token_id if starts_with_bos else None
+    return {"chunks": _cut(ids, chunks, context, bos=bos, eos=tokenizer.eos_token_id)}
+
+
+def _cut(
+    ids: list[int], chunks: int, context: int, *, bos: int | None, eos: int | None
+) -> list[list[int]]:
+    """The chunks of a text's tokens. ``bos`` replaces the first of each, where the tokenizer begins
+    with one; ``eos`` is taken off the end. Raises InputError without a whole chunk.
+    """
+    if ids and eos is not None and ids[-1] == eos:
         ids.pop()
     n = min(chunks, len(ids) // context)
     if n < 1:
@@ -108,10 +125,10 @@ def tokenize(folder: str, text: str, chunks: int, context: int) -> dict[str, Any
             f"eval_text: the text has {len(ids)} tokens; at least one chunk of {context} is needed"
         )
     cut = [ids[i * context : (i + 1) * context] for i in range(n)]
-    if starts_with_bos:
+    if bos is not None:
         for chunk in cut:
-            chunk[0] = tokenizer.bos_token_id
-    return {"chunks": cut}
+            chunk[0] = bos
+    return cut
 
 
 def _folder_logits(folder: str, chunks: list[list[int]], threads: int) -> Iterator[Floats]:

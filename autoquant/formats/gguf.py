@@ -14,6 +14,10 @@ import llama_cpp.llama_cpp as L
 import numpy as np
 import numpy.typing as npt
 
+from autoquant.core.errors import InputError
+
+ROWS_AT_ONCE = 64 << 20  # bytes of float32 that are looked at together
+
 
 def function(name: str, result: Any, *arguments: Any) -> Any:
     """A function of libggml with its types declared."""
@@ -135,3 +139,22 @@ class Header:
         else:
             out = gguf.quants.dequantize(np.ascontiguousarray(raw), kind)
         return out
+
+
+def refuse_larger(paths: list[str], largest: float) -> None:
+    """Refuse files with a value that float16 cannot hold. Memory: a few times ROWS_AT_ONCE. Raises
+    InputError naming the tensor. Runs in a worker.
+    """
+    for path in paths:
+        header = Header(path)
+        for tensor in header.tensors.values():
+            rows = tensor.elements // tensor.shape[0]
+            step = max(1, ROWS_AT_ONCE // (4 * tensor.shape[0]))
+            for begin in range(0, rows, step):
+                values = header.values(tensor, np.arange(begin, min(rows, begin + step)))
+                worst = float(np.abs(values).max())
+                if not worst <= largest:
+                    raise InputError(
+                        f"types: {tensor.name} has the value {worst:g}, which F16 cannot hold (at"
+                        f" most {largest:g}); take BF16"
+                    )

@@ -93,15 +93,12 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
             large,
             cache / f"models--{listing.id.replace('/', '--')}",
         )
-    folder = (
-        download(client, listing.id, listing.revision, [file.name for file in listing.files])
-        if absent
-        else Path(
-            str(
-                try_to_load_from_cache(listing.id, listing.files[0].name, revision=listing.revision)
-            )
-        ).parent
-    )
+    if absent:
+        folder = download(client, listing.id, listing.revision, [f.name for f in listing.files])
+    else:
+        name = listing.files[0].name
+        there = try_to_load_from_cache(listing.id, name, revision=listing.revision)
+        folder = Path(str(there)).parents[name.count("/")]
     with ThreadPoolExecutor(max_workers=4) as pool:
         hashes = dict(
             zip(

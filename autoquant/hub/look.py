@@ -9,9 +9,8 @@ import logging
 import os
 import re
 import shutil
-import struct
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from autoquant.hub.client import (
     with_retries,
 )
 from autoquant.hub.download import download, not_cached
+from autoquant.hub.hollow import hollow
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class RemoteFile:
 @dataclass(frozen=True)
 class Look:
     """A repository at one commit. ``folder`` has its small files, and its weights as headers
-    followed by a hole (no bytes on the disk).
+    followed by a hole (no bytes on the disk). ``gguf`` are the files of a model that is GGUF.
     """
 
     id: str
@@ -66,6 +66,7 @@ class Look:
     private: bool
     files: tuple[RemoteFile, ...]
     folder: Path
+    gguf: tuple[str, ...] = ()
 
 
 def git_sha(content: bytes) -> str:
@@ -73,9 +74,10 @@ def git_sha(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def parse(model: str) -> tuple[str, str | None] | None:
-    """``owner/name``, ``owner/name@revision`` or a Hub URL -> (id, revision); None if it is none of
-    them.
+def parse(model: str) -> tuple[str, str | None, str] | None:
+    """``owner/name``, ``owner/name@revision`` or a Hub URL -> (id, revision, tag); None if it is
+    none of them. The tag names a GGUF file, as llama.cpp and Ollama have it: ``owner/name:Q8_0``,
+    or the file itself, in a URL too.
     """
     hosts = {
         "huggingface.co",
@@ -84,29 +86,41 @@ def parse(model: str) -> tuple[str, str | None] | None:
         urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc,
     }
     url = re.fullmatch(
-        r"(?:https?://)?(huggingface\.co|hf\.co|(?<=//)[^/]+)/([^/?#]+/[^/?#]+?)(?:/(?:tree|blob|resolve|commit)/([^/?#]+)[^?#]*)?/?(?:[?#].*)?",
+        r"(?:https?://)?(huggingface\.co|hf\.co|(?<=//)[^/]+)/([^/?#]+/[^/?#:]+?)"
+        r"(?:/(?:tree|blob|resolve|commit)/([^/?#]+)/?([^?#]*))?(?::([\w.-]+))?/?(?:[?#].*)?",
         model,
     )
-    plain = re.fullmatch(r"([^@/]+/[^@/]+)(?:@([\w./-]+))?", model)
+    plain = re.fullmatch(r"([^@/:]+/[^@/:]+)(?:@([\w./-]+))?(?::([\w./-]+))?", model)
     if url and url[1] in hosts:
         repo, revision = url[2], unquote(url[3]) if url[3] else None
+        file = unquote(url[4] or "")
+        tag = url[5] or (file if file.endswith(".gguf") else "")
     elif plain:
-        repo, revision = plain[1], plain[2]
+        repo, revision, tag = plain[1], plain[2], plain[3] or ""
     else:
         return None
-    return (repo, revision) if licenses.is_repo_id(repo) else None
+    return (repo, revision, tag) if licenses.is_repo_id(repo) else None
 
 
-def headers_folder(repo: str, revision: str) -> Path:
+def headers_folder(repo: str, revision: str, tag: str = "") -> Path:
     """Where the small files and headers of one commit are kept."""
-    return cache_folder() / "headers" / f"{repo.replace('/', '--')}@{revision}"
+    name = f"{repo.replace('/', '--')}@{revision}{':' if tag else ''}{tag.replace('/', '--')}"
+    return cache_folder() / "headers" / name
 
 
-def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
-    """Look at a repository without fetching a weight: small files, and the header of each
-    safetensors file by a ranged request.
+def look(
+    repo: str,
+    revision: str | None,
+    tag: str,
+    side_files: Iterable[str],
+    choose: Callable[[list[str], str, str], list[str]],
+) -> Look:
+    """Look at a repository without fetching a weight: small files, and the header of each weight
+    file by a ranged request.
 
-    ``side_files`` are the patterns of small files that are wanted. The result is cached under
+    ``side_files`` are the patterns of small files that are wanted. ``choose`` gives a model's GGUF
+    files among names, by the ``tag``: they are taken where one is named, or nothing else is there
+    (then they are the look's ``gguf``). The result is cached under
     ``headers/`` in the cache folder. Without a connection an earlier look is used. Raises
     InputError (no such repository or revision, gated, no access) or HubFailed.
     """
@@ -116,7 +130,7 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
     transport = transport_error()
     doing = f"looking at {repo}"
     commit = _resolve(client, repo, revision, doing)
-    kept = headers_folder(repo, commit)
+    kept = headers_folder(repo, commit, tag)
     record = kept / "look.json"
     if record.is_file() and all(path.exists() for path in (kept / "model").iterdir()):
         if not offline():
@@ -150,12 +164,15 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
         for f in files
         if any(_at(f.name, pattern) for pattern in side_files) and f.bytes <= LARGEST_SIDE_FILE
     ]
-    if not {"config.json", ADAPTER_CONFIG} & set(wanted):
+    other = [f for f in files if f.name.endswith((".safetensors", ".bin"))]
+    names = [f.name for f in files if f.name.endswith(".gguf")]
+    gguf = choose(names, tag, repo) if tag or (names and not other) else []
+    if not gguf and not {"config.json", ADAPTER_CONFIG} & set(wanted):
         raise InputError(
             f"{repo} holds no transformers checkpoint: it has no config.json. It has:"
             f" {', '.join(f.name for f in files[:6]) or 'nothing'}{' …' if len(files) > 6 else ''}"
         )
-    snapshot = download(client, repo, commit, wanted)
+    snapshot = download(client, repo, commit, wanted) if wanted else kept
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
         model = Path(scratch) / "model"
@@ -163,15 +180,15 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
         for name in wanted:
             (model / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(snapshot / name, model / name)
-        weights = needed_weights(
-            [f for f in files if f.name.endswith((".safetensors", ".bin"))], model
-        )
+        weights = [f for f in files if f.name in gguf] if gguf else needed_weights(other, model)
         for file in weights:
             (model / file.name).parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(
                 pool.map(
-                    lambda file: hollow(client, repo, commit, file, model / file.name, doing),
+                    lambda file: hollow(
+                        client, repo, commit, file.name, file.bytes, model / file.name, doing
+                    ),
                     weights,
                 )
             )
@@ -183,6 +200,7 @@ def look(repo: str, revision: str | None, side_files: Iterable[str]) -> Look:
                     "gated": bool(info.gated),
                     "private": bool(info.private),
                     "files": [asdict(f) for f in files if f.name in wanted or f in weights],
+                    "gguf": gguf,
                 }
             ),
             encoding="utf-8",
@@ -242,9 +260,9 @@ def restricted(repo: str, revision: str) -> tuple[bool, bool]:
     return (listing.gated, listing.private) if listing else (False, False)
 
 
-def known(repo: str, revision: str) -> Look:
+def known(repo: str, revision: str, tag: str = "") -> Look:
     """A look that has been taken at this commit already; sends nothing."""
-    return look_from(headers_folder(repo, revision) / "look.json")
+    return look_from(headers_folder(repo, revision, tag) / "look.json")
 
 
 def look_from(record: Path) -> Look:
@@ -257,6 +275,7 @@ def look_from(record: Path) -> Look:
         data["private"],
         tuple(RemoteFile(**f) for f in data["files"]),
         record.parent / "model",
+        tuple(data.get("gguf", ())),
     )
 
 
@@ -284,50 +303,3 @@ def needed_weights(files: list[RemoteFile], model: Path) -> list[RemoteFile]:
 def _at(name: str, pattern: str) -> bool:
     """Whether a pattern means a file, in the very folder that it names."""
     return name.count("/") == pattern.count("/") and Path(name).match(pattern)
-
-
-def hollow(
-    client: Client, repo: str, commit: str, file: RemoteFile, path: Path, doing: str
-) -> None:
-    """A file of the right size that has the safetensors header and then a hole; of a pickle, only
-    the hole.
-    """
-    head = b""
-    if file.name.endswith(".safetensors"):
-        from huggingface_hub.errors import SafetensorsParsingError
-
-        try:
-            parsed = with_retries(
-                lambda: client.api.parse_safetensors_file_metadata(
-                    repo, file.name, revision=commit
-                ),
-                doing,
-                client,
-                repo,
-            )
-        except SafetensorsParsingError as error:
-            raise InputError(
-                f"{repo}: {file.name} has no valid safetensors header"
-                f" ({str(error).splitlines()[0]})"
-            ) from None
-        tensors = {
-            name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
-            for name, t in parsed.tensors.items()
-        }
-        text = json.dumps(
-            {**({"__metadata__": parsed.metadata} if parsed.metadata else {}), **tensors},
-            separators=(",", ":"),
-            ensure_ascii=False,
-        ).encode()
-        length = (
-            file.bytes - 8 - max((t.data_offsets[1] for t in parsed.tensors.values()), default=0)
-        )
-        if length < len(text):
-            raise InputError(
-                f"{repo}: {file.name} is {file.bytes:,} bytes long, too short for the tensors in"
-                " its header"
-            )
-        head = struct.pack("<Q", length) + text.ljust(length)
-    with open(path, "wb") as out:
-        out.write(head)
-        out.truncate(file.bytes)

@@ -83,6 +83,8 @@ class Method(ABC, Generic[O]):
     """Whether its files need a GPU to run, in words."""
     runtimes: ClassVar[str]
     """What loads its files."""
+    reads_gguf: ClassVar[bool] = False
+    """Whether it takes a GGUF file for a model."""
     tested_on: ClassVar[str] = "CPU"
     """What the tests make its files on."""
     cards: ClassVar[str] = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoquant import calibration
 from autoquant.calibration import CalibrationOptions
@@ -34,13 +35,14 @@ def refuse_short(
         if sum(len(plain(one)) for one in documents[:1000]) >= SURE * needed:
             continue
         with tempfile.TemporaryDirectory() as scratch:
+            target = "autoquant.calibration:count"
+            more: dict[str, Any] = {"special": option != "calibration"}
+            more["folder"] = str(source.folder)
+            if source.gguf:  # its head, which is here, has the vocabulary
+                target = "autoquant.backends.llamacpp.library:count"
+                more = {"path": str(source.folder / source.gguf)}
             found = process.call(
-                "autoquant.calibration:count",
-                log=Path(scratch) / "log",
-                env=env,
-                folder=str(source.folder),
-                texts=list(documents),
-                special=option != "calibration",
+                target, log=Path(scratch) / "log", env=env, texts=list(documents), **more
             )
         if found < needed:
             raise InputError(

@@ -51,7 +51,8 @@ class ModelOptions(MethodOptions):
     model: str = option(
         MODEL,
         "a model on the Hugging Face Hub as owner/name or owner/name@revision, a folder with a"
-        " checkpoint, or demo for the bundled one",
+        " checkpoint, or demo for the bundled one; GGUF also takes a GGUF file, on the Hub as"
+        " owner/name:Q8_0",
         metavar="OWNER/NAME|FOLDER|demo",
     )
     out: str = OUT

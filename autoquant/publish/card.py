@@ -66,12 +66,8 @@ def command(result: RunRecord) -> str:
     """The command line that makes the same files."""
     source = result.source
     embedded = next((name for name, folder in MODELS.items() if folder == source.folder), "")
-    words = [
-        "autoquant",
-        "quantize",
-        result.method,
-        embedded or (f"{source.id}@{source.revision}" if source.revision else source.id),
-    ]
+    named = source.where if source.revision else source.gguf or source.id
+    words = ["autoquant", "quantize", result.method, embedded or named]
     if result.base_model:
         words += ["--base-model", result.base_model]
     for name, value in result.provenance["options"].items():
@@ -167,7 +163,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         parts += [
             (
                 "Perplexity ± one standard error, and KL divergence in nats per token against the"
-                f" unquantized model (perplexity {reference.perplexity:.3f} ±"
+                f" {tables.reference_model(source)} (perplexity {reference.perplexity:.3f} ±"
                 f" {reference.perplexity_error:.3f}, {reference.engine}), all on the same"
                 f' {reference.tokens:,} predictions of one text ({text_name}). "Top-1 agreement" is'
                 " the share of positions where both models rank the same token first. Compare rows"

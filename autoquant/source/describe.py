@@ -18,7 +18,7 @@ from autoquant.core.texts import expanded
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
 from autoquant.source import adapter as adapters
-from autoquant.source import unquantized
+from autoquant.source import from_gguf, unquantized
 from autoquant.source.headers import (
     Header,
     pickle_header_in_worker,
@@ -64,16 +64,25 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
 
     A LoRA adapter is the model that it is merged to: into the one that it names, or ``base``.
 
+    A GGUF file, or a folder or repository that has no other weights, is one that GGUF can be made
+    of anew; of several files one is named by its type or file, ``owner/name:Q8_0``.
+
     Of a pickle checkpoint on the Hub (``allow_pickle``) the weights are downloaded here already:
     its header cannot be read alone.
     """
     folder = bundled.MODELS.get(str(model)) or expanded(str(model), "model")
+    if folder.suffix == ".gguf" and folder.is_file():
+        _refuse_base(base, model)
+        return _gguf(folder.parent.resolve(), folder.name)
     if folder.is_dir() and adapters.is_adapter(folder):
         folder = folder.resolve()
         return adapters.describe(adapters.adapter_of(folder, base), folder.name, resolve)
     if folder.is_dir():
         _refuse_base(base, model)
         folder = folder.resolve()
+        checkpoint = any(path for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}"))
+        if not checkpoint and _ggufs(folder):
+            return _gguf(folder, "")
         # huggingface_hub's cache knows where it is from
         cached = re.search(
             r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix()
@@ -90,10 +99,25 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
     named = look.parse(str(model))
     if named is None:
         raise InputError(
-            f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a model on the"
-            " Hub as owner/name or owner/name@revision, or demo for the bundled demo model"
+            f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a GGUF file, a"
+            " model on the Hub as owner/name or owner/name@revision, or demo for the bundled demo"
+            " model"
         )
-    listing = look.look(*named, SIDE_FILES)
+    listing = look.look(*named, SIDE_FILES, from_gguf.choose)
+    if listing.gguf:
+        _refuse_base(base, model)
+        try:
+            source = from_gguf.describe(listing.folder, listing.gguf, listing.id)
+        except InputError as error:
+            raise InputError(str(error).replace(str(listing.folder), listing.id)) from None
+        return dataclasses.replace(
+            source,
+            revision=listing.revision,
+            gated=listing.gated,
+            private=listing.private,
+            remote=True,
+            tag=named[2],
+        )
     if adapters.is_adapter(listing.folder):
         adapter = adapters.adapter_of(listing.folder, base)
         return dataclasses.replace(
@@ -117,6 +141,21 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
         private=listing.private,
         remote=remote,
     )
+
+
+def _gguf(folder: Path, name: str) -> Source:
+    """The model in a folder's GGUF file of that name, or in the one to choose there."""
+    names = _ggufs(folder)
+    if name and from_gguf.BESIDE.search(name):
+        raise InputError(f"{folder / name} is no language model; name the model's own file")
+    chosen = from_gguf.choose(names, name, str(folder))
+    return from_gguf.describe(folder, chosen, from_gguf.id_of(chosen[0]))
+
+
+def _ggufs(folder: Path) -> list[str]:
+    """The GGUF files of a folder and of those in it; a run's own folder is none of them."""
+    found = (path for pattern in ("*.gguf", "[!.]*/*.gguf") for path in folder.glob(pattern))
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _refuse_base(base: str, model: str | Path) -> None:

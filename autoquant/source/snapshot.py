@@ -14,7 +14,7 @@ from autoquant.formats.checkpoint import weight_files
 from autoquant.hub import fetch as hub
 from autoquant.hub import look
 from autoquant.source import adapter as adapters
-from autoquant.source import unquantized
+from autoquant.source import from_gguf, unquantized
 from autoquant.source.describe import describe, describe_as_stored, side_files
 
 
@@ -23,7 +23,7 @@ def bytes_to_fetch(source: Source) -> int:
     base = bytes_to_fetch(source.adapted) if source.adapted else 0
     if not source.remote or source.revision is None:
         return base
-    return base + hub.bytes_missing(look.known(source.id, source.revision))
+    return base + hub.bytes_missing(look.known(source.id, source.revision, source.tag))
 
 
 def fetch(source: Source) -> Snapshot:
@@ -33,15 +33,23 @@ def fetch(source: Source) -> Snapshot:
     if source.adapter is not None and source.adapted is not None:
         adapter, base = source.adapter, source.adapted
         if source.remote and source.revision is not None:
-            adapter, _ = hub.fetch(look.known(source.id, source.revision))
+            adapter, _ = hub.fetch(look.known(source.id, source.revision, source.tag))
         source = dataclasses.replace(source, adapter=adapter, remote=False)
         return _merged(source, adapter, fetch(base))
     if source.remote:
         assert source.revision is not None
-        folder, files = hub.fetch(look.known(source.id, source.revision))
-        here = describe(folder, source.id, allow_pickle=False)
+        folder, files = hub.fetch(look.known(source.id, source.revision, source.tag))
+        here = (
+            from_gguf.describe(folder, source.weights, source.id)
+            if source.gguf
+            else describe(folder, source.id, allow_pickle=False)
+        )
         source = dataclasses.replace(
-            here, revision=source.revision, gated=source.gated, private=source.private
+            here,
+            revision=source.revision,
+            gated=source.gated,
+            private=source.private,
+            tag=source.tag,
         )
     else:
         files = _hashes(source.stored_in or source.folder, source)
@@ -71,7 +79,8 @@ def _hashes(folder: Path, source: Source) -> dict[str, str]:
     if source.stored_in is not None:
         weights = tuple(path.name for path in weight_files(folder))
     side = (path.relative_to(folder).as_posix() for path in side_files(folder))
-    names = sorted({*side, *weights})
+    # a GGUF file is the whole model, whatever lies beside it
+    names = sorted({*(() if source.gguf else side), *weights})
     with ThreadPoolExecutor(max_workers=4) as pool:
         found = pool.map(lambda name: sha256_of(folder / name), names)
         return dict(zip(names, found, strict=True))

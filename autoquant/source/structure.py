@@ -271,6 +271,8 @@ def notes_on(source: Source) -> list[str]:
     """What somebody should know of a source: tensors that are no part of the model, by what they
     are; tokens without a row.
     """
+    if source.gguf:
+        return []  # llama.cpp has no other idea of a model than its file
     found = structure(source)
     notes = []
     if source.adapted is not None:

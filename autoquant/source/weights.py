@@ -130,12 +130,6 @@ def _pickled(folder: Path, *, allow_pickle: bool) -> Weights:
 
 def _no_weights(folder: Path) -> str:
     """What a folder without a transformers checkpoint is, and what to do about it."""
-    if found := sorted(path.name for path in folder.glob("*.gguf")):
-        return (
-            f"{folder} holds GGUF files only ({', '.join(found[:3])}"
-            f"{' …' if len(found) > 3 else ''}), which are converted already. Give the model they"
-            " were made from"
-        )
     if found := sorted(path.name for path in folder.glob("consolidated*.safetensors")):
         return (
             f"{folder} has its weights in Mistral's own layout only ({found[0]}), which"

@@ -203,3 +203,25 @@ def imatrices(path: str, folder: str) -> dict[str, str]:
     for name in ("gguf.dat", "model.imatrix"):
         (into / name).write_bytes(Path(path).read_bytes())
     return {one.name: str(one) for one in into.iterdir()}
+
+
+def head(path: str) -> dict[str, Any]:
+    """A file's head by ggml, and the types that gguf-py knows."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+
+    from autoquant.formats.gguf import Header
+
+    seen = Header(path)
+    return {
+        "tensors": {
+            name: [one.type, [n for n in one.shape if n > 1 or one.shape == (1,)], one.bytes]
+            for name, one in seen.tensors.items()
+        },
+        "data_offset": seen.data_offset,
+        "types": [[int(one), one.name, *GGML_QUANT_SIZES[one]] for one in GGMLQuantizationType],
+        "file_types": {
+            str(int(one)): one.name.removeprefix("MOSTLY_").removeprefix("ALL_")
+            for one in LlamaFileType
+            if one.name not in ("GUESSED", "MOSTLY_NVFP4", "MOSTLY_Q1_0", "MOSTLY_Q2_0")
+        },
+    }

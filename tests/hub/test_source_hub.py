@@ -23,17 +23,24 @@ STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("owner/name", ("owner/name", None)),
-        ("owner/name@v1.0", ("owner/name", "v1.0")),
-        ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1")),
-        ("https://huggingface.co/owner/name", ("owner/name", None)),
-        ("https://huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
-        ("https://hf.co/owner/name/", ("owner/name", None)),
-        ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main")),
-        ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", ("owner/name", "refs/pr/1")),
-        ("https://huggingface.co/owner/name/commit/abc", ("owner/name", "abc")),
-        ("hf.co/owner/name", ("owner/name", None)),
-        ("huggingface.co/owner/name/tree/dev", ("owner/name", "dev")),
+        ("owner/name", ("owner/name", None, "")),
+        ("owner/name@v1.0", ("owner/name", "v1.0", "")),
+        ("owner/name@refs/pr/1", ("owner/name", "refs/pr/1", "")),
+        ("https://huggingface.co/owner/name", ("owner/name", None, "")),
+        ("https://huggingface.co/owner/name/tree/dev", ("owner/name", "dev", "")),
+        ("https://hf.co/owner/name/", ("owner/name", None, "")),
+        ("http://127.0.0.1:8800/owner/name/blob/main/config.json?x=1", ("owner/name", "main", "")),
+        ("https://huggingface.co/owner/name/tree/refs%2Fpr%2F1", ("owner/name", "refs/pr/1", "")),
+        ("https://huggingface.co/owner/name/commit/abc", ("owner/name", "abc", "")),
+        ("hf.co/owner/name", ("owner/name", None, "")),
+        ("huggingface.co/owner/name/tree/dev", ("owner/name", "dev", "")),
+        ("owner/name:Q8_0", ("owner/name", None, "Q8_0")),
+        ("owner/name@v1.0:sub/x-Q8_0.gguf", ("owner/name", "v1.0", "sub/x-Q8_0.gguf")),
+        ("hf.co/owner/name:Q4_K_M", ("owner/name", None, "Q4_K_M")),
+        (
+            "https://huggingface.co/owner/name/blob/main/sub/x-Q8_0.gguf?download=true",
+            ("owner/name", "main", "sub/x-Q8_0.gguf"),
+        ),
         ("https://github.com/owner/name", None),
         ("owner/na--me", None),
         ("owner/name.git", None),
@@ -46,7 +53,7 @@ STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
     ],
 )
 def test_names(
-    text: str, parsed: tuple[str, str | None] | None, monkeypatch: pytest.MonkeyPatch
+    text: str, parsed: tuple[str, str | None, str] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:8800")
     assert parse(text) == parsed
@@ -131,7 +138,7 @@ def test_a_revision_is_pinned(user: User, hub: Hub) -> None:
         ("maker/pickled", "maker/pickled has only pickle weights"),
         (
             "maker/gguf",
-            "maker/gguf holds no transformers checkpoint: it has no config.json. It has: m.gguf",
+            "maker/gguf: m.gguf ends within its own head",
         ),
         ("maker/shards", "lacks 1 of its 2 shards: model-00002-of-00002.safetensors"),
         ("maker/cut", "model.safetensors has no valid safetensors header"),

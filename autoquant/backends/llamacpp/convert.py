@@ -251,13 +251,8 @@ def _judge(
 ) -> None:
     """Dry-run the types and compare token ids; refuse what cannot work. Fills ``result``."""
     from autoquant.backends.llamacpp import quantize
-    from autoquant.backends.llamacpp.imatrix import refuse_other_models
 
-    if imatrix_file:
-        refuse_other_models(imatrix_file, header)
-    plans = quantize.dry_run(header, types, imatrix=imatrix, **dry)
-    if imatrix_file:
-        quantize.refuse_uncovered(plans, imatrix_file, header)
+    plans = quantize.plans(header, types, imatrix=imatrix, imatrix_file=imatrix_file, **dry)
     result["plans"] = plans
     try:
         result["tokens"] = compare_tokens(model, header, TOKENIZER_SAMPLE + sample)

@@ -163,6 +163,22 @@ def tokens_of(path: str, text: str) -> list[int]:
     ]
 
 
+def encode(path: str, text: str) -> tuple[list[int], int | None, int | None]:
+    """A text's token ids by the GGUF file's own tokenizer, with the BOS or EOS that the model
+    wants; the BOS if there is one at the beginning; the EOS.
+    """
+    model = Model(path, threads=1, vocab_only=True)
+    ids = [int(token) for token in model.tokenize(text, special=True)]
+    bos, eos = int(L.llama_vocab_bos(model.vocab)), int(L.llama_vocab_eos(model.vocab))
+    begins = bool(ids) and ids[0] == bos and bool(L.llama_vocab_get_add_bos(model.vocab))
+    return ids, bos if begins else None, eos if eos >= 0 else None
+
+
+def count(path: str, texts: list[str]) -> int:
+    """How many tokens texts have by the GGUF file's own tokenizer."""
+    return sum(len(encode(path, text)[0]) for text in texts)
+
+
 def not_ending(path: str, tokens: list[int]) -> tuple[list[int], bool]:
     """Which of the tokens end no generation by the GGUF file; whether it has an end of turn."""
     vocab = Model(path, threads=1, vocab_only=True).vocab

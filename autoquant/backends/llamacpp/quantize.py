@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import llama_cpp.llama_cpp as L
 
-from autoquant.backends.llamacpp.imatrix import read_imatrix, uncovered
+from autoquant.backends.llamacpp.imatrix import read_imatrix, refuse_other_models, uncovered
 from autoquant.backends.llamacpp.library import BUFFER, said, why
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
 from autoquant.core.errors import InputError, ProcessFailed
@@ -55,6 +55,7 @@ def _params(
         dry_run,
         BUFFER,
     )
+    params.allow_requantize = True  # whether it may be was asked before
     keep: list[Any] = []
     if output_type:
         params.output_tensor_type = _tensor_type(output_type)
@@ -175,6 +176,20 @@ def dry_run(
             }
         )
     return plans
+
+
+def plans(
+    header: str, types: list[str], *, imatrix: bool, imatrix_file: str, **mixing: Any
+) -> list[dict[str, Any]]:
+    """:func:`dry_run`; a given importance matrix is refused if it is another model's, or lacks what
+    a type needs.
+    """
+    if imatrix_file:
+        refuse_other_models(imatrix_file, header)
+    found = dry_run(header, types, imatrix=imatrix, **mixing)
+    if imatrix_file:
+        refuse_uncovered(found, imatrix_file, header)
+    return found
 
 
 NEEDING = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")  # in llama.cpp, always

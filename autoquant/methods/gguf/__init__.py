@@ -21,10 +21,10 @@ from autoquant.core.records import Artifact, Plan, PlanItem, RunRecord, Snapshot
 from autoquant.core.texts import read_text
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
-from autoquant.methods.gguf import mmproj
+from autoquant.methods.gguf import mmproj, requantize
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.methods.gguf.work import Work
+from autoquant.methods.gguf.work import WORKER_MEMORY, Work
 from autoquant.source import bytes_to_fetch, structure
 
 # bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
@@ -56,6 +56,7 @@ class Gguf(Method[GgufOptions]):
     )
     library_name: ClassVar[str] = "gguf"
     has_unquantized_gguf: ClassVar[bool] = True
+    reads_gguf: ClassVar[bool] = True
     nearly_lossless: ClassVar[tuple[str, ...]] = (*UNQUANTIZED, "Q8_0")
     demo_options: ClassVar[Mapping[str, Any]] = {"types": ("Q4_K_M", "Q8_0")}
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
@@ -93,6 +94,7 @@ class Gguf(Method[GgufOptions]):
     def check(self, source: Source, options: GgufOptions) -> None:
         """What can be refused within a second."""
         llama.installed_version()
+        requantize.check(source, options)
         if options.imatrix == "none":
             needing = [name for name in options.types if TYPES[name].imatrix == "needed"]
             if needing:
@@ -109,8 +111,9 @@ class Gguf(Method[GgufOptions]):
                 f"types: {plain[0]} is unquantized, so output_type, embedding_type, tensor_types"
                 " and pure cannot apply. Make it in a separate run"
             )
-        structure.refuse(source)
-        structure.refuse_tokenizer(source, rows=True)
+        if not source.gguf:
+            structure.refuse(source)
+            structure.refuse_tokenizer(source, rows=True)
 
     def _check_imatrix(self, options: GgufOptions) -> None:
         """Refuse an importance matrix, or a text for one, that is not there."""
@@ -144,6 +147,8 @@ class Gguf(Method[GgufOptions]):
         if options.imatrix == "none":
             asked = options.model_copy(update={"imatrix": "builtin"})
         self.check(source, asked)
+        if source.gguf:
+            return self._plan_requantizing(source, options, out)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             converted = convert(
@@ -160,14 +165,59 @@ class Gguf(Method[GgufOptions]):
             )
         beside = mmproj.plan(source, options)
         whole = options.types[0] if options.direct else precision(source, options).upper()
-        items = tuple(_item(planned, whole) for planned in converted["plans"])
-        intermediate = 0 if options.direct else converted["intermediate"]
+        notes = (converted["tokens"], converted["ends"], mmproj.note(source, options, beside))
+        return self._planned(
+            source,
+            options,
+            out,
+            converted["plans"],
+            whole=whole,
+            intermediate=converted["intermediate"],
+            beside=beside.get("bytes", 0),
+            memory=CONVERTER_MEMORY + 8 * source.largest_tensor,
+            notes=notes,
+        )
+
+    def _plan_requantizing(self, source: Source, options: GgufOptions, out: Path) -> Plan:
+        """The same of a source that is a GGUF file: within a second."""
+        types = [name for name in options.types if name != source.dtype]
+        with tempfile.TemporaryDirectory() as scratch:
+            plans = requantize.plans(
+                source,
+                options,
+                types,
+                folder=source.folder,
+                header=Path(scratch) / "header.gguf",
+                logs=Path(scratch) / "log",
+            )
+        memory = WORKER_MEMORY + 4 * source.largest_tensor
+        notes = (requantize.note(source),)
+        return self._planned(source, options, out, plans, memory=memory, notes=notes)
+
+    def _planned(
+        self,
+        source: Source,
+        options: GgufOptions,
+        out: Path,
+        plans: list[dict[str, Any]],
+        *,
+        whole: str = "",
+        intermediate: int = 0,
+        beside: int = 0,
+        memory: int,
+        notes: tuple[str, ...],
+    ) -> Plan:
+        """What the types' own plans come to. ``whole`` is the type that the converter writes, of
+        ``intermediate`` bytes; ``beside`` are the bytes of other files.
+        """
+        items = tuple(_item(planned, whole) for planned in plans)
+        between = 0 if options.direct else intermediate
         download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
-        here = beside.get("bytes", 0) + (download if download and same_disk(out) else 0)
+        here = beside + (download if download and same_disk(out) else 0)
         try:
             refuse(
-                converted["plans"],
-                intermediate=intermediate,
+                plans,
+                intermediate=between,
                 other=here,
                 room=free,
                 imatrix=options.imatrix != "none",
@@ -178,21 +228,12 @@ class Gguf(Method[GgufOptions]):
             self.name,
             source,
             items,
-            converted["intermediate"],
-            disk_needed=here + intermediate + sum(item.bytes for item in items),
+            intermediate,
+            disk_needed=here + between + sum(item.bytes for item in items),
             disk_free=free,
-            memory_needed=CONVERTER_MEMORY + 8 * source.largest_tensor,
+            memory_needed=memory,
             memory_available=memory_available(),
-            notes=tuple(
-                filter(
-                    None,
-                    (
-                        converted["tokens"],
-                        converted["ends"],
-                        mmproj.note(source, options, beside),
-                    ),
-                )
-            ),
+            notes=tuple(filter(None, notes)),
             download=download,
             refused=refused,
         )

@@ -100,6 +100,11 @@ class GgufOptions(CalibrationOptions):
         "f16", "type of the mmproj file; q8_0 is half the size, and hardly worse"
     )
     modelfile: bool = option(False, "write an Ollama Modelfile beside each file")
+    allow_requantize: bool = option(
+        False,
+        "make types of a GGUF file that is quantized below Q8_0 itself: what it has lost stays"
+        " lost, and more is lost",
+    )
     threads: int = option(
         0, "processor threads in all; 0 takes every core", unit="threads", ge=0, le=1024
     )

@@ -19,7 +19,7 @@ from autoquant.core.records import TOWERS, Artifact, Check, Snapshot, Stored
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.base import Output
 from autoquant.methods.gguf import imatrix as imatrices
-from autoquant.methods.gguf import mmproj
+from autoquant.methods.gguf import mmproj, requantize
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
@@ -44,6 +44,9 @@ class Work:
         self.kept = options.direct or options.keep_intermediate or self.whole in options.types
         place = run.folder if self.kept else run.work
         self.converted = place / f"{self.stem}-{self.whole}.gguf"
+        if self.source.gguf:  # it is there already
+            self.kept, self.whole = False, self.source.dtype
+            self.converted = snapshot.folder / self.source.gguf
         self.header = run.ours / "header.gguf"
         self.key = key_of(
             snapshot.sha256, llama.installed_version(), outtype, options.pre_tokenizer, self.stem
@@ -71,7 +74,8 @@ class Work:
             if facts:
                 self.artifacts[name] = Artifact.from_json(facts)
                 self.run.passed(self.artifacts[name])
-        self.mmproj, self.towers = mmproj.make(self.source, self.options, self.run, self.key)
+        if not self.source.gguf:
+            self.mmproj, self.towers = mmproj.make(self.source, self.options, self.run, self.key)
         todo = [name for name in self.options.types if name not in self.artifacts]
         collect = self.imatrix is not None and self.imatrix.facts is None
         if todo or collect:
@@ -96,6 +100,8 @@ class Work:
 
     def _convert(self) -> dict[str, dict[str, Any]]:
         """The unquantized file, and each type's plan."""
+        if self.source.gguf:
+            return self._plan_file()
         facts = self.run.done("convert", self.key)
         if facts is not None and self.header.is_file() and self.converted.is_file():
             facts = {**facts, "plans": self._plan_again()}
@@ -105,26 +111,48 @@ class Work:
             log.warning("%s: %s", self.source.id, note)
         return {planned["type"]: planned for planned in facts["plans"]}
 
-    def _plan_again(self) -> list[dict[str, Any]]:
-        """The plans of the asked types, of a file that an earlier run has converted."""
-        options, run = self.options, self.run
-        if options.given_imatrix is not None and self.imatrix is not None:
+    def _plan_file(self) -> dict[str, dict[str, Any]]:
+        """The plans of the asked types, of a source that is a GGUF file."""
+        source, options, run = self.source, self.options, self.run
+        if said := requantize.note(source):
+            log.warning("%s: %s", source.id, said)
+        plans = requantize.plans(
+            source,
+            options,
+            list(options.types),
+            folder=self.snapshot.folder,
+            header=self.header,
+            logs=run.logs,
+        )
+        self._refuse(plans)
+        if "F16" in options.types and source.dtype in ("F32", "BF16"):
             process.call(
-                "autoquant.backends.llamacpp.imatrix:refuse_other_models",
+                "autoquant.formats.gguf:refuse_larger",
                 log=run.logs,
                 env=self.env,
-                imatrix=str(self.imatrix.path),
-                header=str(self.header),
+                paths=[str(self.snapshot.folder / name) for name in source.weights],
+                largest=FLOAT16,
             )
+        return {planned["type"]: planned for planned in plans}
+
+    def _plan_again(self) -> list[dict[str, Any]]:
+        """The plans of the asked types, of a file that an earlier run has converted."""
         plans: list[dict[str, Any]] = process.call(
-            "autoquant.backends.llamacpp.quantize:dry_run",
-            log=run.logs,
+            "autoquant.backends.llamacpp.quantize:plans",
+            log=self.run.logs,
             env=self.env,
             header=str(self.header),
-            types=list(options.types),
-            imatrix=options.imatrix != "none",
-            **options.quantizing(),
+            types=list(self.options.types),
+            imatrix=self.options.imatrix != "none",
+            imatrix_file=str(self.options.given_imatrix or ""),
+            **self.options.quantizing(),
         )
+        self._refuse(plans)
+        return plans
+
+    def _refuse(self, plans: list[dict[str, Any]]) -> None:
+        """Refuse types that cannot be, or do not fit."""
+        options, run = self.options, self.run
         refuse(
             plans,
             intermediate=0,
@@ -133,7 +161,6 @@ class Work:
             imatrix=options.imatrix != "none",
             finished=set(self.artifacts),
         )
-        return plans
 
     def _convert_anew(self) -> dict[str, Any]:
         source, run = self.source, self.run
@@ -176,7 +203,7 @@ class Work:
     def _remove_whole(self) -> None:
         """Take the converted file away where only its shards were asked for."""
         options = self.options
-        if not (self.kept and options.split_bytes) or options.keep_intermediate or options.direct:
+        if not (self.kept and options.split_bytes) or options.keep_intermediate:
             return
         named = {stored.name for one in self.artifacts.values() for stored in one.files}
         if self.converted.name not in named:
@@ -255,8 +282,12 @@ class Work:
         version = llama.installed_version()
         said: dict[str, Any] = {
             "llama.cpp": f"of llama-cpp-python {version}",
-            "converted as": self.whole,
         }
+        if self.source.gguf:
+            lost = "; what that has lost stays lost" if requantize.note(self.source) else ""
+            said["made of"] = f"{self.source.gguf} ({self.whole}{lost})"
+        else:
+            said["converted as"] = self.whole
         if self.towers:
             said[TOWERS] = self.towers
         if self.options.pre_tokenizer:

@@ -1,0 +1,228 @@
+"""The head of a GGUF file, read from its first bytes alone: of a file on the Hub there is no more.
+
+Layout: magic, version, how many tensors and keys; the keys, each with its value; the tensors, each
+with name, shape, type and place; then, aligned, the tensors' data. Source:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FIRST = 1 << 20  # bytes that are looked at first; a vocabulary of 100,000 tokens has some MB
+MOST = 1 << 30
+MAGIC, VERSIONS = b"GGUF", (2, 3)
+STRING, ARRAY = 8, 9
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+# number -> name, weights in a block, its bytes (ggml.h, ggml-common.h)
+TYPES = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}
+SPLIT = ("split.no", "split.count", "split.tensors.count")
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+
+class Cut(ValueError):
+    """The head goes on behind the bytes that were given."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor: type, shape with the row length first, offset in the data, bytes."""
+
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """``values`` of the keys (of an array its length), the keys' own bytes in ``raw``, the
+    ``tensors`` by name, and where their data begin.
+    """
+
+    values: dict[str, Any]
+    raw: dict[str, bytes]
+    tensors: dict[str, Entry]
+    data_offset: int
+
+    @property
+    def alignment(self) -> int:
+        """Of the tensors' data, in bytes."""
+        return int(self.values.get("general.alignment", 32))
+
+
+class _Cursor:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, size: int) -> bytes:
+        """The next bytes."""
+        self.at += size
+        if self.at > len(self.data):
+            raise Cut(f"more than {len(self.data):,} bytes")
+        return self.data[self.at - size : self.at]
+
+    def number(self, kind: str) -> Any:
+        """The next number."""
+        return struct.unpack(f"<{kind}", self.take(struct.calcsize(kind)))[0]
+
+    def text(self) -> str:
+        """The next string."""
+        return self.take(self.number("Q")).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        """The next value; of an array its length."""
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY:
+            return self.number(_scalar(kind))
+        inner, length = self.number("I"), self.number("Q")
+        if inner == STRING:
+            for _ in range(length):
+                self.take(self.number("Q"))
+        else:
+            self.take(length * struct.calcsize(_scalar(inner)))
+        return length
+
+
+def _scalar(kind: int) -> str:
+    if kind not in SCALARS:
+        raise ValueError(f"a value of the unknown kind {kind}")
+    return SCALARS[kind]
+
+
+def parse(data: bytes) -> Head:
+    """The head at the beginning of ``data``. Raises Cut if there is more of it, ValueError if it is
+    none.
+    """
+    cursor = _Cursor(data)
+    if data[:4] != MAGIC[: len(data)]:
+        raise ValueError("it does not begin with GGUF")
+    cursor.take(4)
+    version = cursor.number("I")
+    if version not in VERSIONS:
+        raise ValueError(f"its version is {version}; {VERSIONS[0]} and {VERSIONS[1]} are read")
+    tensor_count, key_count = cursor.number("Q"), cursor.number("Q")
+    values, raw = {}, {}
+    for _ in range(key_count):
+        begin, name = cursor.at, cursor.text()
+        values[name] = cursor.value(cursor.number("I"))
+        raw[name] = data[begin : cursor.at]
+    tensors = {}
+    for _ in range(tensor_count):
+        name = cursor.text()
+        shape = tuple(cursor.number("Q") for _ in range(cursor.number("I")))
+        kind, offset = cursor.number("I"), cursor.number("Q")
+        if kind not in TYPES:
+            raise ValueError(f"{name} is of the unknown type {kind}")
+        named, block, size = TYPES[kind]
+        tensors[name] = Entry(named, shape, offset, math.prod(shape) // block * size)
+    alignment = int(values.get("general.alignment", 32))
+    return Head(values, raw, tensors, -(-cursor.at // alignment) * alignment)
+
+
+def read(path: Path) -> Head:
+    """A file's head. Raises ValueError if it is no GGUF file, or shorter than its head says."""
+    size, length = path.stat().st_size, FIRST
+    while True:
+        with open(path, "rb") as file:
+            data = file.read(length)
+        try:
+            head = parse(data)
+        except Cut:
+            if length >= min(size, MOST):
+                raise ValueError("it ends within its own head") from None
+            length *= 2
+            continue
+        end = max((one.offset + one.bytes for one in head.tensors.values()), default=0)
+        if head.data_offset + end > size:
+            raise ValueError(
+                f"it has {size:,} bytes, its tensors end at {head.data_offset + end:,}"
+            )
+        return head
+
+
+def shards(name: str) -> list[str]:
+    """The names of all files that a file is one of: itself, or all shards."""
+    match = SHARD.search(name)
+    if match is None:
+        return [name]
+    stem, count = name[: match.start()], int(match[2])
+    return [f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
+
+
+def write_joined(heads: Sequence[Head], path: Path) -> int:
+    """One head for all shards of a model, followed by a hole of the data's size (no bytes on the
+    disk): what quantizing is planned on. Returns its size.
+    """
+    first = heads[0]
+    kept = [raw for name, raw in first.raw.items() if name not in SPLIT]
+    tensors = [(name, one) for head in heads for name, one in head.tensors.items()]
+    numbers = {name: number for number, (name, _, _) in TYPES.items()}
+    out = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(kept)) + b"".join(kept))
+    at = 0
+    for name, one in tensors:
+        own = name.encode()
+        out += struct.pack("<Q", len(own)) + own + struct.pack("<I", len(one.shape))
+        out += struct.pack(f"<{len(one.shape)}Q", *one.shape)
+        out += struct.pack("<IQ", numbers[one.type], at)
+        at += -(-one.bytes // first.alignment) * first.alignment
+    out += bytes(-len(out) % first.alignment)
+    with open(path, "wb") as file:
+        file.write(out)
+        file.truncate(len(out) + at)
+    return len(out) + at

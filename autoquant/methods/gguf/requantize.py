@@ -1,0 +1,92 @@
+"""A source that is a GGUF file: llama.cpp makes other types of it, and nothing is converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.core import gguf_head
+from autoquant.core.errors import InputError
+from autoquant.core.records import Source
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.runtime import process
+from autoquant.source import from_gguf
+
+# options of converting and of checkpoints, which have no effect here
+OTHERS = (
+    "precision",
+    "keep_intermediate",
+    "pre_tokenizer",
+    "mmproj",
+    "mmproj_type",
+    "allow_pickle",
+)
+
+
+def check(source: Source, options: GgufOptions) -> None:
+    """Refuse options that do not go with a source that is a GGUF file, or with one that is not."""
+    fields = GgufOptions.model_fields
+    if not source.gguf:
+        if options.allow_requantize:
+            raise InputError(
+                f"allow_requantize: {source.id} is no GGUF file; leave allow_requantize out"
+            )
+        return
+    for name in OTHERS:
+        if getattr(options, name) != fields[name].default:
+            raise InputError(
+                f"{name}: {source.id} is a GGUF file, which is not converted; leave {name} out"
+            )
+    if options.imatrix == "calibration":
+        raise InputError(
+            f"imatrix: {source.id} is a GGUF file, and calibration samples are cut by a tokenizer"
+            " of transformers. Take builtin or a text file"
+        )
+    if source.dtype in options.types:
+        raise InputError(f"types: {source.id} is {source.dtype} already; leave that out")
+    if source.dtype not in from_gguf.FREELY and not options.allow_requantize:
+        base = f" ({source.base_model})" if source.base_model else ""
+        raise InputError(
+            f"{source.id} is {source.dtype}, which has lost too much to be quantized again well."
+            f" Take its F16, BF16 or Q8_0 file or the model that it was made of{base}; or say"
+            " allow_requantize=True (--allow-requantize)"
+        )
+
+
+def note(source: Source) -> str:
+    """What to say of types made of this source; empty if nothing is lost beforehand."""
+    if source.dtype in ("F32", "F16", "BF16"):
+        return ""
+    return (
+        f"the source is quantized itself ({source.dtype}): what that has lost stays lost, and"
+        " quality is measured against that file"
+    )
+
+
+def plans(
+    source: Source,
+    options: GgufOptions,
+    types: list[str],
+    *,
+    folder: Path,
+    header: Path,
+    logs: Path,
+) -> list[dict[str, Any]]:
+    """The plan of each type, from the heads of the source's files in ``folder`` alone. ``header``
+    is where they are left, joined.
+    """
+    gguf_head.write_joined(from_gguf.heads(folder, source.weights), header)
+    return list(
+        process.call(
+            "autoquant.backends.llamacpp.quantize:plans",
+            log=logs,
+            env=llama.environment(llama.locate(options.converter)),
+            fresh=True,  # it needs nothing that takes seconds to import
+            header=str(header),
+            types=types,
+            imatrix=options.imatrix != "none",
+            imatrix_file=str(options.given_imatrix or ""),
+            **options.quantizing(),
+        )
+    )

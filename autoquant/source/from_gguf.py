@@ -1,0 +1,183 @@
+"""Sources that are GGUF files: which file of several, and what its head says of the model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from autoquant.core import cards, gguf_head
+from autoquant.core.errors import InputError
+from autoquant.core.gguf_head import SHARD, Head
+from autoquant.core.records import Source
+
+# what is taken without being asked for, best first: nothing, or hardly anything, is lost already
+FREELY = ("BF16", "F32", "F16", "Q8_0")
+# files that are no language model: vision towers, importance matrices, adapters, drafts' vocabulary
+BESIDE = re.compile(r"(^|/)mmproj|mmproj[^/]*\.gguf$|imatrix", re.IGNORECASE)
+TYPE = re.compile(
+    r"(?:^|[-_./])((?:BF16|F16|F32|MXFP4(?:_MOE)?|I?Q\d_[A-Z0-9]+(?:_[A-Z]+)*|TQ\d_0))"
+    r"(?=$|[-_./])",
+    re.IGNORECASE,
+)
+# numbers of general.file_type (llama.h, enum llama_ftype)
+FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4_MOE",
+}
+NAMED = 8  # files named in an error
+
+
+def type_in(name: str) -> str:
+    """The type that a file's name ends with; empty if it names none."""
+    found = TYPE.findall(SHARD.sub("", name).removesuffix(".gguf"))
+    return found[-1].upper() if found else ""
+
+
+def choose(names: Sequence[str], tag: str, where: str) -> list[str]:
+    """The file of a model, or all of its shards, among the files of a folder or repository:
+    ``tag`` is a file's name, type (Q8_0) or part of the name; without one, the best that was not
+    quantized below Q8_0. Raises InputError.
+    """
+    models = [name for name in names if name.endswith(".gguf") and not BESIDE.search(name)]
+    first = sorted({gguf_head.shards(name)[0] for name in models})
+    if tag:
+        fits = [name for name in first if tag in gguf_head.shards(name)]
+        fits = fits or [name for name in first if type_in(name) == tag.upper()]
+        fits = fits or [name for name in first if tag.lower() in name.lower()]
+    else:
+        fits = first if len(first) == 1 else []
+        for kind in FREELY:
+            fits = fits or [name for name in first if type_in(name) == kind]
+    if len(fits) != 1:
+        named = sorted(fits or first)
+        listed = ", ".join(named[:NAMED]) + (" …" if len(named) > NAMED else "")
+        what = "has several GGUF files" + (f" of the type {tag}" if tag else "")
+        if not fits:
+            what = f"has no GGUF file called {tag}, nor one of that type"
+            what = what if tag else f"has no GGUF file of the types {', '.join(FREELY)}"
+        example = named[0] if named else "FILE.gguf"
+        # a folder's files have paths of their own
+        how = f"{where}/{example}" if Path(where).is_absolute() else f"{where}:{example}"
+        raise InputError(f"{where} {what}; it has: {listed or 'none'}. Name one: {how}")
+    whole = gguf_head.shards(fits[0])
+    lost = [name for name in whole if name not in names]
+    if lost:
+        raise InputError(f"{where} lacks {lost[0]}, one of {len(whole)} shards; download it too")
+    return whole
+
+
+def heads(folder: Path, names: Sequence[str]) -> list[Head]:
+    """The heads of a model's files. Raises InputError naming the file."""
+    found = []
+    for name in names:
+        try:
+            found.append(gguf_head.read(folder / name))
+        except ValueError as error:
+            raise InputError(
+                f"{folder / name} is no whole GGUF file: {error}. Download it again"
+            ) from None
+    return found
+
+
+def describe(folder: Path, names: Sequence[str], id: str) -> Source:
+    """A Source from the heads of its files, and the card beside them."""
+    found = heads(folder, names)
+    values, tensors = found[0].values, [one for head in found for one in head.tensors.values()]
+    architecture = str(values.get("general.architecture", ""))
+    if not architecture or not tensors:
+        raise InputError(f"{folder / names[0]} holds no model: it names no architecture")
+    if values.get("general.type", "model") != "model":
+        raise InputError(
+            f"{folder / names[0]} holds no whole model but an {values['general.type']}; name the"
+            " model's own file"
+        )
+    if "tokenizer.ggml.tokens" not in values:
+        raise InputError(
+            f"{folder / names[0]} has no tokenizer (tokenizer.ggml.tokens), without which llama.cpp"
+            " runs no text; make the file anew from the model's own checkpoint"
+        )
+    elements = [_elements(one.shape) for one in tensors]
+    most = Counter[str]()
+    for one, count in zip(tensors, elements, strict=True):
+        most[one.type] += count
+    kind = FILE_TYPES.get(values.get("general.file_type", -1), "") or most.most_common(1)[0][0]
+    if kind in FREELY and most.most_common(1)[0][0] not in FREELY:
+        kind = most.most_common(1)[0][0]  # the key is wrong, or an early converter's
+    card, _ = cards.read(folder)
+    return Source(
+        id=id,
+        folder=folder,
+        revision=None,
+        architecture=architecture,
+        parameters=sum(elements),
+        largest_tensor=max(elements),
+        dtype=kind,
+        bytes=sum((folder / name).stat().st_size for name in names),
+        weights=tuple(names),
+        pickle=False,
+        license=card.get("license") or values.get("general.license"),
+        language=tuple(card.get("language", ())),
+        base_model=next(iter(card.get("base_model", ())), None) or _base(values),
+        chat_template="tokenizer.chat_template" in values,
+        vocab_size=int(values["tokenizer.ggml.tokens"]),
+        context=int(values.get(f"{architecture}.context_length") or 2048),
+        quantized=None,
+        license_name=card.get("license_name") or values.get("general.license.name"),
+        license_link=card.get("license_link") or values.get("general.license.link"),
+        gguf=names[0],
+    )
+
+
+def _elements(shape: Sequence[int]) -> int:
+    product = 1
+    for one in shape:
+        product *= one
+    return product
+
+
+def _base(values: dict[str, Any]) -> str | None:
+    """The model that a file says it was made of, as owner/name."""
+    url = str(values.get("general.base_model.0.repo_url", ""))
+    match = re.search(r"huggingface\.co/([^/?#]+/[^/?#]+)", url)
+    return match[1] if match else None
+
+
+def id_of(name: str) -> str:
+    """A model's name, from its file's: without the folder, the shard's number and the type."""
+    stem = SHARD.sub("", Path(name).name).removesuffix(".gguf")
+    kind = type_in(stem)
+    return re.sub(rf"[-_.]{kind}$", "", stem, flags=re.IGNORECASE) if kind else stem
