@@ -47,6 +47,7 @@ def gguf(
     mmproj: bool = True,
     mmproj_type: Literal["f16", "bf16", "q8_0"] = "f16",
     modelfile: bool = False,
+    adapter_only: bool = False,
     allow_requantize: bool = False,
     threads: int = 0,
     allow_pickle: bool = False,

@@ -28,7 +28,7 @@ from autoquant.evaluate import artifacts as measuring
 from autoquant.methods import METHODS, texts
 from autoquant.methods.base import AnyMethod
 from autoquant.runtime import environments, preload
-from autoquant.source import bytes_to_fetch, fetch, resolve, structure
+from autoquant.source import bytes_to_fetch, fetch, resolve
 
 log = logging.getLogger(__name__)
 SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
@@ -70,10 +70,10 @@ def quantize(
         planned = method.plan(source, options, folder)
         if planned.refused:
             raise InputError(planned.refused)
-    notes = structure.notes_on(source)
+    notes = method.about(source, options)
     for note in notes:
         log.warning("%s: %s", source.id, note)
-    snapshot = fetch(source)
+    snapshot = method.fetch(source, options)
     source = snapshot.source
     with RunFolder(
         folder, method=method.name, source_id=source.id, source_sha256=snapshot.sha256
@@ -200,7 +200,7 @@ def plan(
     """What a run would make and need; nothing is written."""
     source, options = _resolve(method, model, values)
     planned = method.plan(source, options, output_folder(method, source, out, options))
-    return dataclasses.replace(planned, notes=(*planned.notes, *structure.notes_on(source)))
+    return dataclasses.replace(planned, notes=(*planned.notes, *method.about(source, options)))
 
 
 def output_folder(
@@ -223,6 +223,11 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
     from autoquant.publish import finished
 
     method = METHODS[record.method]
+    if record.provenance.get("options", {}).get("adapter_only"):
+        raise InputError(
+            "an adapter alone cannot be run, so it cannot be measured: quantize the adapter without"
+            " adapter_only"
+        )
     values = {"evaluate": "on", "eval_text": text, "eval_chunks": chunks}
     options = build(method.Options, values)
     source = record.source
@@ -293,12 +298,13 @@ def _provenance(
     }
     system = f"Python {platform.python_version()} on {sys.platform}"
     revision = snapshot.source.revision
+    how = "adapter of" if "adapter_only" in changed else "merged into"
     return {
         "source": snapshot.source.id,
         "source sha256": snapshot.sha256,
         **({"source commit": revision} if revision else {}),
         **({"source stored as": stored} if (stored := snapshot.source.stored_as) else {}),
-        **({"merged into": adapted.id} if (adapted := snapshot.source.adapted) else {}),
+        **({how: adapted.id} if (adapted := snapshot.source.adapted) else {}),
         **facts,
         "options": shown,
         "versions": ", ".join([f"autoquant {__version__}", *versions, system]),

@@ -12,7 +12,7 @@ import pytest
 import autoquant
 from autoquant.core.errors import InputError
 from autoquant.source import fetch, resolve
-from tests.workers import in_worker
+from tests.workers import in_llama_worker, in_worker
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -100,3 +100,57 @@ def test_what_cannot_be_merged_is_said_at_once(
             resolve(spoiled(**changes))
     again = resolve(spoiled(base_model_name_or_path="nobody/nothing"), base="demo")
     assert again.base_model == "demo"
+
+
+@pytest.mark.parametrize("kind", ["plain", "rslora", "patterns"])
+def test_the_adapter_alone_makes_of_the_model_what_merging_does(
+    kind: str, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By llama.cpp: the base's file with the adapter beside it, and the merged model's."""
+    folder = adapter(**KINDS[kind])
+    base = autoquant.gguf("demo", types="F16", evaluate="off", out=tmp_path / "base")
+    merged = autoquant.gguf(
+        folder, types="F16", pre_tokenizer="gpt-2", evaluate="off", out=tmp_path / "merged"
+    )
+    alone = autoquant.gguf(folder, adapter_only=True, pre_tokenizer="gpt-2", out=tmp_path / "alone")
+    assert alone.artifacts[0].name == "adapter-LoRA-F32.gguf"
+    assert alone.artifacts[0].checks[0].seen == "8 matrices of the model, each of its shape"
+    seen = in_llama_worker(
+        "tests.helpers.adapters:with_adapter",
+        tmp_path,
+        base=str(base.path("F16")),
+        adapter=str(alone.path("LoRA")),
+        merged=str(merged.path("F16")),
+    )
+    assert seen["without"] > 0.02, "the adapter changes something"
+    assert seen["with"] < 0.01 * seen["without"]
+    if kind == "plain":
+        card = alone.card()
+        assert "The LoRA adapter **adapter** of **demo**" in card
+        assert "--lora adapter-LoRA-F32.gguf" in card
+        assert "| adapter of | tiny-austen-4m |" in card
+        planned = autoquant.plan("gguf", folder, adapter_only=True)
+        assert 0.8 * alone.artifacts[0].bytes < planned.items[0].bytes < alone.artifacts[0].bytes
+        with pytest.raises(InputError, match="an adapter alone cannot be run"):
+            alone.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        ("dora", {}, "DoRA's magnitudes of .*q_proj, which llama.cpp's adapter files do not hold"),
+        ("head", {}, "the whole weight of lm_head, which .* Merge it: leave adapter_only out"),
+        ("embedding", {}, r"the whole weight of model\.embed_tokens, which"),
+        ("plain", {"types": "Q8_0"}, "types: an adapter alone has none; leave types out"),
+        ("plain", {"evaluate": "on"}, "an adapter alone cannot be run"),
+    ],
+)
+def test_what_an_adapter_file_cannot_hold_is_said_at_once(
+    kind: str, values: dict[str, Any], said: str, adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = adapter(**KINDS[kind])
+    with pytest.raises(InputError, match=said):
+        autoquant.gguf(folder, adapter_only=True, out=tmp_path / "out", **values)
+    with pytest.raises(InputError, match="is no LoRA adapter"):
+        autoquant.gguf("demo", adapter_only=True, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

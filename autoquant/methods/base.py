@@ -12,6 +12,7 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Artifact, Plan, RunRecord, Snapshot, Source
 from autoquant.formats.tensors import Part
+from autoquant.source import fetch, structure
 from autoquant.source.layers import parts_by_module
 
 O = TypeVar("O", bound=MethodOptions)
@@ -143,6 +144,14 @@ class Method(ABC, Generic[O]):
     def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Options that make a plan show everything, beside those that are given."""
         return {}
+
+    def about(self, source: Source, options: O) -> list[str]:
+        """What somebody should know of a source beforehand."""
+        return structure.notes_on(source)
+
+    def fetch(self, source: Source, options: O) -> Snapshot:
+        """Have the files at hand that :meth:`quantize` needs."""
+        return fetch(source)
 
     @abstractmethod
     def quantize(self, snapshot: Snapshot, options: O, run: RunFolder) -> Output:

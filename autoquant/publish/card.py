@@ -29,6 +29,8 @@ def base_model(result: RunRecord) -> str | None:
     folder of unknown origin.
     """
     name = result.base_model or result.source.id
+    if _relation(result) == "adapter":
+        name = result.base_model or result.source.base_model or ""
     return name if licenses.is_repo_id(name) else None
 
 
@@ -45,7 +47,7 @@ def data(result: RunRecord) -> ModelCardData:
     name = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") if name else None
     return ModelCardData(
         base_model=base,
-        base_model_relation="quantized" if base else None,
+        base_model_relation=_relation(result) if base else None,
         license=source.license if known else "other",
         license_name=name,
         license_link=source.license_link,
@@ -55,11 +57,17 @@ def data(result: RunRecord) -> ModelCardData:
         quantized_by=PROJECT,
         tags=[
             result.method,
-            "quantized",
+            {"adapter": "lora"}.get(_relation(result), "quantized"),
             "autoquant",
             *(["imatrix"] if any(a.facts.get("imatrix") for a in result.artifacts) else []),
         ],
     )
+
+
+def _relation(result: RunRecord) -> str:
+    """What the files are to the base model, in the Hub's words."""
+    alone = result.provenance.get("options", {}).get("adapter_only")
+    return "adapter" if alone else "quantized"
 
 
 def command(result: RunRecord) -> str:
@@ -144,11 +152,15 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
             )
         )
     base = base_model(result)
-    named = f"[{base}](https://huggingface.co/{base})" if base else f"**{source.id}**"
+    alone = _relation(result) == "adapter"
+    unnamed = f"**{source.base_model if alone else source.id}**"
+    named = f"[{base}](https://huggingface.co/{base})" if base else unnamed
     parts = [
         f"# {source.name}: {method.title}",
         "",
-        (
+        f"The LoRA adapter **{source.id}** of {named}, as a file that is loaded beside the model's."
+        if alone
+        else (
             f"Quantized versions of {named} ({source.architecture}, {source.parameters / 1e6:,.1f}"
             " million parameters), each"
             f" opened{', checked and measured' if result.reference else ' and checked'} after it"

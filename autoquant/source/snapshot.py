@@ -26,6 +26,28 @@ def bytes_to_fetch(source: Source) -> int:
     return base + hub.bytes_missing(look.known(source.id, source.revision, source.tag))
 
 
+def adapter_bytes(source: Source) -> int:
+    """Bytes that :func:`fetch_adapter` would download."""
+    if not source.remote or source.revision is None:
+        return 0
+    return hub.bytes_missing(look.known(source.id, source.revision))
+
+
+def fetch_adapter(source: Source) -> Snapshot:
+    """Have an adapter's own files at hand, and hash them; the model that it changes stays where it
+    is. The snapshot's folder is the adapter's.
+    """
+    assert source.adapter is not None
+    adapter = source.adapter
+    if source.remote and source.revision is not None:
+        adapter, _ = hub.fetch(look.known(source.id, source.revision))
+    names = sorted(path.name for path in adapter.iterdir() if path.is_file())
+    files = {name: sha256_of(adapter / name) for name in names}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    source = dataclasses.replace(source, adapter=adapter, remote=False)
+    return Snapshot(source=source, folder=adapter, sha256=digest, files=files)
+
+
 def fetch(source: Source) -> Snapshot:
     """Have the files at hand and hash them. Of a folder nothing is copied; from the Hub the missing
     files are downloaded and checked. A quantized source is made 16-bit, once, in the cache.

@@ -49,3 +49,28 @@ def difference(one: str, other: str) -> dict[str, float]:
         before = torch.from_numpy(base.get(name))
         changed += a.shape != before.shape or not torch.equal(a, before)
     return {"largest": largest, "step": step, "changed": changed}
+
+
+def with_adapter(base: str, adapter: str, merged: str) -> dict[str, float]:
+    """How far llama.cpp's logits of the base are from those of the merged model (‖a − b‖ / ‖b‖),
+    without the adapter and with it.
+    """
+    import llama_cpp.llama_cpp as L
+    import numpy as np
+
+    from autoquant.backends.llamacpp.library import Model
+
+    tokens = np.arange(5, 69, dtype=np.int32)
+    wanted = Model(merged, threads=1, repack=False).decode(tokens, 0).copy()
+    model = Model(base, threads=1, repack=False)
+
+    def far() -> float:
+        logits = model.decode(tokens, 0).copy()
+        return float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted))
+
+    without = far()
+    loaded = L.llama_adapter_lora_init(model.model, adapter.encode())
+    assert loaded
+    adapters, weights = (L.llama_adapter_lora_p_ctypes * 1)(loaded), (L.ctypes.c_float * 1)(1.0)
+    assert L.llama_set_adapters_lora(model.handle, adapters, 1, weights) == 0
+    return {"without": without, "with": far()}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, User
 from tests.workers import in_worker
 
 
-def test_from_an_adapters_name_to_an_upload(user: User, hub: Hub, tmp_path: Path) -> None:
+@pytest.fixture
+def tuned(hub: Hub, tmp_path: Path) -> str:
+    """An adapter of the model on the Hub."""
     folder = tmp_path / "adapter"
     in_worker(
         "tests.helpers.adapters:make",
@@ -23,7 +27,24 @@ def test_from_an_adapters_name_to_an_upload(user: User, hub: Hub, tmp_path: Path
     config["base_model_name_or_path"] = MODEL
     (folder / "adapter_config.json").write_text(json.dumps(config))
     hub.seed("maker/tuned", {path.name: path for path in folder.iterdir()})
-    words = ("gguf", "maker/tuned", "--pre-tokenizer", "gpt-2", "--types", "Q8_0")
+    return "maker/tuned"
+
+
+def test_the_adapter_alone_needs_no_weight_of_its_model(user: User, hub: Hub, tuned: str) -> None:
+    words = ("--adapter-only", "--pre-tokenizer", "gpt-2", "--upload", "acme/tuned-LoRA")
+    user.run("quantize", "gguf", tuned, *words)
+    assert hub.served < 1_000_000
+    assert {"README.md", "tuned-LoRA-F32.gguf"} <= set(hub.files("acme/tuned-LoRA"))
+    card = hub.content("acme/tuned-LoRA", "README.md").decode()
+    assert f"base_model: {MODEL}\n" in card
+    assert "base_model_relation: adapter\n" in card
+    assert f"of [{MODEL}](https://huggingface.co/{MODEL})" in card
+    said = user.run("quantize", "gguf", MODEL, "--adapter-only", status=2).stderr
+    assert "adapter_only: maker/tiny is no LoRA adapter" in said
+
+
+def test_from_an_adapters_name_to_an_upload(user: User, hub: Hub, tuned: str) -> None:
+    words = ("gguf", tuned, "--pre-tokenizer", "gpt-2", "--types", "Q8_0")
     planned = user.run("plan", *words).stdout
     assert "a LoRA adapter, merged into maker/tiny" in planned
     assert "to download: 8." in planned, "the base and the adapter"

@@ -38,7 +38,7 @@ class Stop(Exception):
     """Raised inside the converter when only the plan was wanted."""
 
 
-class _FirstError(logging.Handler):
+class FirstError(logging.Handler):
     """Remembers the converter's error messages: some of its failures are a log line and
     sys.exit(1).
     """
@@ -138,7 +138,7 @@ def convert(
         from conversion import TEXT_MODEL_MAP, base
         from gguf.metadata import Metadata
 
-    errors = _FirstError()
+    errors = FirstError()
     logging.getLogger("hf-to-gguf").addHandler(errors)
     result: dict[str, Any] = {}
     hooks.read_everything(base, Metadata, hooks.Taking(**(taking or {})))

@@ -30,7 +30,13 @@ PACKAGE = "llama-cpp-python"
 SUPPORTED = "0.3.36"  # the ctypes structures of llama_cpp follow the llama.cpp of their release
 # sha256 of the source distribution, as the Python Package Index lists it.
 SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}
-WANTED = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+WANTED = (
+    "convert_hf_to_gguf.py",
+    "convert_lora_to_gguf.py",
+    "conversion/",
+    "gguf-py/",
+    "LICENSE",
+)
 ANOTHER_WAY = (
     "To name a local copy instead, set AUTOQUANT_LLAMA_CPP (or the option converter) to a"
     f" llama.cpp folder or to the file llama_cpp_python-{SUPPORTED}.tar.gz"
@@ -74,6 +80,11 @@ def _unpack(archive: Path, version: str, target: Path) -> None:
         # another process was first: theirs is the same
         with contextlib.suppress(FileExistsError, OSError):
             os.replace(unpacked, target)
+
+
+def _missing(folder: Path) -> list[str]:
+    """What a llama.cpp folder lacks of what is wanted of it."""
+    return [name for name in WANTED[:-1] if not (folder / name).exists()]
 
 
 def _check_hash(archive: Path, version: str) -> None:
@@ -133,7 +144,7 @@ def locate(given: str = "") -> Path:
         folder = (
             local / "vendor" / "llama.cpp" if (local / "vendor" / "llama.cpp").is_dir() else local
         )
-        missing = [name for name in WANTED[:3] if not (folder / name).exists()]
+        missing = _missing(folder)
         if missing:
             raise InputError(
                 f"converter: {local} is no llama.cpp folder: it lacks {', '.join(missing)}"
@@ -142,7 +153,7 @@ def locate(given: str = "") -> Path:
     if local is not None and not local.is_file():
         raise InputError(f"converter: no such file or folder: {local}")
     target = cache_folder() / f"llama.cpp-{version}"
-    if not (target / "convert_hf_to_gguf.py").is_file():
+    if _missing(target):  # also one that an earlier release has unpacked
         with tempfile.TemporaryDirectory() as scratch:
             if local is None:
                 log.info(
@@ -154,7 +165,7 @@ def locate(given: str = "") -> Path:
             _check_hash(archive, version)
             shutil.rmtree(target, ignore_errors=True)
             _unpack(archive, version, target)
-        if not (target / "convert_hf_to_gguf.py").is_file():
+        if _missing(target):
             raise ProcessFailed(f"could not unpack the converter into {target}. {ANOTHER_WAY}")
     return target
 

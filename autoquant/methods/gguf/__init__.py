@@ -21,11 +21,11 @@ from autoquant.core.records import Artifact, Plan, PlanItem, RunRecord, Snapshot
 from autoquant.core.texts import read_text
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
-from autoquant.methods.gguf import mmproj, requantize
+from autoquant.methods.gguf import adapter_only, mmproj, requantize
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.work import WORKER_MEMORY, Work
-from autoquant.source import bytes_to_fetch, structure
+from autoquant.source import adapter_bytes, bytes_to_fetch, fetch_adapter, structure
 
 # bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
 CONVERTER_MEMORY = 1200 << 20
@@ -65,16 +65,18 @@ class Gguf(Method[GgufOptions]):
 
     def variants(self, options: GgufOptions) -> tuple[str, ...]:
         """The types."""
-        return options.types
+        return (adapter_only.TYPE,) if options.adapter_only else options.types
 
     def folder_suffix(self, options: GgufOptions) -> str:
         """One folder for all types."""
-        return "GGUF"
+        return "LoRA-GGUF" if options.adapter_only else "GGUF"
 
     def resolve_defaults(self, source: Source, options: GgufOptions) -> GgufOptions:
         """The bundled models' vocabulary is their own, so llama.cpp cannot know its pre-tokenizer;
         we do. Of a model whose experts are MXFP4 the usual type is MXFP4_MOE.
         """
+        if options.adapter_only and options.evaluate == "auto":
+            return options.model_copy(update={"evaluate": "off"})
         default = GgufOptions.model_fields["types"].default
         if source.stored_as == "mxfp4" and options.types == default:
             # its experts stay what they are: MXFP4 of MXFP4 loses nothing
@@ -95,6 +97,10 @@ class Gguf(Method[GgufOptions]):
         """What can be refused within a second."""
         llama.installed_version()
         requantize.check(source, options)
+        if options.adapter_only:
+            adapter_only.check(source, options)
+            structure.refuse(source)
+            return
         if options.imatrix == "none":
             needing = [name for name in options.types if TYPES[name].imatrix == "needed"]
             if needing:
@@ -128,6 +134,8 @@ class Gguf(Method[GgufOptions]):
 
     def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every type that goes with the options that are given."""
+        if given.get("adapter_only"):
+            return {}
         mixing = ("output_type", "embedding_type", "tensor_types", "pure")
         mixed = any(given.get(name) for name in mixing)
         return {
@@ -142,6 +150,9 @@ class Gguf(Method[GgufOptions]):
         """The exact size of every asked type, from a header-only file; no weight is read. Takes as
         long as importing transformers.
         """
+        if options.adapter_only:
+            self.check(source, options)
+            return self._plan_adapter(source, options, out)
         # for planning nothing is refused for want of an imatrix
         asked = options
         if options.imatrix == "none":
@@ -176,6 +187,21 @@ class Gguf(Method[GgufOptions]):
             beside=beside.get("bytes", 0),
             memory=CONVERTER_MEMORY + 8 * source.largest_tensor,
             notes=notes,
+        )
+
+    def _plan_adapter(self, source: Source, options: GgufOptions, out: Path) -> Plan:
+        """The adapter's own file."""
+        item = adapter_only.plan(source, options)
+        return Plan(
+            self.name,
+            source,
+            (item,),
+            0,
+            disk_needed=item.bytes,
+            disk_free=free_bytes(out),
+            memory_needed=CONVERTER_MEMORY,
+            memory_available=memory_available(),
+            download=adapter_bytes(source),
         )
 
     def _plan_requantizing(self, source: Source, options: GgufOptions, out: Path) -> Plan:
@@ -242,14 +268,28 @@ class Gguf(Method[GgufOptions]):
         """Convert, compute the importance matrix, quantize and verify. Steps that the journal knows
         are not done again.
         """
+        if options.adapter_only:
+            return adapter_only.make(snapshot, options, run)
         return Work(snapshot, options, run).output()
+
+    def about(self, source: Source, options: GgufOptions) -> list[str]:
+        """Of an adapter alone nothing: it is not merged."""
+        return [] if options.adapter_only else super().about(source, options)
+
+    def fetch(self, source: Source, options: GgufOptions) -> Snapshot:
+        """Of an adapter alone the base's weights are not needed."""
+        return fetch_adapter(source) if options.adapter_only else super().fetch(source, options)
 
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""
-        return TYPES[artifact.type].when
+        alone = artifact.type == adapter_only.TYPE
+        return adapter_only.WHEN if alone else TYPES[artifact.type].when
 
     def how_to_run(self, record: RunRecord) -> str:
         """The card's section on running the files."""
+        if record.artifacts[0].type == adapter_only.TYPE:
+            base = record.source.base_model or "the model that it was trained on"
+            return adapter_only.how_to_run(record.artifacts[0].name, base)
         pick = next((a for a in record.artifacts if a.type == "Q4_K_M"), record.artifacts[0])
         name = record.source.name.lower()
         beside = next((name for name in record.extras if name.startswith("mmproj-")), "")

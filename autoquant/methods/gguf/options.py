@@ -100,6 +100,11 @@ class GgufOptions(CalibrationOptions):
         "f16", "type of the mmproj file; q8_0 is half the size, and hardly worse"
     )
     modelfile: bool = option(False, "write an Ollama Modelfile beside each file")
+    adapter_only: bool = option(
+        False,
+        "of a LoRA adapter, write the adapter alone, as a GGUF file that llama.cpp and Ollama load"
+        " beside the model's; the model's weights are not needed",
+    )
     allow_requantize: bool = option(
         False,
         "make types of a GGUF file that is quantized below Q8_0 itself: what it has lost stays"
