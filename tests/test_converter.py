@@ -24,6 +24,7 @@ def package(folder: Path) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         for name in (
             "convert_hf_to_gguf.py",
+            "convert_lora_to_gguf.py",
             "conversion/base.py",
             "gguf-py/gguf/__init__.py",
             "src/llama.cpp",
@@ -52,9 +53,12 @@ def test_a_source_package_must_have_the_published_hash(
     assert sorted(p.name for p in found.iterdir() if p.name != "__pycache__") == [
         "conversion",
         "convert_hf_to_gguf.py",
+        "convert_lora_to_gguf.py",
         "gguf-py",
     ]
     assert converter.locate() == found, "the second time it comes from the cache"
+    (found / "convert_lora_to_gguf.py").unlink()  # as an earlier release has unpacked it
+    assert (converter.locate(str(path)) / "convert_lora_to_gguf.py").is_file()
 
 
 def test_a_folder_must_be_llama_cpp(clean: Path) -> None:
