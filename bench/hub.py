@@ -1,5 +1,5 @@
 """The Hub's figures, against the loopback Hub of the tests. usage: python -m bench.hub MODEL
-[fetch|upload|overlap …]
+[fetch|upload|overlap|many …]
 
 fetch: bytes fetched from a repository laid out as real ones are (safetensors, .bin and original/
     copies), against snapshot_download.
@@ -7,6 +7,8 @@ upload: a 2 GB file, `autoquant upload` against `hf upload`, alternating; wall t
     process's memory at 0.5 and 2 GB.
 overlap: quantizing MODEL to five types and uploading them at 50 MB/s, at the same time against one
     after the other.
+many: `autoquant plan gguf` of a repository of 400 shards: seconds and requests, the first time and
+    once more; BEFORE=FOLDER, a checkout of an earlier commit, is measured beside.
 """
 
 from __future__ import annotations
@@ -187,9 +189,71 @@ def overlap(work: Path, model: Path) -> None:
     )
 
 
+def shards(folder: Path, layers: int = 44) -> dict[str, bytes | Path]:
+    """A Llama of one tensor a file, and what lies beside: some 400 files."""
+    import json
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    config = json.loads((bundled.MODEL / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    keys = width * config["num_key_value_heads"] // config["num_attention_heads"]
+    config["num_hidden_layers"] = layers
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], width)
+    }
+    shapes |= {"lm_head.weight": shapes["model.embed_tokens.weight"], "model.norm.weight": (width,)}
+    for i in range(layers):
+        for name, shape in {
+            "self_attn.q_proj": (width, width),
+            "self_attn.k_proj": (keys, width),
+            "self_attn.v_proj": (keys, width),
+            "self_attn.o_proj": (width, width),
+            "mlp.gate_proj": (inner, width),
+            "mlp.up_proj": (inner, width),
+            "mlp.down_proj": (width, inner),
+            "input_layernorm": (width,),
+            "post_attention_layernorm": (width,),
+        }.items():
+            shapes[f"model.layers.{i}.{name}.weight"] = shape
+    if config.get("tie_word_embeddings"):
+        del shapes["lm_head.weight"]
+    folder.mkdir(parents=True)
+    placed, out = {}, dict[str, bytes | Path]()
+    for i, (name, shape) in enumerate(shapes.items(), 1):
+        placed[name] = file = f"model-{i:05d}-of-{len(shapes):05d}.safetensors"
+        save_file({name: np.ones(shape, dtype=np.float16)}, folder / file)
+        out[file] = folder / file
+    index = {"metadata": {}, "weight_map": placed}
+    out["model.safetensors.index.json"] = json.dumps(index).encode()
+    out["config.json"] = json.dumps(config).encode()
+    return {**out, **{one.name: one for one in bundled.MODEL.glob("tokenizer*")}}
+
+
+def many(work: Path, _: Path) -> None:
+    """Seconds and requests of a plan."""
+    files = shards(work / "model")
+    hub = Hub(work / "hub").start()
+    hub.seed("maker/many", files)
+    trees = {"now": Path.cwd()}
+    if os.environ.get("BEFORE"):
+        trees["before"] = Path(os.environ["BEFORE"]).resolve()
+    words = [sys.executable, "-m", "autoquant.cli", "plan", "gguf", "maker/many"]
+    words += ["--pre-tokenizer", "gpt-2", "--types", "Q4_K_M"]
+    for name, tree in trees.items():
+        env = {**environment(hub, work / name), "PYTHONPATH": str(tree)}
+        for turn in ("first", "again"):
+            before = len(hub.requests("."))
+            seconds, _peak = timed(words, env)
+            asked = len(hub.requests(".")) - before
+            print(f"many: {name}, {turn}: {len(files)} files, {seconds:.1f} s, {asked} requests")
+    hub.stop()
+
+
 def main(model: Path, parts: list[str]) -> None:
     """Run the parts."""
-    for name, part in (("fetch", fetch), ("upload", upload), ("overlap", overlap)):
+    for name, part in (("fetch", fetch), ("upload", upload), ("overlap", overlap), ("many", many)):
         if name in parts:
             work = Path("bench-work/hub").resolve() / name
             shutil.rmtree(work, ignore_errors=True)

@@ -13,7 +13,7 @@ import numpy as np
 from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
 from autoquant.core.machine import memory_available
-from autoquant.formats import dequantized
+from autoquant.formats import dequantized, seeing
 from autoquant.formats.architecture import class_of, config_of
 from autoquant.formats.checkpoint import listed
 from autoquant.formats.tensors import Floats, Part, Tensors
@@ -156,7 +156,7 @@ def verify(
     size, notes = quantized.bytes(), warnings(errors, advice)
     loader = dequantized.load if read_back else format.loader
     engine = dequantized.READ_BACK if read_back else format.engine
-    needed = 4 * parameters + (2 << 30)
+    needed, seen = 4 * parameters + (2 << 30), ""
     if read_back and needed > memory_available():
         generated_by = (
             f"not tried: the model in float32 needs {needed / 1e9:.1f} GB,"
@@ -171,6 +171,7 @@ def verify(
             loaded, engine = dequantized.load(folder), dequantized.READ_BACK
             notes.append(f"{failure}. It was read back, run and measured by AutoQuant's reader")
         generated_by = generates(loaded, folder, source, engine)
+        seen = seeing.shown(loaded, folder)
     report(1, 1)
     return {
         "bits_per_weight": 8 * size / parameters,
@@ -186,6 +187,7 @@ def verify(
             ],
             ["config", ", ".join(f"{name} {value}" for name, value in wanted.items())],
             ["generates", generated_by],
+            *([["sees", seen]] if seen else []),
         ],
     }
 

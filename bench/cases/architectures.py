@@ -101,8 +101,18 @@ def _save(kind: str, config_kind: str, options: dict[str, Any], folder: Path, se
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer(folder)
     if "vision_config" in options:
-        text = json.dumps(PROCESSOR, indent=2)
+        text = json.dumps(processor(config.vision_config), indent=2)
         (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def processor(vision: Any) -> dict[str, Any]:
+    """The image processor's file; Qwen's counts pixels, and joins patches."""
+    size = {"height": 56, "width": 56}
+    if hasattr(vision, "spatial_merge_size") and hasattr(vision, "depth"):
+        size = {"shortest_edge": 3136, "longest_edge": 12544}
+        joined = {"merge_size": vision.spatial_merge_size, "temporal_patch_size": 2}
+        return {**PROCESSOR, **joined, "size": size, "patch_size": vision.patch_size}
+    return {**PROCESSOR, "size": size}
 
 
 def tokenizer(folder: Path) -> None:

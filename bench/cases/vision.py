@@ -33,7 +33,6 @@ PLACES = {**QWEN_VISION, "num_position_embeddings": 64}
 PROCESSOR = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
-    "size": {"height": 56, "width": 56},
     "patch_size": 14,
     "min_pixels": 3136,
     "max_pixels": 12544,
