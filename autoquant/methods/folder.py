@@ -117,6 +117,11 @@ class FolderMethod(Method[F]):
                 f"stay in 16 bits: {counted(len(found.unread), 'matrix', 'matrices')} of"
                 f" state-space mixers, which read them past the layers (such as {found.unread[0]})"
             )
+        if found.narrow:
+            said.append(
+                f"stay in 16 bits: {counted(len(found.narrow), 'matrix', 'matrices')} of a few"
+                f" inputs (such as {found.narrow[0]})"
+            )
         taken = self.quantized(source, options)
         if left := [name for name in self.parts(source) if name not in taken]:
             said.append(

@@ -4,22 +4,18 @@ or AutoRound.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import field_validator
 
 from autoquant import calibration
 from autoquant.calibration import CalibrationOptions
-from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
-from autoquant.core.files import key_of, sha256_of, write_atomically
+from autoquant.core.files import key_of, sha256_of
 from autoquant.core.options import option
 from autoquant.core.records import RunRecord, Source
 from autoquant.core.version import __version__
@@ -28,7 +24,7 @@ from autoquant.methods import how_to_run
 from autoquant.methods.base import choice
 from autoquant.methods.folder import FolderMethod, libraries
 from autoquant.methods.recipe import cores_for_gptqmodel
-from autoquant.runtime import environments, process
+from autoquant.runtime import answers, environments, process
 from autoquant.source import layers as layers_of
 from autoquant.source.layers import weights_of_blocks
 from autoquant.source.parts import division, modules, place
@@ -85,25 +81,6 @@ class GroupedOptions(CalibrationOptions):
         return choice(value, (AUTO, *GROUP_SIZES), more)
 
 
-@functools.lru_cache(maxsize=64)
-def _asked(
-    model: Path, algorithm: str, key: str, env: tuple[tuple[str, str], ...]
-) -> frozenset[str]:
-    kept = cache_folder() / "gptqmodel" / f"{key}.json"
-    if not kept.is_file():
-        with tempfile.TemporaryDirectory() as scratch:
-            names = process.call(
-                "autoquant.backends.gptqmodel:modules",
-                log=Path(scratch) / "log",
-                env=dict(env),
-                model=str(model),
-                algorithm=algorithm,
-            )
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps(names), shared=True)
-    return frozenset(json.loads(kept.read_text(encoding="utf-8")))
-
-
 def taken_by_gptqmodel(method: GroupedMethod[Any], source: Source) -> frozenset[str] | None:
     """The names, within a block, of the modules that GPTQModel quantizes. A worker asks it, in
     seconds, once for each config.json. None where it is not installed, so that nothing is installed
@@ -114,7 +91,15 @@ def taken_by_gptqmodel(method: GroupedMethod[Any], source: Source) -> frozenset[
     version = environments.version("gptqmodel")
     key = key_of(sha256_of(source.folder / "config.json"), method.name, version, __version__)
     env = {**cores_for_gptqmodel(), **process.finding(method.heavy_imports)}
-    return _asked(source.folder, method.name, key, tuple(sorted(env.items())))
+    said = answers.kept(
+        "gptqmodel",
+        key,
+        "autoquant.backends.gptqmodel:modules",
+        env=env,
+        model=str(source.folder),
+        algorithm=method.name,
+    )
+    return frozenset(json.loads(said))
 
 
 class GroupedMethod(FolderMethod[G]):

@@ -22,6 +22,9 @@ GATES = ("gate", "router", "shared_expert_gate", "wg", "gate_weight")
 # what state-space mixers (which have a parameter A_log or A) call as an ordinary layer; their other
 # matrices are read past it by their own code, where a quantized layer has none
 CALLED = ("in_proj",)
+# inputs; matrices of fewer stay as they are (Gemma 3n's coefficients have 4): a group of weights
+# cannot be larger, and their scales would take more than they save
+NARROW = 16
 
 
 def build(folder: str, weights: list[str]) -> dict[str, Any]:
@@ -32,10 +35,10 @@ def build(folder: str, weights: list[str]) -> dict[str, Any]:
     ``missing`` (parameters that no tensor gives), ``misshapen`` ([tensor, its shape, the shape
     expected]), ``unused`` (tensors that are not taken), ``layers`` (see :func:`_layers`),
     ``towers`` (parts that see or hear), ``unread`` (layers of state-space mixers that stay as they
-    are), ``plain`` (the linear layers that are none of ``layers``, by both names), ``tied``
-    (tensors that config.json ties to others which are there too), ``prefix`` (what the files' names
-    lack at the beginning), ``rows`` (of the input embeddings). Beside them ``tokenizer`` (see
-    :func:`_tokenizer`).
+    are), ``narrow`` (those of fewer than NARROW inputs), ``plain`` (the linear layers that are none
+    of ``layers``, by both names), ``tied`` (tensors that config.json ties to others which are there
+    too), ``prefix`` (what the files' names lack at the beginning), ``rows`` (of the input
+    embeddings). Beside them ``tokenizer`` (see :func:`_tokenizer`).
     """
     import transformers
 
@@ -127,7 +130,7 @@ def _match(kind: str, config: Any, headers: dict[str, Header]) -> dict[str, Any]
     for name, target in taken.items():
         by_parameter[target].append(name)
     embeddings = model.get_input_embeddings()
-    layers, unread = _layers(model, by_parameter)
+    layers, unread, narrow = _layers(model, by_parameter)
     quantized = {layer["module"] for layer in layers}
     plain = [
         name
@@ -156,6 +159,7 @@ def _match(kind: str, config: Any, headers: dict[str, Header]) -> dict[str, Any]
         "layers": layers,
         "towers": _towers(model),
         "unread": unread,
+        "narrow": narrow,
         "plain": sorted(set(plain)),
         "tied": tied,
         "prefix": _prefix(model, by_parameter),
@@ -218,9 +222,9 @@ def _towers(model: Any) -> list[str]:
 
 def _layers(
     model: Any, by_parameter: dict[str, list[str]]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The language model's matrices that can be quantized, block by block, and those of state-space
-    mixers that cannot.
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """The language model's matrices that can be quantized, block by block, those of state-space
+    mixers that cannot, and those that are too narrow to be.
 
     Each is ``module`` (its name in the model, without ".weight"), ``tensors`` (in the files, those
     that make it), ``shape`` ([outputs, inputs], of experts [experts, …]), ``expert``, and of
@@ -231,7 +235,7 @@ def _layers(
 
     blocks = tuple(f"{name}." for name in _blocks(model))
     modules = dict(model.named_modules())
-    found, unread = [], []
+    found, unread, narrow = [], [], []
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
         if not name.startswith(blocks) or name not in by_parameter:
@@ -247,8 +251,11 @@ def _layers(
             if _state_space(modules[path.rpartition(".")[0]]) and own not in CALLED:
                 unread.append(path)
                 continue
+            if parameter.shape[1] < NARROW:
+                narrow.append(path)
+                continue
             found.append(_layer(path, by_parameter[name], parameter))
-    return found, unread
+    return found, unread, narrow
 
 
 def _layer(module: str, tensors: list[str], parameter: Any, experts: Any = None) -> dict[str, Any]:

@@ -7,17 +7,15 @@ import importlib.metadata
 import json
 import logging
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
-from autoquant.core.files import key_of, sha256_of, write_atomically
+from autoquant.core.files import key_of, sha256_of
 from autoquant.core.records import Source
 from autoquant.core.version import __version__
-from autoquant.runtime import process
+from autoquant.runtime import answers
 from autoquant.source.headers import headers_of, read_json
 
 log = logging.getLogger(__name__)
@@ -80,6 +78,7 @@ class Structure:
     layers: tuple[Layer, ...] = ()
     towers: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    narrow: tuple[str, ...] = ()
     plain: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
     prefix: str = ""
@@ -102,7 +101,7 @@ class Structure:
         """From what the worker says."""
         tuples = {
             name: tuple(data.get(name, ()))
-            for name in ("missing", "unused", "towers", "unread", "plain", "tied")
+            for name in ("missing", "unused", "towers", "unread", "narrow", "plain", "tied")
         }
         return cls(
             why=data["why"],
@@ -136,24 +135,19 @@ def structure(source: Source) -> Structure:
         importlib.metadata.version("transformers"),
         __version__,
     )
-    return _structure(key, source.folder, source.weights if headers else ())
+    said = answers.kept(
+        "structures",
+        key,
+        "autoquant.source.skeleton:build",
+        folder=str(source.folder),
+        weights=list(source.weights if headers else ()),
+    )
+    return _parsed(said)
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(key: str, folder: Path, weights: tuple[str, ...]) -> Structure:
-    kept = cache_folder() / "structures" / f"{key}.json"
-    if kept.is_file():
-        return Structure.from_json(json.loads(kept.read_text(encoding="utf-8")))
-    with tempfile.TemporaryDirectory() as scratch:
-        said = process.call(
-            "autoquant.source.skeleton:build",
-            log=Path(scratch) / "log",
-            folder=str(folder),
-            weights=list(weights),
-        )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(kept, json.dumps(said), shared=True)
-    return Structure.from_json(said)
+def _parsed(said: str) -> Structure:
+    return Structure.from_json(json.loads(said))
 
 
 def refuse(source: Source) -> None:

@@ -83,7 +83,7 @@ def test_a_model_too_large_to_be_measured_is_known_before_it_is_quantized(
     with pytest.raises(InputError, match="measuring needs the unquantized model in memory"):
         autoquant.gptq("demo", **{**QUICK, "evaluate": "on"}, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr("autoquant.pipeline.fetch", lambda _: pytest.fail("far enough"))
+    monkeypatch.setattr("autoquant.methods.base.fetch", lambda _: pytest.fail("far enough"))
     with pytest.raises(pytest.fail.Exception, match="far enough"):
         autoquant.gptq("demo", **{**QUICK, "evaluate": "auto"}, out=tmp_path / "out")
     assert "it will not be measured: measuring needs" in caplog.text
@@ -93,7 +93,7 @@ def test_an_unknown_architecture_is_refused_before_much_is_downloaded(
     model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     early = lambda _: pytest.fail("it was downloaded first")  # noqa: E731
-    monkeypatch.setattr("autoquant.pipeline.fetch", early)
+    monkeypatch.setattr("autoquant.methods.base.fetch", early)
     with pytest.raises(InputError, match="does not know the architecture 'nonesuch'; nearest of"):
         autoquant.gptq(model("odd", model_type="nonesuch"), **QUICK, out=tmp_path / "out")
 
