@@ -98,6 +98,15 @@ def test_it_is_quantized_read_back_and_near(
     assert "transformers does not load the folder" not in notes, "experts have a note of their own"
 
 
+def test_static_scales_of_a_model_that_sees(made: Made, tmp_path: Path) -> None:
+    few = {"calibration_samples": 8, "calibration_length": 128}
+    result = run("w8a8", made("qwen25_vl"), tmp_path, scheme="int8-static", **few)
+    assert loss(result) < 0.05
+    assert "stays in 16 bits: model.visual" in result.artifacts[0].notes[0]
+    with pytest.raises(InputError, match="is a mixture of experts"):
+        autoquant.w8a8(made("mixtral"), scheme="int8-static", out=tmp_path / "out")
+
+
 def test_experts_get_names_of_their_own_and_gates_stay(made: Made, tmp_path: Path) -> None:
     """As checkpoints have them that hold experts one by one."""
     source, result = made("gpt_oss"), run("w8a8", made("gpt_oss"), tmp_path)

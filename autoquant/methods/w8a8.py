@@ -79,7 +79,7 @@ class W8a8(TensorwiseMethod[W8a8Options]):
     def check(self, source: Source, options: W8a8Options) -> None:
         """What can be refused within a second."""
         if options.scheme == STATIC:
-            layers_of.check(source, f"W8A8 with scheme {STATIC}")
+            layers_of.check(source, f"W8A8 with scheme {STATIC}", towers=True)
         super().check(source, options)
         calibration.check(options)
 

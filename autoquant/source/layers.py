@@ -51,17 +51,20 @@ def weights_of_blocks(layers: dict[str, tuple[int, int]]) -> dict[str, int]:
     return blocks
 
 
-def check(source: Source, title: str, experts: str = FUSED) -> dict[str, tuple[int, int]]:
-    """Refuse what :func:`check_parts` does, mixtures of experts (why: ``experts``) and what is more
-    than a language model, and return the layers that can be quantized.
+def check(
+    source: Source, title: str, experts: str = FUSED, *, towers: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Refuse what :func:`check_parts` does, mixtures of experts (why: ``experts``) and, unless
+    ``towers`` may be there, what is more than a language model; return the layers that can be
+    quantized.
     """
     found = check_known(source, title)
     config = read_json(source.folder / "config.json")
-    towers = [name for name in ("vision_config", "audio_config") if config.get(name)]
-    if towers or found.towers:
+    more = [name for name in ("vision_config", "audio_config") if config.get(name)]
+    if not towers and (more or found.towers):
         raise InputError(
             f"{source.id} ({source.architecture}) is not a pure language model"
-            f" ({', '.join(towers or found.towers)}); {title} is offered for language models only."
+            f" ({', '.join(more or found.towers)}); {title} is offered for language models only."
             " GGUF takes many such models, and so do HQQ, bitsandbytes and W8A8"
         )
     if found.experts:
