@@ -176,3 +176,11 @@ def test_sizes_that_do_not_fit_name_layers_and_sizes_that_do(
     assert item.type == "4bit-64g", "unless asked, the largest that fits"
     assert not (tmp_path / "out").exists()
     assert str(DEMO_FOLDER) not in four_bits.card()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_search_in_parts_finds_what_the_whole_finds(axis: int, tmp_path: Path) -> None:
+    target = "tests.helpers.hqq:in_parts_and_whole"
+    seen = in_worker(target, tmp_path, finding=["hqq"], axis=axis)
+    assert seen["same"] > 0.99
+    assert seen["parts"] == pytest.approx(seen["whole"], rel=1e-3)

@@ -15,6 +15,7 @@ import pytest
 
 import autoquant
 from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.files import sha256_of
 from autoquant.core.records import Evaluation
 from autoquant.result import Result
 from autoquant.source import fetch, resolve, structure
@@ -255,6 +256,7 @@ def test_what_sees_goes_into_a_file_of_its_own(
     assert lost == []
     card = (result.folder / "README.md").read_text(encoding="utf-8")
     assert f"llama-mtmd-cli -m {name}-Q8_0.gguf --mmproj {file} --image" in card
+    assert f"{sha256_of(result.folder / file)}  {file}" in card
     assert f"FROM ./{file}" in (result.folder / f"{name}-Q8_0.Modelfile").read_text()
     assert f"{file} (0.00" in card, "what it is, among how the files were made"
 

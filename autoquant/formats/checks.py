@@ -12,7 +12,7 @@ import numpy as np
 
 from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
-from autoquant.core.machine import memory_available
+from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.formats import dequantized, seeing
 from autoquant.formats.architecture import class_of, config_of
 from autoquant.formats.checkpoint import listed
@@ -156,10 +156,12 @@ def verify(
     size, notes = quantized.bytes(), warnings(errors, advice)
     loader = dequantized.load if read_back else format.loader
     engine = dequantized.READ_BACK if read_back else format.engine
-    needed, seen = 4 * parameters + (2 << 30), ""
-    if read_back and needed > memory_available():
+    # our reader makes float32 of it, compressed-tensors 16 bits
+    width = 4 if read_back else 2 if block["quant_method"] == "compressed-tensors" else 0
+    needed, seen = max(width * parameters, size) + (2 << 30), ""
+    if (read_back or not nvidia_gpu()) and needed > memory_available():
         generated_by = (
-            f"not tried: the model in float32 needs {needed / 1e9:.1f} GB,"
+            f"not tried: loading it with {engine} needs {needed / 1e9:.1f} GB,"
             f" {memory_available() / 1e9:.1f} GB are free"
         )
     else:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from autoquant.core import licenses
 from autoquant.core.bundled import MODELS
 from autoquant.core.errors import InputError
-from autoquant.core.files import write_atomically
+from autoquant.core.files import sha256_of, write_atomically
 from autoquant.core.records import RunRecord
 from autoquant.core.version import __version__
 from autoquant.display import plot, tables
@@ -215,6 +215,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         "",
         "```",
         *(f"{stored.sha256}  {stored.name}" for artifact in ordered for stored in artifact.files),
+        *(f"{sha256_of(path)}  {path.name}" for path in _towers(result)),
         "```",
         "",
         f"Made with {PROJECT} {__version__}.",
@@ -225,6 +226,12 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
             4, "The source names no licence in its card: look it up before you share these files.\n"
         )
     return str(ModelCard(f"---\n{data(result).to_yaml()}\n---\n\n" + "\n".join(parts)))
+
+
+def _towers(result: RunRecord) -> list[Path]:
+    """The files of what a model sees or hears with, beside the artifacts."""
+    beside = [result.folder / name for name in result.extras if name.startswith("mmproj-")]
+    return [path for path in beside if path.is_file()]
 
 
 def _in_words(value: object) -> str:

@@ -158,3 +158,29 @@ def hqq_incomplete(folder: str, scratch: str) -> None:
         metadata={"format": "pt"},
     )
     hqq_format.load(scratch)
+
+
+def in_parts_and_whole(axis: int) -> dict[str, float]:
+    """hqq's matrix of two million weights, searched in parts and as a whole: the share of equal
+    codes, and both relative errors.
+    """
+    import torch
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear, Quantizer
+
+    from autoquant.backends import hqq
+
+    torch.manual_seed(0)
+    weight = (0.02 * torch.randn(1024, 2048)).half()
+    config = BaseQuantizeConfig(nbits=4, group_size=64, axis=axis)
+    search = Quantizer.optimize_weights
+    codes, errors = [], []
+    for how in (search, hqq.in_parts(search)):
+        Quantizer.optimize_weights = staticmethod(how)
+        linear = torch.nn.Linear(2048, 1024, bias=False, device="meta")
+        linear.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+        made: Any = HQQLinear(linear, config, compute_dtype=torch.float16, device="cpu")
+        far = made.dequantize().float() - weight.float()
+        errors.append(float(far.norm() / weight.float().norm()))
+        codes.append(made.W_q)
+    same = float((codes[0] == codes[1]).float().mean())
+    return {"same": same, "whole": errors[0], "parts": errors[1]}
