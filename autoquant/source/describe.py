@@ -149,7 +149,7 @@ def _gguf(folder: Path, name: str) -> Source:
     if name and from_gguf.BESIDE.search(name):
         raise InputError(f"{folder / name} is no language model; name the model's own file")
     chosen = from_gguf.choose(names, name, str(folder))
-    return from_gguf.describe(folder, chosen, from_gguf.id_of(chosen[0]))
+    return from_gguf.describe(folder, chosen, from_gguf.id_of(chosen[0], folder.name))
 
 
 def _ggufs(folder: Path) -> list[str]:

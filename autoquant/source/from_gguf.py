@@ -59,6 +59,7 @@ FILE_TYPES = {
     38: "MXFP4_MOE",
 }
 NAMED = 8  # files named in an error
+NAMELESS = ("", "model", "ggml-model")
 
 
 def type_in(name: str) -> str:
@@ -176,8 +177,11 @@ def _base(values: dict[str, Any]) -> str | None:
     return match[1] if match else None
 
 
-def id_of(name: str) -> str:
-    """A model's name, from its file's: without the folder, the shard's number and the type."""
+def id_of(name: str, folder: str) -> str:
+    """A model's name, from its file's: without the shard's number and the type; or the ``folder``'s
+    where a converter has named the file.
+    """
     stem = SHARD.sub("", Path(name).name).removesuffix(".gguf")
     kind = type_in(stem)
-    return re.sub(rf"[-_.]{kind}$", "", stem, flags=re.IGNORECASE) if kind else stem
+    own = re.sub(rf"[-_.]?{kind}$", "", stem, flags=re.IGNORECASE) if kind else stem
+    return folder if own.lower() in NAMELESS else own

@@ -177,9 +177,10 @@ def test_which_file(names: tuple[str, ...], tag: str, chosen: str) -> None:
 
 
 def test_a_models_name_is_its_files_without_the_type() -> None:
-    assert from_gguf.id_of("F16/a-7B-F16-00001-of-00002.gguf") == "a-7B"
-    assert from_gguf.id_of("a-7B.Q8_0.gguf") == "a-7B"
-    assert from_gguf.id_of("model.gguf") == "model"
+    assert from_gguf.id_of("F16/a-7B-F16-00001-of-00002.gguf", "b") == "a-7B"
+    assert from_gguf.id_of("a-7B.Q8_0.gguf", "b") == "a-7B"
+    assert from_gguf.id_of("ggml-model-f16.gguf", "b") == "b"
+    assert from_gguf.id_of("Q8_0.gguf", "b") == "b"
 
 
 def test_heads_are_read_as_ggml_reads_them(

@@ -38,6 +38,8 @@ class Work:
         self.snapshot, self.options, self.run, self.source = snapshot, options, run, snapshot.source
         self.env = llama.environment(llama.locate(options.converter))
         outtype = options.types[0].lower() if options.direct else precision(self.source, options)
+        if self.source.gguf:
+            outtype = self.source.dtype.lower()
         # the type of the converted file, which may be one of the asked files
         self.whole = outtype.upper()
         self.stem = self.source.name
@@ -45,7 +47,7 @@ class Work:
         place = run.folder if self.kept else run.work
         self.converted = place / f"{self.stem}-{self.whole}.gguf"
         if self.source.gguf:  # it is there already
-            self.kept, self.whole = False, self.source.dtype
+            self.kept = False
             self.converted = snapshot.folder / self.source.gguf
         self.header = run.ours / "header.gguf"
         self.key = key_of(
