@@ -113,7 +113,9 @@ class Look:
 def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
     """See :meth:`autoquant.result.Result.look`."""
     method = METHODS[result.method]
-    if not result.source.folder.is_dir() or result.source.remote:
+    if result.provenance.get("options", {}).get("adapter_only"):
+        raise InputError("an adapter alone has no layers of its own to look into")
+    if not result.source.at_hand or result.source.remote:
         raise InputError(
             f"the unquantized model is not available ({result.source.folder}); run the method again"
             " to fetch it"

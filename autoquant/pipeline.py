@@ -231,10 +231,10 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
     values = {"evaluate": "on", "eval_text": text, "eval_chunks": chunks}
     options = build(method.Options, values)
     source = record.source
-    if not source.folder.is_dir():  # of a result loaded later
+    if not source.at_hand:  # of a result loaded later
         if source.revision is None:
             raise InputError(
-                f"the model's folder is gone: {source.folder}. Measuring needs the unquantized"
+                f"the model is gone: {source.folder / source.gguf}. Measuring needs the unquantized"
                 " model"
             )
         source = resolve(source.where, allow_pickle=source.pickle)
@@ -268,6 +268,8 @@ def evaluate_files(
 
 def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
     """Copy the source's licence files beside the artifacts; their names."""
+    if snapshot.source.gguf and snapshot.source.tag and snapshot.source.revision is None:
+        return []  # a file that was named: what lies beside it is not known to be of it
     paths = (path for pattern in licenses.FILES for path in snapshot.folder.glob(pattern))
     names = sorted({path.name for path in paths if path.is_file()})
     for name in names:

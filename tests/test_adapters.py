@@ -126,7 +126,7 @@ def test_the_adapter_alone_makes_of_the_model_what_merging_does(
     assert seen["with"] < 0.01 * seen["without"]
     if kind == "plain":
         card = alone.card()
-        assert "The LoRA adapter **adapter** of **demo**" in card
+        assert "The LoRA adapter **adapter** of **tiny-austen-4m**" in card
         assert "--lora adapter-LoRA-F32.gguf" in card
         assert "| adapter of | tiny-austen-4m |" in card
         planned = autoquant.plan("gguf", folder, adapter_only=True)
@@ -138,7 +138,7 @@ def test_the_adapter_alone_makes_of_the_model_what_merging_does(
 @pytest.mark.parametrize(
     ("kind", "values", "said"),
     [
-        ("dora", {}, "DoRA's magnitudes of .*q_proj, which llama.cpp's adapter files do not hold"),
+        ("dora", {}, "DoRA's magnitudes of .*q_proj, which is not written into adapter files"),
         ("head", {}, "the whole weight of lm_head, which .* Merge it: leave adapter_only out"),
         ("embedding", {}, r"the whole weight of model\.embed_tokens, which"),
         ("plain", {"types": "Q8_0"}, "types: an adapter alone has none; leave types out"),

@@ -44,7 +44,7 @@ TWO = lines({"text": "one"}, {"text": "two"})
         ("pretty.json", json.dumps([{"text": "one"}], indent=2), ["one"]),
         ("single.json", json.dumps({"text": "one"}, indent=2), ["one"]),
         ("split.json", json.dumps({"train": [{"text": "one"}]}), ["one"]),
-        ("c.jsonl.gz", gzip.compress(TWO.encode()), ["one", "two"]),
+        ("c.jsonl.gz", gzip.compress(TWO.encode(), mtime=0), ["one", "two"]),
         ("t.csv", 'text,label\n"one, and more",1\ntwo,2\n', ["one, and more", "two"]),
         ("t.TSV", "text\tlabel\none\t1\n", ["one"]),
         ("chat.jsonl", lines({"messages": CHAT}), [CHAT]),
@@ -65,7 +65,7 @@ def test_recognized(name: str, content: str | bytes, wanted: list[Any], tmp_path
         ("cut.jsonl", TWO.encode() + b'\n{"text": "cut', "line 3 of .*cut off"),
         ("number.jsonl", lines({"text": 5}).encode(), "has no text in column 'text'; it has: text"),
         ("other.jsonl", lines({"content": "one"}).encode(), "it has: content. Name one"),
-        ("half.gz", gzip.compress(b"one")[:-4], "is no complete gzip file"),
+        ("half.gz", gzip.compress(b"one", mtime=0)[:-4], "is no complete gzip file"),
         ("bad.parquet", b"no", "is no parquet file"),
     ],
 )

@@ -74,6 +74,10 @@ SPLIT = ("split.no", "split.count", "split.tensors.count")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 
+class Unsupported(ValueError):
+    """A version or type that is not, or no longer, in use."""
+
+
 class Cut(ValueError):
     """The head goes on behind the bytes that were given."""
 
@@ -155,7 +159,7 @@ def parse(data: bytes) -> Head:
     cursor.take(4)
     version = cursor.number("I")
     if version not in VERSIONS:
-        raise ValueError(f"its version is {version}; {VERSIONS[0]} and {VERSIONS[1]} are read")
+        raise Unsupported(f"it is GGUF of version {version}")
     tensor_count, key_count = cursor.number("Q"), cursor.number("Q")
     values, raw = {}, {}
     for _ in range(key_count):
@@ -168,10 +172,12 @@ def parse(data: bytes) -> Head:
         shape = tuple(cursor.number("Q") for _ in range(cursor.number("I")))
         kind, offset = cursor.number("I"), cursor.number("Q")
         if kind not in TYPES:
-            raise ValueError(f"{name} is of the unknown type {kind}")
+            raise Unsupported(f"{name} is of type {kind}")
         named, block, size = TYPES[kind]
         tensors[name] = Entry(named, shape, offset, math.prod(shape) // block * size)
     alignment = int(values.get("general.alignment", 32))
+    if alignment < 1:
+        raise ValueError(f"general.alignment is {alignment}")
     return Head(values, raw, tensors, -(-cursor.at // alignment) * alignment)
 
 
@@ -199,7 +205,7 @@ def read(path: Path) -> Head:
 def shards(name: str) -> list[str]:
     """The names of all files that a file is one of: itself, or all shards."""
     match = SHARD.search(name)
-    if match is None:
+    if match is None or not 0 < int(match[1]) <= int(match[2]):
         return [name]
     stem, count = name[: match.start()], int(match[2])
     return [f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]

@@ -186,6 +186,11 @@ class Source:
     tag: str = ""
 
     @property
+    def at_hand(self) -> bool:
+        """Whether its files lie where they lay."""
+        return (self.folder / self.gguf).exists()
+
+    @property
     def where(self) -> str:
         """What to resolve again to have this very source from the Hub."""
         tag = f":{self.tag}" if self.tag else ""

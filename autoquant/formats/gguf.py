@@ -153,7 +153,9 @@ def refuse_larger(paths: list[str], largest: float) -> None:
             for begin in range(0, rows, step):
                 values = header.values(tensor, np.arange(begin, min(rows, begin + step)))
                 worst = float(np.abs(values).max())
-                if not worst <= largest:
+                if not np.isfinite(worst):
+                    raise InputError(f"{tensor.name} has NaN or Inf values; the model is damaged")
+                if worst > largest:
                     raise InputError(
                         f"types: {tensor.name} has the value {worst:g}, which F16 cannot hold (at"
                         f" most {largest:g}); take BF16"

@@ -64,11 +64,20 @@ def _gguf_head(client: Client, repo: str, commit: str, name: str, size: int, doi
     data = b""
 
     def more(end: int) -> bytes:
-        response = get_session().get(
-            url, headers={**headers, "Range": f"bytes={len(data)}-{end - 1}"}, timeout=60
-        )
-        hf_raise_for_status(response)
-        return bytes(response.content)
+        wanted = end - len(data)
+        span = {**headers, "Range": f"bytes={len(data)}-{end - 1}"}
+        with get_session().stream("GET", url, headers=span, timeout=60) as response:
+            if response.status_code >= 400:
+                response.read()
+            hf_raise_for_status(response)
+            if data and response.status_code != 206:
+                raise InputError(f"{repo}: the server gives no parts of files; {name} has no head")
+            got = bytearray()
+            for chunk in response.iter_bytes():
+                got += chunk
+                if len(got) >= wanted:  # a server that knows no ranges sends the whole file
+                    break
+        return bytes(got[:wanted])
 
     end = min(size, gguf_head.FIRST)
     while True:

@@ -90,10 +90,12 @@ def parse(model: str) -> tuple[str, str | None, str] | None:
         r"(?:/(?:tree|blob|resolve|commit)/([^/?#]+)/?([^?#]*))?(?::([\w.-]+))?/?(?:[?#].*)?",
         model,
     )
-    plain = re.fullmatch(r"([^@/:]+/[^@/:]+)(?:@([\w./-]+))?(?::([\w./-]+))?", model)
+    plain = re.fullmatch(r"([^@/:]+/[^@/:]+)(?:@([\w./-]+))?(?::(.+))?", model)
     if url and url[1] in hosts:
         repo, revision = url[2], unquote(url[3]) if url[3] else None
         file = unquote(url[4] or "")
+        shown = re.search(r"[?&]show_file_info=([^&#]+)", model)  # a file on the Hub's own page
+        file = unquote(shown[1]) if shown else file.rstrip("/")
         tag = url[5] or (file if file.endswith(".gguf") else "")
     elif plain:
         repo, revision, tag = plain[1], plain[2], plain[3] or ""
@@ -158,6 +160,7 @@ def look(
             s.rfilename, int(s.size or 0), str(s.lfs.sha256) if s.lfs else "", str(s.blob_id or "")
         )
         for s in info.siblings or ()
+        if not {"", ".", ".."} & set(s.rfilename.split("/"))  # they become paths here
     )
     wanted = [
         f.name
@@ -166,7 +169,9 @@ def look(
     ]
     other = [f for f in files if f.name.endswith((".safetensors", ".bin"))]
     names = [f.name for f in files if f.name.endswith(".gguf")]
-    gguf = choose(names, tag, repo) if tag or (names and not other) else []
+    whole = {"config.json", ADAPTER_CONFIG} & set(wanted) and other
+    where = f"{repo}@{revision}" if revision else repo
+    gguf = choose(names, tag, where) if tag or (names and not whole) else []
     if not gguf and not {"config.json", ADAPTER_CONFIG} & set(wanted):
         raise InputError(
             f"{repo} holds no transformers checkpoint: it has no config.json. It has:"
@@ -255,9 +260,10 @@ def restricted(repo: str, revision: str) -> tuple[bool, bool]:
     """Whether a repository was gated, and private, when it was last looked at; false if it never
     was.
     """
-    record = headers_folder(repo, revision) / "look.json"
-    listing = look_from(record) if record.is_file() else None
-    return (listing.gated, listing.private) if listing else (False, False)
+    plain = headers_folder(repo, revision)
+    tagged = plain.parent.glob(f"{plain.name}:*/look.json")
+    looks = [look_from(one) for one in (plain / "look.json", *tagged) if one.is_file()]
+    return any(one.gated for one in looks), any(one.private for one in looks)
 
 
 def known(repo: str, revision: str, tag: str = "") -> Look:

@@ -29,8 +29,8 @@ def base_model(result: RunRecord) -> str | None:
     folder of unknown origin.
     """
     name = result.base_model or result.source.id
-    if _relation(result) == "adapter":
-        name = result.base_model or result.source.base_model or ""
+    if _relation(result) == "adapter" and (adapted := result.source.adapted) is not None:
+        name = result.base_model or (adapted.id if adapted.revision else "")
     return name if licenses.is_repo_id(name) else None
 
 
@@ -101,7 +101,10 @@ def metadata(text: str) -> dict[str, Any]:
 def with_base_model(text: str, name: str) -> str:
     """A card that names this base model, otherwise as it is."""
     card = ModelCard(text, ignore_metadata_errors=True)
-    card.data["base_model"], card.data["base_model_relation"] = name, "quantized"
+    relation = card.data.get("base_model_relation")
+    adapter = relation == "adapter" or "lora" in (card.data.get("tags") or ())
+    card.data["base_model"] = name
+    card.data["base_model_relation"] = "adapter" if adapter else "quantized"
     return str(card)
 
 
@@ -153,7 +156,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         )
     base = base_model(result)
     alone = _relation(result) == "adapter"
-    unnamed = f"**{source.base_model if alone else source.id}**"
+    unnamed = f"**{(source.adapted or source).id if alone else source.id}**"
     named = f"[{base}](https://huggingface.co/{base})" if base else unnamed
     parts = [
         f"# {source.name}: {method.title}",

@@ -93,6 +93,11 @@ def describe(adapter: Adapter, id: str, resolve: Callable[[str], Source]) -> Sou
             f"{id} is an adapter of {adapter.base}, which cannot be had: {error}. Name another copy"
             " of that model: base='…' (--base …)"
         ) from None
+    if base.gguf:
+        made_of = f", {base.base_model}" if base.base_model else ""
+        raise InputError(
+            f"base: {adapter.base} is a GGUF file; name the checkpoint that it was made of{made_of}"
+        )
     headers = headers_of(base.folder, list(base.weights))
     entries = {**headers, **_replaced(adapter, base)}
     place = cache_folder() / "sources" / f"{_key(adapter, base)}-outline"

@@ -71,7 +71,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
     its header cannot be read alone.
     """
     folder = bundled.MODELS.get(str(model)) or expanded(str(model), "model")
-    if folder.suffix == ".gguf" and folder.is_file():
+    if folder.is_file() and _is_gguf(folder):
         _refuse_base(base, model)
         return _gguf(folder.parent.resolve(), folder.name)
     if folder.is_dir() and adapters.is_adapter(folder):
@@ -83,20 +83,10 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
         checkpoint = any(path for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}"))
         if not checkpoint and _ggufs(folder):
             return _gguf(folder, "")
-        # huggingface_hub's cache knows where it is from
-        cached = re.search(
-            r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})$", folder.as_posix()
-        )
-        if cached:
-            gated, private = look.restricted(f"{cached[1]}/{cached[2]}", cached[3])
-            return dataclasses.replace(
-                describe(folder, f"{cached[1]}/{cached[2]}", allow_pickle),
-                revision=cached[3],
-                gated=gated,
-                private=private,
-            )
-        return describe(folder, folder.name, allow_pickle)
+        return _from_cache(describe(folder, folder.name, allow_pickle), folder)
     named = look.parse(str(model))
+    if (named[0] if named else str(model)).lower().endswith(".gguf"):
+        raise InputError(f"no such GGUF file: {model}")
     if named is None:
         raise InputError(
             f"no such folder: {model}. Give a folder with a Hugging Face checkpoint, a GGUF file, a"
@@ -143,19 +133,47 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
     )
 
 
+def _from_cache(source: Source, folder: Path) -> Source:
+    """A source in huggingface_hub's cache, which knows where it is from; others as they are."""
+    cached = re.search(
+        r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})(?:/(.+))?$", folder.as_posix()
+    )
+    if cached is None or (cached[4] and not source.gguf):
+        return source
+    id = f"{cached[1]}/{cached[2]}"
+    gated, private = look.restricted(id, cached[3])
+    file = f"{cached[4]}/{source.gguf}" if cached[4] else source.gguf
+    return dataclasses.replace(
+        source, id=id, revision=cached[3], gated=gated, private=private, tag=file
+    )
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do, or is called so."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF" or path.suffix.lower() == ".gguf"
+
+
 def _gguf(folder: Path, name: str) -> Source:
     """The model in a folder's GGUF file of that name, or in the one to choose there."""
-    names = _ggufs(folder)
-    if name and from_gguf.BESIDE.search(name):
-        raise InputError(f"{folder / name} is no language model; name the model's own file")
-    chosen = from_gguf.choose(names, name, str(folder))
-    return from_gguf.describe(folder, chosen, from_gguf.id_of(chosen[0], folder.name))
+    if name:
+        chosen = from_gguf.whole(name, [path.name for path in folder.iterdir()], str(folder))
+    else:
+        chosen = from_gguf.choose(_ggufs(folder), "", str(folder))
+    source = from_gguf.describe(folder, chosen, from_gguf.id_of(chosen[0], folder.name), name)
+    return _from_cache(source, folder)
 
 
 def _ggufs(folder: Path) -> list[str]:
-    """The GGUF files of a folder and of those in it; a run's own folder is none of them."""
-    found = (path for pattern in ("*.gguf", "[!.]*/*.gguf") for path in folder.glob(pattern))
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    """The GGUF files of a folder; if it has none itself, of those in it that no run has made."""
+    found = [path.name for path in folder.glob("*.gguf")]
+    inner = (path for path in folder.glob("[!.]*/*.gguf"))
+    found = found or [
+        path.relative_to(folder).as_posix()
+        for path in inner
+        if not (path.parent / ".autoquant").is_dir()
+    ]
+    return sorted(found)
 
 
 def _refuse_base(base: str, model: str | Path) -> None:

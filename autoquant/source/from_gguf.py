@@ -15,10 +15,14 @@ from autoquant.core.records import Source
 
 # what is taken without being asked for, best first: nothing, or hardly anything, is lost already
 FREELY = ("BF16", "F32", "F16", "Q8_0")
-# files that are no language model: vision towers, importance matrices, adapters, drafts' vocabulary
-BESIDE = re.compile(r"(^|/)mmproj|mmproj[^/]*\.gguf$|imatrix", re.IGNORECASE)
+# files that lie beside a model's: vision towers, importance matrices, adapters, drafts; they are
+# taken if they are named, and described as what they are
+BESIDE = re.compile(
+    r"(^|/)mmproj|mmproj[^/]*\.gguf$|(^|[-_./])imatrix\.gguf$|(^|/)(lora|mtp|draft)[-_.]",
+    re.IGNORECASE,
+)
 TYPE = re.compile(
-    r"(?:^|[-_./])((?:BF16|F16|F32|MXFP4(?:_MOE)?|I?Q\d_[A-Z0-9]+(?:_[A-Z]+)*|TQ\d_0))"
+    r"(?:^|[-_./])((?:BF16|FP?16|FP?32|MXFP4(?:_MOE)?|I?Q\d_[A-Z0-9]+(?:_[A-Z]+)*|TQ\d_0))"
     r"(?=$|[-_./])",
     re.IGNORECASE,
 )
@@ -65,7 +69,7 @@ NAMELESS = ("", "model", "ggml-model")
 def type_in(name: str) -> str:
     """The type that a file's name ends with; empty if it names none."""
     found = TYPE.findall(SHARD.sub("", name).removesuffix(".gguf"))
-    return found[-1].upper() if found else ""
+    return found[-1].upper().replace("FP16", "F16").replace("FP32", "F32") if found else ""
 
 
 def choose(names: Sequence[str], tag: str, where: str) -> list[str]:
@@ -73,7 +77,8 @@ def choose(names: Sequence[str], tag: str, where: str) -> list[str]:
     ``tag`` is a file's name, type (Q8_0) or part of the name; without one, the best that was not
     quantized below Q8_0. Raises InputError.
     """
-    models = [name for name in names if name.endswith(".gguf") and not BESIDE.search(name)]
+    models = [name for name in names if name.lower().endswith(".gguf")]
+    models = [name for name in models if name == tag or not BESIDE.search(name)]
     first = sorted({gguf_head.shards(name)[0] for name in models})
     if tag:
         fits = [name for name in first if tag in gguf_head.shards(name)]
@@ -94,11 +99,16 @@ def choose(names: Sequence[str], tag: str, where: str) -> list[str]:
         # a folder's files have paths of their own
         how = f"{where}/{example}" if Path(where).is_absolute() else f"{where}:{example}"
         raise InputError(f"{where} {what}; it has: {listed or 'none'}. Name one: {how}")
-    whole = gguf_head.shards(fits[0])
-    lost = [name for name in whole if name not in names]
+    return whole(fits[0], names, where)
+
+
+def whole(name: str, names: Sequence[str], where: str) -> list[str]:
+    """A file and, if it is a shard, all others. Raises InputError if one is not among ``names``."""
+    shards = gguf_head.shards(name)
+    lost = [one for one in shards if one not in names]
     if lost:
-        raise InputError(f"{where} lacks {lost[0]}, one of {len(whole)} shards; download it too")
-    return whole
+        raise InputError(f"{where} lacks {lost[0]}, one of {len(shards)} shards; download it too")
+    return shards
 
 
 def heads(folder: Path, names: Sequence[str]) -> list[Head]:
@@ -107,6 +117,11 @@ def heads(folder: Path, names: Sequence[str]) -> list[Head]:
     for name in names:
         try:
             found.append(gguf_head.read(folder / name))
+        except gguf_head.Unsupported as error:
+            raise InputError(
+                f"{folder / name}: {error}, which llama.cpp reads no more. Take another file, or"
+                " the checkpoint that it was made of"
+            ) from None
         except ValueError as error:
             raise InputError(
                 f"{folder / name} is no whole GGUF file: {error}. Download it again"
@@ -114,8 +129,10 @@ def heads(folder: Path, names: Sequence[str]) -> list[Head]:
     return found
 
 
-def describe(folder: Path, names: Sequence[str], id: str) -> Source:
-    """A Source from the heads of its files, and the card beside them."""
+def describe(folder: Path, names: Sequence[str], id: str, tag: str = "") -> Source:
+    """A Source from the heads of its files, and the card beside them, unless a ``tag`` names the
+    very file: then whatever lies beside it is not known to be of it.
+    """
     found = heads(folder, names)
     values, tensors = found[0].values, [one for head in found for one in head.tensors.values()]
     architecture = str(values.get("general.architecture", ""))
@@ -138,7 +155,13 @@ def describe(folder: Path, names: Sequence[str], id: str) -> Source:
     kind = FILE_TYPES.get(values.get("general.file_type", -1), "") or most.most_common(1)[0][0]
     if kind in FREELY and most.most_common(1)[0][0] not in FREELY:
         kind = most.most_common(1)[0][0]  # the key is wrong, or an early converter's
-    card, _ = cards.read(folder)
+    causal = values.get(f"{architecture}.attention.causal", True)
+    if not causal or architecture.startswith("t5"):
+        raise InputError(
+            f"{folder / names[0]} is an encoder ({architecture}), which is no causal language"
+            " model: it does not continue a text. AutoQuant quantizes models that do"
+        )
+    card = {} if tag else cards.read(folder)[0]
     return Source(
         id=id,
         folder=folder,
@@ -160,6 +183,7 @@ def describe(folder: Path, names: Sequence[str], id: str) -> Source:
         license_name=card.get("license_name") or values.get("general.license.name"),
         license_link=card.get("license_link") or values.get("general.license.link"),
         gguf=names[0],
+        tag=tag,
     )
 
 
@@ -183,5 +207,6 @@ def id_of(name: str, folder: str) -> str:
     """
     stem = SHARD.sub("", Path(name).name).removesuffix(".gguf")
     kind = type_in(stem)
-    own = re.sub(rf"[-_.]?{kind}$", "", stem, flags=re.IGNORECASE) if kind else stem
+    written = kind.replace("F16", "FP?16").replace("F32", "FP?32").replace("BFP?", "BF")
+    own = re.sub(rf"[-_.]?{written}$", "", stem, flags=re.IGNORECASE) if kind else stem
     return folder if own.lower() in NAMELESS else own

@@ -11,6 +11,7 @@ import autoquant
 from autoquant.core import gguf_head
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
+from autoquant.methods import METHODS
 from autoquant.pipeline import evaluate_files
 from autoquant.result import Result
 from autoquant.source import from_gguf, resolve
@@ -133,9 +134,12 @@ def test_other_methods_and_other_files_are_refused_as_what_they_are(
     (tmp_path / "other.gguf").write_bytes(b"PK" + bytes(99))
     with pytest.raises(InputError, match="it does not begin with GGUF"):
         resolve(tmp_path / "other.gguf")
-    (tmp_path / "mmproj-F16.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InputError, match="is no language model"):
-        resolve(tmp_path / "mmproj-F16.gguf")
+    with pytest.raises(InputError, match=r"no such GGUF file: a/nonesuch-Q8_0\.gguf"):
+        resolve("a/nonesuch-Q8_0.gguf")
+    old = tmp_path / "old.gguf"
+    old.write_bytes(b"GGUF" + (1).to_bytes(4, "little") + bytes(99))
+    with pytest.raises(InputError, match="it is GGUF of version 1, which llama.cpp reads no more"):
+        resolve(old)
     (first, second, *_) = sorted(shards.glob("*.gguf"))
     (tmp_path / first.name).symlink_to(first)
     with pytest.raises(InputError, match=f"lacks {second.name}, one of"):
@@ -162,6 +166,11 @@ NAMES = (
         (NAMES, "iq2_xxs", "a-7B.IQ2_XXS.gguf"),
         (NAMES, "F16/a-7B-F16-00002-of-00002.gguf", "F16/a-7B-F16-00001-of-00002.gguf"),
         (("model.gguf", "mmproj.gguf"), "", "model.gguf"),
+        (("p-fp16.gguf", "p-q4.gguf"), "", "p-fp16.gguf"),
+        (("p-fp16.gguf", "p-q4_0.gguf"), "F16", "p-fp16.gguf"),
+        (("m-F16.gguf", "lora-F16.gguf", "a-imatrix.gguf"), "", "m-F16.gguf"),
+        (("a-imatrix-Q8_0.gguf", "imatrix.gguf"), "", "a-imatrix-Q8_0.gguf"),
+        (("my model (v2)-F16.gguf", "b-F16.gguf"), "b-F16.gguf", "b-F16.gguf"),
         (("m-UD-Q4_K_XL.gguf", "m-Q4_K_M.gguf"), "UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
         (NAMES, "Q5_K_M", "has no GGUF file called Q5_K_M, nor one of that type; it has: F16/"),
         (("a-Q4_0.gguf", "a-Q4_1.gguf"), "", "has no GGUF file of the types BF16, F32, F16, Q8_0"),
@@ -179,6 +188,7 @@ def test_which_file(names: tuple[str, ...], tag: str, chosen: str) -> None:
 def test_a_models_name_is_its_files_without_the_type() -> None:
     assert from_gguf.id_of("F16/a-7B-F16-00001-of-00002.gguf", "b") == "a-7B"
     assert from_gguf.id_of("a-7B.Q8_0.gguf", "b") == "a-7B"
+    assert from_gguf.id_of("phi-3-fp16.gguf", "b") == "phi-3"
     assert from_gguf.id_of("ggml-model-f16.gguf", "b") == "b"
     assert from_gguf.id_of("Q8_0.gguf", "b") == "b"
 
@@ -198,6 +208,37 @@ def test_heads_are_read_as_ggml_reads_them(
     named = {str(number): name for number, name in from_gguf.FILE_TYPES.items()}
     assert seen["file_types"] == named
     assert sha256_of(path) == hashes(made)["Q4_K_M"], "only looked at"
+
+
+def test_every_type_is_planned_but_its_own(made: Result) -> None:
+    """As the command line has it without types."""
+    types = METHODS["gguf"].plan_defaults({})["types"]
+    for kind in ("F16", "Q8_0", "Q4_K_M"):
+        below = kind == "Q4_K_M"
+        items = autoquant.plan("gguf", made.path(kind), types=types, allow_requantize=below).items
+        assert len(items) > 20
+        assert kind not in {item.type for item in items}
+
+
+def test_what_lies_beside_a_named_file_is_not_taken_for_its_models(
+    made: Result, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "some-F16.gguf").symlink_to(made.path("F16"))
+    (project / "README.md").write_text("---\nbase_model: a/b\nlicense: mit\n---\n")
+    (project / "LICENSE").write_text("of the project")
+    result = autoquant.gguf(project / "some-F16.gguf", types="Q8_0", evaluate="off")
+    assert result.source.base_model is None
+    assert result.source.license != "mit"
+    assert "LICENSE" not in result.extras
+    # and the folder is that file still, with a run's own folder in it
+    (project / "some-F16.gguf").rename(project / "kept.gguf")
+    autoquant.gguf(project / "kept.gguf", types="Q8_0", evaluate="off", out=project / "run")
+    assert resolve(project).gguf == "kept.gguf"
+    (project / "kept.gguf").unlink()
+    with pytest.raises(InputError, match="the model is gone: .*some-F16"):
+        result.evaluate(chunks=1)
 
 
 def test_files_are_measured_against_a_file(made: Result) -> None:

@@ -36,6 +36,11 @@ STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
         ("huggingface.co/owner/name/tree/dev", ("owner/name", "dev", "")),
         ("owner/name:Q8_0", ("owner/name", None, "Q8_0")),
         ("owner/name@v1.0:sub/x-Q8_0.gguf", ("owner/name", "v1.0", "sub/x-Q8_0.gguf")),
+        ("owner/name:my model (v2).gguf", ("owner/name", None, "my model (v2).gguf")),
+        (
+            "https://huggingface.co/owner/name?show_file_info=x-Q8_0.gguf",
+            ("owner/name", None, "x-Q8_0.gguf"),
+        ),
         ("hf.co/owner/name:Q4_K_M", ("owner/name", None, "Q4_K_M")),
         (
             "https://huggingface.co/owner/name/blob/main/sub/x-Q8_0.gguf?download=true",

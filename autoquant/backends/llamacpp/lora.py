@@ -90,7 +90,10 @@ def _checked(path: Path, model: Header) -> dict[str, Any]:
     seen = 0
     for name, tensor in adapter.tensors.items():
         if not np.isfinite(adapter.values(tensor)).all():
-            raise CheckFailed(f"{path.name}: {name} has NaN or Inf values: take precision='f32'")
+            raise CheckFailed(
+                f"{path.name}: {name} has NaN or Inf values: the adapter is damaged, or"
+                " its values are too large for the type (precision='f32')"
+            )
         if not name.endswith(FIRST):
             continue
         of, other = name.removesuffix(FIRST), adapter.tensors.get(name.replace(FIRST, SECOND))

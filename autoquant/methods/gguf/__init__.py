@@ -153,6 +153,9 @@ class Gguf(Method[GgufOptions]):
         if options.adapter_only:
             self.check(source, options)
             return self._plan_adapter(source, options, out)
+        if source.gguf:  # of all types, those that it is not
+            others = tuple(name for name in options.types if name != source.dtype)
+            options = options.model_copy(update={"types": others or options.types})
         # for planning nothing is refused for want of an imatrix
         asked = options
         if options.imatrix == "none":
@@ -206,12 +209,11 @@ class Gguf(Method[GgufOptions]):
 
     def _plan_requantizing(self, source: Source, options: GgufOptions, out: Path) -> Plan:
         """The same of a source that is a GGUF file: within a second."""
-        types = [name for name in options.types if name != source.dtype]
         with tempfile.TemporaryDirectory() as scratch:
             plans = requantize.plans(
                 source,
                 options,
-                types,
+                list(options.types),
                 folder=source.folder,
                 header=Path(scratch) / "header.gguf",
                 logs=Path(scratch) / "log",
@@ -288,7 +290,7 @@ class Gguf(Method[GgufOptions]):
     def how_to_run(self, record: RunRecord) -> str:
         """The card's section on running the files."""
         if record.artifacts[0].type == adapter_only.TYPE:
-            base = record.source.base_model or "the model that it was trained on"
+            base = (record.source.adapted or record.source).id
             return adapter_only.how_to_run(record.artifacts[0].name, base)
         pick = next((a for a in record.artifacts if a.type == "Q4_K_M"), record.artifacts[0])
         name = record.source.name.lower()

@@ -10,7 +10,7 @@ from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core.errors import InputError
-from autoquant.core.files import key_of
+from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, PlanItem, Snapshot, Source, Stored
@@ -27,7 +27,7 @@ WHEN = "beside any GGUF file of the model that it was trained on"
 # options of the model's own files, which have no effect here
 OTHERS = (
     "types", "imatrix", "keep_intermediate", "output_type", "embedding_type", "tensor_types",
-    "pure", "split_size", "mmproj", "mmproj_type", "modelfile", "allow_requantize",
+    "pure", "split_size", "mmproj", "mmproj_type", "modelfile", "allow_requantize", "threads",
 )  # fmt: skip
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -54,9 +54,8 @@ def check(source: Source, options: GgufOptions) -> None:
         if part not in (".lora_A.weight", ".lora_B.weight"):
             what = {"": "the whole weight", ".lora_magnitude_vector": "DoRA's magnitudes"}
             raise InputError(
-                f"adapter_only: {source.id} has {what.get(part, 'changes of embeddings,')} of"
-                f" {module}, which llama.cpp's adapter files do not hold. Merge it: leave"
-                " adapter_only out"
+                f"adapter_only: {source.id} has {what.get(part, 'changes')} of {module}, which is"
+                " not written into adapter files. Merge it: leave adapter_only out"
             )
 
 
@@ -113,7 +112,9 @@ def make(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Output:
     source, tools = snapshot.source, llama.locate(options.converter)
     kind = outtype(source, options)
     name = f"{source.name}-{TYPE}-{kind.upper()}.gguf"
-    key = key_of(snapshot.sha256, llama.installed_version(), kind, source.name)
+    base = source.adapted.where if source.adapted else ""
+    model = sha256_of(source.folder / "config.json")  # of the base, with its shapes
+    key = key_of(snapshot.sha256, llama.installed_version(), kind, source.name, base, model)
     facts = run.done("adapter", key)
     if facts is None:
         part = run.work / name
