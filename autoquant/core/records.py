@@ -1,19 +1,16 @@
-"""The frozen values that a run hands from one step to the next. They import nothing."""
+"""The frozen values that a run hands from one step to the next. They import next to nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-# letters that Unicode does not take apart
-LETTERS = dict(zip("ıßøØłŁđæœ", ("i", "ss", "o", "O", "l", "L", "d", "ae", "oe"), strict=True))
-
+from autoquant.core.names import plain
 
 TOWERS = "what sees or hears"  # in a result's provenance: where these parts are
 EXPERTS = "a mixture of experts"  # begins an artifact's note
@@ -204,9 +201,7 @@ class Source:
         named = self.id.rsplit("/", 1)[-1]
         if self.gguf:
             named = re.sub(r"[-_.]GGUF$", "", named, flags=re.IGNORECASE)
-        own = "".join(LETTERS.get(letter, letter) for letter in named)
-        plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-.") or "model"
+        return plain(named)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form for the journal."""
