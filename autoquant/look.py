@@ -113,7 +113,7 @@ class Look:
 def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
     """See :meth:`autoquant.result.Result.look`."""
     method = METHODS[result.method]
-    if result.provenance.get("options", {}).get("adapter_only"):
+    if result.adapter_alone:
         raise InputError("an adapter alone has no layers of its own to look into")
     if not result.source.at_hand or result.source.remote:
         raise InputError(

@@ -223,10 +223,9 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
     from autoquant.publish import finished
 
     method = METHODS[record.method]
-    if record.provenance.get("options", {}).get("adapter_only"):
+    if record.adapter_alone:
         raise InputError(
-            "an adapter alone cannot be run, so it cannot be measured: quantize the adapter without"
-            " adapter_only"
+            "an adapter alone cannot be run, so it cannot be measured: quantize the merged model"
         )
     values = {"evaluate": "on", "eval_text": text, "eval_chunks": chunks}
     options = build(method.Options, values)
@@ -300,7 +299,8 @@ def _provenance(
     }
     system = f"Python {platform.python_version()} on {sys.platform}"
     revision = snapshot.source.revision
-    how = "adapter of" if "adapter_only" in changed else "merged into"
+    alone = snapshot.folder == snapshot.source.adapter
+    how = "adapter of" if alone else "merged into"
     return {
         "source": snapshot.source.id,
         "source sha256": snapshot.sha256,

@@ -17,6 +17,7 @@ from tests.workers import in_llama_worker, in_worker
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True},
+    "fraction": {"lora_alpha": 5.5},
     "dora": {"use_dora": True},
     "patterns": {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 3}},
     "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
@@ -102,7 +103,7 @@ def test_what_cannot_be_merged_is_said_at_once(
     assert again.base_model == "demo"
 
 
-@pytest.mark.parametrize("kind", ["plain", "rslora", "patterns"])
+@pytest.mark.parametrize("kind", ["plain", "rslora", "fraction", "patterns"])
 def test_the_adapter_alone_makes_of_the_model_what_merging_does(
     kind: str, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -344,6 +344,11 @@ class RunRecord:
         )
 
     @property
+    def adapter_alone(self) -> bool:
+        """Whether it is a LoRA adapter that is loaded beside its model."""
+        return any(artifact.facts.get("adapter") for artifact in self.artifacts)
+
+    @property
     def sees(self) -> bool:
         """Whether it has the parts of its source that see or hear."""
         return not str(self.provenance.get(TOWERS, "left out")).startswith("left out")

@@ -29,7 +29,7 @@ def base_model(result: RunRecord) -> str | None:
     folder of unknown origin.
     """
     name = result.base_model or result.source.id
-    if _relation(result) == "adapter" and (adapted := result.source.adapted) is not None:
+    if result.adapter_alone and (adapted := result.source.adapted) is not None:
         name = result.base_model or (adapted.id if adapted.revision else "")
     return name if licenses.is_repo_id(name) else None
 
@@ -66,8 +66,7 @@ def data(result: RunRecord) -> ModelCardData:
 
 def _relation(result: RunRecord) -> str:
     """What the files are to the base model, in the Hub's words."""
-    alone = result.provenance.get("options", {}).get("adapter_only")
-    return "adapter" if alone else "quantized"
+    return "adapter" if result.adapter_alone else "quantized"
 
 
 def command(result: RunRecord) -> str:
@@ -155,7 +154,7 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
             )
         )
     base = base_model(result)
-    alone = _relation(result) == "adapter"
+    alone = result.adapter_alone
     unnamed = f"**{(source.adapted or source).id if alone else source.id}**"
     named = f"[{base}](https://huggingface.co/{base})" if base else unnamed
     parts = [

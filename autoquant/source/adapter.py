@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,6 +162,14 @@ def split(name: str) -> tuple[str, str]:
         if own.endswith(part):
             return own.removesuffix(part), part.replace("vector.weight", "vector")
     return own.removesuffix(".weight"), ""
+
+
+def of_pattern(config: dict[str, Any], patterns: str, field: str, module: str) -> float:
+    """A module's value: of the first pattern that its name ends with, or of all."""
+    for pattern, value in (config.get(patterns) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return float(config.get(field) or 8)
 
 
 def tensors_by_module(source: Source) -> dict[str, str]:

@@ -94,6 +94,11 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
             " model"
         )
     listing = look.look(*named, SIDE_FILES, from_gguf.choose)
+    known: dict[str, Any] = {
+        "revision": listing.revision,
+        "gated": listing.gated,
+        "private": listing.private,
+    }
     if listing.gguf:
         _refuse_base(base, model)
         try:
@@ -102,9 +107,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
             raise InputError(str(error).replace(str(listing.folder), listing.id)) from None
         return dataclasses.replace(
             source,
-            revision=listing.revision,
-            gated=listing.gated,
-            private=listing.private,
+            **known,
             remote=True,
             tag=named[2],
         )
@@ -112,9 +115,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
         adapter = adapters.adapter_of(listing.folder, base)
         return dataclasses.replace(
             adapters.describe(adapter, listing.id, resolve),
-            revision=listing.revision,
-            gated=listing.gated,
-            private=listing.private,
+            **known,
             remote=True,
         )
     _refuse_base(base, model)
@@ -126,9 +127,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
         raise InputError(str(error).replace(str(folder), listing.id)) from None
     return dataclasses.replace(
         source,
-        revision=listing.revision,
-        gated=listing.gated,
-        private=listing.private,
+        **known,
         remote=remote,
     )
 

@@ -4,7 +4,6 @@ in a worker.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from autoquant.formats.checkpoint import weight_files
 from autoquant.formats.tensors import Tensors
 from autoquant.formats.writer import ShardWriter
 from autoquant.runtime.worker import Report
-from autoquant.source.adapter import split
+from autoquant.source.adapter import of_pattern, split
 from autoquant.source.headers import headers_of, read_json
 from autoquant.source.weights import ADAPTER, ADAPTER_CONFIG
 
@@ -77,7 +76,7 @@ def _changed(weight: Any, change: dict[str, Any], config: dict[str, Any]) -> Any
         One(),
         LoraConfig(
             r=change[first].shape[0],
-            lora_alpha=_of_pattern(config, "alpha_pattern", "lora_alpha", change["module"]),
+            lora_alpha=of_pattern(config, "alpha_pattern", "lora_alpha", change["module"]),
             target_modules=["layer"],
             use_rslora=bool(config.get("use_rslora")),
             use_dora=bool(config.get("use_dora")),
@@ -93,11 +92,3 @@ def _changed(weight: Any, change: dict[str, Any], config: dict[str, Any]) -> Any
     if (vector := change.get(".lora_magnitude_vector")) is not None:
         layer.lora_magnitude_vector["default"].weight.data = vector
     return model.merge_and_unload().layer.weight.data
-
-
-def _of_pattern(config: dict[str, Any], patterns: str, field: str, module: str) -> int:
-    """A module's value: of the first pattern that its name ends with, or of all."""
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return int(value)
-    return int(config.get(field) or 8)

@@ -57,7 +57,9 @@ def convert(
             if ended.code:
                 said = " ".join(told.messages) or "no reason given"
                 raise ProcessFailed(f"llama.cpp's converter gave up: {said}") from None
-        except (NotImplementedError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+        except OSError:  # a full disk
+            raise
+        except Exception as error:  # whatever the converter stumbles over
             logging.getLogger(__name__).exception("converter failed")
             raise ProcessFailed(
                 "llama.cpp's converter failed on the adapter:"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from autoquant.methods.base import Output
 from autoquant.methods.gguf.convert import convert, precision, taking
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
-from autoquant.source.adapter import split
+from autoquant.source.adapter import of_pattern, split
 from autoquant.source.headers import read_json, safetensors_header
 from autoquant.source.weights import ADAPTER, ADAPTER_CONFIG
 
@@ -93,14 +92,7 @@ def scales(folder: Path) -> dict[str, float]:
         module, part = split(name)
         if part != ".lora_B.weight":
             continue
-        own = next(
-            (
-                float(value)
-                for pattern, value in (config.get("alpha_pattern") or {}).items()
-                if re.match(rf"(.*\.)?({pattern})$", module)
-            ),
-            alpha,
-        )
+        own = of_pattern(config, "alpha_pattern", "lora_alpha", module)
         factor = own / alpha * (math.sqrt(shape[-1]) if config.get("use_rslora") else 1.0)
         if factor != 1.0:
             found[name] = factor
@@ -142,7 +134,7 @@ def make(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Output:
             tuple(Stored(*one) for one in seen["files"]),
             seen["bits_per_weight"],
             checks=tuple(Check(*one) for one in seen["checks"]),
-            facts={"imatrix": False},
+            facts={"imatrix": False, "adapter": True},
         )
         facts = artifact.to_json()
         hashes = {one.name: one.sha256 for one in artifact.files}
