@@ -124,7 +124,7 @@ def test_the_adapter_alone_makes_of_the_model_what_merging_does(
         merged=str(merged.path("F16")),
     )
     assert seen["without"] > 0.02, "the adapter changes something"
-    assert seen["with"] < 0.01 * seen["without"]
+    assert seen["with"] < 1e-3, "float16, to which the merged weights are rounded"
     if kind == "plain":
         card = alone.card()
         assert "The LoRA adapter **adapter** of **tiny-austen-4m**" in card
