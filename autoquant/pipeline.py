@@ -22,7 +22,8 @@ from autoquant.core.errors import HubFailed, InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions, UploadOptions, build
-from autoquant.core.records import Evaluation, Plan, RunRecord, Snapshot, Source
+from autoquant.core.plans import Plan
+from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.evaluate import artifacts as measuring
 from autoquant.methods import METHODS, texts

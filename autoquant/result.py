@@ -15,7 +15,7 @@ from typing import Any
 from autoquant import look as looking
 from autoquant import pipeline
 from autoquant.calibration import Calibration
-from autoquant.core import records
+from autoquant.core import plans
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, build
 from autoquant.core.records import Artifact, RunRecord
@@ -195,11 +195,11 @@ class Comparison:
 
 
 @dataclass(frozen=True, repr=False)
-class Plan(records.Plan):
+class Plan(plans.Plan):
     """What a run will need and whether it fits. Prints as a table, in a notebook too."""
 
     @classmethod
-    def of(cls, plan: records.Plan) -> Plan:
+    def of(cls, plan: plans.Plan) -> Plan:
         """A method's plan as one that shows itself."""
         return cls(**{one.name: getattr(plan, one.name) for one in dataclasses.fields(plan)})
 

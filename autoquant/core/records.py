@@ -149,7 +149,8 @@ class Source:
     it changes; ``folder`` is the merged model, headers and holes at first (see source.adapter).
 
     A source that is a GGUF file has its name (the first shard's) in ``gguf``, its type (Q8_0) in
-    ``dtype``, and in ``tag`` what it was asked for by, where a repository has several.
+    ``dtype``, and in ``tag`` what it was asked for by, where a repository has several; ``mmproj``
+    is the file of what it sees or hears with.
     """
 
     id: str
@@ -181,6 +182,7 @@ class Source:
     adapted: Source | None = None
     gguf: str = ""
     tag: str = ""
+    mmproj: str = ""
 
     @property
     def at_hand(self) -> bool:
@@ -237,59 +239,6 @@ class Snapshot:
     folder: Path
     sha256: str
     files: dict[str, str]
-
-
-@dataclass(frozen=True)
-class PlanItem:
-    """One artifact to be: exact bytes on disk, bits per weight, and what to know about it.
-    ``impossible`` says why it cannot be made.
-    """
-
-    type: str
-    bytes: int
-    bits_per_weight: float
-    needs_imatrix: bool
-    note: str
-    impossible: str = ""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes are bytes. ``disk_needed`` is for all items together, with what is downloaded, and what
-    is written in between and removed again.
-
-    ``refused`` says why a run with these options would be refused, if it would.
-    """
-
-    method: str
-    source: Source
-    items: tuple[PlanItem, ...]
-    intermediate: int
-    disk_needed: int
-    disk_free: int
-    memory_needed: int
-    memory_available: int
-    notes: tuple[str, ...] = ()
-    download: int = 0
-    refused: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """Whether disk and memory suffice for all items together."""
-        return self.disk_needed <= self.disk_free and self.memory_needed <= self.memory_available
-
-    @property
-    def verdict(self) -> tuple[bool, str]:
-        """Whether it can be done here, and that in words. Types that lack an importance matrix are
-        marked in the table: a list of all types is no request for them.
-        """
-        if not self.fits:
-            return False, "it does NOT fit" + (
-                ": ask for fewer or smaller types" if self.disk_needed > self.disk_free else ""
-            )
-        if self.refused and not any(item.needs_imatrix for item in self.items):
-            return False, f"it cannot be made here: {self.refused}"
-        return True, "it fits"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from autoquant.core.records import Plan, RunRecord
+from autoquant.core.plans import Plan
+from autoquant.core.records import RunRecord
 from autoquant.display import plot, tables
 
 BESIDE = "display:flex;flex-wrap:wrap;gap:1em"  # a table with its plot, below it where narrow

@@ -6,7 +6,8 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from autoquant.core.records import Evaluation, Plan, RunRecord, Source
+from autoquant.core.plans import Plan
+from autoquant.core.records import Evaluation, RunRecord, Source
 
 WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
 

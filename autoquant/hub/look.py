@@ -77,7 +77,7 @@ def git_sha(content: bytes) -> str:
 def parse(model: str) -> tuple[str, str | None, str] | None:
     """``owner/name``, ``owner/name@revision`` or a Hub URL -> (id, revision, tag); None if it is
     none of them. The tag names a GGUF file, as llama.cpp and Ollama have it: ``owner/name:Q8_0``,
-    or the file itself, in a URL too.
+    or the file itself, in a URL too, or there its folder, with a slash behind.
     """
     hosts = {
         "huggingface.co",
@@ -96,7 +96,8 @@ def parse(model: str) -> tuple[str, str | None, str] | None:
         file = unquote(url[4] or "")
         shown = re.search(r"[?&]show_file_info=([^&#]+)", model)  # a file on the Hub's own page
         file = unquote(shown[1]) if shown else file.rstrip("/")
-        tag = url[5] or (file if file.endswith(".gguf") else "")
+        folder = f"{file}/" if file and "/tree/" in model else ""
+        tag = url[5] or (file if file.endswith(".gguf") else folder)
     elif plain:
         repo, revision, tag = plain[1], plain[2], plain[3] or ""
     else:
@@ -170,6 +171,8 @@ def look(
     other = [f for f in files if f.name.endswith((".safetensors", ".bin"))]
     names = [f.name for f in files if f.name.endswith(".gguf")]
     whole = {"config.json", ADAPTER_CONFIG} & set(wanted) and other
+    if tag.endswith("/") and not any(name.startswith(tag) for name in names):
+        tag = ""  # a folder of something else
     where = f"{repo}@{revision}" if revision else repo
     gguf = choose(names, tag, where) if tag or (names and not whole) else []
     if not gguf and not {"config.json", ADAPTER_CONFIG} & set(wanted):

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions
-from autoquant.core.records import Artifact, Plan, RunRecord, Snapshot, Source
+from autoquant.core.plans import Plan
+from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.formats.tensors import Part
 from autoquant.source import fetch, structure
 from autoquant.source.layers import parts_by_module

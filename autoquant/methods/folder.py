@@ -16,14 +16,13 @@ from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.core.options import MethodOptions
+from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.progress import Bar
 from autoquant.core.records import (
     EXPERTS,
     TOWERS,
     Artifact,
     Check,
-    Plan,
-    PlanItem,
     Snapshot,
     Source,
     Stored,

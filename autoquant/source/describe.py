@@ -93,7 +93,7 @@ def resolve(model: str | Path, *, allow_pickle: bool = False, base: str = "") ->
             " model on the Hub as owner/name or owner/name@revision, or demo for the bundled demo"
             " model"
         )
-    listing = look.look(*named, SIDE_FILES, from_gguf.choose)
+    listing = look.look(*named, SIDE_FILES, from_gguf.with_tower)
     known: dict[str, Any] = {
         "revision": listing.revision,
         "gated": listing.gated,
@@ -158,7 +158,7 @@ def _gguf(folder: Path, name: str) -> Source:
     if name:
         chosen = from_gguf.whole(name, [path.name for path in folder.iterdir()], str(folder))
     else:
-        chosen = from_gguf.choose(_ggufs(folder), "", str(folder))
+        chosen = from_gguf.with_tower(_ggufs(folder), "", str(folder))
     source = from_gguf.describe(folder, chosen, from_gguf.id_of(chosen[0], folder.name), name)
     return _from_cache(source, folder)
 

@@ -15,10 +15,12 @@ from autoquant.core.records import Source
 
 # what is taken without being asked for, best first: nothing, or hardly anything, is lost already
 FREELY = ("BF16", "F32", "F16", "Q8_0")
+# what a model sees or hears with; llama.cpp's tools look for that name
+MMPROJ = re.compile(r"(^|/)mmproj|mmproj[^/]*\.gguf$", re.IGNORECASE)
 # files that lie beside a model's: vision towers, importance matrices, adapters, drafts; they are
 # taken if they are named, and described as what they are
 BESIDE = re.compile(
-    r"(^|/)mmproj|mmproj[^/]*\.gguf$|(^|[-_./])imatrix\.gguf$|(^|/)(lora|mtp|draft)[-_.]",
+    MMPROJ.pattern + r"|(^|[-_./])imatrix\.gguf$|(^|/)(lora|mtp|draft)[-_.]",
     re.IGNORECASE,
 )
 TYPE = re.compile(
@@ -62,6 +64,7 @@ FILE_TYPES = {
     37: "TQ2_0",
     38: "MXFP4_MOE",
 }
+TOWERS = ("F16", "BF16", "Q8_0", "F32")
 NAMED = 8  # files named in an error
 NAMELESS = ("", "model", "ggml-model")
 
@@ -74,14 +77,15 @@ def type_in(name: str) -> str:
 
 def choose(names: Sequence[str], tag: str, where: str) -> list[str]:
     """The file of a model, or all of its shards, among the files of a folder or repository:
-    ``tag`` is a file's name, type (Q8_0) or part of the name; without one, the best that was not
-    quantized below Q8_0. Raises InputError.
+    ``tag`` is a file's name, folder, type (Q8_0) or part of the name; without one, the best that
+    was not quantized below Q8_0. Raises InputError.
     """
     models = [name for name in names if name.lower().endswith(".gguf")]
     models = [name for name in models if name == tag or not BESIDE.search(name)]
     first = sorted({gguf_head.shards(name)[0] for name in models})
     if tag:
-        fits = [name for name in first if tag in gguf_head.shards(name)]
+        inside = f"{tag.rstrip('/')}/"  # a folder's
+        fits = [n for n in first if tag in gguf_head.shards(n) or n.startswith(inside)]
         fits = fits or [name for name in first if type_in(name) == tag.upper()]
         fits = fits or [name for name in first if tag.lower() in name.lower()]
     else:
@@ -100,6 +104,18 @@ def choose(names: Sequence[str], tag: str, where: str) -> list[str]:
         how = f"{where}/{example}" if Path(where).is_absolute() else f"{where}:{example}"
         raise InputError(f"{where} {what}; it has: {listed or 'none'}. Name one: {how}")
     return whole(fits[0], names, where)
+
+
+def with_tower(names: Sequence[str], tag: str, where: str) -> list[str]:
+    """:func:`choose`, and after them the file of what the model sees or hears with, if there is
+    one: of several the F16 one, as llama.cpp's converter makes it.
+    """
+    chosen = choose(names, tag, where)
+    if MMPROJ.search(chosen[0]):
+        return chosen
+    beside = sorted(name for name in names if MMPROJ.search(name) and name.endswith(".gguf"))
+    ranked = [name for kind in (*TOWERS, "") for name in beside if kind in ("", type_in(name))]
+    return chosen + ranked[:1]
 
 
 def whole(name: str, names: Sequence[str], where: str) -> list[str]:
@@ -131,8 +147,11 @@ def heads(folder: Path, names: Sequence[str]) -> list[Head]:
 
 def describe(folder: Path, names: Sequence[str], id: str, tag: str = "") -> Source:
     """A Source from the heads of its files, and the card beside them, unless a ``tag`` names the
-    very file: then whatever lies beside it is not known to be of it.
+    very file: then whatever lies beside it is not known to be of it. The last of ``names`` may be
+    an mmproj file.
     """
+    mmproj = names[-1] if len(names) > 1 and MMPROJ.search(names[-1]) else ""
+    names = names[:-1] if mmproj else names
     found = heads(folder, names)
     values, tensors = found[0].values, [one for head in found for one in head.tensors.values()]
     architecture = str(values.get("general.architecture", ""))
@@ -184,6 +203,7 @@ def describe(folder: Path, names: Sequence[str], id: str, tag: str = "") -> Sour
         license_link=card.get("license_link") or values.get("general.license.link"),
         gguf=names[0],
         tag=tag,
+        mmproj=mmproj,
     )
 
 

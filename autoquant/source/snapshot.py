@@ -62,7 +62,7 @@ def fetch(source: Source) -> Snapshot:
         assert source.revision is not None
         folder, files = hub.fetch(look.known(source.id, source.revision, source.tag))
         here = (
-            from_gguf.describe(folder, source.weights, source.id)
+            from_gguf.describe(folder, _ggufs(source), source.id)
             if source.gguf
             else describe(folder, source.id, allow_pickle=False)
         )
@@ -95,6 +95,11 @@ def _merged(source: Source, adapter: Path, base: Snapshot) -> Snapshot:
     return Snapshot(source=source, folder=place, sha256=digest, files=files)
 
 
+def _ggufs(source: Source) -> list[str]:
+    """The files of a source that is GGUF."""
+    return [*source.weights, *([source.mmproj] if source.mmproj else [])]
+
+
 def _hashes(folder: Path, source: Source) -> dict[str, str]:
     """The sha256 of the files in a folder, by name."""
     weights = source.weights
@@ -102,7 +107,7 @@ def _hashes(folder: Path, source: Source) -> dict[str, str]:
         weights = tuple(path.name for path in weight_files(folder))
     side = (path.relative_to(folder).as_posix() for path in side_files(folder))
     # a GGUF file is the whole model, whatever lies beside it
-    names = sorted({*(() if source.gguf else side), *weights})
+    names = sorted(_ggufs(source) if source.gguf else {*side, *weights})
     with ThreadPoolExecutor(max_workers=4) as pool:
         found = pool.map(lambda name: sha256_of(folder / name), names)
         return dict(zip(names, found, strict=True))

@@ -16,7 +16,7 @@ from autoquant.pipeline import evaluate_files
 from autoquant.result import Result
 from autoquant.source import from_gguf, resolve
 from tests.gguf.conftest import QUICK
-from tests.workers import in_llama_worker
+from tests.workers import in_llama_worker, in_worker
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +245,37 @@ def test_files_are_measured_against_a_file(made: Result) -> None:
     (source, row) = evaluate_files([made.path("Q4_K_M")], str(made.path("Q8_0")), chunks=2)
     assert source[0] == "tiny-austen-4m (source, Q8_0)"
     assert 0 < row[1].kl_mean < 0.02
+
+
+def test_what_a_model_sees_with_goes_along(tmp_path: Path) -> None:
+    model = tmp_path / "gemma"
+    in_worker("bench.cases.architectures:make", tmp_path, name="gemma3_vision", folder=str(model))
+    quick: dict[str, Any] = {"pre_tokenizer": "gpt-2", "evaluate": "off"}
+    first = autoquant.gguf(model, types="Q8_0", out=tmp_path / "first", **quick)
+    tower = "mmproj-gemma-F16.gguf"
+    # somebody's folder, without our journal
+    folder = tmp_path / "gemma-GGUF"
+    folder.mkdir()
+    for name in ("gemma-Q8_0.gguf", tower):
+        (folder / name).write_bytes((first.folder / name).read_bytes())
+
+    made = autoquant.gguf(
+        folder, types="Q4_K_M", modelfile=True, evaluate="off", out=tmp_path / "again"
+    )
+    (copied,) = made.folder.glob("mmproj-*.gguf")
+    assert copied.read_bytes() == (folder / tower).read_bytes()
+    assert f"--mmproj {copied.name} --image" in made.card()
+    assert f"FROM ./{copied.name}" in (made.folder / "gemma-Q4_K_M.Modelfile").read_text()
+    planned = autoquant.plan("gguf", folder, types="Q4_K_M")
+    assert f"{tower}, what it sees or hears with, goes along" in planned.notes[-1]
+    assert planned.disk_needed == sum(path.stat().st_size for path in made.folder.glob("*.gguf")), (
+        "with the file that goes along"
+    )
+
+    without = autoquant.gguf(
+        folder, types="Q4_K_M", mmproj=False, evaluate="off", out=tmp_path / "without"
+    )
+    assert [path.name for path in without.folder.glob("*.gguf")] == ["gemma-Q4_K_M.gguf"]
+    assert f"left out, as asked: {tower}" in without.card()
+    alone = autoquant.plan("gguf", folder / "gemma-Q8_0.gguf", types="Q4_K_M")
+    assert f"{tower} in the same folder goes with the new files as it is" in alone.notes[-1]

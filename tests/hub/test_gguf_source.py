@@ -28,18 +28,25 @@ def repo(hub: Hub, published: Path) -> str:
         f"{'full/' if 'F16' in path.name else ''}{path.name}": path
         for path in published.glob("*.gguf")
     }
-    hub.seed(REPO, {**files, "README.md": CARD, "mmproj-tiny-F16.gguf": b"m" * 3_000_000})
+    # stands for what a model sees with: it is copied, whatever is in it
+    tower = published / "tiny-austen-4m-Q4_K_M.gguf"
+    towers = {f"mmproj-tiny-{kind}.gguf": tower for kind in ("BF16", "F16", "F32")}
+    hub.seed(REPO, {**files, "README.md": CARD, **towers})
     return REPO
 
 
-def test_a_plan_fetches_the_head_alone(user: User, hub: Hub, repo: str) -> None:
+def test_a_plan_fetches_the_head_alone(user: User, hub: Hub, repo: str, published: Path) -> None:
     out = user.run("plan", "gguf", f"{repo}:Q8_0", "--types", "Q4_K_M,Q3_K_M").stdout
     assert "maker/tiny-GGUF: llama, 4.2 million parameters, Q8_0, 4.53 MB" in out
-    assert "to download: 4.53 MB" in out
+    size = sum((published / f"tiny-austen-4m-{k}.gguf").stat().st_size for k in ("Q8_0", "Q4_K_M"))
+    assert f"to download: {(size + len(CARD)) / 1e6:.2f} MB" in out
+    assert "mmproj-tiny-F16.gguf, what it sees or hears with, goes along (0.003 GB)" in out
     assert "what that has lost stays lost" in out
-    assert hub.served < 1_200_000
+    assert hub.served < 2_200_000, "a mebibyte of each file"
     best = user.run("plan", "gguf", repo, "--types", "Q4_K_M,Q3_K_M").stdout
     assert "4.2 million parameters, F16, 8.46 MB" in best
+    url = f"{hub.url}/{repo}/tree/main/full"
+    assert "parameters, F16," in user.run("plan", "gguf", url, "--types", "Q4_K_M").stdout
     sizes = [line for line in out.splitlines() if line.startswith("Q")]
     assert sizes == [line for line in best.splitlines() if line.startswith("Q")]
 
@@ -53,8 +60,8 @@ def test_from_a_name_to_a_measured_repository(
         request.path.split("/")[-1].split("?")[0]
         for request in hub.requests(rf"(GET|HEAD) /{repo}/resolve")
     }
-    assert fetched == {"README.md", "tiny-austen-4m-Q8_0.gguf"}
-    assert {"README.md", "tiny-Q4_K_M.gguf"} <= set(hub.files("acme/tiny"))
+    assert fetched == {"README.md", "tiny-austen-4m-Q8_0.gguf", "mmproj-tiny-F16.gguf"}
+    assert {"README.md", "tiny-Q4_K_M.gguf", "mmproj-tiny-F16.gguf"} <= set(hub.files("acme/tiny"))
     card = hub.content("acme/tiny", "README.md").decode()
     commit = hub.repos[repo].branches["main"]
     for said in (

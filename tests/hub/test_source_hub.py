@@ -34,6 +34,7 @@ STRANGER = "hf_" + "StrangerStrangerStrangerStranger01"
         ("https://huggingface.co/owner/name/commit/abc", ("owner/name", "abc", "")),
         ("hf.co/owner/name", ("owner/name", None, "")),
         ("huggingface.co/owner/name/tree/dev", ("owner/name", "dev", "")),
+        ("https://hf.co/owner/name/tree/main/Q4_K_M", ("owner/name", "main", "Q4_K_M/")),
         ("owner/name:Q8_0", ("owner/name", None, "Q8_0")),
         ("owner/name@v1.0:sub/x-Q8_0.gguf", ("owner/name", "v1.0", "sub/x-Q8_0.gguf")),
         ("owner/name:my model (v2).gguf", ("owner/name", None, "my model (v2).gguf")),

@@ -19,7 +19,8 @@ from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
-from autoquant.core.records import Artifact, Plan, PlanItem, RunRecord, Snapshot, Source
+from autoquant.core.plans import Plan, PlanItem
+from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
 from autoquant.methods.exl2 import work

@@ -17,7 +17,8 @@ from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
-from autoquant.core.records import Artifact, Plan, PlanItem, RunRecord, Snapshot, Source
+from autoquant.core.plans import Plan, PlanItem
+from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
@@ -219,8 +220,10 @@ class Gguf(Method[GgufOptions]):
                 logs=Path(scratch) / "log",
             )
         memory = WORKER_MEMORY + 4 * source.largest_tensor
-        notes = (requantize.note(source),)
-        return self._planned(source, options, out, plans, memory=memory, notes=notes)
+        notes = (requantize.note(source), mmproj.note(source, options, {}))
+        carried = source.folder / source.mmproj if source.mmproj and options.mmproj else None
+        beside = carried.stat().st_size if carried else 0
+        return self._planned(source, options, out, plans, beside=beside, memory=memory, notes=notes)
 
     def _planned(
         self,

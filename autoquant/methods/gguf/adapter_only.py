@@ -11,8 +11,9 @@ from autoquant.backends.llamacpp import converter as llama
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
+from autoquant.core.plans import PlanItem
 from autoquant.core.progress import Bar
-from autoquant.core.records import Artifact, Check, PlanItem, Snapshot, Source, Stored
+from autoquant.core.records import Artifact, Check, Snapshot, Source, Stored
 from autoquant.methods.base import Output
 from autoquant.methods.gguf.convert import convert, precision, taking
 from autoquant.methods.gguf.options import GgufOptions

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from autoquant.core.records import Source
 from autoquant.methods.gguf.convert import taking
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
+from autoquant.source import from_gguf
 from autoquant.source.structure import structure
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,23 @@ log = logging.getLogger(__name__)
 def wanted(source: Source, options: GgufOptions) -> bool:
     """Whether a model has such parts, and their file is asked for."""
     return options.mmproj and bool(structure(source).towers) and not source.pickle
+
+
+def _beside(source: Source, options: GgufOptions) -> str:
+    """The same of a source that is a GGUF file, with an mmproj file beside it."""
+    if source.mmproj and options.mmproj:
+        size = (source.folder / source.mmproj).stat().st_size
+        return f"{source.mmproj}, what it sees or hears with, goes along ({size / 1e9:.3f} GB)"
+    if source.mmproj:
+        return f"left out, as asked: {source.mmproj}"
+    if not source.at_hand or not source.tag:
+        return ""
+    lie = sorted(one.name for one in source.folder.glob("*mmproj*.gguf"))
+    return (
+        f"{', '.join(lie)} in the same folder goes with the new files as it is, and is not copied"
+        if lie and options.mmproj and not from_gguf.MMPROJ.search(source.gguf)
+        else ""
+    )
 
 
 def file_name(source: Source, options: GgufOptions) -> str:
@@ -68,6 +88,8 @@ def plan(source: Source, options: GgufOptions) -> dict[str, Any]:
 
 def note(source: Source, options: GgufOptions, planned: dict[str, Any]) -> str:
     """What to say of it; empty if there is nothing to say."""
+    if source.gguf:
+        return _beside(source, options)
     towers = ", ".join(structure(source).towers)
     if "unknown" in planned:
         return (
@@ -91,6 +113,8 @@ def make(source: Source, options: GgufOptions, run: RunFolder, converted: str) -
     """
     name = file_name(source, options)
     key = key_of(converted, options.mmproj_type, options.mmproj)
+    if source.gguf:
+        return _copied(source, options, run, key), note(source, options, {})
     facts = run.done("mmproj", key)
     if facts is None and not wanted(source, options):
         return "", note(source, options, {})
@@ -105,3 +129,23 @@ def make(source: Source, options: GgufOptions, run: RunFolder, converted: str) -
         return name, f"{said}; every value finite"
     log.warning("%s: %s", source.id, said)
     return "", said
+
+
+def _copied(source: Source, options: GgufOptions, run: RunFolder, key: str) -> str:
+    """The source's own file, copied and looked at; "" if there is none to be."""
+    if not source.mmproj or not options.mmproj:
+        return ""
+    kind = from_gguf.type_in(source.mmproj) or "F16"
+    name = f"mmproj-{source.name}-{kind}.gguf"
+    if run.done("mmproj", key) is None:
+        given, part = source.folder / source.mmproj, run.work / name
+        process.call(
+            "autoquant.formats.gguf:refuse_larger",
+            log=run.logs,
+            env=llama.environment(llama.locate(options.converter)),
+            paths=[str(given)],
+            largest=math.inf,
+        )
+        shutil.copyfile(given, part)
+        run.record("mmproj", key, [run.finish(part)], {}, {name: sha256_of(run.folder / name)})
+    return name

@@ -18,7 +18,6 @@ OTHERS = (
     "precision",
     "keep_intermediate",
     "pre_tokenizer",
-    "mmproj",
     "mmproj_type",
     "allow_pickle",
 )
@@ -33,7 +32,7 @@ def check(source: Source, options: GgufOptions) -> None:
                 f"allow_requantize: {source.id} is no GGUF file; leave allow_requantize out"
             )
         return
-    for name in OTHERS:
+    for name in OTHERS if source.mmproj else ("mmproj", *OTHERS):
         if getattr(options, name) != fields[name].default:
             raise InputError(
                 f"{name}: {source.id} is a GGUF file, which is not converted; leave {name} out"

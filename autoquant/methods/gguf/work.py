@@ -76,8 +76,7 @@ class Work:
             if facts:
                 self.artifacts[name] = Artifact.from_json(facts)
                 self.run.passed(self.artifacts[name])
-        if not self.source.gguf:
-            self.mmproj, self.towers = mmproj.make(self.source, self.options, self.run, self.key)
+        self.mmproj, self.towers = mmproj.make(self.source, self.options, self.run, self.key)
         todo = [name for name in self.options.types if name not in self.artifacts]
         collect = self.imatrix is not None and self.imatrix.facts is None
         if todo or collect:
