@@ -28,6 +28,21 @@ backend = {"backend": BACKEND.AWQ_TORCH} if method == "awq" else {}
 model.quantize(samples, batch_size=4, **backend)
 model.save("saved")
 """
+AUTO_ROUND = """
+import sys
+import torch
+from auto_round import AutoRound
+
+samples = [
+    {"input_ids": torch.arange(n, n + 128)[None], "attention_mask": torch.ones(1, 128).long()}
+    for n in range(100, 108)
+]
+rounder = AutoRound(
+    sys.argv[1], bits=4, group_size=32, sym=False, iters=5, nsamples=8, seqlen=128, batch_size=4,
+    dataset=samples, device_map="cpu", enable_torch_compile=False,
+)
+rounder.quantize_and_save("saved", format="auto_awq")
+"""
 EXCEPTION = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception)\b: .*)$", re.MULTILINE)
 
 
@@ -37,6 +52,8 @@ def said(method: str, folder: Path) -> str:
         if method in ("gptq", "awq"):
             argv = [sys.executable, "-c", GPTQMODEL, str(folder), method]
             more = cores_for_gptqmodel()
+        elif method == "autoround":
+            argv, more = [sys.executable, "-c", AUTO_ROUND, str(folder)], {}
         elif method == "gguf":
             tools = converter.locate()
             argv = [sys.executable, str(tools / "convert_hf_to_gguf.py"), str(folder)]

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,24 @@ from bench.cases import architectures
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "models.md", ROOT / "bench" / "models.json"
-# method -> its title, and options that suit tiny models
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gguf": ("GGUF Q8_0", {"types": "Q8_0", "pre_tokenizer": "gpt-2"}),
-    "gptq": ("GPTQ", {"calibration_samples": 16, "calibration_length": 128}),
-    "awq": ("AWQ", {"calibration_samples": 16, "calibration_length": 128, "algorithm": "awq"}),
-    "hqq": ("HQQ", {}),
-    "bitsandbytes": ("NF4", {}),
-    "w8a8": ("W8A8", {}),
+FEW = {"calibration_samples": 16, "calibration_length": 128}
+# column -> its title, the method, and options that suit tiny models
+METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gguf": ("GGUF Q8_0", "gguf", {"types": "Q8_0", "pre_tokenizer": "gpt-2"}),
+    "gptq": ("GPTQ", "gptq", FEW),
+    "autoround": ("AWQ (AutoRound)", "awq", {**FEW, "iterations": 30}),
+    "awq": ("AWQ (awq)", "awq", {**FEW, "algorithm": "awq"}),
+    "hqq": ("HQQ", "hqq", {}),
+    "bitsandbytes": ("NF4", "bitsandbytes", {}),
+    "w8a8": ("W8A8", "w8a8", {}),
 }
-ALONE = ("gguf", "gptq", "awq")
+ALONE = ("gguf", "gptq", "autoround", "awq")
 PACKAGES = (
     "transformers",
     "torch",
     "llama-cpp-python",
     "gptqmodel",
+    "auto-round",
     "hqq",
     "bitsandbytes",
     "compressed-tensors",
@@ -62,14 +65,15 @@ def versions() -> str:
     return ", ".join(f"{name} {environments.version(name)}" for name in PACKAGES)
 
 
-def run(name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """One model through every method."""
+def run(name: str, folder: Path, columns: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """One model through the methods of some columns."""
     source = folder / name
     process.call(
         "bench.cases.architectures:make", log=folder / "log", name=name, folder=str(source)
     )
     row: dict[str, dict[str, Any]] = {}
-    for method, (_, options) in METHODS.items():
+    for column in columns:
+        _, method, options = METHODS[column]
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         pickled = {"allow_pickle": True} if method == "gguf" and "pickle" in name else {}
@@ -78,12 +82,12 @@ def run(name: str, folder: Path) -> dict[str, dict[str, Any]]:
                 source, out=out, evaluate="on", eval_chunks=2, **options, **pickled
             )
             evaluation = made.artifacts[0].evaluation
-            row[method] = {"kl": evaluation.kl_mean if evaluation else None}
+            row[column] = {"kl": evaluation.kl_mean if evaluation else None}
         except AutoQuantError as error:
             said = str(error).replace(str(source), name).replace(str(folder), "…")
-            row[method] = {"refused": re.sub(r"\s+", " ", said)}
-            if method in ALONE:
-                row[method]["alone"] = alone.said(method, source)
+            row[column] = {"refused": re.sub(r"\s+", " ", said)}
+            if column in ALONE:
+                row[column]["alone"] = alone.said(column, source)
     shutil.rmtree(source)
     return row
 
@@ -92,7 +96,7 @@ def page(results: Mapping[str, Mapping[str, Mapping[str, Any]]], said_by: str) -
     """docs/models.md."""
     reasons: dict[str, str] = {}
     lines = [
-        f"| model | {' | '.join(title for title, _ in METHODS.values())} |",
+        f"| model | {' | '.join(title for title, *_ in METHODS.values())} |",
         f"| --- | {' | '.join('---' for _ in METHODS)} |",
     ]
     for name in sorted(results):
@@ -133,12 +137,13 @@ def general(reason: str, name: str, by_itself: str | None) -> str:
         (r" \(\w*(For\w+|Model)\)", ""),
         (r"\b(GPTQ|HQQ|bitsandbytes|W8A8 / FP8)\b(?= (could|loads))", "this method"),
         (r"[^\s]*/out/", ""),
-        (r" The traceback is in .*", ""),
+        (r" The traceback is in .*| Another way: .*", ""),
+        (r"\d+ of \d+ layers are not divisible by it, e\.g\. .* outputs\)", "some are not"),
     ):
         reason = re.sub(pattern, instead, reason)
     said = shortened(reason, 400)
     if by_itself is not None:
-        own = re.sub(r"/\S*/", "", by_itself) or "takes it"
+        own = re.sub(r"/\S*/|(?<=gptqmodel)_\w+", "", by_itself) or "takes it"
         said += f" — *The library by itself:* {shortened(own, 160)}"
     return said.replace("|", "\\|")
 
@@ -149,14 +154,19 @@ def shortened(text: str, most: int) -> str:
 
 
 def main() -> None:
-    """Run, and write the page."""
+    """Run what the command line names (models and columns; of what it does not name, all), and
+    write the page.
+    """
     logging.disable(logging.WARNING)
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     results = dict(kept.get("results", {}))
-    names = sys.argv[1:] or architectures.names()
+    columns = [one for one in sys.argv[1:] if one in METHODS]
+    names = [one for one in sys.argv[1:] if one not in METHODS] or architectures.names()
     with tempfile.TemporaryDirectory() as scratch, preload.kept():
         for name in names:
-            results[name] = run(name, Path(scratch))
+            made = run(name, Path(scratch), columns or METHODS)
+            row = {**results.get(name, {}), **made}
+            results[name] = {column: row[column] for column in METHODS if column in row}
             sys.stderr.write(f"{name}: {results[name]}\n")
     results = {name: row for name, row in results.items() if name in architectures.names()}
     noted = {"versions": versions(), "results": dict(sorted(results.items()))}

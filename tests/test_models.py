@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import autoquant
-from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.errors import CheckFailed, InputError, ProcessFailed
 from autoquant.core.files import sha256_of
 from autoquant.core.records import Evaluation
 from autoquant.result import Result
@@ -46,6 +46,8 @@ def run(method: str, folder: Path, out: Path, **values: Any) -> Result:
         options = {"pre_tokenizer": "gpt-2", "types": ("Q8_0",), **options}
     if method in ("gptq", "awq"):
         options = {"calibration_samples": 8, "calibration_length": 128, **options}
+    if method == "awq" and "algorithm" not in options:
+        options = {"iterations": 20, **options}  # AutoRound's
     made: Result = getattr(autoquant, method)(folder, out=out / "run", **options)
     return made
 
@@ -74,7 +76,11 @@ def loss(result: Result) -> float:
         ("gguf", "gemma4_text", 0.05),  # more rows than tokens
         ("gguf", "phi4_mini", 0.01),  # a tokenizer of bytes where Phi-3's is looked for
         ("gptq", "qwen35", 0.8),  # layers that GPTQModel leaves, and a tower
-        ("awq", "qwen25_vl", 0.4),
+        ("awq", "mistral3_vision", 0.4),
+        ("awq awq", "qwen25_vl", 0.4),
+        ("awq", "gpt_oss", 0.4),
+        ("awq", "qwen35", 0.8),  # linear attention before full attention: other arguments
+        ("awq", "starcoder2", 0.2),  # a scale for its activation
         ("hqq", "mixtral", 0.4),
         ("hqq", "gpt_oss", 0.4),  # experts in one tensor, transposed, gate and up in turns
         ("hqq", "mamba", 0.2),
@@ -89,10 +95,11 @@ def loss(result: Result) -> float:
 def test_it_is_quantized_read_back_and_near(
     method: str, name: str, most: float, made: Made, tmp_path: Path
 ) -> None:
-    result = run(method, made(name), tmp_path)
+    method, *algorithm = method.split()
+    result = run(method, made(name), tmp_path, **({"algorithm": "awq"} if algorithm else {}))
     assert loss(result) < most
     assert list(tmp_path.glob("run/.autoquant/work/*")) == []
-    if name in ("gemma3_vision", "qwen25_vl", "qwen35") and method != "gguf":
+    if name in ("gemma3_vision", "qwen25_vl", "qwen35", "mistral3_vision") and method != "gguf":
         (seen,) = [check.seen for check in result.artifacts[0].checks if check.name == "sees"]
         assert seen.endswith("pixels; upside down the logits differ")
     notes = " ".join(result.artifacts[0].notes)
@@ -292,14 +299,15 @@ def stored(path: Path) -> dict[str, bytes]:
     return {name: data[start + first : start + last] for name, (first, last) in places.items()}
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_experts_are_quantized_one_by_one_under_the_published_names(
-    made: Made, tmp_path: Path
+    method: str, made: Made, tmp_path: Path
 ) -> None:
-    """transformers 5 calls Mixtral's modules otherwise. What is not quantized is the source's own;
-    experts that too few samples reached are counted.
+    """By GPTQModel and by AutoRound. transformers 5 calls Mixtral's modules otherwise. What is not
+    quantized is the source's own.
     """
     folder = made("mixtral")
-    result = run("gptq", folder, tmp_path, calibration_samples=1, calibration_length=32)
+    result = run(method, folder, tmp_path, calibration_samples=1, calibration_length=32)
     assert loss(result) < 0.5
     written = stored(result.folder / "model.safetensors")
     source = stored(folder / "model.safetensors")
@@ -312,3 +320,9 @@ def test_experts_are_quantized_one_by_one_under_the_published_names(
     assert [name for name in kept if written[name] != source[name]] == []
     notes = " ".join(result.artifacts[0].notes)
     assert "a mixture of experts: transformers 5 does not load quantized experts" in notes
+
+
+def test_where_a_library_fails_another_way_is_named(made: Made, tmp_path: Path) -> None:
+    """GPTQModel 7.6 does so on GPT-NeoX."""
+    with pytest.raises(ProcessFailed, match=r"gptqmodel:quantize failed: .*\(--algorithm autoro"):
+        run("gptq", made("gpt_neox_old"), tmp_path)

@@ -141,47 +141,6 @@ def keep_config(
     path.write_text(json.dumps({**config, **kept}, indent=2) + "\n", encoding="utf-8")
 
 
-def keep_unquantized(folder: Path, model: str) -> None:
-    """On a CPU, put the source's own values in place of weights that were not quantized but
-    converted: libraries work there in bfloat16, and write all in it. What an algorithm has changed
-    gets the source's dtype; a source in float32 becomes bfloat16.
-    """
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    if torch.cuda.is_available():  # there the source's dtype is worked in
-        return
-    opened: Any = safe_open  # untyped
-    source = {
-        name: file
-        for file in (opened(path, framework="pt") for path in weight_files(Path(model)))
-        for name in file.keys()  # noqa: SIM118 (not a dict)
-    }
-    wanted = half_dtype(model)
-    for path in sorted(folder.glob("*.safetensors")):
-        with opened(path, framework="pt") as file:
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata()
-        kept = {}
-        for name, tensor in held.items():
-            # a tied head that a library writes out is a weight without a source of its name
-            if (
-                (name in source or name.endswith(".weight"))
-                and tensor.is_floating_point()
-                and tensor.dtype != wanted
-            ):
-                own = source[name].get_tensor(name) if name in source else tensor
-                same = own.shape == tensor.shape and torch.equal(
-                    own.to(torch.bfloat16).to(tensor.dtype), tensor
-                )
-                kept[name] = (own if same else tensor).to(wanted)
-        if kept:
-            part = path.with_suffix(".part")
-            save_file({**held, **kept}, part, metadata=metadata)
-            os.replace(part, path)
-
-
 def _dtype(folder: Path) -> str:
     """The dtype most of the unquantized weights have."""
     from safetensors import safe_open

@@ -19,11 +19,8 @@ from autoquant.backends.folder import (
     used,
 )
 from autoquant.core.errors import InputError
-from autoquant.formats import awq, gptq
 from autoquant.formats.architecture import class_of, config_of
 from autoquant.runtime.worker import Report
-
-PARTS = {"gptq": gptq.PARTS, "awq": awq.PARTS}
 
 
 def quantize(
@@ -97,7 +94,7 @@ def quantize(
     )
     saved = f"{scratch}/saved"
     loaded.save(saved)
-    division, taken, other = renamed.write(saved, target, model, PARTS[algorithm])
+    division, taken, other = renamed.write(saved, target, model, algorithm)
     shutil.copyfile(f"{saved}/config.json", f"{target}/config.json")
     keep_config(Path(target), config, renamed.exceptions(division, taken, algorithm))
     tidy(Path(target), model)
@@ -125,7 +122,8 @@ def modules(model: str, algorithm: str) -> list[str]:
             raise InputError(
                 f"GPTQModel does not know the architecture {config.model_type!r}; it knows"
                 f" {len(MODEL_MAP)}, nearest: {', '.join(_nearest(config.model_type, MODEL_MAP))}."
-                " GGUF may take it, and so may HQQ, bitsandbytes and W8A8"
+                " Algorithm autoround may take it (--algorithm autoround), and so may GGUF, HQQ,"
+                " bitsandbytes and W8A8"
             )
         kind.module_tree = tree
     groups = kind.simple_layer_modules(config, settings)

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.tensorwise import Division
+from autoquant.formats import awq, gptq
 from autoquant.formats.architecture import config_of, match
 from autoquant.formats.checkpoint import weight_files
 from autoquant.formats.tensors import Part
 from autoquant.formats.writer import ShardWriter
 from autoquant.source.parts import by_module, place
 
+PARTS = {"gptq": gptq.PARTS, "awq": awq.PARTS}
 
-def write(
-    saved: str, target: str, model: str, suffixes: tuple[str, ...]
-) -> tuple[Division, set[str], bool]:
+
+def write(saved: str, target: str, model: str, format: str) -> tuple[Division, set[str], bool]:
     """Write the weights of the folder ``saved`` into ``target``, as the checkpoint ``model`` names
     them: transformers 5 renames modules when it loads a model, takes experts apart, and loads no
     draft blocks, while runtimes look for the names that were published.
 
-    ``suffixes`` are the endings of a quantized layer's tensors. What is not quantized is the
+    ``format`` is that of a quantized layer's tensors: "gptq" or "awq". What is not quantized is the
     source's own, in 16 bits, unless the algorithm has changed it (AWQ scales norms). Returns how
     the source is divided, the names of the layers that are quantized, and whether those are other
     names than the library gave them.
@@ -40,16 +41,19 @@ def write(
     quantized: dict[str, str] = {}
     for name in held:
         base, _, suffix = name.rpartition(".")
-        if suffix in suffixes and place(base) in parts:
+        if suffix in PARTS[format] and place(base) in parts:
             quantized[name] = f"{parts[place(base)].name}.{suffix}"
     layers = {name.rpartition(".")[0] for name in quantized.values()}
     left = [part for part in parts.values() if part.name not in layers]
     kept = {**division.kept, **_whole(left, layers, division.parts)}
     now = _parameters(division)
     half = division.half()
-    with ShardWriter(Path(target), [*quantized.values(), *kept.values()]) as out:
+    scaled = _activations(division, layers) if format == "awq" else {}
+    with ShardWriter(Path(target), [*quantized.values(), *kept.values(), *scaled]) as out:
         for name, written in sorted(quantized.items(), key=lambda one: one[1]):
             out.add(written, held[name].get_tensor(name))
+        for name, ones in scaled.items():
+            out.add(name, held[name].get_tensor(name) if name in held else ones)
         for path in division.files:
             with opened(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -90,6 +94,24 @@ def _whole(left: list[Part], layers: set[str], parts: Mapping[str, Part]) -> dic
         part.tensor: part.tensor if part.expert is not None else f"{part.name}.weight"
         for part in left
         if part.tensor not in taken
+    }
+
+
+def _activations(division: Division, layers: set[str]) -> dict[str, Any]:
+    """The scales that an AWQ file has for the activation between two layers, of the architectures
+    where AutoAWQ scaled it: loaders expect them, also if nothing was scaled. Name -> ones.
+    """
+    import torch
+    from transformers.integrations.awq import AWQ_SCALES_MAPPINGS
+
+    kind = config_of(str(division.folder)).model_type
+    names = AWQ_SCALES_MAPPINGS.get(kind, {"act": "", "layer_before_act": " "})
+    return {
+        f"{layer.rpartition('.')[0]}.{names['act']}.scales": torch.ones(
+            division.parts[layer].shape[0], dtype=torch.float16
+        )
+        for layer in sorted(layers)
+        if layer.rpartition(".")[2] == names["layer_before_act"]
     }
 
 

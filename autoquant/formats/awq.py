@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+# what an activation's outputs are divided by, beside the layers' own parts (AutoAWQ)
+ACTIVATIONS = (".act.scales", ".gelu_impl.scales")
 PARTS = ("qweight", "qzeros", "scales")
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which of its eight outputs a word's nibbles belong to
 

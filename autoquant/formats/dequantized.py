@@ -276,6 +276,9 @@ def load(folder: str, *, activations: bool = True) -> Any:
             f"{layer}.weight": torch.from_numpy(format.weight(tensors, layer, block))
             for layer in layers
         }
+    scaled = {
+        name: state.pop(name) for name in list(state) if name.endswith(awq_format.ACTIVATIONS)
+    }
     kind = class_of(config)
     state, taken = with_fused_experts(kind.__name__, config, state)
     # the Auto classes take no state_dict without a name
@@ -285,6 +288,10 @@ def load(folder: str, *, activations: bool = True) -> Any:
     astray = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
     if astray:
         raise CheckFailed(f"{folder}: tensors missing or left over: {', '.join(astray[:3])}")
+    for name, scale in scaled.items():
+        model.get_submodule(name.removesuffix(".scales")).register_forward_hook(
+            lambda _, __, outputs, scale=scale: outputs / scale
+        )
     if activations:
         _round_inputs(
             model, {layer: format.inputs(tensors, layer, block) for layer in layers}, taken

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
+from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, Source
 from autoquant.methods import grouped
@@ -16,7 +17,6 @@ from autoquant.methods.base import ComparisonVariants, choice, parse_choice
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
 from autoquant.methods.recipe import Recipe
 from autoquant.runtime import environments
-from autoquant.source.structure import structure
 
 # GPTQModel's AWQ looks for clipping bounds that many outputs at a time, and fails if they do not
 # come out even
@@ -88,13 +88,6 @@ class Awq(GroupedMethod[AwqOptions]):
         algorithm = "-autoround" if options.algorithm == "autoround" else ""
         return f"{options.bits}bit-{group(options.group_size)}{sym}{algorithm}"
 
-    def resolve_defaults(self, source: Source, options: AwqOptions) -> AwqOptions:
-        """The AWQ algorithm where AutoRound, which is usual, is not offered; a group size."""
-        found = structure(source)
-        if "algorithm" not in options.model_fields_set and (found.experts or found.towers):
-            options = options.model_copy(update={"algorithm": "awq"})
-        return super().resolve_defaults(source, options)
-
     def folder_suffix(self, options: AwqOptions) -> str:
         """AWQ-4bit-128g."""
         return f"AWQ-{self.type_of(options)}"
@@ -103,13 +96,7 @@ class Awq(GroupedMethod[AwqOptions]):
         """What can be refused within a second."""
         layers = self.check_layers(source, options)
         if options.algorithm == "awq":
-            grouped.refuse_uneven(
-                layers, CLIP_ROWS, "the AWQ algorithm clips outputs that many at a time:"
-            )
-        else:
-            grouped.refuse_uneven(
-                layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of"
-            )
+            _refuse_uneven(layers)
 
     def size(self, source: Source, options: AwqOptions) -> int:
         """Codes, zero points and 16-bit scales of each layer, 16 bits for all else."""
@@ -154,3 +141,14 @@ class Awq(GroupedMethod[AwqOptions]):
         if artifact.facts["settings"]["group_size"] == -1:
             return "one scale per row: smaller, clearly worse than groups"
         return "the usual choice for vLLM, SGLang and transformers on GPUs"
+
+
+def _refuse_uneven(layers: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse layers whose outputs do not come out even in the search for clipping bounds."""
+    odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % CLIP_ROWS]
+    if odd:
+        raise InputError(
+            f"algorithm: awq clips outputs {CLIP_ROWS} at a time; {len(odd)} of {len(layers)}"
+            f" layers are not divisible by it, e.g. {odd[0][0]} ({odd[0][1]} outputs). Take"
+            " algorithm autoround (--algorithm autoround), or method gptq"
+        )

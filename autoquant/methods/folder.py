@@ -87,6 +87,10 @@ class FolderMethod(Method[F]):
             " model"
         )
 
+    def what_instead(self, options: F) -> str:
+        """What to do where the library itself fails on a model; empty if there is nothing."""
+        return ""
+
     # --- what follows is the same for most
 
     writes_intermediate: ClassVar[bool] = True
@@ -310,6 +314,8 @@ class FolderMethod(Method[F]):
                 " out",
                 memory_available(),
             )
+        elif isinstance(failure, ProcessFailed) and (instead := self.what_instead(options)):
+            raise ProcessFailed(f"{failure}. Another way: {instead}") from failure
         else:
             raise failure
         return f"{where}. {self.what_would_fit(source, options, available)}"

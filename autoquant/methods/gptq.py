@@ -122,10 +122,6 @@ class Gptq(GroupedMethod[GptqOptions]):
     def check(self, source: Source, options: GptqOptions) -> None:
         """What can be refused within a second (backend auto-gptq: some; CUDA is looked for)."""
         layers = self.check_layers(source, options)
-        if options.algorithm == "autoround":
-            grouped.refuse_uneven(
-                layers, 32, "AutoRound leaves layers unquantized whose outputs are no multiple of"
-            )
         fit = [bits for bits in BITS if _packs(layers, bits)]
         if options.bits not in fit:
             raise InputError(

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import field_validator
 
 from autoquant import calibration
+from autoquant.backends import auto_round, block_arguments
 from autoquant.calibration import CalibrationOptions
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, sha256_of
@@ -26,6 +27,7 @@ from autoquant.methods.folder import FolderMethod, libraries
 from autoquant.methods.recipe import cores_for_gptqmodel
 from autoquant.runtime import answers, environments, process
 from autoquant.source import layers as layers_of
+from autoquant.source.headers import read_json
 from autoquant.source.layers import weights_of_blocks
 from autoquant.source.parts import division, modules, place
 from autoquant.source.structure import structure
@@ -147,18 +149,19 @@ class GroupedMethod(FolderMethod[G]):
         that does not fit, a text that is not there.
         """
         found = layers_of.check_known(source, self.title)
-        if not self.by_gptqmodel(options) and (found.experts or found.towers):
-            raise InputError(
-                f"{source.id} ({source.architecture}) is"
-                f" {'a mixture of experts' if found.experts else 'more than a language model'}:"
-                f" {self.title} takes it with GPTQModel only: algorithm={self.name!r} (--algorithm"
-                f" {self.name}), and no other backend"
-            )
         if self.by_gptqmodel(options) and any(layer.transposed for layer in found.layers):
             raise InputError(
                 f"{source.id} ({source.architecture}) has its experts in one transposed tensor,"
                 " which Defuser, GPTQModel's library for that, takes apart in another order than"
-                " the model has. GGUF takes such models, and so do HQQ, bitsandbytes and W8A8"
+                " the model has. Algorithm autoround (--algorithm autoround) takes such models, and"
+                " so do GGUF, HQQ, bitsandbytes and W8A8"
+            )
+        config = read_json(source.folder / "config.json")
+        text = config.get("text_config") or config
+        if self.algorithm(options) == "autoround" and text.get("hidden_size_per_layer_input"):
+            raise InputError(
+                f"{source.id} ({source.architecture}) gives each block inputs of its own for each"
+                f" token: {block_arguments.REST}"
             )
         layers = layers_of.some(self.shapes(source, options), source, self.title)
         if options.group_size > 0:
@@ -173,6 +176,8 @@ class GroupedMethod(FolderMethod[G]):
     def quantized(self, source: Source, options: G) -> dict[str, Part]:
         """What the library quantizes, which leaves some matrices of some models as they are."""
         parts = modules(source)
+        if self.algorithm(options) == "autoround":
+            return {part.name: part for part in auto_round.taken(parts).values()}
         taken = taken_by_gptqmodel(self, source) if self.by_gptqmodel(options) else None
         return {
             part.name: part
@@ -253,6 +258,11 @@ class GroupedMethod(FolderMethod[G]):
             " memory, or a smaller model"
         )
 
+    def what_instead(self, options: G) -> str:
+        """AutoRound takes nearly all architectures (docs/models.md)."""
+        by_gptqmodel = self.by_gptqmodel(options)
+        return "algorithm autoround (--algorithm autoround)" if by_gptqmodel else ""
+
     def how_to_run(self, record: RunRecord) -> str:
         """The card's section on running the model."""
         return card(record)
@@ -287,19 +297,6 @@ def refuse_group_size(
         raise InputError(
             f"group_size: {size} does not divide the inputs of {len(odd)} of {len(layers)} layers:"
             f" {named}{' …' if len(odd) > 3 else ''}. Sizes that fit this model: {', '.join(fit)}"
-        )
-
-
-def refuse_uneven(layers: Mapping[str, tuple[int, int]], multiple: int, why: str) -> None:
-    """Refuse layers whose number of outputs is no multiple of what an algorithm works on at a time;
-    ``why`` leads up to that number.
-    """
-    odd = [(name, outputs) for name, (outputs, _) in layers.items() if outputs % multiple]
-    if odd:
-        raise InputError(
-            f"algorithm: {why} {multiple}; {len(odd)} of {len(layers)} layers are not divisible by"
-            f" it, e.g. {odd[0][0]} ({odd[0][1]} outputs). Use method gptq with algorithm gptq, or"
-            " this method's other algorithm"
         )
 
 

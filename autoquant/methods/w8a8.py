@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from autoquant import calibration
 from autoquant.calibration import CalibrationOptions
+from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import compressed_tensors
@@ -18,6 +19,7 @@ from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
 from autoquant.source import layers as layers_of
 from autoquant.source.parts import division
+from autoquant.source.structure import structure
 
 STATIC = "int8-static"
 CALIBRATION = tuple(
@@ -79,6 +81,12 @@ class W8a8(TensorwiseMethod[W8a8Options]):
     def check(self, source: Source, options: W8a8Options) -> None:
         """What can be refused within a second."""
         if options.scheme == STATIC:
+            if structure(source).experts:
+                raise InputError(
+                    f"{source.id} ({source.architecture}) is a mixture of experts, and vLLM and"
+                    " SGLang run experts with a scale for each token only. Take scheme int8-dynamic"
+                    " (--scheme int8-dynamic) or fp8-dynamic"
+                )
             layers_of.check(source, f"W8A8 with scheme {STATIC}", towers=True)
         super().check(source, options)
         calibration.check(options)

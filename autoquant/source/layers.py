@@ -15,11 +15,6 @@ from autoquant.source.structure import Structure, refuse, refuse_tokenizer, stru
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
-FUSED = (
-    "transformers 5 keeps the experts of a block in one tensor, which is not a linear layer and"
-    " would stay unquantized, and most of the model with it"
-)
-
 
 def linears(source: Source) -> dict[str, tuple[int, int]]:
     """The layers that are quantized: the blocks' matrices, name -> (outputs, inputs). Embeddings
@@ -51,12 +46,9 @@ def weights_of_blocks(layers: dict[str, tuple[int, int]]) -> dict[str, int]:
     return blocks
 
 
-def check(
-    source: Source, title: str, experts: str = FUSED, *, towers: bool = False
-) -> dict[str, tuple[int, int]]:
-    """Refuse what :func:`check_parts` does, mixtures of experts (why: ``experts``) and, unless
-    ``towers`` may be there, what is more than a language model; return the layers that can be
-    quantized.
+def check(source: Source, title: str, *, towers: bool = False) -> dict[str, tuple[int, int]]:
+    """Refuse what :func:`check_parts` does, mixtures of experts and, unless ``towers`` may be
+    there, what is more than a language model; return the layers that can be quantized.
     """
     found = check_known(source, title)
     config = read_json(source.folder / "config.json")
@@ -69,8 +61,8 @@ def check(
         )
     if found.experts:
         raise InputError(
-            f"{source.id} ({source.architecture}) is a mixture of experts: {experts}. GGUF takes"
-            " such models, and so do HQQ, bitsandbytes and W8A8"
+            f"{source.id} ({source.architecture}) is a mixture of experts, which {title} does not"
+            " take. GGUF takes such models, and so do GPTQ, AWQ, HQQ, bitsandbytes and W8A8"
         )
     return some(linears(source), source, title)
 

@@ -153,7 +153,14 @@ SPEAKING: dict[str, Spec] = {
     "deepseek_v2": (
         "DeepseekV2ForCausalLM",
         "DeepseekV2Config",
-        {**DEEPSEEK, "q_lora_rank": None, "topk_method": "greedy", "head_dim": 32},
+        # llama.cpp takes 27 layers for V2-Lite, which has no q_lora_rank
+        {
+            **DEEPSEEK,
+            "q_lora_rank": None,
+            "topk_method": "greedy",
+            "head_dim": 32,
+            "num_hidden_layers": 27,
+        },
     ),
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",

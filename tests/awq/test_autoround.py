@@ -44,6 +44,17 @@ def test_autoround_writes_the_same_format_and_says_so(method: str, tmp_path: Pat
     assert worst["difference"] < 8e-3, "of AWQ's float16 scales the library makes bfloat16"
 
 
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen35_moe"])
+def test_each_block_gets_its_own_mask_and_rotary_embedding(name: str, tmp_path: Path) -> None:
+    """Sliding beside full attention, linear beside full attention; in batches."""
+    folder = str(tmp_path / "model")
+    in_worker("bench.cases.architectures:make", tmp_path, name=name, folder=folder)
+    far = in_worker("tests.helpers.blocks:called_like_the_first", tmp_path, folder=folder)
+    assert max(far["own"]) < 1e-5
+    if name == "gemma3_text":
+        assert max(far["as given"]) > 0.01, "the first block's are wrong for others"
+
+
 @pytest.mark.slow
 def test_learned_rounding_is_better_than_gptq_at_two_bits(tmp_path: Path) -> None:
     values: dict[str, Any] = {

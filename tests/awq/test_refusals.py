@@ -65,15 +65,15 @@ def test_bad_options_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mixtures_of_experts_go_through_gptqmodel_only(tmp_path: Path) -> None:
-    folder = in_worker(
-        "tests.helpers.models:random_mixture", tmp_path, folder=str(tmp_path / "mixture")
-    )
+def test_blocks_that_take_inputs_of_their_own_are_not_for_autoround(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    in_worker("bench.cases.architectures:make", tmp_path, name="gemma4_e_text", folder=str(folder))
     for name in ("gptq", "awq"):
         with pytest.raises(
-            InputError, match=f"is a mixture of experts: .*GPTQModel only: algorithm='{name}'"
+            InputError, match=r"each block inputs of its own .*GPTQ with algorithm gptq takes such"
         ):
             getattr(autoquant, name)(folder, algorithm="autoround", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_layers_whose_outputs_do_not_come_out_even_are_named(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_layers_whose_outputs_do_not_come_out_even_are_named(tmp_path: Path) -> 
     with pytest.raises(
         InputError,
         match=(
-            r"algorithm: the AWQ algorithm clips outputs that many at a time: 64; 4 of 14 layers"
-            r" are not divisible by it, e.g. .*k_proj \(96 outputs\)"
+            r"algorithm: awq clips outputs 64 at a time; 4 of 14 layers are not divisible by it,"
+            r" e.g. .*k_proj \(96 outputs\). Take algorithm autoround"
         ),
     ):
         autoquant.awq(folder, algorithm="awq", out=tmp_path / "out")

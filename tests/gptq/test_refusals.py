@@ -119,7 +119,7 @@ def test_damaged_weights_and_unknown_architectures_are_refused(
     other = model("other", model_type="arcee", architectures=["ArceeForCausalLM"])
     with pytest.raises(
         InputError,
-        match=r"GPTQModel does not know the architecture 'arcee'; .*nearest: .*GGUF may",
+        match=r"GPTQModel does not know the architecture 'arcee'; .*nearest: .*autoround may",
     ):
         autoquant.awq(other, algorithm="awq", out=tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
