@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,9 @@ TYPES = {
     41: ("Q1_0", 128, 18),
     42: ("Q2_0", 64, 18),
 }
+NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
+# what llama.cpp writes itself when it quantizes; the first is GGML_QNT_VERSION
+WRITTEN = ("general.quantization_version", "general.file_type")
 SPLIT = ("split.no", "split.count", "split.tensors.count")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -90,6 +93,11 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
     bytes: int
+
+    @property
+    def elements(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -211,23 +219,56 @@ def shards(name: str) -> list[str]:
     return [f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
 
 
+def quantized(
+    head: Head, types: Mapping[str, str], order: Sequence[str], file_type: int
+) -> tuple[bytes, dict[str, int], int]:
+    """The head that llama.cpp writes when it quantizes a file: the same keys, with two at the end
+    (``file_type`` is a number of its enum llama_ftype), and the tensors in its ``order`` and of
+    other ``types``. Returns it, each tensor's offset in the file, and the file's size.
+    """
+    kept = [raw for name, raw in head.raw.items() if name not in (*SPLIT, *WRITTEN)]
+    kept += [_number_key(name, value) for name, value in zip(WRITTEN, (2, file_type), strict=True)]
+    entries = {}
+    for name in order:
+        one, (_, block, size) = head.tensors[name], TYPES[NUMBERS[types[name]]]
+        # ggml drops trailing dimensions of 1
+        dims = max((n for n, width in enumerate(one.shape, 1) if width != 1), default=1)
+        entries[name] = Entry(
+            types[name], one.shape[:dims], 0, math.prod(one.shape) // block * size
+        )
+    out, offsets, at = _head(kept, entries, head.alignment)
+    return out, {name: len(out) + offset for name, offset in offsets.items()}, len(out) + at
+
+
+def _number_key(name: str, value: int) -> bytes:
+    own = name.encode()
+    return struct.pack("<Q", len(own)) + own + struct.pack("<II", 4, value)
+
+
+def _head(
+    keys: Sequence[bytes], tensors: Mapping[str, Entry], alignment: int
+) -> tuple[bytes, dict[str, int], int]:
+    """A head of these keys and tensors, the tensors' offsets in the data, and the data's size."""
+    out = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(keys))
+    offsets, at = {}, 0
+    for name, one in tensors.items():
+        own = name.encode()
+        out += struct.pack("<Q", len(own)) + own + struct.pack("<I", len(one.shape))
+        out += struct.pack(f"<{len(one.shape)}Q", *one.shape)
+        out += struct.pack("<IQ", NUMBERS[one.type], at)
+        offsets[name] = at
+        at += -(-one.bytes // alignment) * alignment
+    return bytes(out + bytes(-len(out) % alignment)), offsets, at
+
+
 def write_joined(heads: Sequence[Head], path: Path) -> int:
     """One head for all shards of a model, followed by a hole of the data's size (no bytes on the
     disk): what quantizing is planned on. Returns its size.
     """
     first = heads[0]
     kept = [raw for name, raw in first.raw.items() if name not in SPLIT]
-    tensors = [(name, one) for head in heads for name, one in head.tensors.items()]
-    numbers = {name: number for number, (name, _, _) in TYPES.items()}
-    out = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(kept)) + b"".join(kept))
-    at = 0
-    for name, one in tensors:
-        own = name.encode()
-        out += struct.pack("<Q", len(own)) + own + struct.pack("<I", len(one.shape))
-        out += struct.pack(f"<{len(one.shape)}Q", *one.shape)
-        out += struct.pack("<IQ", numbers[one.type], at)
-        at += -(-one.bytes // first.alignment) * first.alignment
-    out += bytes(-len(out) % first.alignment)
+    tensors = {name: one for head in heads for name, one in head.tensors.items()}
+    out, _, at = _head(kept, tensors, first.alignment)
     with open(path, "wb") as file:
         file.write(out)
         file.truncate(len(out) + at)

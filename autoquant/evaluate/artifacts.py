@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,13 @@ def evaluate(
     artifacts: tuple[Artifact, ...],
     *,
     env: Mapping[str, str],
-    unquantized: Path | None = None,
+    unquantized: Callable[[], Path] | None = None,
 ) -> tuple[tuple[Artifact, ...], Evaluation]:
     """The artifacts with their evaluations, and the unquantized model's.
 
-    ``unquantized`` is a GGUF file that stands in for a source too large for transformers in memory.
-    Each row is noted in the journal as soon as it is measured. Raises InputError without room.
+    ``unquantized`` makes a GGUF file that stands in for a source too large for transformers in
+    memory. Each row is noted in the journal as soon as it is measured. Raises InputError without
+    room.
     """
     evaluator = evaluator_of(snapshot, run.logs, options.eval_text, options.eval_chunks, env)
     keys = {a.type: key_of(evaluator.key(), [f.sha256 for f in a.files]) for a in artifacts}
@@ -107,11 +108,11 @@ def refuse_wrong_conversion(
     nearly_lossless: Sequence[str],
     *,
     env: Mapping[str, str],
-    unquantized: Path | None,
+    unquantized: Callable[[], Path] | None,
 ) -> None:
-    """Refuse a file of a type that cannot lose much, and has. Where the ``unquantized`` file is at
-    hand and near the source, it is the model that is sensitive (a mixture of experts may choose
-    others for a small difference), and not the conversion that is wrong. Raises CheckFailed.
+    """Refuse a file of a type that cannot lose much, and has. Where there is an ``unquantized``
+    file, and it is near the source, it is the model that is sensitive (a mixture of experts may
+    choose others for a small difference), and not the conversion that is wrong. Raises CheckFailed.
     """
     far = [
         artifact
@@ -123,10 +124,11 @@ def refuse_wrong_conversion(
     if not far or far[0].evaluation is None:
         return
     found = far[0].evaluation.kl_mean
-    if unquantized is not None and unquantized.name != far[0].name:
+    whole = unquantized() if unquantized is not None else None
+    if whole is not None and whole.name != far[0].name:
         evaluator = evaluator_of(snapshot, run.logs, options.eval_text, options.eval_chunks, env)
         array, _ = evaluator.reference()
-        converted = evaluator.measure("gguf", unquantized, array, threads=cores()).kl_mean
+        converted = evaluator.measure("gguf", whole, array, threads=cores()).kl_mean
         # a model that answers to the least change: most of the loss is the type's
         if converted <= max(WRONG, min(found / 3, 2 * WRONG)):
             return
@@ -139,7 +141,7 @@ def refuse_wrong_conversion(
 
 
 def _refuse_without_room(
-    source: Source, evaluator: Evaluator, unquantized: Path | None
+    source: Source, evaluator: Evaluator, unquantized: Callable[[], Path] | None
 ) -> Path | None:
     """Refuse without memory or disk; the GGUF file to take for the reference, if one is needed."""
     disk = evaluator.reference_bytes(source.vocab_size)
@@ -153,7 +155,7 @@ def _refuse_without_room(
         return None
     if unquantized is None:
         raise InputError(no_room(source))
-    return unquantized
+    return unquantized()
 
 
 def _measure(

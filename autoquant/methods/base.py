@@ -21,12 +21,13 @@ O = TypeVar("O", bound=MethodOptions)
 
 @dataclass(frozen=True)
 class Output:
-    """What a method hands back: its artifacts, the unquantized GGUF file if one lies around until
-    the run ends, what the card says of how they were made, and files to go with the artifacts.
+    """What a method hands back: its artifacts, how to have the unquantized GGUF file until the run
+    ends (which may convert it), what the card says of how they were made, and files to go with the
+    artifacts.
     """
 
     artifacts: tuple[Artifact, ...]
-    unquantized: Path | None
+    unquantized: Callable[[], Path] | None
     provenance: dict[str, Any]
     extras: tuple[str, ...] = ()
 

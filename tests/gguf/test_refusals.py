@@ -115,9 +115,9 @@ def test_a_run_that_will_not_fit_is_refused_before_converting(
     import shutil
 
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=5_000_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=2_000_000))
     with pytest.raises(
-        InputError, match=r"not enough room on the disk: 0\.011 GB are needed .*0\.005 GB are free"
+        InputError, match=r"not enough room on the disk: 0\.003 GB are needed .*0\.002 GB are free"
     ):
         autoquant.gguf("demo", types=["Q4_K_M"], out=tmp_path / "out", **QUICK)
     assert list(tmp_path.iterdir()) == []

@@ -225,3 +225,35 @@ def head(path: str) -> dict[str, Any]:
             if one.name not in ("GUESSED", "MOSTLY_NVFP4", "MOSTLY_Q1_0", "MOSTLY_Q2_0")
         },
     }
+
+
+def convert_in_small_pieces(*, report: Any, emit: Any, **kwargs: Any) -> dict[str, Any]:
+    """The converter, with tensors of more than 4096 weights read and quantized in parts."""
+    from autoquant.backends.llamacpp import convert, one_pass
+
+    one_pass.PIECE, one_pass.TASK = 1 << 12, 1 << 10
+    return convert.convert(**kwargs, report=report, emit=emit)
+
+
+def convert_with_a_wrong_size(*, report: Any, emit: Any, **kwargs: Any) -> dict[str, Any]:
+    """The converter, with a check that fails of the type Q8_0."""
+    from autoquant.backends.llamacpp import check, convert
+
+    real = check.verify
+
+    def verify(path: str, header: str, plan: dict[str, Any], **more: Any) -> dict[str, Any]:
+        wrong = {**plan, "bytes": 1} if plan["type"] == "Q8_0" else plan
+        return real(path, header, wrong, **more)
+
+    check.verify = verify
+    return convert.convert(**kwargs, report=report, emit=emit)
+
+
+def quantized(source: str, type: str, imatrix: str, folder: str) -> str:
+    """The sha256 of what llama_model_quantize makes of a file."""
+    from autoquant.backends.llamacpp import quantize
+    from autoquant.core.files import sha256_of
+
+    target = Path(folder) / f"{type}.gguf"
+    quantize.quantize(source, str(target), type, threads=2, imatrix=imatrix)
+    return sha256_of(target)

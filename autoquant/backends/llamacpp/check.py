@@ -46,8 +46,9 @@ def verify(
     Opens; architecture, tensor names, shapes and types; size on disk; chat template; no NaN or Inf
     in SAMPLE_ROWS dequantized rows of every tensor; a greedy generation that is not one token
     repeated (``run``), unless the ``unquantized`` file's is too. Returns ``checks`` ([name, seen]),
-    ``files`` ([name, bytes, sha256]) and ``bits_per_weight``. Raises CheckFailed naming the file
-    and tensor.
+    ``files`` ([name, bytes, sha256]) and ``bits_per_weight``; and ``repeats``: the token that it
+    repeats, if there is no ``unquantized`` file to compare with, else None. Raises CheckFailed
+    naming the file and tensor.
     """
     first = Path(path)
     name = first.name
@@ -106,23 +107,31 @@ def verify(
         ["finite", f"{SAMPLE_ROWS} rows of each tensor"],
         ["size", f"{size:,} bytes, {bits:.3f} bits per weight, as planned"],
     ]
+    repeats = None
     if run:
         tokens = library.generate(str(first), threads=threads, prompt=PROMPT, n=GENERATED)
         said = f"{len(tokens)} tokens, {len(set(tokens))} different"
-        if len(set(tokens)) < 2:
-            whole = unquantized and library.generate(
-                unquantized, threads=threads, prompt=PROMPT, n=GENERATED
-            )
-            if whole != tokens:
-                raise CheckFailed(
-                    f"{name} generates nothing but token {tokens[0]} after {PROMPT!r}, which the"
-                    " unquantized model does not: the type is too small for it, or the file broken"
-                )
-            said = f"{len(tokens)} times the same token, as the unquantized model does"
+        if len(set(tokens)) < 2 and not unquantized:
+            repeats = tokens[0]
+        elif len(set(tokens)) < 2:
+            said = repeats_too(unquantized, name, tokens[0], threads)
         checks.append(["generates", said])
     with trace.library("sha256"):
         listed = [[file.name, file.stat().st_size, sha256_of(file)] for file in files]
-    return {"checks": checks, "files": listed, "bits_per_weight": bits}
+    return {"checks": checks, "files": listed, "bits_per_weight": bits, "repeats": repeats}
+
+
+def repeats_too(unquantized: str, name: str, token: int, threads: int) -> str:
+    """What to say of a file that repeats one token, if the ``unquantized`` one does. Raises
+    CheckFailed if that does not.
+    """
+    said = library.generate(unquantized, threads=threads, prompt=PROMPT, n=GENERATED)
+    if set(said) != {token}:
+        raise CheckFailed(
+            f"{name} generates nothing but token {token} after {PROMPT!r}, which the unquantized"
+            " model does not: the type is too small for it, or the file broken"
+        )
+    return f"{GENERATED} times the same token, as the unquantized model does"
 
 
 def _finite(file: Header, tensor: Tensor) -> None:
@@ -200,6 +209,27 @@ def quantize_and_verify(
             for future in futures:
                 future.cancel()
             failed.result()
+
+
+def split_and_verify(
+    header: str, jobs: list[dict[str, Any]], *, cores: int, split: int, emit: Emit
+) -> None:
+    """Verify files that are written, side by side, and emit ``{"type", "plan", …}`` for each; a job
+    is as :func:`quantize_and_verify` has it. Whether a file repeats a token that the unquantized
+    model does not is left to others.
+    """
+
+    def work(job: dict[str, Any]) -> None:
+        path, threads = Path(job["target"]), max(1, cores // len(jobs))
+        if split and path.stat().st_size > split:
+            path = split_file(path, split)
+        itself = str(path) if job["ready"] else ""
+        answer = verify(str(path), header, job["plan"], threads=threads, unquantized=itself)
+        emit({"type": job["type"], "plan": job["plan"], **answer})
+
+    with ThreadPoolExecutor(min(cores, len(jobs))) as pool:
+        for done in [pool.submit(work, job) for job in jobs]:
+            done.result()
 
 
 def split_file(path: Path, limit: int) -> Path:

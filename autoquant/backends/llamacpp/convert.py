@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -29,9 +28,10 @@ from autoquant.backends.llamacpp.tokens import (
     refuse_unknown_pre_tokenizer,
 )
 from autoquant.backends.llamacpp.types import nearest
-from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.backends.llamacpp.writing import write_header, write_weights
+from autoquant.core.errors import AutoQuantError, InputError, ProcessFailed
 from autoquant.runtime import trace
-from autoquant.runtime.worker import Report
+from autoquant.runtime.worker import Emit, Report
 
 
 class Stop(Exception):
@@ -52,50 +52,6 @@ class FirstError(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def write_header(writer: Any, path: Path) -> int:
-    """Write everything but the weights to ``path``, make it a sparse file of the full size, which
-    is returned.
-    """
-    total: int = sum(
-        -(-info.nbytes // writer.data_alignment) * writer.data_alignment
-        for info in writer.tensors[0].values()
-    )
-    writer.state = type(writer.state).NO_FILE  # it may be written again, with more fields
-    writer.write_header_to_file(path=path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    start = -(-path.stat().st_size // writer.data_alignment) * writer.data_alignment
-    os.truncate(path, start + total)
-    return int(start + total)
-
-
-def write_weights(writer: Any, header: Path, target: Path, report: Report | None) -> None:
-    """Write the whole file: the header's bytes as they are, then each tensor, computed as it is
-    written (as write_tensors_to_file does).
-    """
-    tensors = list(writer.tensors[0].values())
-    padded = [-(-info.nbytes // writer.data_alignment) * writer.data_alignment for info in tensors]
-    with open(header, "rb") as file:
-        start = header.stat().st_size - sum(padded)
-        head = file.read(start)
-    done = 0
-    with open(target, "wb") as out:
-        out.write(head)
-        for info, size in zip(tensors, padded, strict=True):
-            info.tensor.tofile(out)
-            out.write(bytes(size - info.nbytes))
-            if out.tell() != start + done + size:
-                raise OSError(
-                    f"wrote {out.tell() - start - done} bytes of a tensor of {info.nbytes} to"
-                    f" {target}"
-                )
-            info.tensor = None  # give its memory back
-            done += size
-            if report is not None:
-                report(done, sum(padded))
-
-
 def convert(
     model: str,
     converter: str,
@@ -114,10 +70,12 @@ def convert(
     imatrix_file: str = "",
     only_plan: bool = False,
     taking: dict[str, Any] | None = None,
+    one_pass: dict[str, Any] | None = None,
     report: Report | None = None,
+    emit: Emit | None = None,
 ) -> dict[str, Any]:
     """Plan, and unless ``only_plan``, write the GGUF file ``target`` with ``outtype`` (f32, f16,
-    bf16, q8_0).
+    bf16, q8_0). With ``one_pass`` the types are made in its place (see :func:`_types`).
 
     ``header`` is where the header-only file is left. ``imatrix_file`` is a given importance matrix.
     ``room`` are the free bytes, ``need`` the bytes needed beside the types (``{"other": …,
@@ -148,6 +106,7 @@ def convert(
 
     def write(self: Any) -> None:
         self.set_vocab = hooks.vocabulary(self)
+        origins = _watched(self) if one_pass else None
         with trace.library("convert: prepare"):
             self.prepare_tensors()
             self.prepare_metadata(vocab_only=False)
@@ -178,6 +137,9 @@ def convert(
         if only_plan:
             raise Stop
         gc.enable()
+        if one_pass and emit is not None:
+            _types(self.gguf_writer, header, origins, result["plans"], one_pass, report, emit)
+            return
         with trace.library("convert: write"):
             write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
 
@@ -214,7 +176,7 @@ def convert(
                 f" {', '.join(nearest(match[1], tuple(TEXT_MODEL_MAP)))}"
             ) from None
         raise ProcessFailed(f"llama.cpp's converter gave up: {said}") from None
-    except (InputError, ProcessFailed):
+    except AutoQuantError:
         raise
     except Exception as error:
         # a full disk, by the system's number or as NumPy says it
@@ -232,6 +194,48 @@ def convert(
     finally:
         staging.cleanup()
     return result
+
+
+def _watched(converter: Any) -> Any:
+    from autoquant.backends.llamacpp import one_pass
+
+    return one_pass.watch(converter)
+
+
+def _types(
+    writer: Any,
+    header: str,
+    origins: Any,
+    plans: list[dict[str, Any]],
+    asked: dict[str, Any],
+    report: Report | None,
+    emit: Emit,
+) -> None:
+    """Make the types and verify them. ``asked`` has ``jobs`` (``{"type", "target", "ready",
+    "imatrix", "kept"}``; one that is kept is no type that was asked for, and only written),
+    ``split`` (bytes, or 0), and the arguments of one_pass.OnePass.
+    """
+    from autoquant.backends.llamacpp import check
+    from autoquant.backends.llamacpp import one_pass as passing
+
+    planned = {plan["type"]: plan for plan in plans}
+    jobs = []
+    for job in asked["jobs"]:
+        plan = planned.get(job["type"], {})
+        if job["ready"] and plan:
+            plan = {**plan, "bytes": plan["converted_bytes"]}
+        jobs.append({**job, "plan": plan})
+    with trace.library("quantize types"):
+        passing.OnePass(
+            header,
+            jobs,
+            imatrix=asked["imatrix"],
+            threads=asked["threads"],
+            journal=asked["journal"],
+            key=asked["key"],
+        ).write(writer.tensors[0], origins, report)
+    wanted = [job for job in jobs if not job["kept"]]
+    check.split_and_verify(header, wanted, cores=asked["threads"], split=asked["split"], emit=emit)
 
 
 def _judge(

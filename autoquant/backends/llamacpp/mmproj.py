@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from autoquant.backends.llamacpp import hooks
-from autoquant.backends.llamacpp.convert import Stop, write_header, write_weights
+from autoquant.backends.llamacpp.convert import Stop
+from autoquant.backends.llamacpp.writing import write_header, write_weights
 from autoquant.core.errors import CheckFailed
 from autoquant.runtime.worker import Report
 

@@ -103,7 +103,8 @@ def dry_run(
     ``imatrix`` says whether there will be one: llama.cpp mixes some types differently then. Raises
     InputError for an override that matches no tensor. Returns a dict a type: ``bytes`` (the whole
     file's), ``converted_bytes`` (if the converter writes it), ``bits_per_weight``,
-    ``needs_imatrix``, ``tensors`` (name -> ggml type) and ``fallbacks`` (name -> [asked, got]).
+    ``needs_imatrix``, ``tensors`` (name -> ggml type), ``order`` (their names in the file) and
+    ``fallbacks`` (name -> [asked, got]).
     """
     known = Header(header)
     elements = sum(tensor.elements for tensor in known.tensors.values())
@@ -151,7 +152,9 @@ def dry_run(
             plans.append({**again, "needs_imatrix": True})
             continue
         tensors = {name: tensor.type for name, tensor in known.tensors.items()}
+        order = []
         for match in filter(None, map(_TENSOR_LINE.match, said.lines)):
+            order.append(match[3])
             if match[6]:
                 tensors[match[3]] = gguf.GGMLQuantizationType[match[6].upper()].name
         data = 0
@@ -172,6 +175,7 @@ def dry_run(
                 "bits_per_weight": stored * 8 / elements,
                 "needs_imatrix": needs,
                 "tensors": tensors,
+                "order": order,
                 "fallbacks": fallbacks,
             }
         )

@@ -242,7 +242,7 @@ class Gguf(Method[GgufOptions]):
         ``intermediate`` bytes; ``beside`` are the bytes of other files.
         """
         items = tuple(_item(planned, whole) for planned in plans)
-        between = 0 if options.direct else intermediate
+        between = intermediate if options.needs_whole and whole not in options.types else 0
         download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
         here = beside + (download if download and same_disk(out) else 0)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,12 @@ def convert(
     need: dict[str, int],
     only_plan: bool,
     progress: process.Progress | None = None,
+    one_pass: dict[str, Any] | None = None,
+    on_part: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The converter in a worker: plan, and write the GGUF file unless ``only_plan``."""
+    """The converter in a worker: plan, and write the GGUF file unless ``only_plan``, or with
+    ``one_pass`` the types in its place.
+    """
     tools = llama.locate(options.converter)
     sample = CALIBRATION_TEXT.read_text(encoding="utf-8")[:4000]
     return dict(
@@ -88,5 +93,7 @@ def convert(
             imatrix_file=str(options.given_imatrix or ""),
             only_plan=only_plan,
             taking=taking(source),
+            one_pass=one_pass,
+            on_part=on_part,
         )
     )

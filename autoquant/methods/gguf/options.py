@@ -196,6 +196,14 @@ class GgufOptions(CalibrationOptions):
         return path.resolve() if is_imatrix(path) else None
 
     @property
+    def needs_whole(self) -> bool:
+        """Whether the unquantized file is written: it is asked for, or an importance matrix is to
+        be collected, for which llama.cpp runs it.
+        """
+        collected = self.imatrix != "none" and self.given_imatrix is None
+        return self.keep_intermediate or collected
+
+    @property
     def direct(self) -> bool:
         """Whether the converter can write the one asked file itself, with no file in between."""
         plain = not self.mixed and self.imatrix == "none" and not self.keep_intermediate

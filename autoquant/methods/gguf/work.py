@@ -11,15 +11,14 @@ from typing import Any
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.backends.llamacpp.convert import refuse
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
-from autoquant.core.files import free_bytes, key_of, write_atomically
+from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.progress import Bar
-from autoquant.core.records import TOWERS, Artifact, Check, Snapshot, Stored
-from autoquant.evaluate.scoring import CONTEXT
+from autoquant.core.records import Artifact, Check, Snapshot, Stored
 from autoquant.methods.base import Output
+from autoquant.methods.gguf import about, mmproj, one_pass, requantize
 from autoquant.methods.gguf import imatrix as imatrices
-from autoquant.methods.gguf import mmproj, requantize
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
@@ -79,7 +78,9 @@ class Work:
         self.mmproj, self.towers = mmproj.make(self.source, self.options, self.run, self.key)
         todo = [name for name in self.options.types if name not in self.artifacts]
         collect = self.imatrix is not None and self.imatrix.facts is None
-        if todo or collect:
+        if todo and not collect and not self._converted_already():
+            self._make_in_one_pass(todo)
+        elif todo or collect:
             plans = self._convert()
             if self.imatrix is not None and collect:
                 self.imatrix.collect(
@@ -93,9 +94,52 @@ class Work:
             for note in artifact.notes:
                 log.warning("%s: %s", artifact.type, note)
             if self.options.modelfile:
-                _write_modelfile(self.run.folder, artifact, self.mmproj)
-        unquantized = self.converted if self.converted.is_file() else None
-        return Output(ordered, unquantized, self._provenance(), self._extras(ordered))
+                about.write_modelfile(self.run.folder, artifact, self.mmproj)
+        return Output(
+            ordered,
+            self._unquantized,
+            about.provenance(self.source, self.options, self.whole, self.towers, self.imatrix),
+            self._extras(ordered),
+        )
+
+    def _converted_already(self) -> bool:
+        """Whether there is a converted file to quantize."""
+        if self.source.gguf:
+            return True
+        known = self.run.done("convert", self.key) is not None
+        return known and self.header.is_file() and self.converted.is_file()
+
+    def _unquantized(self) -> Path:
+        """The unquantized file, for what needs it after all."""
+        if not self.converted.is_file():
+            self._convert_anew([])
+        return self.converted
+
+    def _make_in_one_pass(self, types: list[str]) -> None:
+        key = key_of(self.key, self.imatrix.key if self.imatrix else "", self.options.quantizing())
+        facts = one_pass.OnePass(
+            self.source,
+            self.options,
+            self.run,
+            self.header,
+            self.stem,
+            self.whole,
+            key,
+            self.imatrix.path if self.imatrix else None,
+        ).make(types, lambda answer: self._finished(answer, answer["plan"]))
+        self._note(facts)
+        if self.converted.is_file():
+            self._record_converted(facts)
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        """Say what the converter has found."""
+        for note in filter(None, (facts["tokens"], facts.get("ends"))):
+            log.warning("%s: %s", self.source.id, note)
+
+    def _record_converted(self, facts: dict[str, Any]) -> None:
+        """Note the converted file."""
+        noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
+        self.run.record("convert", self.key, [self.converted], noted)
 
     # --- converting
 
@@ -107,9 +151,8 @@ class Work:
         if facts is not None and self.header.is_file() and self.converted.is_file():
             facts = {**facts, "plans": self._plan_again()}
         else:
-            facts = self._convert_anew()
-        for note in filter(None, (facts["tokens"], facts.get("ends"))):
-            log.warning("%s: %s", self.source.id, note)
+            facts = self._convert_anew(list(self.options.types))
+        self._note(facts)
         return {planned["type"]: planned for planned in facts["plans"]}
 
     def _plan_file(self) -> dict[str, dict[str, Any]]:
@@ -163,7 +206,8 @@ class Work:
             finished=set(self.artifacts),
         )
 
-    def _convert_anew(self) -> dict[str, Any]:
+    def _convert_anew(self, types: list[str]) -> dict[str, Any]:
+        """Convert, with the plans of ``types``."""
         source, run = self.source, self.run
         log.info(
             "converting %s (%s, %s million parameters) to %s",
@@ -189,16 +233,15 @@ class Work:
                 header=self.header,
                 target=part,
                 logs=run.logs,
-                types=list(self.options.types),
+                types=types,
                 outtype=self.whole.lower(),
                 room=free_bytes(run.folder),
-                need={"other": 0, "intermediate": 0 if self.whole in self.options.types else 1},
+                need={"other": 0, "intermediate": 0 if self.whole in types else 1},
                 only_plan=False,
                 progress=progress,
             )
         os.replace(part, self.converted)
-        noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
-        run.record("convert", self.key, [self.converted], noted)
+        self._record_converted(facts)
         return facts
 
     def _remove_whole(self) -> None:
@@ -208,7 +251,7 @@ class Work:
             return
         named = {stored.name for one in self.artifacts.values() for stored in one.files}
         if self.converted.name not in named:
-            self.converted.unlink()
+            self.converted.unlink(missing_ok=True)
 
     # --- quantizing
 
@@ -254,6 +297,14 @@ class Work:
     def _finished(self, answer: dict[str, Any], planned: dict[str, Any]) -> None:
         """Move one verified type into place and note it; runs while the others are being made."""
         run, name, note = self.run, answer["type"], fallback_note(planned)
+        if answer["repeats"] is not None:
+            one_pass.compare_repeating(
+                answer,
+                self._unquantized(),
+                logs=run.logs,
+                env=self.env,
+                threads=self.options.cores,
+            )
         artifact = Artifact(
             type=name,
             files=tuple(Stored(*stored) for stored in answer["files"]),
@@ -265,50 +316,18 @@ class Work:
                 "nominal": TYPES[name].bits_per_weight,
             },
         )
-        outputs = [
-            run.finish(run.work / stored.name)
-            if (run.work / stored.name).is_file()
-            else run.folder / stored.name
-            for stored in artifact.files
-        ]
+        outputs = [self._placed(stored.name) for stored in artifact.files]
         hashes = {stored.name: stored.sha256 for stored in artifact.files}
         run.record(f"quantize {name}", self.keys[name], outputs, artifact.to_json(), hashes)
         self.artifacts[name] = artifact
         run.passed(artifact)
 
-    # --- about
+    def _placed(self, name: str) -> Path:
+        """A finished file in the run's folder, moved there if need be."""
+        made = next((one for one in (self.run.work, self.run.jobs) if (one / name).is_file()), None)
+        return self.run.finish(made / name) if made else self.run.folder / name
 
-    def _provenance(self) -> dict[str, Any]:
-        """What the card says of how the files were made."""
-        version = llama.installed_version()
-        said: dict[str, Any] = {
-            "llama.cpp": f"of llama-cpp-python {version}",
-        }
-        if self.source.gguf:
-            lost = "; what that has lost stays lost" if requantize.note(self.source) else ""
-            said["made of"] = f"{self.source.gguf} ({self.whole}{lost})"
-        else:
-            said["converted as"] = self.whole
-        if self.towers:
-            said[TOWERS] = self.towers
-        if self.options.pre_tokenizer:
-            said["pre-tokenizer"] = (
-                f"{self.options.pre_tokenizer} (assumed; token ids equal to the source tokenizer's"
-                " on a sample)"
-            )
-        if self.imatrix is not None:
-            facts = self.imatrix.facts or {}
-            length = facts.get("length", min(CONTEXT, self.source.context))
-            unit = facts.get("unit", "chunks")
-            length_in_words = (
-                ""
-                if facts["chunks"] == "given"
-                else f", {facts['chunks']} {unit} of {length} tokens"
-            )
-            said["importance matrix"] = facts["text"] + length_in_words
-            if "calibration sha256" in facts:
-                said["calibration sha256"] = facts["calibration sha256"]
-        return said
+    # --- about
 
     def _extras(self, artifacts: tuple[Artifact, ...]) -> tuple[str, ...]:
         """The files beside the artifacts."""
@@ -317,16 +336,3 @@ class Work:
         modelfiles = (f"{one.name.removesuffix('.gguf')}.Modelfile" for one in whole)
         own = [self.mmproj] if self.mmproj else []
         return (*own, *(["imatrix.gguf"] if made_here else []), *modelfiles)
-
-
-def _write_modelfile(folder: Path, artifact: Artifact, mmproj: str) -> None:
-    if len(artifact.files) > 1:
-        log.warning("no Modelfile for %s: Ollama does not load split GGUF files", artifact.type)
-        return
-    name = artifact.name.removesuffix(".gguf")
-    write_atomically(
-        folder / f"{name}.Modelfile",
-        f"# ollama create {name.lower()} -f {name}.Modelfile\n# Ollama takes the chat template and"
-        f" the stop tokens from the file itself.\nFROM ./{artifact.name}\n"
-        + (f"FROM ./{mmproj}\n" if mmproj else ""),
-    )

@@ -1,0 +1,66 @@
+"""What is said of GGUF files: in the card, and to Ollama."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.core.files import write_atomically
+from autoquant.core.records import TOWERS, Artifact, Source
+from autoquant.evaluate.scoring import CONTEXT
+from autoquant.methods.gguf import requantize
+from autoquant.methods.gguf.imatrix import Imatrix
+from autoquant.methods.gguf.options import GgufOptions
+
+log = logging.getLogger(__name__)
+
+
+def provenance(
+    source: Source, options: GgufOptions, whole: str, towers: str, imatrix: Imatrix | None
+) -> dict[str, Any]:
+    """What the card says of how the files were made; ``whole`` is the type that the converter makes
+    or the source has.
+    """
+    version = llama.installed_version()
+    said: dict[str, Any] = {
+        "llama.cpp": f"of llama-cpp-python {version}",
+    }
+    if source.gguf:
+        lost = "; what that has lost stays lost" if requantize.note(source) else ""
+        said["made of"] = f"{source.gguf} ({whole}{lost})"
+    else:
+        said["converted as"] = whole
+    if towers:
+        said[TOWERS] = towers
+    if options.pre_tokenizer:
+        said["pre-tokenizer"] = (
+            f"{options.pre_tokenizer} (assumed; token ids equal to the source tokenizer's"
+            " on a sample)"
+        )
+    if imatrix is not None:
+        facts = imatrix.facts or {}
+        length = facts.get("length", min(CONTEXT, source.context))
+        unit = facts.get("unit", "chunks")
+        length_in_words = (
+            "" if facts["chunks"] == "given" else f", {facts['chunks']} {unit} of {length} tokens"
+        )
+        said["importance matrix"] = facts["text"] + length_in_words
+        if "calibration sha256" in facts:
+            said["calibration sha256"] = facts["calibration sha256"]
+    return said
+
+
+def write_modelfile(folder: Path, artifact: Artifact, mmproj: str) -> None:
+    """What Ollama makes a model of a file by, beside it."""
+    if len(artifact.files) > 1:
+        log.warning("no Modelfile for %s: Ollama does not load split GGUF files", artifact.type)
+        return
+    name = artifact.name.removesuffix(".gguf")
+    write_atomically(
+        folder / f"{name}.Modelfile",
+        f"# ollama create {name.lower()} -f {name}.Modelfile\n# Ollama takes the chat template and"
+        f" the stop tokens from the file itself.\nFROM ./{artifact.name}\n"
+        + (f"FROM ./{mmproj}\n" if mmproj else ""),
+    )
