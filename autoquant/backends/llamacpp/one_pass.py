@@ -33,6 +33,8 @@ Floats = npt.NDArray[np.float32]
 PIECE = 8 << 20
 # weights that one thread quantizes at a time
 TASK = 1 << 20
+# bytes that may wait for a thread, so that none waits for work
+AHEAD = 64 << 20
 FLOAT16 = 65504.0  # its largest number
 DTYPES = ("F32", "F16", "BF16")
 
@@ -49,11 +51,13 @@ class Target:
     imatrix: dict[str, Floats]
 
     @classmethod
-    def of(cls, job: dict[str, Any], header: Path, imatrix: dict[str, Floats]) -> Target:
+    def of(
+        cls, job: dict[str, Any], head: gguf_head.Head, header: Path, imatrix: dict[str, Floats]
+    ) -> Target:
         """The file of a job of :func:`check.quantize_and_verify`; one that is ``ready`` there is
-        the converted file itself here.
+        the converted file itself here. ``head`` is that of the file ``header``.
         """
-        head, path, planned = gguf_head.read(header), Path(job["target"]), job["plan"]
+        path, planned = Path(job["target"]), job["plan"]
         if job["ready"]:
             with open(header, "rb") as file:
                 data = file.read(head.data_offset)
@@ -139,7 +143,7 @@ class OnePass:
     ) -> None:
         self.head = gguf_head.read(Path(header))
         weights = read_imatrix(imatrix) if imatrix else {}
-        self.targets = [Target.of(job, Path(header), weights) for job in jobs]
+        self.targets = [Target.of(job, self.head, Path(header), weights) for job in jobs]
         self.threads, self.ggml = threads, Ggml()
         self.journal, self.key = Path(journal), key
         self.types = {job["type"] for job in jobs}
@@ -177,15 +181,16 @@ class OnePass:
             self.ggml.begin(kind)
         self.names = origins.names
         total, written = sum(one.bytes for one in self.head.tensors.values()), 0
+        ahead, most = 0, max(AHEAD, 8 * TASK * self.threads)
         opened = [os.open(target.path, os.O_WRONLY) for target in self.targets]
         waiting: deque[tuple[Future[None], int, str]] = deque()
 
         def finish(most: int) -> None:
-            nonlocal written
-            while len(waiting) > most:
+            nonlocal written, ahead
+            while ahead > most:
                 task, size, last = waiting.popleft()
                 task.result()
-                written += size
+                written, ahead = written + size, ahead - size
                 if last:
                     journal.write(f"{last}\n")
                     journal.flush()
@@ -203,7 +208,8 @@ class OnePass:
                             for row, raw, last in self._tasks(name, info, origins.plain.get(name)):
                                 task = pool.submit(self._one, opened, name, row, raw)
                                 waiting.append((task, raw.nbytes, name if last else ""))
-                                finish(3 * self.threads)
+                                ahead += raw.nbytes
+                                finish(most)
                         info.tensor = None
                     finish(0)
                 finally:

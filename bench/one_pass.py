@@ -1,0 +1,79 @@
+"""GGUF files that are made in one pass against those that llama_model_quantize makes of a converted
+file, byte for byte, of every type that llama.cpp has. usage: python -m bench.one_pass NAME|FOLDER…
+
+NAME is one of bench.cases.architectures. The importance matrix is collected first, on four chunks.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import autoquant
+from autoquant.backends.llamacpp import converter
+from autoquant.backends.llamacpp.types import TYPES
+from autoquant.core.files import sha256_of
+from autoquant.runtime import preload, process
+from bench.cases import architectures
+
+
+def compared(model: Path, scratch: Path) -> tuple[list[str], list[str]]:
+    """The types whose files are equal, and the others."""
+    given: dict[str, Any] = {"pre_tokenizer": "" if "smollm2" in model.name.lower() else "gpt-2"}
+    options: dict[str, Any] = {**given, "evaluate": "off"}
+    first = autoquant.gguf(
+        model, types="Q4_K_M", imatrix="builtin", imatrix_chunks=4, out=scratch / "first", **options
+    )
+    imatrix = str(first.folder / "imatrix.gguf")
+    possible = autoquant.plan("gguf", model, imatrix=imatrix, **given)
+    types = [item.type for item in possible.items if not item.impossible]
+    made = autoquant.gguf(
+        model, types=types, imatrix=imatrix, keep_intermediate=True, out=scratch / "out", **options
+    )
+    named = {one.name for one in made.artifacts}
+    whole = next(
+        (path for path in made.folder.glob("*.gguf") if path.name not in named), None
+    ) or made.path(next(name for name in ("BF16", "F16", "F32") if name in types))
+    same: list[str] = []
+    others: list[str] = []
+    for one in made.artifacts:
+        if one.name == whole.name:
+            continue
+        target = scratch / "referee.gguf"
+        process.call(
+            "autoquant.backends.llamacpp.quantize:quantize",
+            log=scratch / "log",
+            env=converter.environment(converter.locate()),
+            source=str(whole),
+            target=str(target),
+            type=one.type,
+            threads=2,
+            imatrix="" if TYPES[one.type].imatrix == "no" else imatrix,
+        )
+        equal = sha256_of(target) == one.files[0].sha256
+        (same if equal else others).append(one.type)
+    return same, others
+
+
+def main() -> None:
+    """Compare, and say it."""
+    for name in sys.argv[1:]:
+        with tempfile.TemporaryDirectory() as folder, preload.kept():
+            scratch = Path(folder)
+            model = Path(name)
+            if name in architectures.names():
+                model = scratch / name
+                process.call(
+                    "bench.cases.architectures:make",
+                    log=scratch / "log",
+                    name=name,
+                    folder=str(model),
+                )
+            same, others = compared(model, scratch)
+        print(f"{name}: {len(same)} of {len(same) + len(others)} equal {' '.join(others)}")
+
+
+if __name__ == "__main__":
+    main()
