@@ -32,7 +32,6 @@ from autoquant.runtime import environments, preload
 from autoquant.source import bytes_to_fetch, fetch, resolve
 
 log = logging.getLogger(__name__)
-SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
 # bytes to download, above which a run is planned first: planning takes some seconds
 PLAN_FIRST = 100 << 20
 
@@ -74,7 +73,7 @@ def quantize(
     notes = method.about(source, options)
     for note in notes:
         log.warning("%s: %s", source.id, note)
-    snapshot = method.fetch(source, options)
+    snapshot = method.fetch(source, options, folder)
     source = snapshot.source
     with RunFolder(
         folder, method=method.name, source_id=source.id, source_sha256=snapshot.sha256
@@ -124,11 +123,11 @@ def _will_be_measured(
     """
     if options.evaluate == "off":
         return False
-    if options.evaluate == "auto" and source.parameters > SMALL:
+    if options.evaluate == "auto" and source.parameters > measuring.SMALL:
         log.warning(
             "not measured: the model has more than %d billion parameters; use evaluate='on'"
             " (--evaluate on) to measure anyway",
-            SMALL // 10**9,
+            measuring.SMALL // 10**9,
         )
         return False
     known = "evaluate unquantized" in journal.read(folder)[1]

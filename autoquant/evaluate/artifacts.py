@@ -25,6 +25,7 @@ from autoquant.runtime import environments, process
 
 # bytes beside twice the artifact: Python, NumPy and llama.cpp's or torch's own buffers
 WORKER_MEMORY = 600 << 20
+SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
 WRONG = 0.1  # nats per token; Q8_0 of models of 1B and more is below 0.005 in published figures
 
 

@@ -5,6 +5,7 @@ checked against the Hub's hashes.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from autoquant.hub.client import (
 )
 from autoquant.hub.download import download, not_cached
 from autoquant.hub.look import Look, RemoteFile
-from autoquant.hub.resume import LARGE, fetch_large
+from autoquant.hub.resume import LARGE, fetch_large, fetch_to
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ def same_disk(folder: Path) -> bool:
 
     cache = Path(constants.HF_HUB_CACHE)
     return existing_parent(cache).stat().st_dev == existing_parent(folder).stat().st_dev
+
+
+def cache_free() -> int:
+    """Free bytes of the disk that downloads go to."""
+    from huggingface_hub import constants
+
+    return free_bytes(Path(constants.HF_HUB_CACHE))
 
 
 def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
@@ -108,6 +116,25 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
             )
         )
     return folder, hashes
+
+
+def fetch_one(listing: Look, name: str, place: Path) -> None:
+    """Fetch one file of a look to ``place``, or link it there from huggingface_hub's cache; its
+    size and hash are checked. What a killed download left is resumed. Raises what :func:`fetch`
+    does.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    file = next(one for one in listing.files if one.name == name)
+    there = try_to_load_from_cache(listing.id, name, revision=listing.revision)
+    if isinstance(there, str):
+        _verified(Path(there), file, listing)
+        place.symlink_to(Path(there).resolve())
+        return
+    part = place.with_name(f"{place.name}.part")
+    fetch_to(connect(), listing.id, listing.revision, name, file.bytes, part)
+    _verified(part, file, listing)
+    os.replace(part, place)
 
 
 def _verified(path: Path, file: RemoteFile, listing: Look) -> str:

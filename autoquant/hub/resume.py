@@ -14,6 +14,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from autoquant.hub.client import Client, status_of, with_retries
@@ -47,18 +48,9 @@ def _fetch(
     client: Client, repo: str, commit: str, name: str, sha256: str, size: int, repo_cache: Path
 ) -> None:
     from filelock import FileLock
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub import constants
 
-    from autoquant.core.progress import ByteBar
-
-    metadata = get_hf_file_metadata(
-        hf_hub_url(repo, name, revision=commit, endpoint=client.endpoint),
-        token=client.secret,
-        endpoint=client.endpoint,
-    )
+    metadata = _metadata(client, repo, commit, name)
     if (
         metadata.xet_file_data is not None
         and not constants.HF_HUB_DISABLE_XET
@@ -75,32 +67,62 @@ def _fetch(
     with FileLock(lock):  # the library's own lock for this file
         if blob.exists():
             return
-        if part.exists() and part.stat().st_size > size:
-            part.unlink()
-        with open(part, "ab") as out:
-            begun = out.tell()
-            if begun:
-                log.info("resuming %s at %.0f of %.0f MB", name, begun / 1e6, size / 1e6)
-            if begun < size:
-                # a token goes to the Hub only, not to where it redirects
-                here = urlsplit(metadata.location).netloc == urlsplit(client.endpoint).netloc
-                try:
-                    http_get(
-                        metadata.location,
-                        out,
-                        resume_size=begun,
-                        headers=build_hf_headers(
-                            token=client.secret if here else False, library_name="autoquant"
-                        ),
-                        expected_size=size,
-                        displayed_filename=name,
-                        tqdm_class=ByteBar,
-                    )
-                except HfHubHTTPError as error:
-                    if status_of(error) == 403 and not here:
-                        # the next try gets a new one
-                        raise ConnectionError(
-                            "the signed address of the file has expired"
-                        ) from None
-                    raise
+        _get(client, metadata, name, size, part)
         os.replace(part, blob)
+
+
+def fetch_to(client: Client, repo: str, commit: str, name: str, size: int, part: Path) -> None:
+    """Fetch one file to ``part``, going on with what is there of it. Its hash is the caller's to
+    check.
+    """
+    with_retries(
+        lambda: _get(client, _metadata(client, repo, commit, name), name, size, part),
+        f"downloading {name} of {repo}",
+        client,
+        repo,
+    )
+
+
+def _metadata(client: Client, repo: str, commit: str, name: str) -> Any:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    return get_hf_file_metadata(
+        hf_hub_url(repo, name, revision=commit, endpoint=client.endpoint),
+        token=client.secret,
+        endpoint=client.endpoint,
+    )
+
+
+def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    from autoquant.core.progress import ByteBar
+
+    if part.exists() and part.stat().st_size > size:
+        part.unlink()
+    with open(part, "ab") as out:
+        begun = out.tell()
+        if begun:
+            log.info("resuming %s at %.0f of %.0f MB", name, begun / 1e6, size / 1e6)
+        if begun < size:
+            # a token goes to the Hub only, not to where it redirects
+            here = urlsplit(metadata.location).netloc == urlsplit(client.endpoint).netloc
+            try:
+                http_get(
+                    metadata.location,
+                    out,
+                    resume_size=begun,
+                    headers=build_hf_headers(
+                        token=client.secret if here else False, library_name="autoquant"
+                    ),
+                    expected_size=size,
+                    displayed_filename=name,
+                    tqdm_class=ByteBar,
+                )
+            except HfHubHTTPError as error:
+                if status_of(error) == 403 and not here:
+                    # the next try gets a new one
+                    raise ConnectionError("the signed address of the file has expired") from None
+                raise

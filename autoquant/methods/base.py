@@ -151,8 +151,8 @@ class Method(ABC, Generic[O]):
         """What somebody should know of a source beforehand."""
         return structure.notes_on(source)
 
-    def fetch(self, source: Source, options: O) -> Snapshot:
-        """Have the files at hand that :meth:`quantize` needs."""
+    def fetch(self, source: Source, options: O, out: Path) -> Snapshot:
+        """Have the files at hand that :meth:`quantize` needs; ``out`` is where results go."""
         return fetch(source)
 
     @abstractmethod

@@ -213,11 +213,14 @@ def _types(
 ) -> None:
     """Make the types and verify them. ``asked`` has ``jobs`` (``{"type", "target", "ready",
     "imatrix", "kept"}``; one that is kept is no type that was asked for, and only written),
-    ``split`` (bytes, or 0), and the arguments of one_pass.OnePass.
+    ``split`` (bytes, or 0), ``arriving`` (where the checkpoint's files arrive; empty: they are
+    there), and the arguments of one_pass.OnePass.
     """
     from autoquant.backends.llamacpp import check
     from autoquant.backends.llamacpp import one_pass as passing
+    from autoquant.backends.llamacpp.arriving import Arriving
 
+    arriving = Arriving(asked["arriving"], emit) if asked["arriving"] else None
     planned = {plan["type"]: plan for plan in plans}
     jobs = []
     for job in asked["jobs"]:
@@ -233,7 +236,7 @@ def _types(
             threads=asked["threads"],
             journal=asked["journal"],
             key=asked["key"],
-        ).write(writer.tensors[0], origins, report)
+        ).write(writer.tensors[0], origins, report, arriving)
     wanted = [job for job in jobs if not job["kept"]]
     check.split_and_verify(header, wanted, cores=asked["threads"], split=asked["split"], emit=emit)
 

@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from autoquant.backends.llamacpp.arriving import Arriving
 from autoquant.backends.llamacpp.imatrix import read_imatrix
 from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core import gguf_head
@@ -169,11 +170,15 @@ class OnePass:
         )
 
     def write(
-        self, tensors: dict[str, Any], origins: Origins, report: Report | None = None
+        self,
+        tensors: dict[str, Any],
+        origins: Origins,
+        report: Report | None = None,
+        arriving: Arriving | None = None,
     ) -> None:
         """Write the converter's ``tensors`` (name -> gguf-py's TensorInfo, which is emptied). Those
         that are plain are read piece by piece. Memory: a few pieces, and the largest tensor that is
-        not, as it is and as float32.
+        not, as it is and as float32. ``arriving`` are the files, if they come one by one.
 
         Raises InputError for values that are not finite, or that a type cannot hold.
         """
@@ -203,7 +208,12 @@ class OnePass:
                 ThreadPoolExecutor(self.threads) as pool,
             ):
                 try:
-                    for name, info in tensors.items():
+                    given = (
+                        arriving.in_turn(tensors, self.done, lambda: finish(0))
+                        if arriving
+                        else iter(tensors.items())
+                    )
+                    for name, info in given:
                         if name not in self.done:
                             for row, raw, last in self._tasks(name, info, origins.plain.get(name)):
                                 task = pool.submit(self._one, opened, name, row, raw)

@@ -22,7 +22,7 @@ from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
-from autoquant.methods.gguf import adapter_only, mmproj, requantize
+from autoquant.methods.gguf import adapter_only, mmproj, requantize, streaming
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.work import WORKER_MEMORY, Work
@@ -98,6 +98,7 @@ class Gguf(Method[GgufOptions]):
         """What can be refused within a second."""
         llama.installed_version()
         requantize.check(source, options)
+        streaming.check(source, options)
         if options.adapter_only:
             adapter_only.check(source, options)
             structure.refuse(source)
@@ -160,8 +161,9 @@ class Gguf(Method[GgufOptions]):
         # for planning nothing is refused for want of an imatrix
         asked = options
         if options.imatrix == "none":
-            asked = options.model_copy(update={"imatrix": "builtin"})
+            asked = options.model_copy(update={"imatrix": "builtin", "download": "auto"})
         self.check(source, asked)
+        streaming.check(source, options)
         if source.gguf:
             return self._plan_requantizing(source, options, out)
         with tempfile.TemporaryDirectory() as scratch:
@@ -245,6 +247,9 @@ class Gguf(Method[GgufOptions]):
         between = intermediate if options.needs_whole and whole not in options.types else 0
         download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
         here = beside + (download if download and same_disk(out) else 0)
+        if streaming.streams(source, options, out):
+            here = beside + streaming.needed(source)
+            notes += (streaming.note(source),)
         try:
             refuse(
                 plans,
@@ -281,9 +286,15 @@ class Gguf(Method[GgufOptions]):
         """Of an adapter alone nothing: it is not merged."""
         return [] if options.adapter_only else super().about(source, options)
 
-    def fetch(self, source: Source, options: GgufOptions) -> Snapshot:
-        """Of an adapter alone the base's weights are not needed."""
-        return fetch_adapter(source) if options.adapter_only else super().fetch(source, options)
+    def fetch(self, source: Source, options: GgufOptions, out: Path) -> Snapshot:
+        """Of an adapter alone the base's weights are not needed; and where there is no room for all
+        files, they come while types are made of them.
+        """
+        if options.adapter_only:
+            return fetch_adapter(source)
+        if streaming.streams(source, options, out):
+            return streaming.snapshot(source)
+        return super().fetch(source, options, out)
 
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""

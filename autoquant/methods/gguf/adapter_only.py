@@ -27,7 +27,8 @@ WHEN = "beside any GGUF file of the model that it was trained on"
 # options of the model's own files, which have no effect here
 OTHERS = (
     "types", "imatrix", "keep_intermediate", "output_type", "embedding_type", "tensor_types",
-    "pure", "split_size", "mmproj", "mmproj_type", "modelfile", "allow_requantize", "threads",
+    "pure", "split_size", "mmproj", "mmproj_type", "download", "modelfile", "allow_requantize",
+    "threads",
 )  # fmt: skip
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 

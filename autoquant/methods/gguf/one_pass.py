@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Source
 from autoquant.methods.gguf.convert import convert
+from autoquant.methods.gguf.feed import Feed, largest
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 
@@ -37,6 +39,7 @@ class OnePass:
     whole: str
     key: str
     imatrix: Path | None
+    feed: Feed | None = None
 
     def make(self, types: list[str], finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Make and verify ``types``, and say of each what was seen as soon as it is ``finished``.
@@ -66,8 +69,13 @@ class OnePass:
         jobs: list[dict[str, Any]],
         finished: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
-        options, run = self.options, self.run
-        with Bar(f"quantize {', '.join(types)}") as progress:
+        options, run, feed = self.options, self.run, self.feed
+
+        def told(answer: dict[str, Any]) -> None:
+            if feed is None or not feed.told(answer):
+                finished(answer)
+
+        with Bar(f"quantize {', '.join(types)}") as progress, feed or nullcontext():
             return convert(
                 self.source,
                 options,
@@ -77,7 +85,10 @@ class OnePass:
                 types=types,
                 outtype=self.whole.lower(),
                 room=free_bytes(run.folder) + _written_already(jobs),
-                need={"other": 0, "intermediate": int(jobs[-1]["kept"])},
+                need={
+                    "other": largest(self.source) if feed else 0,
+                    "intermediate": int(jobs[-1]["kept"]),
+                },
                 only_plan=False,
                 progress=progress,
                 one_pass={
@@ -87,8 +98,9 @@ class OnePass:
                     "split": options.split_bytes,
                     "journal": str(run.jobs / JOURNAL),
                     "key": self.key,
+                    "arriving": str(feed.folder) if feed else "",
                 },
-                on_part=finished,
+                on_part=told,
             )
 
     def _job(self, name: str) -> dict[str, Any]:

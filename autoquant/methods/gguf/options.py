@@ -113,6 +113,13 @@ class GgufOptions(CalibrationOptions):
     threads: int = option(
         0, "processor threads in all; 0 takes every core", unit="threads", ge=0, le=1024
     )
+    download: Literal["auto", "whole", "stream"] = option(
+        "auto",
+        "weights from the Hub: whole keeps all files in the cache; stream has one or two of them at"
+        " a time on the disk, and away again, so that a model fits which the disk does not hold"
+        " (measuring and collecting an importance matrix need all of them); auto: stream if there"
+        " is no room for all",
+    )
     allow_pickle: bool = option(
         False,
         "accept a checkpoint that has only pickle weights (.bin); they are read with torch's"

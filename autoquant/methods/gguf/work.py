@@ -11,6 +11,7 @@ from typing import Any
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.backends.llamacpp.convert import refuse
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
+from autoquant.core.errors import InputError
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
@@ -20,7 +21,9 @@ from autoquant.methods.base import Output
 from autoquant.methods.gguf import about, mmproj, one_pass, requantize
 from autoquant.methods.gguf import imatrix as imatrices
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
+from autoquant.methods.gguf.feed import Feed, largest
 from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.streaming import estimated
 from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
@@ -111,9 +114,24 @@ class Work:
 
     def _unquantized(self) -> Path:
         """The unquantized file, for what needs it after all."""
+        if self.source.remote:
+            raise InputError(
+                f"the unquantized model is needed, and the weights of {self.source.id} were not"
+                " kept: run again with download='whole' (--download whole)"
+            )
         if not self.converted.is_file():
             self._convert_anew([])
         return self.converted
+
+    def _feed(self) -> Feed | None:
+        """The source's files, if they are on the Hub still: two at a time where there is room."""
+        if not self.source.remote:
+            return None
+        folder = self.run.jobs / "shards"
+        room = free_bytes(self.run.folder) - sum(
+            estimated(self.source, name) for name in self.options.types
+        )
+        return Feed(self.source, folder, 2 if room > 3 * largest(self.source) else 1)
 
     def _make_in_one_pass(self, types: list[str]) -> None:
         key = key_of(self.key, self.imatrix.key if self.imatrix else "", self.options.quantizing())
@@ -126,6 +144,7 @@ class Work:
             self.whole,
             key,
             self.imatrix.path if self.imatrix else None,
+            self._feed(),
         ).make(types, lambda answer: self._finished(answer, answer["plan"]))
         self._note(facts)
         if self.converted.is_file():
@@ -297,7 +316,9 @@ class Work:
     def _finished(self, answer: dict[str, Any], planned: dict[str, Any]) -> None:
         """Move one verified type into place and note it; runs while the others are being made."""
         run, name, note = self.run, answer["type"], fallback_note(planned)
-        if answer["repeats"] is not None:
+        if answer["repeats"] is not None and self.source.remote:
+            log.warning("%s: repeats one token; the unquantized model was not asked", name)
+        elif answer["repeats"] is not None:
             one_pass.compare_repeating(
                 answer,
                 self._unquantized(),

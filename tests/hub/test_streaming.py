@@ -1,0 +1,215 @@
+"""Weights that come from the Hub shard by shard, and go again: the same bytes as from a folder, on
+a disk that does not hold the model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import autoquant
+from autoquant.core.bundled import MODEL as DEMO_FOLDER
+from tests.fakes.hub import Hub
+from tests.hub.conftest import User
+from tests.hub.test_downloads import small_disk  # noqa: F401 (a fixture)
+from tests.workers import in_worker
+
+REPO = "maker/shards"
+TYPES = ("--types", "Q8_0,Q4_K_M", "--pre-tokenizer", "gpt-2", "--evaluate", "off")
+STREAM = ("quantize", "gguf", REPO, *TYPES, "--download", "stream", "--out", "out")
+
+
+def in_shards(folder: Path, count: int) -> dict[str, bytes | Path]:
+    """A checkpoint of one file in ``count``, tensors in the order of their names: what belongs
+    together may lie in two of them.
+    """
+    from safetensors.numpy import load, save
+
+    data = (folder / "model.safetensors").read_bytes()
+    tensors = load(as_int16(data))
+    names, files = sorted(tensors), dict[str, bytes | Path]()
+    listed = {}
+    for i in range(count):
+        name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+        own = names[i * len(names) // count : (i + 1) * len(names) // count]
+        files[name] = as_bfloat16(save({one: tensors[one] for one in own}), data)
+        listed |= dict.fromkeys(own, name)
+    index = {"metadata": {}, "weight_map": listed}
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    small = (path for path in folder.iterdir() if path.suffix != ".safetensors")
+    return {**{path.name: path for path in small}, **files}
+
+
+def as_int16(data: bytes) -> bytes:
+    """NumPy has no bfloat16: its bytes pass through as int16."""
+    return _renamed(data, "BF16", "I16")
+
+
+def as_bfloat16(data: bytes, model: bytes) -> bytes:
+    """The same back, if the model has it."""
+    return _renamed(data, "I16", "BF16") if b'"BF16"' in model[:100_000] else data
+
+
+def _renamed(data: bytes, dtype: str, other: str) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    head = data[8 : 8 + length].replace(f'"{dtype}"'.encode(), f'"{other}"'.encode())
+    return len(head).to_bytes(8, "little") + head + data[8 + length :]
+
+
+def weights(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.safetensors") if path.stat().st_blocks > 64]
+
+
+def downloads(hub: Hub) -> list[str]:
+    """The hashes of files that were fetched whole."""
+    return [
+        request.path.rpartition("/")[2].partition("?")[0]
+        for request in hub.log
+        if request.method == "GET" and "/_cdn/" in request.path and not request.range
+    ]
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    made = autoquant.gguf(
+        "demo",
+        types="Q8_0,Q4_K_M",
+        pre_tokenizer="gpt-2",
+        evaluate="off",
+        keep_intermediate=True,
+        out=tmp_path_factory.mktemp("folder") / "out",
+    )
+    return {one.type: tensors_of(made.path(one.type)) for one in made.artifacts}
+
+
+def tensors_of(path: Path) -> str:
+    """A hash of a file's data: its name, and so the model's, is another on the Hub."""
+    from hashlib import sha256
+
+    from autoquant.core import gguf_head
+
+    return sha256(path.read_bytes()[gguf_head.read(path).data_offset :]).hexdigest()
+
+
+def made_in(out: Path) -> dict[str, str]:
+    return {path.stem.rpartition("-")[2]: tensors_of(path) for path in out.glob("*.gguf")}
+
+
+def test_the_same_bytes_and_no_weights_stay(user: User, hub: Hub, wanted: dict[str, str]) -> None:
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    plan = user.run("plan", "gguf", REPO, *TYPES, "--download", "stream").stdout
+    assert "the 4 weight files come one after the other and are removed again" in " ".join(
+        plan.split()
+    )
+    assert weights(user.home) == []
+    user.run(*STREAM)
+    assert made_in(user.cwd / "out") == wanted
+    assert weights(user.home) == [], "neither in the cache nor in the run's folder"
+    assert len(downloads(hub)) == len(set(downloads(hub)))
+    before = hub.served
+    user.run(*STREAM)
+    assert hub.served - before < 200_000, "what is made is not fetched again"
+    # uploaded, and measured later: now all weights are fetched
+    user.run("upload", "out", "acme/shards")
+    assert {"shards-Q8_0.gguf", "shards-Q4_K_M.gguf"} <= set(hub.files("acme/shards"))
+    times = {path.name: path.stat().st_mtime_ns for path in (user.cwd / "out").glob("*.gguf")}
+    words = [word for word in STREAM if word not in ("off", "--evaluate", "stream", "--download")]
+    assert "KL mean" in user.run(*words, "--eval-chunks", "1").stdout
+    assert len(weights(user.home)) == 4
+    assert times == {
+        path.name: path.stat().st_mtime_ns for path in (user.cwd / "out").glob("*.gguf")
+    }
+
+
+def test_experts_of_one_block_in_two_files(user: User, hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "mixtral"
+    in_worker("bench.cases.architectures:make", tmp_path, name="mixtral", folder=str(folder))
+    hub.seed(REPO, in_shards(folder, 5))
+    user.run(*STREAM)
+    quick = {"pre_tokenizer": "gpt-2", "evaluate": "off"}
+    made = autoquant.gguf(folder, types="Q8_0,Q4_K_M", out=tmp_path / "whole", **quick)
+    assert made_in(user.cwd / "out") == {
+        one.type: tensors_of(made.path(one.type)) for one in made.artifacts
+    }
+    assert weights(user.home) == []
+
+
+@pytest.mark.slow
+def test_sigkill_between_two_files(user: User, hub: Hub, wanted: dict[str, str]) -> None:
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    hub.bandwidth = 4e6
+    first = user.start(*STREAM)
+    journal = user.cwd / "out" / ".autoquant" / "jobs" / "one-pass.txt"
+    deadline = time.monotonic() + 60
+    while not (journal.is_file() and len(journal.read_text().splitlines()) > 4):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    hub.bandwidth = 0
+    fetched = downloads(hub)
+    user.run(*STREAM)
+    assert made_in(user.cwd / "out") == wanted
+    assert downloads(hub).count(fetched[0]) == 1, "its tensors are written already"
+    assert weights(user.home) == []
+
+
+def test_a_shard_that_is_not_what_the_hub_lists(user: User, hub: Hub) -> None:
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    name = "model-00003-of-00004.safetensors"
+    blob = hub.blob(hub.repos[REPO].at("main").files[name].sha256)
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    said = user.run(*STREAM, status=1).stderr
+    assert f"{REPO}: {name} has arrived with" in said
+    assert "run again to fetch it anew" in said
+    assert not list(user.cwd.glob("out/*.gguf"))
+    assert not (user.cwd / "out" / ".autoquant" / "jobs").exists()
+    assert weights(user.home) == []
+
+
+def test_a_model_that_the_disk_does_not_hold(
+    hub: Hub,
+    small_disk: Callable[[int], Path],  # noqa: F811
+    wanted: dict[str, str],
+) -> None:
+    """8.4 MB of weights and 7.2 MB of results, on 12 MB: streamed without being asked for it."""
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 6))
+    user = User(hub, small_disk(12) / "home")
+    words = ("gguf", REPO, *TYPES)
+    plan = " ".join(user.run("plan", *words).stdout.split())
+    assert "come one after the other" in plan
+    assert plan.endswith("it fits")
+    assert "it does NOT fit" in user.run("plan", *words, "--download", "whole").stdout
+    user.run("quantize", *words, "--out", "out")
+    assert made_in(user.cwd / "out") == wanted
+    assert weights(user.home) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--imatrix", "builtin"), "needed to collect an importance matrix"),
+        (("--keep-intermediate",), "the unquantized file is asked for"),
+        (("--evaluate", "on"), "measuring needs all weights"),
+    ],
+)
+def test_what_needs_all_weights_is_not_streamed(
+    user: User, hub: Hub, more: tuple[str, ...], said: str
+) -> None:
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 2))
+    before = hub.served
+    err = user.run(*STREAM, *more, status=2).stderr
+    assert f"download: {REPO} cannot be streamed: " in err
+    assert said in err
+    assert hub.served - before < 500_000
+
+
+def test_a_folder_has_nothing_to_download(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="is not on the Hub; leave download out"):
+        autoquant.gguf("demo", download="stream", out=tmp_path / "out")
