@@ -200,7 +200,7 @@ def test_a_disk_too_small_for_the_download(
     user: User, hub: Hub, small_disk: Callable[[int], Path]
 ) -> None:
     disk = small_disk(6)
-    err = user.quantize(status=2, HF_HOME=str(disk / "hf")).stderr
+    err = user.quantize("--download", "whole", status=2, HF_HOME=str(disk / "hf")).stderr
     assert "downloading maker/tiny needs 0.01 GB in " in err
     assert "Free some space or set HF_HOME to a larger disk" in err
     assert hub.served < 400_000
