@@ -27,7 +27,8 @@ def compared(model: Path, scratch: Path) -> tuple[list[str], list[str]]:
         model, types="Q4_K_M", imatrix="builtin", imatrix_chunks=4, out=scratch / "first", **options
     )
     imatrix = str(first.folder / "imatrix.gguf")
-    possible = autoquant.plan("gguf", model, imatrix=imatrix, **given)
+    every = [name for name, row in TYPES.items() if not row.special]
+    possible = autoquant.plan("gguf", model, types=every, imatrix=imatrix, **given)
     types = [item.type for item in possible.items if not item.impossible]
     made = autoquant.gguf(
         model, types=types, imatrix=imatrix, keep_intermediate=True, out=scratch / "out", **options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
-from autoquant.methods.gguf import adapter_only, mmproj, requantize, streaming
+from autoquant.methods.gguf import about, adapter_only, mmproj, requantize, streaming
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.work import WORKER_MEMORY, Work
@@ -191,7 +192,7 @@ class Gguf(Method[GgufOptions]):
             whole=whole,
             intermediate=converted["intermediate"],
             beside=beside.get("bytes", 0),
-            memory=CONVERTER_MEMORY + 8 * source.largest_tensor,
+            memory=CONVERTER_MEMORY + 8 * _largest_whole(source, options),
             notes=notes,
         )
 
@@ -306,40 +307,17 @@ class Gguf(Method[GgufOptions]):
         if record.artifacts[0].type == adapter_only.TYPE:
             base = (record.source.adapted or record.source).id
             return adapter_only.how_to_run(record.artifacts[0].name, base)
-        pick = next((a for a in record.artifacts if a.type == "Q4_K_M"), record.artifacts[0])
-        name = record.source.name.lower()
-        beside = next((name for name in record.extras if name.startswith("mmproj-")), "")
-        tower = f"FROM ./{beside}\\n" if beside else ""
-        ollama = f"""printf 'FROM ./{pick.name}\\n{tower}' > Modelfile
-ollama create {name} -f Modelfile && ollama run {name}
-ollama run hf.co/MODEL:{pick.type}    # the same, from the Hub"""
-        if len(pick.files) > 1:
-            ollama = (
-                "# takes one file: llama-gguf-split --merge (of llama.cpp) makes one of the shards"
-            )
-        seeing = f"""
-# with a picture or a sound; from the Hub it takes the mmproj file by itself
-llama-mtmd-cli -m {pick.name} --mmproj {beside} --image picture.jpg -p "What is this?"
-llama-mtmd-cli -hf MODEL:{pick.type} --image picture.jpg -p "What is this?"
-"""
-        return f"""Give the name of the repository that holds these files for `MODEL`.
+        return about.how_to_run(record)
 
-```bash
-# llama.cpp
-llama-cli -m {pick.name} -p "Once upon a time"
-llama-cli -hf MODEL:{pick.type} -p "Once upon a time"    # the same, fetched from the Hub
-{seeing if beside else ""}
-# Ollama
-{ollama}
-```
 
-```python
-# llama-cpp-python
-from llama_cpp import Llama
-
-llm = Llama("{pick.name}", n_ctx={min(record.source.context, 4096)})
-print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
-```"""
+def _largest_whole(source: Source, options: GgufOptions) -> int:
+    """Weights of the largest tensor that is in memory whole: embeddings and output head are not,
+    unless an unquantized file is written; a block's experts are, joined.
+    """
+    layers = structure.structure(source).layers
+    if options.needs_whole or not layers:
+        return source.largest_tensor
+    return max(math.prod(layer.shape) for layer in layers)
 
 
 def _item(planned: dict[str, Any], whole: str) -> PlanItem:

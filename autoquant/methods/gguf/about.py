@@ -8,7 +8,7 @@ from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core.files import write_atomically
-from autoquant.core.records import TOWERS, Artifact, Source
+from autoquant.core.records import TOWERS, Artifact, RunRecord, Source
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf import requantize
 from autoquant.methods.gguf.imatrix import Imatrix
@@ -64,3 +64,39 @@ def write_modelfile(folder: Path, artifact: Artifact, mmproj: str) -> None:
         f" the stop tokens from the file itself.\nFROM ./{artifact.name}\n"
         + (f"FROM ./{mmproj}\n" if mmproj else ""),
     )
+
+
+def how_to_run(record: RunRecord) -> str:
+    """The card's section on running the files."""
+    pick = next((a for a in record.artifacts if a.type == "Q4_K_M"), record.artifacts[0])
+    name = record.source.name.lower()
+    beside = next((name for name in record.extras if name.startswith("mmproj-")), "")
+    tower = f"FROM ./{beside}\\n" if beside else ""
+    ollama = f"""printf 'FROM ./{pick.name}\\n{tower}' > Modelfile
+ollama create {name} -f Modelfile && ollama run {name}
+ollama run hf.co/MODEL:{pick.type}    # the same, from the Hub"""
+    if len(pick.files) > 1:
+        ollama = "# takes one file: llama-gguf-split --merge (of llama.cpp) makes one of the shards"
+    seeing = f"""
+# with a picture or a sound; from the Hub it takes the mmproj file by itself
+llama-mtmd-cli -m {pick.name} --mmproj {beside} --image picture.jpg -p "What is this?"
+llama-mtmd-cli -hf MODEL:{pick.type} --image picture.jpg -p "What is this?"
+"""
+    return f"""Give the name of the repository that holds these files for `MODEL`.
+
+```bash
+# llama.cpp
+llama-cli -m {pick.name} -p "Once upon a time"
+llama-cli -hf MODEL:{pick.type} -p "Once upon a time"    # the same, fetched from the Hub
+{seeing if beside else ""}
+# Ollama
+{ollama}
+```
+
+```python
+# llama-cpp-python
+from llama_cpp import Llama
+
+llm = Llama("{pick.name}", n_ctx={min(record.source.context, 4096)})
+print(llm("Once upon a time", max_tokens=32)["choices"][0]["text"])
+```"""
