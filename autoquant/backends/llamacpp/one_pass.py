@@ -5,7 +5,6 @@ llama_model_quantize makes of a converted file (``bench/one_pass.py`` compares t
 
 from __future__ import annotations
 
-import ctypes as C
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -16,19 +15,15 @@ from typing import Any
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from autoquant.backends.llamacpp.arriving import Arriving
+from autoquant.backends.llamacpp.ggml import Bytes, Floats, Ggml
 from autoquant.backends.llamacpp.imatrix import read_imatrix
 from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core import gguf_head
-from autoquant.core.errors import InputError, ProcessFailed
-from autoquant.formats.gguf import function
+from autoquant.core.errors import InputError
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Report
-
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 # weights of one piece: 32 MB as float32, and as much again of what it was
 PIECE = 8 << 20
@@ -37,6 +32,7 @@ TASK = 1 << 20
 # bytes that may wait for a thread, so that none waits for work
 AHEAD = 64 << 20
 FLOAT16 = 65504.0  # its largest number
+EMBEDDINGS = "token_embd.weight"  # an importance matrix has nothing that fits them, as a rule
 DTYPES = ("F32", "F16", "BF16")
 
 
@@ -79,51 +75,6 @@ class Origins:
 
     names: dict[str, str] = field(default_factory=dict)
     plain: dict[str, Any] = field(default_factory=dict)
-
-
-class Ggml:
-    """ggml's own arithmetic; its functions let other threads of Python run."""
-
-    def __init__(self) -> None:
-        pointer, count = C.c_void_p, C.c_int64
-        self._quantize = function(
-            "ggml_quantize_chunk", C.c_size_t, C.c_int, pointer, pointer, count, count, count,
-            pointer,
-        )  # fmt: skip
-        self._valid = function("ggml_validate_row_data", C.c_bool, C.c_int, pointer, C.c_size_t)
-        self._begin = function("ggml_quantize_init", None, C.c_int)
-        rows = (None, pointer, pointer, count)
-        self._half = function("ggml_fp16_to_fp32_row", *rows)
-        self._brain = function("ggml_bf16_to_fp32_row", *rows)
-
-    def begin(self, kind: str) -> None:
-        """Make a type's tables."""
-        self._begin(gguf.GGMLQuantizationType[kind])
-
-    def floats(self, raw: Bytes, kind: str) -> Floats:
-        """Rows [n, bytes] of a type as float32."""
-        if kind == "F32":
-            return raw.view(np.float32)
-        if kind not in ("F16", "BF16"):
-            return np.asarray(
-                gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind]), np.float32
-            )
-        out = np.empty((raw.shape[0], raw.shape[1] // 2), np.float32)
-        convert = self._half if kind == "F16" else self._brain
-        convert(raw.ctypes.data, out.ctypes.data, out.size)
-        return out
-
-    def quantize(self, values: Floats, kind: str, importance: Floats | None) -> Bytes:
-        """Rows [n, bytes] of a type. Raises ProcessFailed for what ggml itself calls invalid."""
-        number = gguf.GGMLQuantizationType[kind]
-        block, size = gguf.GGML_QUANT_SIZES[number]
-        rows, width = values.shape
-        out = np.empty((rows, width // block * size), np.uint8)
-        weights = None if importance is None else importance.ctypes.data
-        self._quantize(number, values.ctypes.data, out.ctypes.data, 0, rows, width, weights)
-        if not self._valid(number, out.ctypes.data, out.nbytes):
-            raise ProcessFailed(f"llama.cpp could not quantize to {kind}: the values are not valid")
-        return out
 
 
 class OnePass:
@@ -267,8 +218,13 @@ class OnePass:
         """The importance of a row's weights: of experts, of this one's."""
         found = target.imatrix.get(name)
         width, experts = entry.shape[0], entry.shape[2] if len(entry.shape) > 2 else 1
+        if found is not None and found.size != width * experts and name != EMBEDDINGS:
+            raise InputError(
+                f"imatrix: it has {found.size} values for {name}, where the model has"
+                f" {width * experts}: it is another model's"
+            )
         if found is None or found.size != width * experts:
-            return None  # llama.cpp does without, too; of another size are embeddings only
+            return None  # llama.cpp does without, too
         expert = row // entry.shape[1] if experts > 1 else 0
         return found[expert * width : (expert + 1) * width]
 

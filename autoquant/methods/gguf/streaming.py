@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -79,4 +78,4 @@ def snapshot(source: Source) -> Snapshot:
     """A source whose weights stay on the Hub, with the hashes that it lists."""
     files = feed.hashes(source)
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return Snapshot(dataclasses.replace(source), source.folder, digest, files)
+    return Snapshot(source, source.folder, digest, files)
