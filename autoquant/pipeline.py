@@ -130,6 +130,11 @@ def _will_be_measured(
             measuring.SMALL // 10**9,
         )
         return False
+    if reason := method.unmeasured(source, options, folder):
+        if options.evaluate == "on":
+            raise InputError(f"evaluate: {reason}")
+        log.warning("it will not be measured: %s", reason)
+        return False
     known = "evaluate unquantized" in journal.read(folder)[1]
     # GGUF can be measured against its own unquantized file, through llama.cpp
     fits = measuring.memory_needed(source) <= memory_available()

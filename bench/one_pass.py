@@ -44,7 +44,7 @@ def compared(model: Path, scratch: Path) -> tuple[list[str], list[str]]:
             continue
         target = scratch / "referee.gguf"
         process.call(
-            "autoquant.backends.llamacpp.quantize:quantize",
+            "bench.referee:quantize",
             log=scratch / "log",
             env=converter.environment(converter.locate()),
             source=str(whole),

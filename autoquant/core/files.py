@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,3 +54,15 @@ def existing_parent(path: Path) -> Path:
 def free_bytes(path: Path) -> int:
     """Free bytes of the disk that a path lies on, or would lie on."""
     return shutil.disk_usage(existing_parent(path)).free
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes that the files of a folder take on the disk, holes left out; of files that go away
+    meanwhile, nothing.
+    """
+    taken = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                taken += 512 * os.lstat(os.path.join(place, name)).st_blocks
+    return taken

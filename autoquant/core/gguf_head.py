@@ -219,12 +219,24 @@ def shards(name: str) -> list[str]:
     return [f"{stem}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
 
 
+@dataclass(frozen=True)
+class Laid:
+    """A file that is to be written: its ``head``, each tensor's offset in the file, its size, and
+    the ``alignment`` of the tensors.
+    """
+
+    head: bytes
+    offsets: dict[str, int]
+    size: int
+    alignment: int
+
+
 def quantized(
-    head: Head, types: Mapping[str, str], order: Sequence[str], file_type: int
-) -> tuple[bytes, dict[str, int], int]:
-    """The head that llama.cpp writes when it quantizes a file: the same keys, with two at the end
+    head: Head, types: Mapping[str, str], order: Sequence[str], file_type: int, limit: int = 0
+) -> list[Laid]:
+    """The file that llama.cpp writes when it quantizes one: the same keys, with two at the end
     (``file_type`` is a number of its enum llama_ftype), and the tensors in its ``order`` and of
-    other ``types``. Returns it, each tensor's offset in the file, and the file's size.
+    other ``types``. With a ``limit`` its shards, see :func:`cut`.
     """
     kept = [raw for name, raw in head.raw.items() if name not in (*SPLIT, *WRITTEN)]
     kept += [_number_key(name, value) for name, value in zip(WRITTEN, (2, file_type), strict=True)]
@@ -236,29 +248,75 @@ def quantized(
         entries[name] = Entry(
             types[name], one.shape[:dims], 0, math.prod(one.shape) // block * size
         )
-    out, offsets, at = _head(kept, entries, head.alignment)
-    return out, {name: len(out) + offset for name, offset in offsets.items()}, len(out) + at
+    return cut(kept, entries, head.alignment, limit)
+
+
+def unchanged(head: Head, limit: int = 0) -> list[Laid]:
+    """A file of the same keys and tensors, or its shards."""
+    kept = [raw for name, raw in head.raw.items() if name not in SPLIT]
+    return cut(kept, head.tensors, head.alignment, limit)
+
+
+def cut(
+    keys: Sequence[bytes], entries: Mapping[str, Entry], alignment: int, limit: int
+) -> list[Laid]:
+    """A file of these keys and tensors; or, if it has more than ``limit`` bytes, its shards, each
+    of at most as many bytes of tensors (a larger tensor has a shard of its own). As gguf-py's
+    writer cuts: the first one has the keys, all have the three by which llama.cpp finds the others.
+    """
+    whole = _laid(keys, entries, alignment)
+    if not limit or whole.size <= limit:
+        return [whole]
+    parts: list[dict[str, Entry]] = [{}]
+    for name, one in entries.items():
+        if parts[-1] and sum(other.bytes for other in parts[-1].values()) + one.bytes > limit:
+            parts.append({})
+        parts[-1][name] = one
+    if len(parts) == 1:
+        return [whole]
+    return [
+        _laid([*(() if i else keys), *_split_keys(i, len(parts), len(entries))], part, alignment)
+        for i, part in enumerate(parts)
+    ]
+
+
+def shard_name(name: str, number: int, count: int) -> str:
+    """The name of a shard (from 0) of a file, as llama.cpp expects it; of a single one, its own."""
+    if count == 1:
+        return name
+    return f"{name.removesuffix('.gguf')}-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def _split_keys(number: int, count: int, tensors: int) -> list[bytes]:
+    """The keys of a shard."""
+    kinds = zip(SPLIT, (2, 2, 5), ("H", "H", "i"), (number, count, tensors), strict=True)
+    return [
+        _text(name) + struct.pack(f"<I{code}", kind, value) for name, kind, code, value in kinds
+    ]
+
+
+def _text(text: str) -> bytes:
+    own = text.encode()
+    return struct.pack("<Q", len(own)) + own
 
 
 def _number_key(name: str, value: int) -> bytes:
-    own = name.encode()
-    return struct.pack("<Q", len(own)) + own + struct.pack("<II", 4, value)
+    return _text(name) + struct.pack("<II", 4, value)
 
 
-def _head(
-    keys: Sequence[bytes], tensors: Mapping[str, Entry], alignment: int
-) -> tuple[bytes, dict[str, int], int]:
-    """A head of these keys and tensors, the tensors' offsets in the data, and the data's size."""
+def _laid(keys: Sequence[bytes], tensors: Mapping[str, Entry], alignment: int) -> Laid:
+    """A file of these keys and tensors."""
     out = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(keys))
     offsets, at = {}, 0
     for name, one in tensors.items():
-        own = name.encode()
-        out += struct.pack("<Q", len(own)) + own + struct.pack("<I", len(one.shape))
+        out += _text(name) + struct.pack("<I", len(one.shape))
         out += struct.pack(f"<{len(one.shape)}Q", *one.shape)
         out += struct.pack("<IQ", NUMBERS[one.type], at)
         offsets[name] = at
         at += -(-one.bytes // alignment) * alignment
-    return bytes(out + bytes(-len(out) % alignment)), offsets, at
+    head = bytes(out + bytes(-len(out) % alignment))
+    placed = {name: len(head) + offset for name, offset in offsets.items()}
+    return Laid(head, placed, len(head) + at, alignment)
 
 
 def write_joined(heads: Sequence[Head], path: Path) -> int:
@@ -268,8 +326,8 @@ def write_joined(heads: Sequence[Head], path: Path) -> int:
     first = heads[0]
     kept = [raw for name, raw in first.raw.items() if name not in SPLIT]
     tensors = {name: one for head in heads for name, one in head.tensors.items()}
-    out, _, at = _head(kept, tensors, first.alignment)
+    joined = _laid(kept, tensors, first.alignment)
     with open(path, "wb") as file:
-        file.write(out)
-        file.truncate(len(out) + at)
-    return len(out) + at
+        file.write(joined.head)
+        file.truncate(joined.size)
+    return joined.size

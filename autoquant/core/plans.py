@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from autoquant.core.records import Source
 
@@ -26,7 +27,8 @@ class Plan:
     """Sizes are bytes. ``disk_needed`` is for all items together, with what is downloaded, and what
     is written in between and removed again.
 
-    ``refused`` says why a run with these options would be refused, if it would.
+    ``seconds`` says how long it takes here, as far as that is known: to ``download``, to
+    ``quantize``. ``refused`` says why a run with these options would be refused, if it would.
     """
 
     method: str
@@ -40,6 +42,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     download: int = 0
     refused: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:

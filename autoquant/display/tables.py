@@ -208,6 +208,22 @@ def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str,
     return f"{', '.join(sources)}: {', '.join(titles)}", said
 
 
+def _time(seconds: Mapping[str, float]) -> str:
+    """A plan's time, as this machine was measured."""
+    parts = [f"{minutes(value)} to {doing}" for doing, value in seconds.items()]
+    return f"time, by what this machine was measured to do: about {', '.join(parts)}"
+
+
+def minutes(seconds: float) -> str:
+    """A time in words, as exact as an estimate is."""
+    if seconds < 50:
+        return f"{max(1, round(seconds, -1 if seconds > 10 else 0)):.0f} seconds"
+    if seconds < 5400:
+        count = max(1, round(seconds / 60))
+        return f"{count} minute{'s' if count > 1 else ''}"
+    return f"{seconds / 3600:.1f} hours"
+
+
 def plan(planned: Plan) -> str:
     """A plan as a table, with the verdict below."""
     title, head, body, notes, verdict = plan_parts(planned)
@@ -249,6 +265,7 @@ def plan_parts(
         *([f"to download: {size(planned.download)}"] if planned.download else []),
         f"all of these together: {disk} on the disk (free: {free})",
         f"memory while working: about {memory} (available: {available})",
+        *([_time(planned.seconds)] if planned.seconds else []),
         planned.verdict[1],
     ]
     title = (

@@ -152,7 +152,9 @@ def _refuse_without_room(
             " log-probabilities; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"
             " evaluate='off'"
         )
-    if source.gguf or memory_needed(source) <= memory_available():
+    # of one whose weights stay on the Hub, transformers has nothing to read
+    at_hand = not source.remote
+    if source.gguf or (at_hand and memory_needed(source) <= memory_available()):
         return None
     if unquantized is None:
         raise InputError(no_room(source))

@@ -155,6 +155,12 @@ class Method(ABC, Generic[O]):
         """Have the files at hand that :meth:`quantize` needs; ``out`` is where results go."""
         return fetch(source)
 
+    def unmeasured(self, source: Source, options: O, out: Path) -> str:
+        """Why a run's files cannot be measured; empty if they can be. It knows the disk; memory is
+        others' concern.
+        """
+        return ""
+
     @abstractmethod
     def quantize(self, snapshot: Snapshot, options: O, run: RunFolder) -> Output:
         """Quantize and verify; what the journal knows is not done again."""

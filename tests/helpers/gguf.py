@@ -251,9 +251,9 @@ def convert_with_a_wrong_size(*, report: Any, emit: Any, **kwargs: Any) -> dict[
 
 def quantized(source: str, type: str, imatrix: str, folder: str) -> str:
     """The sha256 of what llama_model_quantize makes of a file."""
-    from autoquant.backends.llamacpp import quantize
     from autoquant.core.files import sha256_of
+    from bench import referee
 
     target = Path(folder) / f"{type}.gguf"
-    quantize.quantize(source, str(target), type, threads=2, imatrix=imatrix)
+    referee.quantize(source, str(target), type, threads=2, imatrix=imatrix)
     return sha256_of(target)

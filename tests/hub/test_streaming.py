@@ -65,12 +65,15 @@ def weights(folder: Path) -> list[Path]:
 
 
 def downloads(hub: Hub) -> list[str]:
-    """The hashes of files that were fetched whole."""
-    return [
+    """The hashes of weight files that were fetched whole."""
+    files = hub.repos[REPO].at("main").files
+    ours = {one.sha256 for name, one in files.items() if name.endswith(".safetensors")}
+    fetched = (
         request.path.rpartition("/")[2].partition("?")[0]
         for request in hub.log
         if request.method == "GET" and "/_cdn/" in request.path and not request.range
-    ]
+    )
+    return [sha256 for sha256 in fetched if sha256 in ours]
 
 
 @pytest.fixture(scope="module")
@@ -191,23 +194,93 @@ def test_a_model_that_the_disk_does_not_hold(
     assert weights(user.home) == []
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        (("--imatrix", "builtin"), "needed to collect an importance matrix"),
-        (("--keep-intermediate",), "the unquantized file is asked for"),
-        (("--evaluate", "on"), "measuring needs all weights"),
-    ],
-)
-def test_what_needs_all_weights_is_not_streamed(
-    user: User, hub: Hub, more: tuple[str, ...], said: str
+COLLECT = ("--imatrix", "builtin", "--imatrix-chunks", "2")
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an importance matrix makes of the folder."""
+    made = autoquant.gguf(
+        "demo",
+        types="Q4_K_M",
+        pre_tokenizer="gpt-2",
+        evaluate="off",
+        imatrix="builtin",
+        imatrix_chunks=2,
+        out=tmp_path_factory.mktemp("imatrix") / "out",
+    )
+    return {one.type: tensors_of(made.path(one.type)) for one in made.artifacts}
+
+
+def test_what_runs_the_model_has_an_unquantized_file(
+    user: User, hub: Hub, collected: dict[str, str]
 ) -> None:
-    hub.seed(REPO, in_shards(DEMO_FOLDER, 2))
+    """It is written where there is room, stays until all is done, and nothing comes twice."""
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    words = ("gguf", REPO, "--types", "Q4_K_M", "--pre-tokenizer", "gpt-2", "--download", "stream")
+    more = (*COLLECT, "--evaluate", "on", "--eval-chunks", "2")
+    plan = " ".join(user.run("plan", *words, *more).stdout.split())
+    assert "an unquantized file (F16) stays until the end, to be run" in plan
+    out = user.run("quantize", *words, *more, "--out", "out").stdout
+    assert "KL mean" in out
+    assert made_in(user.cwd / "out") == {
+        **collected,
+        "imatrix": made_in(user.cwd / "out")["imatrix"],
+    }
+    assert len(downloads(hub)) == len(set(downloads(hub))) == 4
+    assert weights(user.home) == []
+    card = (user.cwd / "out" / "README.md").read_text()
+    assert "against the unquantized model" in card
+
+
+def test_where_there_is_no_room_for_that_it_is_a_smaller_one_and_files_come_twice(
+    hub: Hub,
+    small_disk: Callable[[int], Path],  # noqa: F811
+) -> None:
+    """8.4 MB of weights and as much for an unquantized file, on 10 MB."""
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 6))
+    user = User(hub, small_disk(10) / "home")
+    words = ("gguf", REPO, "--types", "Q4_K_M", "--pre-tokenizer", "gpt-2")
+    plan = " ".join(user.run("plan", *words, *COLLECT).stdout.split())
+    assert "the importance matrix is collected on a Q8_0 file" in plan
+    assert "and then all files come again: 0.017 GB to download" in plan
+    refused = user.run(
+        "quantize", *words, *COLLECT, "--evaluate", "on", "--out", "out", status=2
+    ).stderr
+    assert "not enough room on the disk" in refused
+    assert downloads(hub) == []
+    said = user.run("quantize", *words, *COLLECT, "--out", "out").stderr
+    assert "it will not be measured: measuring needs the unquantized model" in said
+    assert {downloads(hub).count(one) for one in downloads(hub)} == {2}
+    assert {path.name for path in (user.cwd / "out").glob("*.gguf")} == {
+        "imatrix.gguf",
+        "shards-Q4_K_M.gguf",
+    }
+    card = (user.cwd / "out" / "README.md").read_text()
+    assert " tokens, on the Q8_0 file" in card
+    assert weights(user.home) == []
     before = hub.served
-    err = user.run(*STREAM, *more, status=2).stderr
-    assert f"download: {REPO} cannot be streamed: " in err
-    assert said in err
-    assert hub.served - before < 500_000
+    user.run("quantize", *words, *COLLECT, "--out", "out", "--download", "stream")
+    assert hub.served - before < 200_000, "what is made is not made again"
+
+
+def test_what_sees_stays_of_the_files_that_go(user: User, hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "gemma3"
+    in_worker("bench.cases.architectures:make", tmp_path, name="gemma3_vision", folder=str(folder))
+    hub.seed(REPO, in_shards(folder, 5))
+    user.run(*STREAM)
+    made = autoquant.gguf(
+        folder,
+        types="Q8_0,Q4_K_M",
+        pre_tokenizer="gpt-2",
+        evaluate="off",
+        out=tmp_path / "whole",
+    )
+    whole = {path.stem.rpartition("-")[2]: tensors_of(path) for path in made.folder.glob("*.gguf")}
+    assert made_in(user.cwd / "out") == whole
+    assert len(whole) == 3, "the mmproj file among them"
+    assert len(downloads(hub)) == len(set(downloads(hub)))
+    assert weights(user.home) == []
 
 
 def test_a_folder_has_nothing_to_download(tmp_path: Path) -> None:

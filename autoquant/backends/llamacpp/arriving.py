@@ -18,18 +18,24 @@ from autoquant.core.errors import ProcessFailed
 from autoquant.runtime.worker import Emit
 
 FAILED = "failed"  # stands there if no more files will come
+PIECE = 16 << 20  # bytes that are copied at a time
 EVERY = 0.02  # seconds between two looks
 
 
 class Arriving:
     """The checkpoint's files as they come into ``folder``, where somebody else puts and removes
-    them. What is told by ``emit``: ``{"fetch": names}``, the files that are needed, in order; and
-    ``{"release": name}`` when one is not needed any more. The converter has seen headers alone, in
-    files of the same names.
+    them. What is told by ``emit``: ``{"fetch": names, "needs": bytes}``, the files that are needed,
+    in order, and what will be written beside them; and ``{"release": name}`` when one is not needed
+    any more. The converter has seen headers alone, in files of the same names. What is ``spare``
+    ([file, offset, bytes]) is for others, and copied to its place in the file of that name in
+    ``folder/spared``.
     """
 
-    def __init__(self, folder: str, emit: Emit) -> None:
-        self.folder, self.emit = Path(folder), emit
+    def __init__(self, folder: str, emit: Emit, spare: list[list[Any]], needs: int) -> None:
+        self.folder, self.emit, self.needs = Path(folder), emit, needs
+        self.spare: dict[str, list[tuple[int, int]]] = {}
+        for file, offset, size in spare:
+            self.spare.setdefault(file, []).append((offset, size))
         self.kept = self.folder / "kept"
         self.kept.mkdir(exist_ok=True)
         read = self._read
@@ -51,18 +57,19 @@ class Arriving:
         return {leaf.data_range.filename.name for leaf in leaves if not self._part(leaf).is_file()}
 
     def in_turn(
-        self, tensors: dict[str, Any], done: set[str], settle: Callable[[], None]
-    ) -> Iterator[tuple[str, Any]]:
-        """The tensors (name -> gguf-py's TensorInfo) that are not ``done``, each when the files are
-        there that it is made of. ``settle`` waits until nothing of those that were given reads from
-        a file any more.
+        self, tensors: dict[str, list[LocalTensor]], settle: Callable[[], None]
+    ) -> Iterator[str]:
+        """The names of ``tensors``, each when the files are there with those of the checkpoint that
+        it is made of. ``settle`` waits until nothing of those that were given reads from a file any
+        more.
 
         A tensor that is made of two files does not hold the first one: its part of that is copied
         away.
         """
-        left = {name: leaves_of(info.tensor) for name, info in tensors.items() if name not in done}
-        wanted = sorted(set().union(*(self._files(leaves) for leaves in left.values())))
-        self.emit({"fetch": wanted})
+        left = dict(tensors)
+        needed = {file for file in self.spare if not self._marked(file).exists()}
+        wanted = sorted(needed.union(*(self._files(leaves) for leaves in left.values())))
+        self.emit({"fetch": wanted, "needs": self.needs})
         here: set[str] = set()
         for file in ("", *wanted):
             if file:
@@ -70,12 +77,13 @@ class Arriving:
                 here.add(file)
             for name in [one for one, leaves in left.items() if self._files(leaves) <= here]:
                 del left[name]
-                yield name, tensors[name]
+                yield name
             settle()
             if file:
                 for leaf in (one for leaves in left.values() for one in leaves):
                     if leaf.data_range.filename.name == file:
                         self._keep(leaf)
+                self._spare(file)
                 here.remove(file)
                 self.emit({"release": file})
 
@@ -84,6 +92,23 @@ class Arriving:
             if (self.folder / FAILED).exists():
                 raise ProcessFailed(f"{file} does not come")
             time.sleep(EVERY)
+
+    def _marked(self, file: str) -> Path:
+        """What is there when a file's spare parts are copied."""
+        return self.kept / f"{file}.spared"
+
+    def _spare(self, file: str) -> None:
+        if file not in self.spare or self._marked(file).exists():
+            return
+        source, target = self.folder / file, self.folder / "spared" / file
+        with open(source, "rb") as given, open(target, "r+b") as out:
+            for offset, size in self.spare[file]:
+                given.seek(offset)
+                out.seek(offset)
+                while size:
+                    data = given.read(min(size, PIECE))
+                    size -= out.write(data)
+        self._marked(file).touch()
 
     def _keep(self, leaf: LocalTensor) -> None:
         place = self._part(leaf)

@@ -1,22 +1,21 @@
-"""What is looked at on a GGUF file before it counts as done, and splitting into shards. Runs in a
-worker process.
-"""
+"""What is looked at on a GGUF file before it counts as done. Runs in a worker process."""
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import gguf
 import numpy as np
 
-from autoquant.backends.llamacpp import library, quantize
+from autoquant.backends.llamacpp import library
 from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
 from autoquant.formats.gguf import Header, Tensor
 from autoquant.runtime import trace
-from autoquant.runtime.worker import Emit, Report
+from autoquant.runtime.worker import Emit
 
 SAMPLE_ROWS = 8  # rows dequantized a tensor: first, last and evenly between
 PROMPT = "Once upon a time, there was a"
@@ -39,13 +38,15 @@ def verify(
     threads: int,
     run: bool = True,
     unquantized: str = "",
+    hashes: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Check one GGUF file (or the first shard of one) against the header-only file of its source
     and the plan of its type.
 
     Opens; architecture, tensor names, shapes and types; size on disk; chat template; no NaN or Inf
     in SAMPLE_ROWS dequantized rows of every tensor; a greedy generation that is not one token
-    repeated (``run``), unless the ``unquantized`` file's is too. Returns ``checks`` ([name, seen]),
+    repeated (``run``), unless the ``unquantized`` file's is too. ``hashes`` are those of files that
+    need not be read for it. Returns ``checks`` ([name, seen]),
     ``files`` ([name, bytes, sha256]) and ``bits_per_weight``; and ``repeats``: the token that it
     repeats, if there is no ``unquantized`` file to compare with, else None. Raises CheckFailed
     naming the file and tensor.
@@ -117,7 +118,10 @@ def verify(
             said = repeats_too(unquantized, name, tokens[0], threads)
         checks.append(["generates", said])
     with trace.library("sha256"):
-        listed = [[file.name, file.stat().st_size, sha256_of(file)] for file in files]
+        listed = [
+            [file.name, file.stat().st_size, hashes.get(file.name) or sha256_of(file)]
+            for file in files
+        ]
     return {"checks": checks, "files": listed, "bits_per_weight": bits, "repeats": repeats}
 
 
@@ -150,118 +154,32 @@ def _finite(file: Header, tensor: Tensor) -> None:
         )
 
 
-def quantize_and_verify(
-    source: str,
-    header: str,
-    jobs: list[dict[str, Any]],
-    *,
-    at_once: int,
-    cores: int,
-    imatrix: str,
-    dry: dict[str, Any],
-    split: int,
-    report: Report,
-    emit: Emit,
+def verify_all(
+    header: str, jobs: list[dict[str, Any]], hashes: dict[str, str], *, cores: int, emit: Emit
 ) -> None:
-    """Quantize to several types in threads, ``at_once`` at a time, and verify each as soon as it is
-    written.
-
-    A job is ``{"type", "target", "plan", "ready", "imatrix"}``; ``ready`` says that ``target`` is
-    there already and is only to be checked. Emits ``{"type", …}`` with :func:`verify`'s answer for
-    each finished one. One thread a type is faster than all cores on one type after the other; the
-    last one, alone at the end, gets all cores.
+    """Verify the files of jobs (see targets.Target), side by side, but for those that are kept for
+    ourselves, and emit ``{"type", "plan", …}`` for each. ``hashes`` are those of files that need
+    not be read for it. Whether a file repeats a token that the unquantized model does not is left
+    to others.
     """
-    done: dict[str, float] = {}
-
-    def checked(path: Path, job: dict[str, Any], threads: int) -> dict[str, Any]:
-        return verify(str(path), header, job["plan"], threads=threads, unquantized=source)
-
-    def work(job: dict[str, Any], threads: int) -> None:
-        path, name = Path(job["target"]), job["type"]
-
-        def progress(tensor: int, tensors: int) -> None:
-            done[name] = tensor / tensors
-            report(int(1000 * sum(done.values())), 1000 * len(jobs))
-
-        if not job["ready"]:
-            quantize.quantize(
-                source,
-                str(path),
-                name,
-                threads=threads,
-                imatrix=imatrix if job["imatrix"] else "",
-                report=progress,
-                **dry,
-            )
-        if split and path.stat().st_size > split:
-            path = split_file(path, split)
-        emit({"type": name, **checked(path, job, threads)})
-
-    each = max(1, cores // at_once)
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = [
-            pool.submit(work, job, cores if i == len(jobs) - 1 and len(jobs) % at_once else each)
-            for i, job in enumerate(jobs)
-        ]
-        wait(futures, return_when=FIRST_EXCEPTION)
-        failed = next((future for future in futures if future.done() and future.exception()), None)
-        if failed is not None:
-            for future in futures:
-                future.cancel()
-            failed.result()
-
-
-def split_and_verify(
-    header: str, jobs: list[dict[str, Any]], *, cores: int, split: int, emit: Emit
-) -> None:
-    """Verify files that are written, side by side, and emit ``{"type", "plan", …}`` for each; a job
-    is as :func:`quantize_and_verify` has it. Whether a file repeats a token that the unquantized
-    model does not is left to others.
-    """
+    wanted = [job for job in jobs if not job["kept"]]
 
     def work(job: dict[str, Any]) -> None:
-        path, threads = Path(job["target"]), max(1, cores // len(jobs))
-        if split and path.stat().st_size > split:
-            path = split_file(path, split)
+        path, threads = _first(Path(job["target"])), max(1, cores // len(wanted))
         itself = str(path) if job["ready"] else ""
-        answer = verify(str(path), header, job["plan"], threads=threads, unquantized=itself)
+        answer = verify(
+            str(path), header, job["plan"], threads=threads, unquantized=itself, hashes=hashes
+        )
         emit({"type": job["type"], "plan": job["plan"], **answer})
 
-    with ThreadPoolExecutor(min(cores, len(jobs))) as pool:
-        for done in [pool.submit(work, job) for job in jobs]:
+    with ThreadPoolExecutor(max(1, min(cores, len(wanted)))) as pool:
+        for done in [pool.submit(work, job) for job in wanted]:
             done.result()
 
 
-def split_file(path: Path, limit: int) -> Path:
-    """Split a GGUF file into shards of at most ``limit`` bytes of tensors with gguf-py's writer;
-    the whole file is removed.
-
-    Returns the first shard, named ``…-00001-of-0000n.gguf`` as llama.cpp expects. A tensor larger
-    than the limit gets a shard of its own.
-    """
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(
-        None, arch=reader.get_field("general.architecture").contents(), split_max_size=limit
+def _first(path: Path) -> Path:
+    """The file, or if it was cut, its first shard."""
+    first = (
+        other for other in path.parent.iterdir() if other.name.startswith(f"{path.stem}-00001-of-")
     )
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        kind = field.types[0]
-        writer.add_key_value(
-            field.name,
-            field.contents(),
-            kind,
-            sub_type=field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None,
-        )
-    for tensor in reader.tensors:
-        writer.add_tensor(
-            tensor.name, tensor.data, raw_shape=tensor.data.shape, raw_dtype=tensor.tensor_type
-        )
-    with trace.library("split"):
-        writer.write_header_to_file(path=path)
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    n = len(writer.kv_data)
-    path.unlink()
-    return path.with_name(f"{path.stem}-00001-of-{n:05d}.gguf")
+    return path if path.is_file() else next(first)

@@ -14,11 +14,12 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autoquant.backends.llamacpp import hooks
+from autoquant.backends.llamacpp import given, hooks
 from autoquant.backends.llamacpp.pieces import staged
 from autoquant.backends.llamacpp.tokens import (
     TOKENIZER_SAMPLE,
@@ -27,7 +28,7 @@ from autoquant.backends.llamacpp.tokens import (
     pre_tokenizers,
     refuse_unknown_pre_tokenizer,
 )
-from autoquant.backends.llamacpp.types import nearest
+from autoquant.backends.llamacpp.types import nearest, refuse
 from autoquant.backends.llamacpp.writing import write_header, write_weights
 from autoquant.core.errors import AutoQuantError, InputError, ProcessFailed
 from autoquant.runtime import trace
@@ -106,7 +107,7 @@ def convert(
 
     def write(self: Any) -> None:
         self.set_vocab = hooks.vocabulary(self)
-        origins = _watched(self) if one_pass else None
+        origins = given.watch(self)
         with trace.library("convert: prepare"):
             self.prepare_tensors()
             self.prepare_metadata(vocab_only=False)
@@ -196,49 +197,51 @@ def convert(
     return result
 
 
-def _watched(converter: Any) -> Any:
-    from autoquant.backends.llamacpp import one_pass
-
-    return one_pass.watch(converter)
-
-
 def _types(
     writer: Any,
     header: str,
-    origins: Any,
+    origins: given.Origins,
     plans: list[dict[str, Any]],
     asked: dict[str, Any],
     report: Report | None,
     emit: Emit,
 ) -> None:
-    """Make the types and verify them. ``asked`` has ``jobs`` (``{"type", "target", "ready",
-    "imatrix", "kept"}``; one that is kept is no type that was asked for, and only written),
-    ``split`` (bytes, or 0), ``arriving`` (where the checkpoint's files arrive; empty: they are
-    there), and the arguments of one_pass.OnePass.
+    """Make the types and verify them. ``asked`` has ``jobs`` (see targets.Target), ``arriving``
+    (where the checkpoint's files arrive; empty: they are there) with ``spare`` (see
+    arriving.Arriving), and the arguments of one_pass.OnePass.
     """
+    # as late as this: they load llama.cpp
     from autoquant.backends.llamacpp import check
-    from autoquant.backends.llamacpp import one_pass as passing
-    from autoquant.backends.llamacpp.arriving import Arriving
+    from autoquant.backends.llamacpp.arriving import Arriving, leaves_of
+    from autoquant.backends.llamacpp.one_pass import OnePass
 
-    arriving = Arriving(asked["arriving"], emit) if asked["arriving"] else None
+    asked = dict(asked)
+    folder, spare = asked.pop("arriving"), asked.pop("spare")
     planned = {plan["type"]: plan for plan in plans}
     jobs = []
-    for job in asked["jobs"]:
+    for job in asked.pop("jobs"):
         plan = planned.get(job["type"], {})
         if job["ready"] and plan:
             plan = {**plan, "bytes": plan["converted_bytes"]}
         jobs.append({**job, "plan": plan})
+    tensors = writer.tensors[0]
     with trace.library("quantize types"):
-        passing.OnePass(
-            header,
-            jobs,
-            imatrix=asked["imatrix"],
-            threads=asked["threads"],
-            journal=asked["journal"],
-            key=asked["key"],
-        ).write(writer.tensors[0], origins, report, arriving)
-    wanted = [job for job in jobs if not job["kept"]]
-    check.split_and_verify(header, wanted, cores=asked["threads"], split=asked["split"], emit=emit)
+        one_pass = OnePass(header, jobs, **asked)
+        order = one_pass.order()
+        if folder:
+            arriving = Arriving(folder, emit, spare, one_pass.to_write())
+            turns = partial(
+                arriving.in_turn, {name: leaves_of(tensors[name].tensor) for name in order}
+            )
+        else:
+            turns = partial(_at_once, order)
+        rows = given.of_converter(one_pass.head, tensors, origins)
+        one_pass.write(turns, rows, origins.names, report)
+    check.verify_all(header, jobs, one_pass.hashes(), cores=asked["threads"], emit=emit)
+
+
+def _at_once(names: list[str], settle: Callable[[], None]) -> Iterator[str]:
+    return iter(names)
 
 
 def _judge(
@@ -290,36 +293,3 @@ def _in_words(error: ProcessFailed, assumed: str, known: list[str]) -> Exception
         f"pre_tokenizer: llama.cpp has none called {assumed!r}; it has:"
         f" {', '.join(nearest(assumed, tuple(known)) or known)}"
     )
-
-
-def refuse(
-    plans: list[dict[str, Any]],
-    *,
-    intermediate: int,
-    other: int,
-    room: int,
-    imatrix: bool,
-    finished: set[str] | None = None,
-) -> None:
-    """Raise InputError for types that cannot be made, need an imatrix, or do not fit into ``room``
-    bytes beside the rest.
-    """
-    for plan in plans:
-        if "impossible" in plan:
-            raise InputError(
-                f"types: {plan['type']} cannot be made from this model: {plan['impossible']}"
-            )
-        if plan["needs_imatrix"] and not imatrix:
-            raise InputError(
-                f"types: {plan['type']} needs an importance matrix for this model: add"
-                " imatrix='builtin' (--imatrix builtin) or name a text file"
-            )
-    due = [plan for plan in plans if plan["type"] not in (finished or set())]
-    needed = other + intermediate + sum(plan["bytes"] for plan in due)
-    if needed > room:
-        listed = ", ".join(f"{plan['type']} {plan['bytes'] / 1e9:.3f} GB" for plan in due)
-        raise InputError(
-            f"not enough room on the disk: {needed / 1e9:.3f} GB are needed ({listed}, intermediate"
-            f" file {intermediate / 1e9:.3f} GB), {room / 1e9:.3f} GB are free. Ask for fewer or"
-            " smaller types, or name another folder"
-        )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from autoquant.backends.llamacpp import hooks
+from autoquant.backends.llamacpp.arriving import leaves_of
 from autoquant.backends.llamacpp.convert import Stop
 from autoquant.backends.llamacpp.writing import write_header, write_weights
 from autoquant.core.errors import CheckFailed
@@ -34,9 +35,10 @@ def convert(
 ) -> dict[str, Any]:
     """Write the mmproj file ``target`` (f16, bf16, q8_0) unless ``only_plan``, and look at it.
 
-    Returns ``bytes``, ``tensors``, ``values``; in their place ``unknown``, the architecture, if
-    llama.cpp's converter has no such file for it, or ``failed``, why it made none. Raises
-    CheckFailed for values that are not finite.
+    Returns ``bytes``, ``tensors``, ``values``, and of a plan ``reads``: the parts of the
+    checkpoint's files ([file, offset, bytes]) that it is made of; in their place ``unknown``, the
+    architecture, if llama.cpp's converter has no such file for it, or ``failed``, why it made none.
+    Raises CheckFailed for values that are not finite.
     """
     gc.disable()
     sys.path.insert(0, converter)
@@ -60,6 +62,9 @@ def convert(
         result["tensors"] = len(tensors)
         result["values"] = int(sum(np.prod(info.tensor.shape) for info in tensors))
         if only_plan:
+            leaves = [leaf for info in tensors for leaf in leaves_of(info.tensor)]
+            ranges = (leaf.data_range for leaf in leaves)
+            result["reads"] = [[one.filename.name, one.offset, one.size] for one in ranges]
             raise Stop
         write_weights(self.gguf_writer, header, Path(target), report)
 

@@ -1,11 +1,9 @@
-"""llama.cpp's quantizing: what it would do (a dry run on a header), and doing it."""
+"""What llama.cpp's quantizing would do: a dry run on a header."""
 
 from __future__ import annotations
 
 import ctypes as C
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -14,12 +12,9 @@ import llama_cpp.llama_cpp as L
 from autoquant.backends.llamacpp.imatrix import read_imatrix, refuse_other_models, uncovered
 from autoquant.backends.llamacpp.library import BUFFER, said, why
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
-from autoquant.core.errors import InputError, ProcessFailed
+from autoquant.core.errors import InputError
 from autoquant.formats.gguf import Header
 from autoquant.runtime import trace
-from autoquant.runtime.worker import Report
-
-# --- quantize -------------------------------------------------------------------------------------
 
 _TENSOR_LINE = re.compile(
     r"^\[\s*(\d+)/\s*(\d+)\]\s+(\S+)\s+- \[(.*?)\], type =\s+(\w+),.*?size"
@@ -35,7 +30,7 @@ def _tensor_type(name: str) -> int:
     return int(gguf.GGMLQuantizationType[name.upper()])
 
 
-def _params(
+def params_of(
     type: str,
     *,
     threads: int,
@@ -118,7 +113,7 @@ def dry_run(
     plans: list[dict[str, Any]] = []
     for type in types:
         said.lines.clear()
-        params, _keep = _params(
+        params, _keep = params_of(
             type,
             threads=1,
             imatrix="",
@@ -223,50 +218,3 @@ def refuse_uncovered(plans: list[dict[str, Any]], imatrix: str, header: str) -> 
                 " on the whole model: imatrix='builtin'"
             )
         plan["uncovered"] = len(without)
-
-
-def quantize(
-    source: str,
-    target: str,
-    type: str,
-    *,
-    threads: int,
-    imatrix: str = "",
-    output_type: str = "",
-    embedding_type: str = "",
-    overrides: list[str] | None = None,
-    pure: bool = False,
-    report: Report | None = None,
-) -> None:
-    """Quantize a GGUF file. Writes ``target`` (not atomically: give a temporary name). Memory:
-    BUFFER bytes and the pages being read.
-    """
-
-    def on_line(line: str) -> None:
-        match = _TENSOR_LINE.match(line)
-        if match and report is not None:
-            report(int(match[1]), int(match[2]))
-
-    params, _keep = _params(
-        type,
-        threads=threads,
-        imatrix=imatrix,
-        output_type=output_type,
-        embedding_type=embedding_type,
-        overrides=overrides or [],
-        pure=pure,
-        dry_run=False,
-    )
-    said.lines.clear()
-    said.on_line = on_line
-    with trace.library(f"quantize {type}"):
-        status = L.llama_model_quantize(source.encode(), target.encode(), C.byref(params))
-    said.on_line = None
-    if status != 0:
-        room = os.statvfs(Path(target).parent)
-        if room.f_bavail * room.f_frsize < 1 << 20:
-            raise InputError(
-                f"no space left on the disk while writing {type} into {Path(target).parent}. Free"
-                " some space and run again; finished steps are kept."
-            )
-        raise ProcessFailed(f"llama.cpp could not quantize to {type}: {why()}")

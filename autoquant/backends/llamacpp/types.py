@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from autoquant.core.errors import InputError
 
@@ -140,3 +140,36 @@ def parse(name: str) -> str:
 def nearest(name: str, names: tuple[str, ...]) -> list[str]:
     """The names most like ``name``, for error messages."""
     return difflib.get_close_matches(name, names, n=4, cutoff=0.3) or list(names[:4])
+
+
+def refuse(
+    plans: list[dict[str, Any]],
+    *,
+    intermediate: int,
+    other: int,
+    room: int,
+    imatrix: bool,
+    finished: set[str] | None = None,
+) -> None:
+    """Raise InputError for types that cannot be made, need an imatrix, or do not fit into ``room``
+    bytes beside the rest.
+    """
+    for plan in plans:
+        if "impossible" in plan:
+            raise InputError(
+                f"types: {plan['type']} cannot be made from this model: {plan['impossible']}"
+            )
+        if plan["needs_imatrix"] and not imatrix:
+            raise InputError(
+                f"types: {plan['type']} needs an importance matrix for this model: add"
+                " imatrix='builtin' (--imatrix builtin) or name a text file"
+            )
+    due = [plan for plan in plans if plan["type"] not in (finished or set())]
+    needed = other + intermediate + sum(plan["bytes"] for plan in due)
+    if needed > room:
+        listed = ", ".join(f"{plan['type']} {plan['bytes'] / 1e9:.3f} GB" for plan in due)
+        raise InputError(
+            f"not enough room on the disk: {needed / 1e9:.3f} GB are needed ({listed}, intermediate"
+            f" file {intermediate / 1e9:.3f} GB), {room / 1e9:.3f} GB are free. Ask for fewer or"
+            " smaller types, or name another folder"
+        )

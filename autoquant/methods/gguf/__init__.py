@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from autoquant import calibration
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.backends.llamacpp.convert import refuse
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, parse
 from autoquant.core.bundled import CALIBRATION_TEXT, MODELS
 from autoquant.core.errors import InputError
-from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
-from autoquant.core.plans import Plan, PlanItem
+from autoquant.core.plans import Plan
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
-from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
-from autoquant.methods.gguf import about, adapter_only, mmproj, requantize, streaming
-from autoquant.methods.gguf.convert import convert, fallback_note, precision
+from autoquant.methods.gguf import about, adapter_only, planning, requantize, streaming
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.methods.gguf.work import WORKER_MEMORY, Work
-from autoquant.source import adapter_bytes, bytes_to_fetch, fetch_adapter, structure
-
-# bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
-CONVERTER_MEMORY = 1200 << 20
+from autoquant.methods.gguf.work import Work
+from autoquant.source import fetch_adapter, structure
 
 
 class Gguf(Method[GgufOptions]):
@@ -153,127 +143,16 @@ class Gguf(Method[GgufOptions]):
         """The exact size of every asked type, from a header-only file; no weight is read. Takes as
         long as importing transformers.
         """
-        if options.adapter_only:
-            self.check(source, options)
-            return self._plan_adapter(source, options, out)
         if source.gguf:  # of all types, those that it is not
             others = tuple(name for name in options.types if name != source.dtype)
             options = options.model_copy(update={"types": others or options.types})
         # for planning nothing is refused for want of an imatrix
         asked = options
-        if options.imatrix == "none":
+        if options.imatrix == "none" and not options.adapter_only:
             asked = options.model_copy(update={"imatrix": "builtin", "download": "auto"})
         self.check(source, asked)
         streaming.check(source, options)
-        if source.gguf:
-            return self._plan_requantizing(source, options, out)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            converted = convert(
-                source,
-                options,
-                header=folder / "header.gguf",
-                target=folder / "never.gguf",
-                logs=folder / "log",
-                types=list(options.types),
-                outtype=precision(source, options),
-                room=None,
-                need={},
-                only_plan=True,
-            )
-        beside = mmproj.plan(source, options)
-        whole = options.types[0] if options.direct else precision(source, options).upper()
-        notes = (converted["tokens"], converted["ends"], mmproj.note(source, options, beside))
-        return self._planned(
-            source,
-            options,
-            out,
-            converted["plans"],
-            whole=whole,
-            intermediate=converted["intermediate"],
-            beside=beside.get("bytes", 0),
-            memory=CONVERTER_MEMORY + 8 * _largest_whole(source, options),
-            notes=notes,
-        )
-
-    def _plan_adapter(self, source: Source, options: GgufOptions, out: Path) -> Plan:
-        """The adapter's own file."""
-        item = adapter_only.plan(source, options)
-        return Plan(
-            self.name,
-            source,
-            (item,),
-            0,
-            disk_needed=item.bytes,
-            disk_free=free_bytes(out),
-            memory_needed=CONVERTER_MEMORY,
-            memory_available=memory_available(),
-            download=adapter_bytes(source),
-        )
-
-    def _plan_requantizing(self, source: Source, options: GgufOptions, out: Path) -> Plan:
-        """The same of a source that is a GGUF file: within a second."""
-        with tempfile.TemporaryDirectory() as scratch:
-            plans = requantize.plans(
-                source,
-                options,
-                list(options.types),
-                folder=source.folder,
-                header=Path(scratch) / "header.gguf",
-                logs=Path(scratch) / "log",
-            )
-        memory = WORKER_MEMORY + 4 * source.largest_tensor
-        notes = (requantize.note(source), mmproj.note(source, options, {}))
-        carried = source.folder / source.mmproj if source.mmproj and options.mmproj else None
-        beside = carried.stat().st_size if carried else 0
-        return self._planned(source, options, out, plans, beside=beside, memory=memory, notes=notes)
-
-    def _planned(
-        self,
-        source: Source,
-        options: GgufOptions,
-        out: Path,
-        plans: list[dict[str, Any]],
-        *,
-        whole: str = "",
-        intermediate: int = 0,
-        beside: int = 0,
-        memory: int,
-        notes: tuple[str, ...],
-    ) -> Plan:
-        """What the types' own plans come to. ``whole`` is the type that the converter writes, of
-        ``intermediate`` bytes; ``beside`` are the bytes of other files.
-        """
-        items = tuple(_item(planned, whole) for planned in plans)
-        between = intermediate if options.needs_whole and whole not in options.types else 0
-        download, free, refused = bytes_to_fetch(source), free_bytes(out), ""
-        here = beside + (download if download and same_disk(out) else 0)
-        if streaming.streams(source, options, out):
-            here = beside + streaming.needed(source)
-            notes += (streaming.note(source),)
-        try:
-            refuse(
-                plans,
-                intermediate=between,
-                other=here,
-                room=free,
-                imatrix=options.imatrix != "none",
-            )
-        except InputError as error:
-            refused = str(error)
-        return Plan(
-            self.name,
-            source,
-            items,
-            intermediate,
-            disk_needed=here + between + sum(item.bytes for item in items),
-            disk_free=free,
-            memory_needed=memory,
-            memory_available=memory_available(),
-            notes=tuple(filter(None, notes)),
-            download=download,
-            refused=refused,
-        )
+        return planning.plan(self.name, source, options, out)
 
     def quantize(self, snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Output:
         """Convert, compute the importance matrix, quantize and verify. Steps that the journal knows
@@ -293,9 +172,16 @@ class Gguf(Method[GgufOptions]):
         """
         if options.adapter_only:
             return fetch_adapter(source)
-        if streaming.streams(source, options, out):
+        if streaming.choose(source, options, out).stream:
             return streaming.snapshot(source)
         return super().fetch(source, options, out)
+
+    def unmeasured(self, source: Source, options: GgufOptions, out: Path) -> str:
+        """Where a model's files come and go, and there is no room for an unquantized one."""
+        if options.adapter_only:
+            return ""
+        way = streaming.choose(source, options, out)
+        return streaming.unmeasured(source, options, way)
 
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""
@@ -308,22 +194,3 @@ class Gguf(Method[GgufOptions]):
             base = (record.source.adapted or record.source).id
             return adapter_only.how_to_run(record.artifacts[0].name, base)
         return about.how_to_run(record)
-
-
-def _largest_whole(source: Source, options: GgufOptions) -> int:
-    """Weights of the largest tensor that is in memory whole: embeddings and output head are not,
-    unless an unquantized file is written; a block's experts are, joined.
-    """
-    layers = structure.structure(source).layers
-    if options.needs_whole or not layers:
-        return source.largest_tensor
-    return max(math.prod(layer.shape) for layer in layers)
-
-
-def _item(planned: dict[str, Any], whole: str) -> PlanItem:
-    """One type of a plan; ``whole`` is the one that the converter writes."""
-    if "impossible" in planned:
-        return PlanItem(planned["type"], 0, 0.0, False, "", planned["impossible"])
-    note, needs = fallback_note(planned), planned["needs_imatrix"]
-    size = planned["converted_bytes" if planned["type"] == whole else "bytes"]
-    return PlanItem(planned["type"], size, planned["bits_per_weight"], needs, note)

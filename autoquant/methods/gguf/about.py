@@ -46,7 +46,8 @@ def provenance(
         length_in_words = (
             "" if facts["chunks"] == "given" else f", {facts['chunks']} {unit} of {length} tokens"
         )
-        said["importance matrix"] = facts["text"] + length_in_words
+        by = f", on the {facts['on']} file" if "on" in facts else ""
+        said["importance matrix"] = facts["text"] + length_in_words + by
         if "calibration sha256" in facts:
             said["calibration sha256"] = facts["calibration sha256"]
     return said

@@ -4,10 +4,13 @@ when the converter needs them no more.
 
 from __future__ import annotations
 
+import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoquant.core.files import free_bytes, sha256_of
 from autoquant.core.records import Source
 from autoquant.hub import fetch, look
 
@@ -15,22 +18,32 @@ FAILED = "failed"  # what the converter's worker looks for, see backends.llamacp
 
 
 class Feed:
-    """``at_once`` files at most lie in ``folder``: with two, one comes while another is read. What
-    the worker emits is for :meth:`told`; use as a context manager, which raises what went wrong
-    with a download.
+    """One file at a time lies in ``folder``, or two where there is room, so that one comes while
+    another is read. What the worker emits is for :meth:`told`; use as a context manager, which
+    raises what went wrong with a download. The parts of the files that are ``spare`` (file, offset,
+    bytes) are not gone with them: they are in the folder ``spared``, at their places in files that
+    are holes otherwise.
     """
 
-    def __init__(self, source: Source, folder: Path, at_once: int) -> None:
+    def __init__(
+        self, source: Source, folder: Path, spare: Sequence[tuple[str, int, int]] = ()
+    ) -> None:
         assert source.revision is not None
+        self.source, self.spare = source, spare
         self.listing = look.known(source.id, source.revision, source.tag)
         self.folder = folder
+        self.spared = folder / "spared"
         self.failure: Exception | None = None
-        self._room = threading.Semaphore(at_once)
+        self._room = threading.Semaphore(1)
         self._stopped = threading.Event()
 
     def told(self, answer: dict[str, Any]) -> bool:
         """Do what the worker asks for; False if it asks for nothing."""
         if "fetch" in answer:
+            # spare parts are there twice in the end: in what they are made into, too
+            needed = answer["needs"] + 2 * sum(size for _, _, size in self.spare)
+            if free_bytes(self.folder) > needed + 2 * largest(self.source):
+                self._room.release()
             # daemon: an interrupt need not wait for a large file
             threading.Thread(target=self._run, args=(answer["fetch"],), daemon=True).start()
         elif "release" in answer:
@@ -54,8 +67,10 @@ class Feed:
             (self.folder / FAILED).touch()
 
     def __enter__(self) -> Feed:
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / FAILED).unlink(missing_ok=True)
+        if self.spare and not self.spared.exists():
+            outlined(self.source.folder, self.spared)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,6 +78,24 @@ class Feed:
         self._room.release()
         if self.failure is not None:
             raise self.failure from None
+
+
+def outlined(folder: Path, target: Path) -> None:
+    """A folder like one of headers and holes, to be filled: the weights' files copied as such, the
+    others as links.
+    """
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for path in folder.iterdir():
+        if path.suffix == ".safetensors":
+            with open(path, "rb") as file, open(part / path.name, "wb") as out:
+                length = file.read(8)
+                out.write(length + file.read(int.from_bytes(length, "little")))
+                out.truncate(path.stat().st_size)
+        else:
+            (part / path.name).symlink_to(path.resolve())
+    part.replace(target)
 
 
 def largest(source: Source) -> int:
@@ -74,8 +107,6 @@ def largest(source: Source) -> int:
 
 def hashes(source: Source) -> dict[str, str]:
     """The sha256 of each file by name, as the Hub lists them; of small ones by their bytes."""
-    from autoquant.core.files import sha256_of
-
     assert source.revision is not None
     listing = look.known(source.id, source.revision, source.tag)
     return {

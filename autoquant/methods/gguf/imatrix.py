@@ -16,12 +16,14 @@ from autoquant.core.records import Snapshot
 from autoquant.core.texts import read_text
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.streaming import RUN_BY, Way
 from autoquant.runtime import process
 
 
-def find(options: GgufOptions, run: RunFolder, converted: str) -> Imatrix | None:
+def find(options: GgufOptions, run: RunFolder, converted: str, way: Way) -> Imatrix | None:
     """The importance matrix that is given or is to be made, with its facts if it is there.
-    ``converted`` is the key of the unquantized file, on which it depends.
+    ``converted`` is the key of the unquantized file, on which it depends; where there was no room
+    for that, it was another type's.
     """
     if options.imatrix == "none":
         return None
@@ -39,6 +41,9 @@ def find(options: GgufOptions, run: RunFolder, converted: str) -> Imatrix | None
     else:
         text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
         key = key_of(converted, text, options.imatrix_chunks)
+    stand_in = key_of(key, RUN_BY)
+    if way.twice or run.done("imatrix", stand_in):
+        key = stand_in
     return Imatrix(run.folder / "imatrix.gguf", key, run.done("imatrix", key))
 
 
@@ -57,8 +62,9 @@ class Imatrix:
         run: RunFolder,
         model: Path,
         env: Mapping[str, str],
+        way: Way,
     ) -> None:
-        """Run the text through the unquantized model, and keep each layer's squared inputs."""
+        """Run the text through the file ``model``, and keep each layer's squared inputs."""
         ids: list[list[int]] = []
         text, about = "", dict[str, Any]()
         if options.imatrix == "calibration":
@@ -101,6 +107,7 @@ class Imatrix:
                 context=context,
             )
         run.finish(part)
+        about |= {"on": way.runs} if way.twice else {}
         self.facts = {**facts, "text": name, **about}
         run.record(
             "imatrix", self.key, [self.path], self.facts, {self.path.name: sha256_of(self.path)}

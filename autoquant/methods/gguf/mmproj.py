@@ -58,6 +58,7 @@ def _convert(
     progress: process.Progress | None = None,
     *,
     only_plan: bool,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     tools = llama.locate(options.converter)
     return dict(
@@ -66,7 +67,7 @@ def _convert(
             log=logs,
             env=llama.environment(tools),
             progress=progress,
-            model=str(source.folder),
+            model=str(folder or source.folder),
             converter=str(tools),
             target=str(target),
             outtype=options.mmproj_type,
@@ -107,12 +108,34 @@ def note(source: Source, options: GgufOptions, planned: dict[str, Any]) -> str:
     return f"left out, as asked: {towers}" if structure(source).towers else ""
 
 
-def make(source: Source, options: GgufOptions, run: RunFolder, converted: str) -> tuple[str, str]:
+def _key(options: GgufOptions, converted: str) -> str:
+    return key_of(converted, options.mmproj_type, options.mmproj)
+
+
+def reads(
+    source: Source, options: GgufOptions, run: RunFolder, converted: str
+) -> list[tuple[str, int, int]]:
+    """The parts of the source's files (file, offset, bytes) that :func:`make` reads if it is called
+    now.
+    """
+    if run.done("mmproj", _key(options, converted)) is not None:
+        return []
+    return [tuple(one) for one in plan(source, options).get("reads", [])]
+
+
+def make(
+    source: Source,
+    options: GgufOptions,
+    run: RunFolder,
+    converted: str,
+    folder: Path | None = None,
+) -> tuple[str, str]:
     """Write and check the file, unless the journal knows it as done; its name, or "" if there is
-    none, and what to say of it. ``converted`` is what the text model's conversion depends on.
+    none, and what to say of it. ``converted`` is what the text model's conversion depends on;
+    ``folder`` has the files if the source's does not.
     """
     name = file_name(source, options)
-    key = key_of(converted, options.mmproj_type, options.mmproj)
+    key = _key(options, converted)
     if source.gguf:
         return _copied(source, options, run, key), note(source, options, {})
     facts = run.done("mmproj", key)
@@ -121,7 +144,9 @@ def make(source: Source, options: GgufOptions, run: RunFolder, converted: str) -
     if facts is None:
         part = run.work / name
         with Bar("convert what sees or hears") as progress:
-            facts = _convert(source, options, part, run.logs, progress, only_plan=False)
+            facts = _convert(
+                source, options, part, run.logs, progress, only_plan=False, folder=folder
+            )
         made = [run.finish(part)] if part.is_file() else []
         run.record("mmproj", key, made, facts, {path.name: sha256_of(path) for path in made})
     said = note(source, options, facts)

@@ -12,7 +12,7 @@ from typing import Any
 
 from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core.errors import AutoQuantError
-from autoquant.core.files import free_bytes
+from autoquant.core.files import bytes_in, free_bytes
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Source
@@ -23,85 +23,166 @@ from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
 JOURNAL = "one-pass.txt"  # the tensors that are written
+Finished = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file that is made for ourselves: its type, and where it goes."""
+
+    type: str
+    path: Path
 
 
 @dataclass(frozen=True)
 class OnePass:
-    """What is made of: ``whole`` is the type that the converter writes, ``imatrix`` an importance
-    matrix's file, and ``key`` what all of it depends on.
+    """What is made of: ``whole`` is the type that the converter writes or the source has,
+    ``imatrix`` an importance matrix's file, and ``key`` what all of it depends on.
     """
 
     source: Source
     options: GgufOptions
     run: RunFolder
+    env: Mapping[str, str]
     header: Path
     stem: str
     whole: str
     key: str
     imatrix: Path | None
-    feed: Feed | None = None
 
-    def make(self, types: list[str], finished: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Make and verify ``types``, and say of each what was seen as soon as it is ``finished``.
-        What an interrupted run has written of them, in the run's ``jobs`` folder, is not written
-        again; nothing of a failed one stays. Returns what the converter has found.
-        """
-        options, run = self.options, self.run
-        run.jobs.mkdir(exist_ok=True)
-        jobs = [self._job(name) for name in types]
-        kept = run.jobs / f"{self.stem}-{self.whole}.kept.gguf"
-        if options.keep_intermediate and (self.whole not in types or options.split_bytes):
-            jobs.append({**self._job(self.whole), "target": str(kept), "kept": True})
-        log.info("%s: %s, straight from the checkpoint", self.source.id, ", ".join(types))
-        try:
-            facts = self._convert(types, jobs, finished)
-        except (AutoQuantError, OSError):
-            shutil.rmtree(run.jobs, ignore_errors=True)
-            raise
-        if kept.is_file():
-            run.finish(kept, f"{self.stem}-{self.whole}.gguf")
-        shutil.rmtree(run.jobs)
-        return facts
-
-    def _convert(
+    def convert(
         self,
         types: list[str],
-        jobs: list[dict[str, Any]],
-        finished: Callable[[dict[str, Any]], None],
+        kept: Kept | None,
+        feed: Feed | None,
+        finished: Finished,
+        then: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        options, run, feed = self.options, self.run, self.feed
+        """Make and verify ``types`` of the checkpoint, and say of each what was seen as soon as it
+        is ``finished``. What an interrupted run has written of them, in the run's ``jobs`` folder,
+        is not written again; nothing of a failed one stays. What is to be done ``then``, while the
+        feed's folder is still there, may fail as well. Returns what the converter has found.
+        """
+        options, run = self.options, self.run
+        folder = run.jobs if types else run.jobs / "kept"
+        jobs = [self._job(name) for name in types]
+        planned = list(types)
+        part = folder / f"{self.stem}.kept.gguf"
+        if kept is not None:
+            kept.path.parent.mkdir(exist_ok=True)
+            jobs.append({**self._job(kept.type), "target": str(part), "kept": True})
+            planned += [kept.type] * (kept.type != self.whole and kept.type not in types)
+        log.info(
+            "converting %s (%s, %s million parameters): %s",
+            self.source.id,
+            self.source.architecture,
+            f"{self.source.parameters / 1e6:,.0f}",
+            ", ".join(dict.fromkeys(job["type"] for job in jobs)),
+        )
 
         def told(answer: dict[str, Any]) -> None:
             if feed is None or not feed.told(answer):
                 finished(answer)
 
-        with Bar(f"quantize {', '.join(types)}") as progress, feed or nullcontext():
-            return convert(
-                self.source,
-                options,
-                header=self.header,
-                target=run.work / "never.gguf",
-                logs=run.logs,
-                types=types,
-                outtype=self.whole.lower(),
-                room=free_bytes(run.folder) + _written_already(jobs),
-                need={
-                    "other": largest(self.source) if feed else 0,
-                    "intermediate": int(jobs[-1]["kept"]),
-                },
-                only_plan=False,
+        def work(progress: process.Progress) -> dict[str, Any]:
+            with feed or nullcontext():
+                return convert(
+                    self.source,
+                    options,
+                    header=self.header,
+                    target=run.work / "never.gguf",
+                    logs=run.logs,
+                    types=planned,
+                    outtype=self.whole.lower(),
+                    room=free_bytes(run.folder) + bytes_in(folder),
+                    need={
+                        "other": largest(self.source) if feed else 0,
+                        "intermediate": int(kept is not None and kept.type == self.whole),
+                    },
+                    only_plan=False,
+                    progress=progress,
+                    one_pass={
+                        "jobs": jobs,
+                        "arriving": str(feed.folder) if feed else "",
+                        "spare": list(feed.spare) if feed else [],
+                        **self._arguments(folder),
+                    },
+                    on_part=told,
+                )
+
+        def done() -> None:
+            if kept is not None:
+                part.replace(kept.path)
+            then()
+
+        return self._kept_to_the_end(folder, jobs, work, done)
+
+    def quantize(
+        self,
+        types: list[str],
+        plans: Mapping[str, dict[str, Any]],
+        paths: list[Path],
+        there: Path | None,
+        finished: Finished,
+    ) -> None:
+        """The same of a GGUF file, or of all its shards. ``there`` is that file itself where its
+        own type is asked for.
+        """
+        jobs = []
+        for name in types:
+            job, plan = self._job(name), plans[name]
+            if job["ready"]:
+                plan = {**plan, "bytes": plan["converted_bytes"]}
+            if job["ready"] and there is not None:
+                job = {**job, "there": True, "target": str(there)}
+            jobs.append({**job, "plan": plan})
+
+        def work(progress: process.Progress) -> dict[str, Any]:
+            process.call(
+                "autoquant.backends.llamacpp.one_pass:from_files",
+                log=self.run.logs,
+                env=self.env,
                 progress=progress,
-                one_pass={
-                    "jobs": jobs,
-                    "imatrix": str(self.imatrix or ""),
-                    "threads": options.cores,
-                    "split": options.split_bytes,
-                    "journal": str(run.jobs / JOURNAL),
-                    "key": self.key,
-                    "arriving": str(feed.folder) if feed else "",
-                },
-                on_part=told,
+                on_part=finished,
+                paths=[str(path) for path in paths],
+                header=str(self.header),
+                jobs=jobs,
+                **self._arguments(self.run.jobs),
             )
+            return {}
+
+        self._kept_to_the_end(self.run.jobs, jobs, work, lambda: None)
+
+    def _arguments(self, folder: Path) -> dict[str, Any]:
+        return {
+            "imatrix": str(self.imatrix or ""),
+            "threads": self.options.cores,
+            "split": self.options.split_bytes,
+            "journal": str(folder / JOURNAL),
+            "key": self.key,
+        }
+
+    def _kept_to_the_end(
+        self,
+        folder: Path,
+        jobs: list[dict[str, Any]],
+        work: Callable[[process.Progress], dict[str, Any]],
+        done: Callable[[], None],
+    ) -> dict[str, Any]:
+        """Work in a folder of which nothing stays in the end."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = dict.fromkeys(job["type"] for job in jobs)
+        try:
+            with Bar(f"quantize {', '.join(names)}".strip()) as progress:
+                facts = work(progress)
+            done()
+        except (AutoQuantError, OSError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder)
+        if folder != self.run.jobs and not any(self.run.jobs.iterdir()):
+            self.run.jobs.rmdir()
+        return facts
 
     def _job(self, name: str) -> dict[str, Any]:
         """One file to be; ``ready`` says that it is what the converter itself would write."""
@@ -111,13 +192,8 @@ class OnePass:
             "ready": name == self.whole,
             "imatrix": TYPES[name].imatrix != "no",
             "kept": False,
+            "there": False,
         }
-
-
-def _written_already(jobs: list[dict[str, Any]]) -> int:
-    """Bytes on the disk of what an interrupted run has written."""
-    paths = (Path(job["target"]) for job in jobs)
-    return sum(512 * path.stat().st_blocks for path in paths if path.is_file())
 
 
 def compare_repeating(

@@ -116,9 +116,8 @@ class GgufOptions(CalibrationOptions):
     download: Literal["auto", "whole", "stream"] = option(
         "auto",
         "weights from the Hub: whole keeps all files in the cache; stream has one or two of them at"
-        " a time on the disk, and away again, so that a model fits which the disk does not hold"
-        " (measuring and collecting an importance matrix need all of them); auto: stream if there"
-        " is no room for all",
+        " a time on the disk, and away again, so that a model fits which the disk does not hold;"
+        " auto: stream if there is no room for all",
     )
     allow_pickle: bool = option(
         False,
@@ -203,12 +202,9 @@ class GgufOptions(CalibrationOptions):
         return path.resolve() if is_imatrix(path) else None
 
     @property
-    def needs_whole(self) -> bool:
-        """Whether the unquantized file is written: it is asked for, or an importance matrix is to
-        be collected, for which llama.cpp runs it.
-        """
-        collected = self.imatrix != "none" and self.given_imatrix is None
-        return self.keep_intermediate or collected
+    def collects(self) -> bool:
+        """Whether an importance matrix is to be collected, for which llama.cpp runs the model."""
+        return self.imatrix != "none" and self.given_imatrix is None
 
     @property
     def direct(self) -> bool:

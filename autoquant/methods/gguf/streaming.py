@@ -1,21 +1,72 @@
-"""Whether a model's files are kept while GGUF types are made of them, or come and go."""
+"""How a model's weights come: all at once, or file by file while GGUF types are made of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoquant.backends.llamacpp.types import TYPES
+from autoquant.core import journal
 from autoquant.core.errors import InputError
-from autoquant.core.files import free_bytes
+from autoquant.core.files import bytes_in, free_bytes
 from autoquant.core.records import Snapshot, Source
 from autoquant.evaluate.artifacts import SMALL
 from autoquant.hub.fetch import cache_free, same_disk
 from autoquant.methods.gguf import feed
+from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.source import bytes_to_fetch
-from autoquant.source.structure import structure
+
+RUN_BY = "Q8_0"  # the type that stands for an unquantized model which has no room
+
+
+@dataclass(frozen=True)
+class Way:
+    """``stream``: the source's files come and go. ``runs`` is the type of the file that llama.cpp
+    runs, to collect an importance matrix or to measure; empty if none is needed, or the model is
+    at hand. With ``twice`` it is not kept while types are made, which needs all files again.
+    """
+
+    stream: bool = False
+    runs: str = ""
+    twice: bool = False
+
+    def disk(self, sizes: Sizes) -> int:
+        """Bytes that a run needs at a time where results lie, without the cache of downloads."""
+        one = (sizes.shard if self.stream else 0) + sizes.beside
+        running = sizes.running.get(self.runs, 0)
+        return one + (max(sizes.made, running) if self.twice else sizes.made + running)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes: of all asked types (``made``), of files beside them, of the largest weight file
+    (``shard``), and of files that would be run, by type, unless they are asked for as well.
+    """
+
+    made: int
+    beside: int
+    shard: int
+    running: dict[str, int]
+
+    @classmethod
+    def of(
+        cls, source: Source, options: GgufOptions, made: int = 0, beside: int = 0, whole: int = 0
+    ) -> Sizes:
+        """``made``, ``beside`` and ``whole``, the unquantized file's, as far as they are known."""
+        unquantized = precision(source, options).upper()
+        running = {
+            unquantized: whole or estimated(source, unquantized),
+            RUN_BY: estimated(source, RUN_BY),
+        }
+        return cls(
+            made or sum(estimated(source, name) for name in options.types),
+            beside,
+            feed.largest(source) if not why_not(source) else 0,
+            {name: size for name, size in running.items() if name not in options.types},
+        )
 
 
 def estimated(source: Source, name: str) -> int:
@@ -23,19 +74,12 @@ def estimated(source: Source, name: str) -> int:
     return int(source.parameters * TYPES[name].bits_per_weight / 8)
 
 
-def why_not(source: Source, options: GgufOptions) -> str:
+def why_not(source: Source) -> str:
     """Why all of a source's files are needed at once; empty if they are not."""
     if not source.remote or source.revision is None:
         return f"{source.id} is not on the Hub"
     if source.gguf or source.adapter or source.stored_in or source.pickle:
         return f"{source.id} is no plain checkpoint of safetensors"
-    if options.mmproj and structure(source).towers:
-        return "what it sees or hears with is converted from all files (--no-mmproj leaves it out)"
-    if options.needs_whole:
-        return "the unquantized file is asked for, or needed to collect an importance matrix"
-    small = source.parameters <= SMALL
-    if options.evaluate == "on" or (options.evaluate == "auto" and small):
-        return "measuring needs all weights (--evaluate off leaves it out)"
     return ""
 
 
@@ -45,32 +89,85 @@ def check(source: Source, options: GgufOptions) -> None:
         return
     if not source.remote:
         raise InputError(f"download: {source.id} is not on the Hub; leave download out")
-    if options.download == "stream" and (why := why_not(source, options)):
+    if options.download == "stream" and (why := why_not(source)):
         raise InputError(f"download: {source.id} cannot be streamed: {why}")
 
 
-def streams(source: Source, options: GgufOptions, out: Path) -> bool:
-    """Whether the files come and go: as asked, or because there is no room for all of them."""
-    if options.download != "auto" or why_not(source, options):
-        return options.download == "stream"
-    download, made = bytes_to_fetch(source), sum(estimated(source, n) for n in options.types)
-    if not download:
-        return False
-    room = free_bytes(out) - made
-    return download > (room if same_disk(out) else cache_free())
+def ways(source: Source, options: GgufOptions) -> list[Way]:
+    """What can be done, the best first."""
+    unquantized = precision(source, options).upper()
+    written = options.collects or options.keep_intermediate
+    whole = [Way(False, unquantized if written else "")]
+    if options.download == "whole" or why_not(source):
+        return whole
+    small = source.parameters <= SMALL
+    measured = options.evaluate == "on" or (options.evaluate == "auto" and small)
+    streamed = [Way(True, unquantized if written or measured else "")]
+    if options.evaluate != "on" and not options.keep_intermediate:
+        if options.collects:
+            streamed.append(Way(True, RUN_BY, twice=True))
+        elif measured:
+            streamed.append(Way(True))
+    return streamed if options.download == "stream" else whole + streamed
 
 
-def needed(source: Source) -> int:
-    """Bytes on the disk for the files that lie there at a time, at least."""
-    return feed.largest(source)
+def choose(source: Source, options: GgufOptions, out: Path, sizes: Sizes | None = None) -> Way:
+    """The best way that there is room for; if there is none, the one that needs the least. What a
+    run has written into ``out`` already counts as free.
+    """
+    sizes = sizes or Sizes.of(source, options)
+    every = ways(source, options)
+    for way in every[:-1]:
+        here = way.disk(sizes)
+        if not way.stream:
+            download = bytes_to_fetch(source)
+            if not download:
+                return way
+            if not same_disk(out) and download > cache_free():
+                continue
+            here += download if same_disk(out) else 0
+        if here <= _room(out):
+            return way
+    return every[-1]
 
 
-def note(source: Source) -> str:
-    """What a plan says of it."""
+def _room(out: Path) -> int:
+    """Free bytes for a run's results, with what it has written of them."""
+    made = sum(path.stat().st_size for path in out.glob("*.gguf"))
+    ours = out / journal.OURS
+    return free_bytes(out) + made + sum(bytes_in(ours / name) for name in ("jobs", "work"))
+
+
+def note(source: Source, options: GgufOptions, way: Way) -> str:
+    """What a plan says of a way."""
+    download = bytes_to_fetch(source)
+    if not way.stream:
+        asked = "as asked" if options.download == "whole" else "there is room for them"
+        return f"all weight files are kept in the cache ({asked})" if download else ""
+    why = "as asked" if options.download == "stream" else "there is no room for all of them"
+    said = (
+        f"the {len(source.weights)} weight files come one after the other and are removed again"
+        f" ({why}): the disk holds one of at most {feed.largest(source) / 1e9:.3f} GB beside the"
+        " results, or two where there is room"
+    )
+    if way.twice:
+        said += (
+            f"; the importance matrix is collected on a {way.runs} file, there being no room for"
+            f" the unquantized model, and then all files come again: {2 * download / 1e9:.3f} GB to"
+            " download"
+        )
+    elif way.runs and not options.keep_intermediate:
+        said += f"; an unquantized file ({way.runs}) stays until the end, to be run"
+    return said
+
+
+def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
+    """Why a run's files are not measured; empty if they can be."""
+    if not way.stream or (way.runs and not way.twice):
+        return ""
     return (
-        f"the {len(source.weights)} weight files come one after the other and are removed again:"
-        f" the disk holds one of at most {needed(source) / 1e9:.3f} GB beside the results, or two"
-        " where there is room"
+        f"measuring needs the unquantized model, and there is no room for {source.id}"
+        " (autoquant evaluate measures it where there is)"
     )
 
 

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.backends.llamacpp.convert import refuse
-from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
-from autoquant.core.errors import InputError
+from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, refuse
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available
-from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, Snapshot, Stored
 from autoquant.methods.base import Output
-from autoquant.methods.gguf import about, mmproj, one_pass, requantize
+from autoquant.methods.gguf import about, mmproj, one_pass, requantize, streaming
 from autoquant.methods.gguf import imatrix as imatrices
-from autoquant.methods.gguf.convert import convert, fallback_note, precision
-from autoquant.methods.gguf.feed import Feed, largest
+from autoquant.methods.gguf.convert import fallback_note, precision
+from autoquant.methods.gguf.feed import Feed
+from autoquant.methods.gguf.imatrix import Imatrix
+from autoquant.methods.gguf.one_pass import Kept, OnePass
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.methods.gguf.streaming import estimated
+from autoquant.methods.gguf.streaming import RUN_BY, Way
 from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
-# bytes: llama.cpp's row buffers (128 MiB), Python with NumPy, the vocabulary, a mapped tensor's
-# pages beside
-WORKER_MEMORY = 500 << 20
-FLOAT16 = 65504.0  # its largest number
 
 
 class Work:
@@ -55,7 +47,10 @@ class Work:
         self.key = key_of(
             snapshot.sha256, llama.installed_version(), outtype, options.pre_tokenizer, self.stem
         )
-        self.imatrix = imatrices.find(options, run, self.key)
+        self.way = Way()
+        if self.source.remote:
+            self.way = streaming.choose(self.source, options, run.folder)
+        self.imatrix = imatrices.find(options, run, self.key, self.way)
         self.keys = {
             name: key_of(
                 self.key, self._imatrix_key(name), options.quantizing(), options.split_size
@@ -78,20 +73,18 @@ class Work:
             if facts:
                 self.artifacts[name] = Artifact.from_json(facts)
                 self.run.passed(self.artifacts[name])
-        self.mmproj, self.towers = mmproj.make(self.source, self.options, self.run, self.key)
-        todo = [name for name in self.options.types if name not in self.artifacts]
-        collect = self.imatrix is not None and self.imatrix.facts is None
-        if todo and not collect and not self._converted_already():
-            self._make_in_one_pass(todo)
-        elif todo or collect:
-            plans = self._convert()
-            if self.imatrix is not None and collect:
-                self.imatrix.collect(
-                    self.snapshot, self.options, self.run, self.converted, self.env
-                )
-            if todo:
-                self._quantize(todo, plans)
-            self._remove_whole()
+        if not self.source.remote:
+            self._towers()
+        if self.imatrix is not None and self.imatrix.facts is None:
+            self._collect(self.imatrix)
+        if todo := self._todo():
+            self._make(todo)
+        if self.source.remote and not self.towers:
+            if mmproj.reads(self.source, self.options, self.run, self.key):
+                self._convert([])  # its types were made, and then a run was killed
+            else:
+                self._towers()
+        self._remove_whole()
         ordered = tuple(self.artifacts[name] for name in self.options.types)
         for artifact in ordered:
             for note in artifact.notes:
@@ -105,117 +98,139 @@ class Work:
             self._extras(ordered),
         )
 
+    def _towers(self, folder: Path | None = None) -> None:
+        """The file of what sees or hears, from ``folder`` if the source's does not have it."""
+        made = mmproj.make(self.source, self.options, self.run, self.key, folder)
+        self.mmproj, self.towers = made
+
+    def _todo(self) -> list[str]:
+        """The types that are not made yet."""
+        return [name for name in self.options.types if name not in self.artifacts]
+
+    # --- the importance matrix, and other things that run the model
+
+    def _collect(self, imatrix: Imatrix) -> None:
+        """Collect the importance matrix on the unquantized file, or where there is no room for that
+        on one of Q8_0, which is an artifact if it was asked for.
+        """
+        if not self.way.twice:
+            model = self._unquantized()
+        elif RUN_BY in self.options.types:
+            if RUN_BY in self._todo():
+                self._convert([RUN_BY])
+            model = self.artifacts[RUN_BY].path_in(self.run.folder)
+        else:
+            model = self.run.work / f"{self.stem}-{RUN_BY}.gguf"
+            if self.run.done("to run", self.key) is None:
+                self._convert([], Kept(RUN_BY, model))
+                self.run.record("to run", self.key, [model], {})
+        imatrix.collect(self.snapshot, self.options, self.run, model, self.env, self.way)
+        if self.way.twice and RUN_BY not in self.options.types:
+            model.unlink()
+            self.run.forget("to run")
+
+    def _unquantized(self) -> Path:
+        """The unquantized file, for what needs it."""
+        if not self._converted_already():
+            self._convert([], Kept(self.whole, self.converted))
+        return self.converted
+
     def _converted_already(self) -> bool:
-        """Whether there is a converted file to quantize."""
+        """Whether there is a converted file."""
         if self.source.gguf:
             return True
         known = self.run.done("convert", self.key) is not None
         return known and self.header.is_file() and self.converted.is_file()
 
-    def _unquantized(self) -> Path:
-        """The unquantized file, for what needs it after all."""
-        if self.source.remote:
-            raise InputError(
-                f"the unquantized model is needed, and the weights of {self.source.id} were not"
-                " kept: run again with download='whole' (--download whole)"
-            )
-        if not self.converted.is_file():
-            self._convert_anew([])
-        return self.converted
+    # --- making
 
-    def _feed(self) -> Feed | None:
-        """The source's files, if they are on the Hub still: two at a time where there is room."""
-        if not self.source.remote:
-            return None
-        folder = self.run.jobs / "shards"
-        room = free_bytes(self.run.folder) - sum(
-            estimated(self.source, name) for name in self.options.types
-        )
-        return Feed(self.source, folder, 2 if room > 3 * largest(self.source) else 1)
+    def _make(self, todo: list[str]) -> None:
+        """Make types: of the unquantized file, if there is one; else straight from the source."""
+        if self._converted_already():
+            self._quantize(todo)
+            return
+        # it is asked for, or something will run it
+        keep = self.options.keep_intermediate or (self.way.stream and self.way.runs == self.whole)
+        there = self.whole in todo and not self.options.split_bytes
+        self._convert(todo, Kept(self.whole, self.converted) if keep and not there else None)
 
-    def _make_in_one_pass(self, types: list[str]) -> None:
-        key = key_of(self.key, self.imatrix.key if self.imatrix else "", self.options.quantizing())
-        facts = one_pass.OnePass(
+    def _convert(self, types: list[str], kept: Kept | None = None) -> None:
+        """One pass over the source."""
+        feed = self._feed(types)
+
+        def then() -> None:
+            if feed is not None:  # what has stayed of its files is all there will be
+                self._towers(feed.spared if feed.spare else None)
+
+        facts = self._pass(kept).convert(types, kept, feed, self._finished, then)
+        for note in filter(None, (facts["tokens"], facts.get("ends"))):
+            log.warning("%s: %s", self.source.id, note)
+        if self.converted.is_file():
+            noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
+            self.run.record("convert", self.key, [self.converted], noted)
+
+    def _quantize(self, types: list[str]) -> None:
+        """One pass over a GGUF file: the source's own, or the converted one."""
+        plans = self._plans()
+        paths = [self.converted]
+        if self.source.gguf:
+            paths = [self.snapshot.folder / name for name in self.source.weights]
+        there = None if self.options.split_bytes else self.converted
+        self._pass(None).quantize(types, plans, paths, there, self._finished)
+
+    def _pass(self, kept: Kept | None) -> OnePass:
+        imatrix = self.imatrix if self.imatrix is not None and self.imatrix.facts else None
+        return OnePass(
             self.source,
             self.options,
             self.run,
+            self.env,
             self.header,
             self.stem,
             self.whole,
-            key,
-            self.imatrix.path if self.imatrix else None,
-            self._feed(),
-        ).make(types, lambda answer: self._finished(answer, answer["plan"]))
-        self._note(facts)
-        if self.converted.is_file():
-            self._record_converted(facts)
-
-    def _note(self, facts: dict[str, Any]) -> None:
-        """Say what the converter has found."""
-        for note in filter(None, (facts["tokens"], facts.get("ends"))):
-            log.warning("%s: %s", self.source.id, note)
-
-    def _record_converted(self, facts: dict[str, Any]) -> None:
-        """Note the converted file."""
-        noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
-        self.run.record("convert", self.key, [self.converted], noted)
-
-    # --- converting
-
-    def _convert(self) -> dict[str, dict[str, Any]]:
-        """The unquantized file, and each type's plan."""
-        if self.source.gguf:
-            return self._plan_file()
-        facts = self.run.done("convert", self.key)
-        if facts is not None and self.header.is_file() and self.converted.is_file():
-            facts = {**facts, "plans": self._plan_again()}
-        else:
-            facts = self._convert_anew(list(self.options.types))
-        self._note(facts)
-        return {planned["type"]: planned for planned in facts["plans"]}
-
-    def _plan_file(self) -> dict[str, dict[str, Any]]:
-        """The plans of the asked types, of a source that is a GGUF file."""
-        source, options, run = self.source, self.options, self.run
-        if said := requantize.note(source):
-            log.warning("%s: %s", source.id, said)
-        plans = requantize.plans(
-            source,
-            options,
-            list(options.types),
-            folder=self.snapshot.folder,
-            header=self.header,
-            logs=run.logs,
+            key_of(
+                self.key,
+                imatrix.key if imatrix else "",
+                kept.type if kept else "",
+                self.options.quantizing(),
+                self.options.split_size,
+            ),
+            imatrix.path if imatrix else None,
         )
-        self._refuse(plans)
-        if "F16" in options.types and source.dtype in ("F32", "BF16"):
-            process.call(
-                "autoquant.formats.gguf:refuse_larger",
+
+    def _feed(self, types: list[str]) -> Feed | None:
+        """The source's files, if they are on the Hub still."""
+        if not self.source.remote:
+            return None
+        place = self.run.jobs / "shards" if types else self.run.jobs / "kept" / "shards"
+        return Feed(self.source, place, mmproj.reads(self.source, self.options, self.run, self.key))
+
+    def _plans(self) -> dict[str, dict[str, Any]]:
+        """The plans of the asked types, of a GGUF file."""
+        source, options, run = self.source, self.options, self.run
+        types = list(options.types)
+        if source.gguf:
+            if said := requantize.note(source):
+                log.warning("%s: %s", source.id, said)
+            plans = requantize.plans(
+                source,
+                options,
+                types,
+                folder=self.snapshot.folder,
+                header=self.header,
+                logs=run.logs,
+            )
+        else:
+            plans = process.call(
+                "autoquant.backends.llamacpp.quantize:plans",
                 log=run.logs,
                 env=self.env,
-                paths=[str(self.snapshot.folder / name) for name in source.weights],
-                largest=FLOAT16,
+                header=str(self.header),
+                types=types,
+                imatrix=options.imatrix != "none",
+                imatrix_file=str(options.given_imatrix or ""),
+                **options.quantizing(),
             )
-        return {planned["type"]: planned for planned in plans}
-
-    def _plan_again(self) -> list[dict[str, Any]]:
-        """The plans of the asked types, of a file that an earlier run has converted."""
-        plans: list[dict[str, Any]] = process.call(
-            "autoquant.backends.llamacpp.quantize:plans",
-            log=self.run.logs,
-            env=self.env,
-            header=str(self.header),
-            types=list(self.options.types),
-            imatrix=self.options.imatrix != "none",
-            imatrix_file=str(self.options.given_imatrix or ""),
-            **self.options.quantizing(),
-        )
-        self._refuse(plans)
-        return plans
-
-    def _refuse(self, plans: list[dict[str, Any]]) -> None:
-        """Refuse types that cannot be, or do not fit."""
-        options, run = self.options, self.run
         refuse(
             plans,
             intermediate=0,
@@ -224,44 +239,7 @@ class Work:
             imatrix=options.imatrix != "none",
             finished=set(self.artifacts),
         )
-
-    def _convert_anew(self, types: list[str]) -> dict[str, Any]:
-        """Convert, with the plans of ``types``."""
-        source, run = self.source, self.run
-        log.info(
-            "converting %s (%s, %s million parameters) to %s",
-            source.id,
-            source.architecture,
-            f"{source.parameters / 1e6:,.0f}",
-            self.whole,
-        )
-        if not source.pickle:  # a pickle's values are looked at while they are converted
-            process.call(
-                "autoquant.backends.folder:finite",
-                log=run.logs,
-                model=str(source.folder),
-                largest=FLOAT16 if "F16" in (self.whole, *self.options.types) else 0.0,
-            )
-        # write beside its place and rename: a killed run must not leave half a file under the final
-        # name
-        part = run.work / f"{self.stem}-{self.whole}.part.gguf"
-        with Bar("convert") as progress:
-            facts = convert(
-                source,
-                self.options,
-                header=self.header,
-                target=part,
-                logs=run.logs,
-                types=types,
-                outtype=self.whole.lower(),
-                room=free_bytes(run.folder),
-                need={"other": 0, "intermediate": 0 if self.whole in types else 1},
-                only_plan=False,
-                progress=progress,
-            )
-        os.replace(part, self.converted)
-        self._record_converted(facts)
-        return facts
+        return {planned["type"]: planned for planned in plans}
 
     def _remove_whole(self) -> None:
         """Take the converted file away where only its shards were asked for."""
@@ -272,50 +250,9 @@ class Work:
         if self.converted.name not in named:
             self.converted.unlink(missing_ok=True)
 
-    # --- quantizing
-
-    def _quantize(self, todo: list[str], plans: dict[str, dict[str, Any]]) -> None:
-        """Make and verify the types, as many at a time as memory allows."""
-        options, run = self.options, self.run
-        fit = memory_available() // (WORKER_MEMORY + 4 * self.source.largest_tensor)
-        # the slowest first, so that the last one to finish is a short one
-        slow = sorted(todo, key=lambda n: (not n.startswith("IQ"), TYPES[n].bits_per_weight))
-        with Bar(f"quantize {', '.join(todo)}") as progress:
-            process.call(
-                "autoquant.backends.llamacpp.check:quantize_and_verify",
-                log=run.logs,
-                env=self.env,
-                progress=progress,
-                on_part=lambda answer: self._finished(answer, plans[answer["type"]]),
-                source=str(self.converted),
-                header=str(self.header),
-                jobs=[self._job(name, plans[name]) for name in slow],
-                at_once=max(1, min(len(todo), options.cores, fit)),
-                cores=options.cores,
-                imatrix=str(self.imatrix.path if self.imatrix else ""),
-                dry=options.quantizing(),
-                split=options.split_bytes,
-            )
-
-    def _job(self, name: str, planned: dict[str, Any]) -> dict[str, Any]:
-        """One type to make; the converter has written it already if it is the whole file's."""
-        target, ready = self.run.work / f"{self.stem}-{name}.gguf", name == self.whole
-        split = self.options.split_bytes
-        if ready and split and self.converted.stat().st_size > split:
-            shutil.copyfile(self.converted, target)
-        elif ready:
-            target = self.converted
-        return {
-            "type": name,
-            "target": str(target),
-            "plan": {**planned, "bytes": planned["converted_bytes"]} if ready else planned,
-            "ready": ready,
-            "imatrix": TYPES[name].imatrix != "no",
-        }
-
-    def _finished(self, answer: dict[str, Any], planned: dict[str, Any]) -> None:
+    def _finished(self, answer: dict[str, Any]) -> None:
         """Move one verified type into place and note it; runs while the others are being made."""
-        run, name, note = self.run, answer["type"], fallback_note(planned)
+        run, name, note = self.run, answer["type"], fallback_note(answer["plan"])
         if answer["repeats"] is not None and self.source.remote:
             log.warning("%s: repeats one token; the unquantized model was not asked", name)
         elif answer["repeats"] is not None:

@@ -1,0 +1,135 @@
+"""What a GGUF run would make and need, exactly, before anything is downloaded or written."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp.types import refuse
+from autoquant.core import gguf_head
+from autoquant.core.errors import InputError
+from autoquant.core.files import free_bytes
+from autoquant.core.machine import memory_available
+from autoquant.core.plans import Plan, PlanItem
+from autoquant.core.records import Source
+from autoquant.hub.fetch import same_disk
+from autoquant.methods.gguf import adapter_only, mmproj, requantize, streaming, timing
+from autoquant.methods.gguf.convert import convert, fallback_note, precision
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.source import adapter_bytes, bytes_to_fetch, structure
+
+# bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
+CONVERTER_MEMORY = 1200 << 20
+# bytes: Python with NumPy and llama.cpp, and the rows that wait for a thread and for the disk
+QUANTIZER_MEMORY = 700 << 20
+
+
+def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
+    """The exact size of every asked type, from a header-only file; no weight is read. Takes as long
+    as importing transformers, of a source that is a GGUF file a second.
+    """
+    if options.adapter_only:
+        return _of_adapter(method, source, options, out)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        header = folder / "header.gguf"
+        if source.gguf:
+            plans = requantize.plans(
+                source,
+                options,
+                list(options.types),
+                folder=source.folder,
+                header=header,
+                logs=folder / "log",
+            )
+            notes = [requantize.note(source), mmproj.note(source, options, {})]
+            carried = source.folder / source.mmproj if source.mmproj and options.mmproj else None
+            beside, whole, memory = carried.stat().st_size if carried else 0, "", QUANTIZER_MEMORY
+        else:
+            converted = convert(
+                source,
+                options,
+                header=header,
+                target=folder / "never.gguf",
+                logs=folder / "log",
+                types=list(options.types),
+                outtype=precision(source, options),
+                room=None,
+                need={},
+                only_plan=True,
+            )
+            plans = converted["plans"]
+            towers = mmproj.plan(source, options)
+            notes = [converted["tokens"], converted["ends"], mmproj.note(source, options, towers)]
+            beside, memory = towers.get("bytes", 0), CONVERTER_MEMORY + 8 * _largest_whole(source)
+            whole = options.types[0] if options.direct else precision(source, options).upper()
+        head, intermediate = gguf_head.read(header), 0 if source.gguf else header.stat().st_size
+    items = tuple(_item(planned, whole) for planned in plans)
+    made = sum(item.bytes for item in items)
+    sizes = streaming.Sizes.of(source, options, made, beside, intermediate)
+    way = streaming.choose(source, options, out, sizes)
+    download, free = bytes_to_fetch(source) * (2 if way.twice else 1), free_bytes(out)
+    needed = way.disk(sizes)
+    if not way.stream and same_disk(out):
+        needed += download
+    notes += [streaming.note(source, options, way), streaming.unmeasured(source, options, way)]
+    return Plan(
+        method,
+        source,
+        items,
+        intermediate,
+        disk_needed=needed,
+        disk_free=free,
+        memory_needed=memory,
+        memory_available=memory_available(),
+        notes=tuple(filter(None, notes)),
+        download=download,
+        refused=_refused(plans, needed - made, free, options),
+        seconds=timing.seconds(download, options, plans, head, way),
+    )
+
+
+def _refused(plans: list[dict[str, Any]], other: int, room: int, options: GgufOptions) -> str:
+    """Why a run with these options would be refused, if it would."""
+    try:
+        refuse(plans, intermediate=0, other=other, room=room, imatrix=options.imatrix != "none")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _of_adapter(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
+    """The adapter's own file."""
+    item = adapter_only.plan(source, options)
+    return Plan(
+        method,
+        source,
+        (item,),
+        0,
+        disk_needed=item.bytes,
+        disk_free=free_bytes(out),
+        memory_needed=CONVERTER_MEMORY,
+        memory_available=memory_available(),
+        download=adapter_bytes(source),
+    )
+
+
+def _largest_whole(source: Source) -> int:
+    """Weights of the largest tensor that is in memory whole: embeddings and output head are not,
+    and of experts that the files hold one by one, one is.
+    """
+    layers = structure.structure(source).layers
+    if not layers:
+        return source.largest_tensor
+    return max(math.prod(layer.shape) // len(layer.tensors) for layer in layers)
+
+
+def _item(planned: dict[str, Any], whole: str) -> PlanItem:
+    """One type of a plan; ``whole`` is the one that the converter writes."""
+    if "impossible" in planned:
+        return PlanItem(planned["type"], 0, 0.0, False, "", planned["impossible"])
+    note, needs = fallback_note(planned), planned["needs_imatrix"]
+    size = planned["converted_bytes" if planned["type"] == whole else "bytes"]
+    return PlanItem(planned["type"], size, planned["bits_per_weight"], needs, note)
