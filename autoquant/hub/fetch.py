@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from autoquant.core import rates
 from autoquant.core.errors import CheckFailed, InputError
-from autoquant.core.files import existing_parent, free_bytes
+from autoquant.core.files import existing_parent, free_bytes, sha256_of
 from autoquant.hub.client import (
     connect,
     offline,
@@ -77,7 +79,7 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
     from huggingface_hub import constants, try_to_load_from_cache
 
     cache = Path(constants.HF_HUB_CACHE)
-    absent = missing(listing)
+    absent, known, begun = missing(listing), dict[str, str](), time.monotonic()
     if absent:
         if offline():
             raise not_cached(listing.id, None, client)
@@ -94,7 +96,7 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
             for file in absent
             if file.sha256 and file.bytes >= LARGE
         ]
-        fetch_large(
+        known = fetch_large(
             client,
             listing.id,
             listing.revision,
@@ -103,6 +105,7 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
         )
     if absent:
         folder = download(client, listing.id, listing.revision, [f.name for f in listing.files])
+        rates.note_download(needed, time.monotonic() - begun)
     else:
         name = listing.files[0].name
         there = try_to_load_from_cache(listing.id, name, revision=listing.revision)
@@ -111,7 +114,12 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
         hashes = dict(
             zip(
                 [file.name for file in listing.files],
-                pool.map(lambda file: _verified(folder / file.name, file, listing), listing.files),
+                pool.map(
+                    lambda file: _verified(
+                        folder / file.name, file, listing, known.get(file.name, "")
+                    ),
+                    listing.files,
+                ),
                 strict=True,
             )
         )
@@ -132,18 +140,18 @@ def fetch_one(listing: Look, name: str, place: Path) -> None:
         place.symlink_to(Path(there).resolve())
         return
     part = place.with_name(f"{place.name}.part")
-    fetch_to(connect(), listing.id, listing.revision, name, file.bytes, part)
-    _verified(part, file, listing)
+    begun, there_already = time.monotonic(), part.stat().st_size if part.exists() else 0
+    sha256 = fetch_to(connect(), listing.id, listing.revision, name, file.bytes, part)
+    rates.note_download(file.bytes - there_already, time.monotonic() - begun)
+    _verified(part, file, listing, sha256)
     os.replace(part, place)
 
 
-def _verified(path: Path, file: RemoteFile, listing: Look) -> str:
-    """The sha256 of a fetched file; if it is not what the Hub lists, the file is removed from the
-    cache and CheckFailed raised.
+def _verified(path: Path, file: RemoteFile, listing: Look, sha256: str = "") -> str:
+    """The sha256 of a fetched file, unless it was taken as it came; if it is not what the Hub
+    lists, the file is removed from the cache and CheckFailed raised.
     """
-    from autoquant.core.files import sha256_of
-
-    sha256 = sha256_of(path)
+    sha256 = sha256 or sha256_of(path)
     if file.same_as(path, sha256):
         return sha256
     size = path.stat().st_size

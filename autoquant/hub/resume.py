@@ -9,12 +9,14 @@ pieces in parallel.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from autoquant.hub.client import Client, status_of, with_retries
@@ -26,14 +28,14 @@ AT_ONCE = 4
 
 def fetch_large(
     client: Client, repo: str, commit: str, files: list[tuple[str, str, int]], repo_cache: Path
-) -> None:
-    """Fetch files (name, sha256, bytes) into ``repo_cache/blobs``, resuming what is there.
-    Their hashes are the caller's to check.
+) -> dict[str, str]:
+    """Fetch files (name, sha256, bytes) into ``repo_cache/blobs``, resuming what is there. The
+    sha256 of those that were fetched, taken as they came; to compare them is the caller's.
     """
 
-    def one(file: tuple[str, str, int]) -> None:
+    def one(file: tuple[str, str, int]) -> str:
         name, sha256, size = file
-        with_retries(
+        return with_retries(
             lambda: _fetch(client, repo, commit, name, sha256, size, repo_cache),
             f"downloading {name} of {repo}",
             client,
@@ -41,12 +43,14 @@ def fetch_large(
         )
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(one, files))
+        found = pool.map(one, files)
+        return {name: hash for (name, _, _), hash in zip(files, found, strict=True) if hash}
 
 
 def _fetch(
     client: Client, repo: str, commit: str, name: str, sha256: str, size: int, repo_cache: Path
-) -> None:
+) -> str:
+    """Fetch one; its hash, or "" if it was left to the library, or is there."""
     from filelock import FileLock
     from huggingface_hub import constants
 
@@ -56,7 +60,7 @@ def _fetch(
         and not constants.HF_HUB_DISABLE_XET
         and importlib.util.find_spec("hf_xet")
     ):
-        return
+        return ""
     blob = repo_cache / "blobs" / sha256
     part, lock = (
         blob.with_name(f"{sha256}.part"),
@@ -66,16 +70,17 @@ def _fetch(
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):  # the library's own lock for this file
         if blob.exists():
-            return
-        _get(client, metadata, name, size, part)
+            return ""
+        found = _get(client, metadata, name, size, part)
         os.replace(part, blob)
+        return found
 
 
-def fetch_to(client: Client, repo: str, commit: str, name: str, size: int, part: Path) -> None:
-    """Fetch one file to ``part``, going on with what is there of it. Its hash is the caller's to
-    check.
+def fetch_to(client: Client, repo: str, commit: str, name: str, size: int, part: Path) -> str:
+    """Fetch one file to ``part``, going on with what is there of it. Its sha256, taken as it came,
+    is the caller's to compare.
     """
-    with_retries(
+    return with_retries(
         lambda: _get(client, _metadata(client, repo, commit, name), name, size, part),
         f"downloading {name} of {repo}",
         client,
@@ -93,7 +98,40 @@ def _metadata(client: Client, repo: str, commit: str, name: str) -> Any:
     )
 
 
-def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> None:
+class _Hashing:
+    """A file that is written from its beginning to its end, and its hash beside."""
+
+    def __init__(self, file: BufferedRandom) -> None:
+        self._file = file
+        file.seek(0)
+        self._hash = hashlib.file_digest(file, "sha256")
+
+    def write(self, data: bytes) -> int:
+        """Write at the end."""
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """How long it is."""
+        return self._file.tell()
+
+    def seek(self, place: int) -> int:
+        """Only back to the beginning: a server that knows no ranges sends everything again."""
+        assert place == 0, place
+        self._hash = hashlib.sha256()
+        return self._file.seek(0)
+
+    def truncate(self) -> int:
+        """Cut what was there."""
+        return self._file.truncate()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written."""
+        return self._hash.hexdigest()
+
+
+def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> str:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
@@ -102,7 +140,8 @@ def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> Non
 
     if part.exists() and part.stat().st_size > size:
         part.unlink()
-    with open(part, "ab") as out:
+    with open(part, "a+b") as file:
+        out = _Hashing(file)
         begun = out.tell()
         if begun:
             log.info("resuming %s at %.0f of %.0f MB", name, begun / 1e6, size / 1e6)
@@ -112,7 +151,7 @@ def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> Non
             try:
                 http_get(
                     metadata.location,
-                    out,
+                    cast(BinaryIO, out),
                     resume_size=begun,
                     headers=build_hf_headers(
                         token=client.secret if here else False, library_name="autoquant"
@@ -126,3 +165,4 @@ def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> Non
                     # the next try gets a new one
                     raise ConnectionError("the signed address of the file has expired") from None
                 raise
+        return out.sha256
