@@ -50,6 +50,7 @@ def gguf(
     adapter_only: bool = False,
     allow_requantize: bool = False,
     threads: int = 0,
+    delete_uploaded: bool = False,
     download: Literal["auto", "whole", "stream"] = "auto",
     allow_pickle: bool = False,
     converter: str = "",

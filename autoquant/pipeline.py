@@ -81,7 +81,7 @@ def quantize(
         upload = None
         if client is not None:
             upload = background.BackgroundUpload(options, client, source, run)
-            run.on_artifact = upload.artifact
+            run.on_artifact, run.on_shard = upload.artifact, upload.shard
         try:
             record = _make(method, snapshot, options, run, measured=measured, started=started)
             if upload is not None:
@@ -231,6 +231,11 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
     if record.adapter_alone:
         raise InputError(
             "an adapter alone cannot be run, so it cannot be measured: quantize the merged model"
+        )
+    if gone := [one for one in record.artifacts if one.facts.get("deleted")]:
+        raise InputError(
+            f"{gone[0].type} was deleted here as it was uploaded (delete_uploaded): it can only be"
+            f" measured where it is downloaded from {gone[0].facts['deleted']}"
         )
     values = {"evaluate": "on", "eval_text": text, "eval_chunks": chunks}
     options = build(method.Options, values)

@@ -58,8 +58,16 @@ class Result(RunRecord):
         )
 
     def path(self, type: str) -> Path:
-        """The file of one type (its first shard if it is split), or its folder."""
-        return self.artifact(type).path_in(self.folder)
+        """The file of one type (its first shard if it is split), or its folder. Raises InputError
+        for one that was deleted when it was uploaded.
+        """
+        artifact = self.artifact(type)
+        if repo := artifact.facts.get("deleted"):
+            raise InputError(
+                f"{type} was deleted here as it was uploaded (delete_uploaded): download it from"
+                f" {repo}"
+            )
+        return artifact.path_in(self.folder)
 
     def evaluate(self, *, text: str = "builtin", chunks: int = 20) -> Result:
         """Measure every artifact again, on another text or more of it; rewrites card and plot and

@@ -24,9 +24,10 @@ from autoquant.core.errors import InputError
 from autoquant.core.files import existing_parent, sha256_of, write_atomically
 
 if TYPE_CHECKING:
-    from autoquant.core.records import Artifact
+    from autoquant.core.records import Artifact, Stored
 
 log = logging.getLogger(__name__)
+Arrived = Callable[["dict[str, str] | None", "BaseException | None"], None]
 FORMAT = 1
 OURS = ".autoquant"
 
@@ -108,6 +109,9 @@ class RunFolder:
         self.steps: dict[str, dict[str, Any]] = {}
         self._mutex = threading.Lock()
         self.on_artifact: Callable[[Artifact], None] | None = None
+        # sends a shard of a type from where it lies, and says to whom it may concern where it
+        # arrived (None: it goes with the commit only), or what went wrong
+        self.on_shard: Callable[[str, Stored, Path, Arrived], None] | None = None
         self._lock_file: Any = None
         self._made: Path | None = None
 

@@ -7,11 +7,13 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoquant.core.errors import HubFailed
+from autoquant.core.journal import Arrived
 from autoquant.core.options import UploadOptions
-from autoquant.core.records import Artifact, Receipt, RunRecord, Source
+from autoquant.core.records import Artifact, Receipt, RunRecord, Source, Stored
 from autoquant.hub.client import Client
 from autoquant.publish.send import Sender, _bars, intend, upload
 from autoquant.publish.upload import (
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+Dropped = Callable[[BaseException], None]
 
 
 class Background:
@@ -36,7 +39,9 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], Dropped] | None] = (
+            queue.SimpleQueue()
+        )
         self._error: BaseException | None = None
         self.stopped = threading.Event()
         self._quiet = contextlib.ExitStack()
@@ -50,17 +55,21 @@ class Background:
             thread.start()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if self._error is None:
-                try:
-                    job()
-                except Exception as error:  # noqa: BLE001
-                    # raised by join, in the thread that waits
-                    self._error = self._error or error
+        while (given := self._jobs.get()) is not None:
+            job, dropped = given
+            if self._error is not None:
+                dropped(self._error)
+                continue
+            try:
+                job()
+            except Exception as error:  # noqa: BLE001
+                # raised by join, in the thread that waits
+                self._error = self._error or error
+                dropped(error)
 
-    def submit(self, job: Callable[[], None]) -> None:
-        """Add a job; they are begun in order."""
-        self._jobs.put(job)
+    def submit(self, job: Callable[[], None], dropped: Dropped = lambda error: None) -> None:
+        """Add a job; they are begun in order. One that is ``dropped``, or fails, is told why."""
+        self._jobs.put((job, dropped))
 
     def _end(self) -> None:
         for _ in self._threads:
@@ -90,6 +99,7 @@ class BackgroundUpload:
     ) -> None:
         self.options, self.source, self.run = options, source, run
         self.sender, self._background = Sender(client), Background()
+        self.sender.remember(run.steps)
         self._made: set[tuple[str, str]] = set()
         self._making = threading.Lock()
 
@@ -98,11 +108,7 @@ class BackgroundUpload:
         repo, branch = place(self.options, artifact.type)
 
         def job() -> None:
-            with self._making:
-                if (repo, branch) not in self._made and not self._background.stopped.is_set():
-                    intend(self.run, repo, branch)
-                    self.sender.make(repo, branch, private(self.options, self.source))
-                    self._made.add((repo, branch))
+            self._make(repo, branch)
             for stored in artifact.files:
                 if self._background.stopped.is_set():
                     return
@@ -118,6 +124,25 @@ class BackgroundUpload:
                 )
 
         self._background.submit(job)
+
+    def _make(self, repo: str, branch: str) -> None:
+        with self._making:
+            if (repo, branch) not in self._made and not self._background.stopped.is_set():
+                intend(self.run, repo, branch)
+                self.sender.make(repo, branch, private(self.options, self.source))
+                self._made.add((repo, branch))
+
+    def shard(self, type: str, stored: Stored, path: Path, arrived: Arrived) -> None:
+        """Send a shard of a file whose others are still being made, from where it lies now."""
+        repo, branch = place(self.options, type)
+
+        def job() -> None:
+            self._make(repo, branch)
+            item = Item(stored.name, path, stored.bytes, stored.sha256)
+            ahead = self.sender.send(repo, branch, item)._is_uploaded
+            arrived({"repo": repo, "branch": branch} if ahead else None, None)
+
+        self._background.submit(job, lambda error: arrived(None, error))
 
     def finish(self, result: RunRecord) -> tuple[Receipt, ...]:
         """Wait for what is on its way, then send what is missing, commit and compare."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,7 @@ class Sender:
     def __init__(self, client: Client) -> None:
         self.client = client
         self._sent: dict[tuple[str, str, str], CommitOperationAdd] = {}
+        self._sending: dict[tuple[str, str, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
     def make(self, repo: str, branch: str, private: bool) -> None:
@@ -99,10 +100,35 @@ class Sender:
                 repo,
             )
 
-    def send(self, repo: str, branch: str, item: Item) -> CommitOperationAdd:
-        """Send one file, unless this object has; return its commit operation. Raises CheckFailed if
-        its bytes have changed since the checks.
+    def remember(self, steps: Mapping[str, dict[str, Any]]) -> None:
+        """Take from a journal's steps which files have been sent and are no more here: they can be
+        committed without being read.
         """
+        from huggingface_hub import CommitOperationAdd
+        from huggingface_hub.lfs import UploadInfo
+
+        for step, record in steps.items():
+            if not step.startswith("sent "):
+                continue
+            name, facts = step.removeprefix("sent "), record["facts"]
+            operation = CommitOperationAdd(name, b"")
+            sha256 = bytes.fromhex(facts["sha256"])
+            operation.upload_info = UploadInfo(sha256=sha256, size=facts["bytes"], sample=b"")
+            operation._upload_mode, operation._is_uploaded = "lfs", True
+            with self._lock:
+                self._sent.setdefault((facts["repo"], facts["branch"], name), operation)
+
+    def send(self, repo: str, branch: str, item: Item) -> CommitOperationAdd:
+        """Send one file, unless this object has or is about to; return its commit operation. Raises
+        CheckFailed if its bytes have changed since the checks.
+        """
+        key = (repo, branch, item.name)
+        with self._lock:
+            sending = self._sending.setdefault(key, threading.Lock())
+        with sending:
+            return self._send(repo, branch, item)
+
+    def _send(self, repo: str, branch: str, item: Item) -> CommitOperationAdd:
         from huggingface_hub import CommitOperationAdd
 
         key = (repo, branch, item.name)
@@ -153,6 +179,7 @@ def upload(
     receipts in the journal.
     """
     client = sender.client
+    sender.remember(run.steps)
     planned = plan(client, result, options, journaled(run.steps))
     receipts = []
     # the others have been said before the run

@@ -38,8 +38,11 @@ class Item:
 
     @property
     def git_sha(self) -> str:
-        """Git's name of its content, for files small enough to be kept in git; else empty."""
-        if self.bytes >= SMALL:
+        """Git's name of its content, for files small enough to be kept in git; else empty, as it is
+        of one that was sent and deleted.
+        """
+        gone = isinstance(self.content, Path) and not self.content.exists()
+        if self.bytes >= SMALL or gone:
             return ""
         return git_sha(
             self.content if isinstance(self.content, bytes) else self.content.read_bytes()

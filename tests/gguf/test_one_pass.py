@@ -41,8 +41,8 @@ def instead(monkeypatch: pytest.MonkeyPatch, helper: str) -> None:
 
 
 def test_the_bytes_are_those_of_the_converted_file(demo: Result, tmp_path: Path) -> None:
-    """The session's files are quantized by llama.cpp from a converted one, for which its importance
-    matrix was collected.
+    """The session's files are made of a converted one, for which its importance matrix was
+    collected.
     """
     names = [one.type for one in demo.artifacts]
     made = autoquant.gguf(
@@ -76,6 +76,26 @@ def test_experts_scales_and_tied_embeddings(name: str, tmp_path: Path) -> None:
             folder=str(tmp_path),
         )
         assert one.files[0].sha256 == wanted, one.type
+
+
+def test_of_a_quantized_file_and_in_shards(demo: Result, tmp_path: Path) -> None:
+    """What is lost is lost in the same way, and the cuts are where gguf-py's writer makes them."""
+    types = ("Q4_K_M", "IQ3_S")
+    made = autoquant.gguf(
+        demo.path("Q8_0"), types=types, split_size="1M", evaluate="off", out=tmp_path / "out"
+    )
+    for one in made.artifacts:
+        assert len(one.files) > 1
+        wanted = in_llama_worker(
+            "tests.helpers.gguf:in_shards",
+            tmp_path,
+            source=str(demo.path("Q8_0")),
+            type=one.type,
+            folder=str(tmp_path),
+            limit=1_000_000,
+        )
+        assert [stored.sha256 for stored in one.files] == wanted, one.type
+        assert wanted == [sha256_of(made.folder / stored.name) for stored in one.files]
 
 
 def test_large_tensors_are_read_and_quantized_in_parts(

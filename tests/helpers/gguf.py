@@ -257,3 +257,12 @@ def quantized(source: str, type: str, imatrix: str, folder: str) -> str:
     target = Path(folder) / f"{type}.gguf"
     referee.quantize(source, str(target), type, threads=2, imatrix=imatrix)
     return sha256_of(target)
+
+
+def in_shards(source: str, type: str, folder: str, limit: int) -> list[str]:
+    """The sha256 of the shards that gguf-py cuts of what llama_model_quantize makes."""
+    from autoquant.core.files import sha256_of
+    from bench import referee
+
+    quantized(source, type, "", folder)
+    return [sha256_of(Path(path)) for path in referee.split(f"{folder}/{type}.gguf", limit)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from glob import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,32 +64,14 @@ def verify(
         want, have = expected.get(key), headers[0].get(key)
         if want != have:
             raise CheckFailed(f"{name}: {key} is {have!r}, the source has {want!r}")
-    tensors = {tensor.name: (file, tensor) for file in headers for tensor in file.tensors.values()}
     wanted = expected.tensors
-    odd = sorted(set(wanted) ^ set(tensors))
+    tensors = {tensor.name for file in headers for tensor in file.tensors.values()}
+    odd = sorted(set(wanted) ^ tensors)
     if odd:
         raise CheckFailed(
             f"{name} has {len(tensors)} tensors, the source {len(wanted)}; {odd[0]} is in one only"
         )
-    stored = 0
-    for tensor_name, (file, tensor) in tensors.items():
-        if tensor.shape != wanted[tensor_name].shape:
-            raise CheckFailed(
-                f"{name}: {tensor_name} has shape {tensor.shape}, the source"
-                f" {wanted[tensor_name].shape}"
-            )
-        if tensor.type != plan["tensors"][tensor_name]:
-            raise CheckFailed(
-                f"{name}: {tensor_name} is {tensor.type}, planned was"
-                f" {plan['tensors'][tensor_name]}"
-            )
-        if file.path.stat().st_size < tensor.offset + tensor.bytes:
-            raise CheckFailed(
-                f"{file.path.name} is cut short: {tensor_name} would end at byte"
-                f" {tensor.offset + tensor.bytes:,}"
-            )
-        _finite(file, tensor)
-        stored += tensor.bytes
+    stored = sum(look(file, name, expected, plan["tensors"]) for file in headers)
     size = sum(file.stat().st_size for file in files)
     if len(files) == 1 and size != plan["bytes"]:
         raise CheckFailed(f"{name} has {size:,} bytes, planned were {plan['bytes']:,}")
@@ -125,6 +108,25 @@ def verify(
     return {"checks": checks, "files": listed, "bits_per_weight": bits, "repeats": repeats}
 
 
+def look(file: Header, name: str, expected: Header, types: Mapping[str, str]) -> int:
+    """Look at a file's tensors, or a shard's: shapes as ``expected``, types as planned, nothing cut
+    off, values finite. Returns their bytes. Raises CheckFailed.
+    """
+    for one, tensor in file.tensors.items():
+        wanted = expected.tensors[one].shape
+        if tensor.shape != wanted:
+            raise CheckFailed(f"{name}: {one} has shape {tensor.shape}, the source {wanted}")
+        if tensor.type != types[one]:
+            raise CheckFailed(f"{name}: {one} is {tensor.type}, planned was {types[one]}")
+        if file.path.stat().st_size < tensor.offset + tensor.bytes:
+            raise CheckFailed(
+                f"{file.path.name} is cut short: {one} would end at byte"
+                f" {tensor.offset + tensor.bytes:,}"
+            )
+        _finite(file, tensor)
+    return sum(tensor.bytes for tensor in file.tensors.values())
+
+
 def repeats_too(unquantized: str, name: str, token: int, threads: int) -> str:
     """What to say of a file that repeats one token, if the ``unquantized`` one does. Raises
     CheckFailed if that does not.
@@ -155,31 +157,60 @@ def _finite(file: Header, tensor: Tensor) -> None:
 
 
 def verify_all(
-    header: str, jobs: list[dict[str, Any]], hashes: dict[str, str], *, cores: int, emit: Emit
+    header: str,
+    jobs: list[dict[str, Any]],
+    hashes: dict[str, str],
+    *,
+    cores: int,
+    emit: Emit,
+    taken: bool = False,
 ) -> None:
     """Verify the files of jobs (see targets.Target), side by side, but for those that are kept for
     ourselves, and emit ``{"type", "plan", …}`` for each. ``hashes`` are those of files that need
     not be read for it. Whether a file repeats a token that the unquantized model does not is left
-    to others.
+    to others. Shards that were ``taken`` away have been looked at one by one.
     """
     wanted = [job for job in jobs if not job["kept"]]
 
     def work(job: dict[str, Any]) -> None:
-        path, threads = _first(Path(job["target"])), max(1, cores // len(wanted))
-        itself = str(path) if job["ready"] else ""
-        answer = verify(
-            str(path), header, job["plan"], threads=threads, unquantized=itself, hashes=hashes
-        )
-        emit({"type": job["type"], "plan": job["plan"], **answer})
+        plan, threads = job["plan"], max(1, cores // len(wanted))
+        path = _first(Path(job["target"]), taken)
+        if path is None:
+            answer = _of_shards(plan, Header(header))
+        else:
+            itself = str(path) if job["ready"] else ""
+            answer = verify(
+                str(path), header, plan, threads=threads, unquantized=itself, hashes=hashes
+            )
+        emit({"type": job["type"], "plan": plan, **answer})
 
     with ThreadPoolExecutor(max(1, min(cores, len(wanted)))) as pool:
         for done in [pool.submit(work, job) for job in wanted]:
             done.result()
 
 
-def _first(path: Path) -> Path:
-    """The file, or if it was cut, its first shard."""
-    first = (
-        other for other in path.parent.iterdir() if other.name.startswith(f"{path.stem}-00001-of-")
-    )
-    return path if path.is_file() else next(first)
+def _of_shards(plan: dict[str, Any], expected: Header) -> dict[str, Any]:
+    """What :func:`verify` returns, of shards that are no more here; their names are known to
+    whoever has taken them.
+    """
+    count, bits = len(expected.tensors), plan["bits_per_weight"]
+    return {
+        "checks": [
+            ["opens", f"each shard, {count} tensors in all, shapes and types as planned"],
+            ["finite", f"{SAMPLE_ROWS} rows of each tensor"],
+            ["size", f"each shard as planned, {bits:.3f} bits per weight"],
+            ["generates", "not tried: its shards were deleted here as they were sent"],
+        ],
+        "files": [],
+        "bits_per_weight": bits,
+        "repeats": None,
+    }
+
+
+def _first(path: Path, taken: bool) -> Path | None:
+    """The file, or if it was cut, its first shard; None if that was taken away."""
+    if path.is_file():
+        return path
+    if taken:
+        return None
+    return next(path.parent.glob(f"{escape(path.stem)}-00001-of-*.gguf"))

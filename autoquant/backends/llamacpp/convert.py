@@ -208,15 +208,18 @@ def _types(
 ) -> None:
     """Make the types and verify them. ``asked`` has ``jobs`` (see targets.Target), ``arriving``
     (where the checkpoint's files arrive; empty: they are there) with ``spare`` (see
-    arriving.Arriving), and the arguments of one_pass.OnePass.
+    arriving.Arriving), ``needs`` (the bytes that will be written and stay, if not all do),
+    ``sending`` (what happens to shards, see shards.Shards), and the arguments of one_pass.OnePass.
     """
     # as late as this: they load llama.cpp
     from autoquant.backends.llamacpp import check
     from autoquant.backends.llamacpp.arriving import Arriving, leaves_of
     from autoquant.backends.llamacpp.one_pass import OnePass
+    from autoquant.backends.llamacpp.shards import TAKEN, Shards
 
     asked = dict(asked)
     folder, spare = asked.pop("arriving"), asked.pop("spare")
+    sending, needs = asked.pop("sending"), asked.pop("needs")
     planned = {plan["type"]: plan for plan in plans}
     jobs = []
     for job in asked.pop("jobs"):
@@ -229,15 +232,23 @@ def _types(
         one_pass = OnePass(header, jobs, **asked)
         order = one_pass.order()
         if folder:
-            arriving = Arriving(folder, emit, spare, one_pass.to_write())
+            arriving = Arriving(folder, emit, spare, needs or one_pass.to_write())
             turns = partial(
                 arriving.in_turn, {name: leaves_of(tensors[name].tensor) for name in order}
             )
         else:
             turns = partial(_at_once, order)
         rows = given.of_converter(one_pass.head, tensors, origins)
-        one_pass.write(turns, rows, origins.names, report)
-    check.verify_all(header, jobs, one_pass.hashes(), cores=asked["threads"], emit=emit)
+        shards = Shards.of(sending, header, emit)
+        one_pass.write(turns, rows, origins.names, report, shards)
+    check.verify_all(
+        header,
+        jobs,
+        one_pass.hashes(),
+        cores=asked["threads"],
+        emit=emit,
+        taken=sending == TAKEN,
+    )
 
 
 def _at_once(names: list[str], settle: Callable[[], None]) -> Iterator[str]:

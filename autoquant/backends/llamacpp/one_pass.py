@@ -6,7 +6,7 @@ llama_model_quantize makes of a converted file (``bench/one_pass.py`` compares t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from autoquant.backends.llamacpp import check, given
 from autoquant.backends.llamacpp.ggml import Bytes, Floats, Ggml
 from autoquant.backends.llamacpp.given import Rows
 from autoquant.backends.llamacpp.imatrix import read_imatrix
+from autoquant.backends.llamacpp.shards import TAKEN, Shards
 from autoquant.backends.llamacpp.targets import File, Target
 from autoquant.core import gguf_head
 from autoquant.core.errors import InputError
@@ -54,7 +55,8 @@ class _Part:
 class OnePass:
     """The writing of all files of a run. ``journal`` keeps the names of the tensors that are
     written, after ``key`` and the types: what a run of the same key has written of these types is
-    not written again. ``instead`` is what to do about values that are too large for F16.
+    not written again; nor are files that are ``gone``, by name, of such a run. ``instead`` is what
+    to do about values that are too large for F16.
     """
 
     def __init__(
@@ -67,11 +69,12 @@ class OnePass:
         split: int,
         journal: str,
         key: str,
+        gone: Sequence[str] = (),
         instead: str = PRECISION,
     ) -> None:
         self.head = gguf_head.read(Path(header))
         weights = read_imatrix(imatrix) if imatrix else {}
-        self.targets = [Target.of(job, self.head, split, weights) for job in jobs]
+        self.targets = [Target.of(job, self.head, split, weights, gone) for job in jobs]
         self.threads, self.ggml, self.instead = threads, Ggml(), instead
         self.journal, self.key = Path(journal), key
         self.types = {job["type"] for job in jobs}
@@ -110,9 +113,11 @@ class OnePass:
         rows: Rows,
         names: Mapping[str, str] | None = None,
         report: Report | None = None,
+        shards: Shards | None = None,
     ) -> None:
         """Write the tensors' ``rows`` in these ``turns``; ``names`` gives those by which a user
-        knows them. Memory: a few pieces, and what ``rows`` takes.
+        knows them. ``shards`` gets each shard as soon as it is whole. Memory: a few pieces, and
+        what ``rows`` takes.
 
         Raises InputError for values that are not finite, or that a type cannot hold.
         """
@@ -134,11 +139,21 @@ class OnePass:
                 if part.last:
                     journal.write(f"{part.name}\n")
                     journal.flush()
+                    whole(part.name)
                 if report is not None:
                     report(written, total)
 
+        def whole(name: str) -> None:
+            if shards is not None:
+                for target in self.targets:
+                    shards.whole(target, target.file_of[name])
+
         for file in files:
             file.open()
+        if shards is not None:  # of an earlier run
+            for target in self.targets:
+                for file in target.files:
+                    shards.whole(target, file)
         try:
             with (
                 open(self.journal, "a", encoding="utf-8") as journal,
@@ -146,6 +161,8 @@ class OnePass:
             ):
                 try:
                     for name in turns(lambda: finish(0)):
+                        if shards is not None:
+                            shards.wait()
                         for row, raw, last in self._parts(name, rows):
                             task = pool.submit(self._one, name, row, raw)
                             waiting.append(_Part(name, row, raw.nbytes, last, task))
@@ -259,6 +276,8 @@ def from_files(
     split: int,
     journal: str,
     key: str,
+    gone: list[str],
+    sending: str,
     report: Report,
     emit: Emit,
 ) -> None:
@@ -276,11 +295,16 @@ def from_files(
             split=split,
             journal=journal,
             key=key,
+            gone=gone,
             instead="take BF16 in its place",
         )
+        shards = Shards.of(sending, header, emit)
         with trace.library("quantize types"):
             one_pass.write(
-                lambda settle: iter(one_pass.order()), given.of_files(paths), report=report
+                lambda settle: iter(one_pass.order()),
+                given.of_files(paths),
+                report=report,
+                shards=shards,
             )
         hashes = one_pass.hashes()
-    check.verify_all(header, jobs, hashes, cores=threads, emit=emit)
+    check.verify_all(header, jobs, hashes, cores=threads, emit=emit, taken=sending == TAKEN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from autoquant.core import gguf_head
 class File:
     """A file, or a shard of one, into which tensors are written at their offsets, in any order.
     ``left`` are the names of those that it lacks. Its hash costs no reading where they come in the
-    file's own order.
+    file's own order. One that is ``gone`` was finished, and taken away.
     """
 
-    def __init__(self, path: Path, laid: gguf_head.Laid) -> None:
-        self.path, self.laid = path, laid
+    def __init__(self, path: Path, laid: gguf_head.Laid, *, gone: bool) -> None:
+        self.path, self.laid, self.gone = path, laid, gone
         self.left = set(laid.offsets)
         self._hash: Any = None
         self._at = 0
@@ -29,22 +30,25 @@ class File:
     @property
     def there(self) -> bool:
         """Whether it was begun."""
-        return self.path.is_file() and self.path.stat().st_size == self.laid.size
+        return self.gone or (self.path.is_file() and self.path.stat().st_size == self.laid.size)
 
     def begin(self) -> None:
         """Make it, all hole but for its head."""
         with open(self.path, "wb") as file:
             file.write(self.laid.head)
             file.truncate(self.laid.size)
+        self.gone = False
         self._hash, self._at = hashlib.sha256(self.laid.head), len(self.laid.head)
 
     def to_write(self) -> int:
         """Bytes that it does not take on the disk yet."""
-        return max(0, self.laid.size - 512 * self.path.stat().st_blocks)
+        there = 512 * self.path.stat().st_blocks if self.path.is_file() else self.laid.size
+        return max(0, self.laid.size - there)
 
     def open(self) -> None:
         """Have it ready to be written to."""
-        self._file = os.open(self.path, os.O_WRONLY)
+        if not self.gone:
+            self._file = os.open(self.path, os.O_WRONLY)
 
     def close(self) -> None:
         """The opposite; it may be closed already."""
@@ -98,11 +102,17 @@ class Target:
 
     @classmethod
     def of(
-        cls, job: dict[str, Any], head: gguf_head.Head, split: int, imatrix: dict[str, Floats]
+        cls,
+        job: dict[str, Any],
+        head: gguf_head.Head,
+        split: int,
+        imatrix: dict[str, Floats],
+        gone: Container[str],
     ) -> Target:
         """A job is ``{"type", "target", "plan", "ready", "imatrix", "kept"}``. One that is
         ``ready`` is what the converter would write, with this ``head``; it is cut into shards of
-        ``split`` bytes, but for one that is kept for ourselves.
+        ``split`` bytes, but for one that is kept for ourselves. ``gone`` are the names of files
+        that an earlier run has finished and taken away.
         """
         path, planned, split = Path(job["target"]), job["plan"], 0 if job["kept"] else split
         if job["ready"]:
@@ -114,6 +124,7 @@ class Target:
             laid = gguf_head.quantized(head, types, planned["order"], number, split)
         names = [gguf_head.shard_name(path.name, i, len(laid)) for i in range(len(laid))]
         files = tuple(
-            File(path.with_name(name), one) for name, one in zip(names, laid, strict=True)
+            File(path.with_name(name), one, gone=name in gone)
+            for name, one in zip(names, laid, strict=True)
         )
         return cls(job, files, types, imatrix if job["imatrix"] else {})

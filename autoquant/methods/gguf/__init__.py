@@ -104,6 +104,11 @@ class Gguf(Method[GgufOptions]):
                 )
         else:
             self._check_imatrix(options)
+        if options.delete_uploaded and not options.upload:
+            raise InputError(
+                "delete_uploaded: nothing is uploaded; add upload='owner/name' (--upload), or leave"
+                " delete_uploaded out"
+            )
         plain = [name for name in options.types if name in UNQUANTIZED]
         if plain and options.mixed:
             raise InputError(
@@ -172,7 +177,7 @@ class Gguf(Method[GgufOptions]):
         """
         if options.adapter_only:
             return fetch_adapter(source)
-        if streaming.choose(source, options, out).stream:
+        if streaming.choose(source, options, out).stream or streaming.made(source, options, out):
             return streaming.snapshot(source)
         return super().fetch(source, options, out)
 
@@ -180,6 +185,8 @@ class Gguf(Method[GgufOptions]):
         """Where a model's files come and go, and there is no room for an unquantized one."""
         if options.adapter_only:
             return ""
+        if options.delete_uploaded:
+            return "the files are deleted here as soon as the Hub has them (delete_uploaded)"
         way = streaming.choose(source, options, out)
         return streaming.unmeasured(source, options, way)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp.types import TYPES
-from autoquant.core.errors import AutoQuantError
+from autoquant.core.errors import AutoQuantError, HubFailed, ProcessFailed
 from autoquant.core.files import bytes_in, free_bytes
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
@@ -19,10 +19,13 @@ from autoquant.core.records import Source
 from autoquant.methods.gguf.convert import convert
 from autoquant.methods.gguf.feed import Feed, largest
 from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.sending import Sending
+from autoquant.methods.gguf.streaming import at_a_time
 from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
 JOURNAL = "one-pass.txt"  # the tensors that are written
+NO_LIMIT = 1 << 62  # bytes: results go away again, so what is needed was asked before
 Finished = Callable[[dict[str, Any]], None]
 
 
@@ -49,6 +52,7 @@ class OnePass:
     whole: str
     key: str
     imatrix: Path | None
+    sending: Sending
 
     def convert(
         self,
@@ -81,7 +85,7 @@ class OnePass:
         )
 
         def told(answer: dict[str, Any]) -> None:
-            if feed is None or not feed.told(answer):
+            if (feed is None or not feed.told(answer)) and not self.sending.told(answer):
                 finished(answer)
 
         def work(progress: process.Progress) -> dict[str, Any]:
@@ -94,7 +98,9 @@ class OnePass:
                     logs=run.logs,
                     types=planned,
                     outtype=self.whole.lower(),
-                    room=free_bytes(run.folder) + bytes_in(folder),
+                    room=NO_LIMIT
+                    if options.delete_uploaded
+                    else free_bytes(run.folder) + bytes_in(folder),
                     need={
                         "other": largest(self.source) if feed else 0,
                         "intermediate": int(kept is not None and kept.type == self.whole),
@@ -104,6 +110,7 @@ class OnePass:
                     one_pass={
                         "jobs": jobs,
                         "arriving": str(feed.folder) if feed else "",
+                        "needs": at_a_time(options) if options.delete_uploaded else None,
                         "spare": list(feed.spare) if feed else [],
                         **self._arguments(folder),
                     },
@@ -137,13 +144,17 @@ class OnePass:
                 job = {**job, "there": True, "target": str(there)}
             jobs.append({**job, "plan": plan})
 
+        def told(answer: dict[str, Any]) -> None:
+            if not self.sending.told(answer):
+                finished(answer)
+
         def work(progress: process.Progress) -> dict[str, Any]:
             process.call(
                 "autoquant.backends.llamacpp.one_pass:from_files",
                 log=self.run.logs,
                 env=self.env,
                 progress=progress,
-                on_part=finished,
+                on_part=told,
                 paths=[str(path) for path in paths],
                 header=str(self.header),
                 jobs=jobs,
@@ -160,6 +171,8 @@ class OnePass:
             "split": self.options.split_bytes,
             "journal": str(folder / JOURNAL),
             "key": self.key,
+            "gone": sorted(self.sending.gone),
+            "sending": self.sending.how,
         }
 
     def _kept_to_the_end(
@@ -174,10 +187,16 @@ class OnePass:
         names = dict.fromkeys(job["type"] for job in jobs)
         try:
             with Bar(f"quantize {', '.join(names)}".strip()) as progress:
-                facts = work(progress)
+                try:
+                    facts = work(progress)
+                except ProcessFailed:
+                    self.sending.failed()
+                    raise
             done()
-        except (AutoQuantError, OSError):
-            shutil.rmtree(folder, ignore_errors=True)
+        except (AutoQuantError, OSError) as error:
+            # what is there is gone on with when the Hub is there again, or lets us in
+            if not isinstance(error, HubFailed) and self.sending.error is None:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder)
         if folder != self.run.jobs and not any(self.run.jobs.iterdir()):

@@ -32,6 +32,7 @@ class GgufOptions(CalibrationOptions):
         **CalibrationOptions.applies,
         "imatrix_chunks": "imatrix!=none|calibration",
         "mmproj_type": "mmproj",
+        "delete_uploaded": "split_size",
     }
     main: ClassVar[tuple[str, ...]] = ("types", "imatrix", "evaluate", "upload")
 
@@ -112,6 +113,12 @@ class GgufOptions(CalibrationOptions):
     )
     threads: int = option(
         0, "processor threads in all; 0 takes every core", unit="threads", ge=0, le=1024
+    )
+    delete_uploaded: bool = option(
+        False,
+        "with upload and split_size: delete each shard here as soon as the Hub has it, so that even"
+        " the results need not fit on the disk; they are looked at before, but neither run nor"
+        " measured",
     )
     download: Literal["auto", "whole", "stream"] = option(
         "auto",

@@ -19,6 +19,7 @@ from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.source import bytes_to_fetch
 
+WAITING = 3  # shards, see backends.llamacpp.shards.HELD, and the one that was finished last
 RUN_BY = "Q8_0"  # the type that stands for an unquantized model which has no room
 
 
@@ -61,17 +62,30 @@ class Sizes:
             unquantized: whole or estimated(source, unquantized),
             RUN_BY: estimated(source, RUN_BY),
         }
+        made = made or sum(estimated(source, name) for name in options.types)
         return cls(
-            made or sum(estimated(source, name) for name in options.types),
+            min(made, at_a_time(options)) if options.delete_uploaded else made,
             beside,
             feed.largest(source) if not why_not(source) else 0,
-            {name: size for name, size in running.items() if name not in options.types},
+            {
+                name: size
+                for name, size in running.items()
+                if name not in options.types or options.delete_uploaded
+            },
         )
 
 
 def estimated(source: Source, name: str) -> int:
     """Bytes of a type's file, by its usual bits per weight."""
     return int(source.parameters * TYPES[name].bits_per_weight / 8)
+
+
+def at_a_time(options: GgufOptions) -> int:
+    """Bytes of shards that lie on the disk at a time where they are deleted as soon as they are
+    sent: of each type the first, which has the output layer, and the two that one block's tensors
+    may lie in; and those that wait to be sent.
+    """
+    return (3 * len(options.types) + WAITING) * options.split_bytes
 
 
 def why_not(source: Source) -> str:
@@ -138,6 +152,16 @@ def _room(out: Path) -> int:
     return free_bytes(out) + made + sum(bytes_in(ours / name) for name in ("jobs", "work"))
 
 
+def refuse_without_room(source: Source, options: GgufOptions, out: Path, way: Way) -> None:
+    """Refuse a run whose results go away again, and need too much room at a time all the same."""
+    needed, room = way.disk(Sizes.of(source, options)), _room(out)
+    if options.delete_uploaded and needed > room:
+        raise InputError(
+            f"not enough room on the disk: {needed / 1e9:.3f} GB are needed at a time,"
+            f" {room / 1e9:.3f} GB are free. Take a smaller split_size, or fewer types in a run"
+        )
+
+
 def note(source: Source, options: GgufOptions, way: Way) -> str:
     """What a plan says of a way."""
     download = bytes_to_fetch(source)
@@ -169,6 +193,19 @@ def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
         f"measuring needs the unquantized model, and there is no room for {source.id}"
         " (autoquant evaluate measures it where there is)"
     )
+
+
+def made(source: Source, options: GgufOptions, out: Path) -> bool:
+    """Whether a run has made of this model what is asked for now: its files are not needed then.
+    Should an option be another now, they come while the types are made anew.
+    """
+    identity, steps = journal.read(out)
+    if why_not(source) or identity.get("source_sha256") != snapshot(source).sha256:
+        return False
+    wanted = {f"quantize {name}" for name in options.types}
+    if options.evaluate != "off":
+        wanted |= {"evaluate unquantized", *(f"evaluate {name}" for name in options.types)}
+    return wanted <= set(steps)
 
 
 def snapshot(source: Source) -> Snapshot:

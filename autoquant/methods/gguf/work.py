@@ -19,6 +19,7 @@ from autoquant.methods.gguf.feed import Feed
 from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.one_pass import Kept, OnePass
 from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.sending import Sending
 from autoquant.methods.gguf.streaming import RUN_BY, Way
 from autoquant.runtime import process
 
@@ -58,6 +59,7 @@ class Work:
             for name in options.types
         }
         self.artifacts: dict[str, Artifact] = {}
+        self.sending = Sending(run, options, "")
         # the name of the file of what sees or hears, and what is to be said of it
         self.mmproj = self.towers = ""
 
@@ -115,7 +117,7 @@ class Work:
         """
         if not self.way.twice:
             model = self._unquantized()
-        elif RUN_BY in self.options.types:
+        elif RUN_BY in self.options.types and not self.options.delete_uploaded:
             if RUN_BY in self._todo():
                 self._convert([RUN_BY])
             model = self.artifacts[RUN_BY].path_in(self.run.folder)
@@ -125,7 +127,7 @@ class Work:
                 self._convert([], Kept(RUN_BY, model))
                 self.run.record("to run", self.key, [model], {})
         imatrix.collect(self.snapshot, self.options, self.run, model, self.env, self.way)
-        if self.way.twice and RUN_BY not in self.options.types:
+        if self.way.twice and model.parent == self.run.work:
             model.unlink()
             self.run.forget("to run")
 
@@ -146,6 +148,7 @@ class Work:
 
     def _make(self, todo: list[str]) -> None:
         """Make types: of the unquantized file, if there is one; else straight from the source."""
+        streaming.refuse_without_room(self.source, self.options, self.run.folder, self.way)
         if self._converted_already():
             self._quantize(todo)
             return
@@ -179,7 +182,16 @@ class Work:
         self._pass(None).quantize(types, plans, paths, there, self._finished)
 
     def _pass(self, kept: Kept | None) -> OnePass:
+        """What is made, with what all of it depends on."""
         imatrix = self.imatrix if self.imatrix is not None and self.imatrix.facts else None
+        key = key_of(
+            self.key,
+            imatrix.key if imatrix else "",
+            kept.type if kept else "",
+            self.options.quantizing(),
+            self.options.split_size,
+        )
+        self.sending = Sending(self.run, self.options, key)
         return OnePass(
             self.source,
             self.options,
@@ -188,14 +200,9 @@ class Work:
             self.header,
             self.stem,
             self.whole,
-            key_of(
-                self.key,
-                imatrix.key if imatrix else "",
-                kept.type if kept else "",
-                self.options.quantizing(),
-                self.options.split_size,
-            ),
+            key,
             imatrix.path if imatrix else None,
+            self.sending,
         )
 
     def _feed(self, types: list[str]) -> Feed | None:
@@ -235,7 +242,7 @@ class Work:
             plans,
             intermediate=0,
             other=0,
-            room=free_bytes(run.folder),
+            room=one_pass.NO_LIMIT if options.delete_uploaded else free_bytes(run.folder),
             imatrix=options.imatrix != "none",
             finished=set(self.artifacts),
         )
@@ -253,6 +260,7 @@ class Work:
     def _finished(self, answer: dict[str, Any]) -> None:
         """Move one verified type into place and note it; runs while the others are being made."""
         run, name, note = self.run, answer["type"], fallback_note(answer["plan"])
+        self.sending.wait()
         if answer["repeats"] is not None and self.source.remote:
             log.warning("%s: repeats one token; the unquantized model was not asked", name)
         elif answer["repeats"] is not None:
@@ -265,16 +273,19 @@ class Work:
             )
         artifact = Artifact(
             type=name,
-            files=tuple(Stored(*stored) for stored in answer["files"]),
+            files=tuple(Stored(*stored) for stored in answer["files"])
+            or self.sending.files(f"{self.stem}-{name}-0"),
             bits_per_weight=answer["bits_per_weight"],
             notes=(note,) if note else (),
             checks=tuple(Check(*seen) for seen in answer["checks"]),
             facts={
                 "imatrix": self.imatrix is not None and TYPES[name].imatrix != "no",
                 "nominal": TYPES[name].bits_per_weight,
+                **({} if answer["files"] else {"deleted": self.options.upload}),
             },
         )
-        outputs = [self._placed(stored.name) for stored in artifact.files]
+        gone = self.sending.gone
+        outputs = [self._placed(one.name) for one in artifact.files if one.name not in gone]
         hashes = {stored.name: stored.sha256 for stored in artifact.files}
         run.record(f"quantize {name}", self.keys[name], outputs, artifact.to_json(), hashes)
         self.artifacts[name] = artifact
