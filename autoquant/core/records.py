@@ -232,13 +232,15 @@ class Source:
 @dataclass(frozen=True)
 class Snapshot:
     """A Source with its files at hand and hashed. ``sha256`` covers the names and contents of all
-    of them.
+    of them. ``unmade``: of one that is quantized, or an adapter's, the folder has headers and
+    holes; its tensors are made as they are read.
     """
 
     source: Source
     folder: Path
     sha256: str
     files: dict[str, str]
+    unmade: bool = False
 
 
 @dataclass(frozen=True)

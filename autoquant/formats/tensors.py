@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,22 @@ Floats = npt.NDArray[np.float32]
 
 # bytes; those that are not named here have two
 WIDTHS = {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F32": 4, "I32": 4, "I64": 8}
+# safetensors' names of dtypes -> torch's
+TORCH = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 @dataclass(frozen=True)
@@ -111,3 +128,36 @@ class Tensors:
         """Bytes of one tensor, as it is stored."""
         part = self._where[name].get_slice(name)
         return int(np.prod(part.get_shape(), dtype=np.int64)) * WIDTHS.get(part.get_dtype(), 2)
+
+
+class Read(Tensors):
+    """Tensors whose bytes somebody else reads. ``headers`` gives their dtypes and shapes, ``read``
+    the bytes of one by its name.
+    """
+
+    def __init__(
+        self,
+        headers: Mapping[str, tuple[str, list[int]]],
+        read: Callable[[str], npt.NDArray[np.uint8]],
+    ) -> None:
+        self._headers, self._read = headers, read
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._headers
+
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self._headers)
+
+    def get(self, name: str) -> np.ndarray[Any, Any]:
+        """One tensor; floats of 16 and 8 bits as float32."""
+        tensor = self.raw(name)
+        return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()  # type: ignore[no-any-return]
+
+    def raw(self, name: str) -> Any:
+        """One tensor as torch has it; its own copy."""
+        import torch
+
+        dtype, shape = self._headers[name]
+        data = torch.from_numpy(np.array(self._read(name)))
+        return data.view(getattr(torch, TORCH[dtype])).reshape(shape)

@@ -98,6 +98,11 @@ def here(name: str) -> bool:
     return all(_suits(package, wanted) for package, wanted in extra(name).items())
 
 
+def beside(name: str, logs: Path) -> str:
+    """The interpreter that has an extra: of its own environment, or "" for this one."""
+    return "" if here(name) else python(name, logs)
+
+
 def repository() -> str:
     """Where this package's source is, from its own metadata."""
     named = (

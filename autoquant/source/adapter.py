@@ -123,17 +123,18 @@ def describe(adapter: Adapter, id: str, resolve: Callable[[str], Source]) -> Sou
 
 
 def _key(adapter: Adapter, base: Source) -> str:
-    return key_of(sha256_of(adapter.folder / ADAPTER), str(base.folder), base.revision)
+    of = sha256_of(adapter.folder / ADAPTER), str(base.folder), base.revision
+    return key_of("in the base's dtypes", *of)
 
 
 def _replaced(adapter: Adapter, base: Source) -> dict[str, tuple[str, list[int]]]:
-    """The base's tensors that the adapter brings whole (modules_to_save), by their name there; all
+    """The base's tensors that the adapter brings whole (modules_to_save), in its shapes; all
     others are checked against the base's shapes. Raises InputError for what does not fit.
     """
     tensors = tensors_by_module(base)
     headers = headers_of(base.folder, list(base.weights))
     whole = {}
-    for name, (dtype, shape) in safetensors_header(adapter.folder / ADAPTER).items():
+    for name, (_, shape) in safetensors_header(adapter.folder / ADAPTER).items():
         module, part = split(name)
         if module not in tensors:
             raise InputError(
@@ -142,7 +143,7 @@ def _replaced(adapter: Adapter, base: Source) -> dict[str, tuple[str, list[int]]
             )
         own = headers[tensors[module]][1]
         if not part:
-            whole[tensors[module]] = (dtype, shape)
+            whole[tensors[module]] = (headers[tensors[module]][0], shape)
         elif part == ".lora_A.weight" and shape[-1] != own[-1]:
             raise InputError(
                 f"the adapter changes {module} with {shape[-1]} inputs, and in {base.id} it has"
@@ -211,7 +212,7 @@ def merged(source: Source, base: Path, sha256: str) -> Path:
         process.call(
             "autoquant.source.merge:merge",
             log=logs,
-            python="" if environments.here(EXTRA) else environments.python(EXTRA, logs),
+            python=environments.beside(EXTRA, logs),
             progress=progress,
             base=str(base),
             adapter=str(source.adapter),

@@ -1,11 +1,12 @@
-"""Merging a LoRA adapter into a model tensor by tensor, by peft's own arithmetic, in float32. Runs
-in a worker.
+"""Models whose tensors are made when they are read: of a LoRA adapter and what it changes, by
+peft's own arithmetic, in float32; of a quantized checkpoint its 16-bit form. Runs in workers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from autoquant.core.errors import InputError
 from autoquant.formats.checkpoint import weight_files
@@ -14,36 +15,85 @@ from autoquant.formats.writer import ShardWriter
 from autoquant.runtime.worker import Report
 from autoquant.source.adapter import of_pattern, split
 from autoquant.source.headers import headers_of, read_json
+from autoquant.source.unquantized import Form
 from autoquant.source.weights import ADAPTER, ADAPTER_CONFIG
 
 
-def merge(base: str, adapter: str, target: str, modules: dict[str, str], *, report: Report) -> None:
-    """Write the merged model's weights into ``target``, each in its base tensor's dtype.
-    ``modules`` gives each module's tensor in the base's files.
+class Model(Protocol):
+    """A model whose tensors are made when they are asked for."""
+
+    def needs(self, name: str) -> list[str]:
+        """The stored tensors that one is made of."""
+
+    def value(self, name: str) -> Any:
+        """One tensor, as torch has it."""
+
+
+class Plain:
+    """A model whose tensors are those that are stored."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+
+    def needs(self, name: str) -> list[str]:
+        """Itself."""
+        return [name]
+
+    def value(self, name: str) -> Any:
+        """One tensor, as torch has it."""
+        return self.tensors.raw(name)
+
+
+class Merged:
+    """A ``base`` with the adapter in a folder, each tensor in its base's dtype. ``modules`` gives
+    each module's tensor in the base.
 
     rsLoRA, DoRA and patterns of ranks and alphas are peft's; what the adapter brings whole takes
-    the place of the base's. Raises InputError for values that are not finite.
+    the place of the base's.
     """
-    import torch
-    from safetensors.torch import load_file
 
-    config = read_json(Path(adapter) / ADAPTER_CONFIG)
-    changes: dict[str, dict[str, Any]] = {}
-    for name, tensor in load_file(Path(adapter) / ADAPTER).items():
-        module, part = split(name)
-        changes.setdefault(modules[module], {"module": module})[part] = tensor.float()
-    tensors = Tensors(base)
+    def __init__(self, adapter: str, modules: Mapping[str, str], base: Model) -> None:
+        from safetensors.torch import load_file
+
+        self.base, self.needs = base, base.needs
+        self.config = read_json(Path(adapter) / ADAPTER_CONFIG)
+        self.changes: dict[str, dict[str, Any]] = {}
+        for name, tensor in load_file(Path(adapter) / ADAPTER).items():
+            module, part = split(name)
+            change = self.changes.setdefault(modules[module], {"module": module})
+            change[part] = tensor.float()
+
+    def value(self, name: str) -> Any:
+        """One tensor, as torch has it. Raises InputError for values that are not finite."""
+        import torch
+
+        before = self.base.value(name)
+        change = self.changes.get(name)
+        if change is None:
+            return before
+        after = _changed(before.float(), change, self.config)
+        if not torch.isfinite(after).all():
+            raise InputError(f"{name} has NaN or Inf values after merging the adapter")
+        return after.to(before.dtype if before.is_floating_point() else after.dtype)
+
+
+def model_of(
+    folder: Path, tensors: Tensors, *, stored: bool, adapter: str, modules: Mapping[str, str]
+) -> Model:
+    """The model of the stored ``tensors``: ``folder`` has their config and headers, ``stored`` says
+    that they are quantized, ``adapter`` is the folder of one that changes it, or empty.
+    """
+    base: Model = Form(folder, tensors) if stored else Plain(tensors)
+    return Merged(adapter, modules, base) if adapter else base
+
+
+def merge(base: str, adapter: str, target: str, modules: dict[str, str], *, report: Report) -> None:
+    """Write the merged model's weights into ``target`` (see :class:`Merged`). Runs in a worker."""
+    model = Merged(adapter, modules, Plain(Tensors(base)))
     names = list(headers_of(Path(base), [path.name for path in weight_files(Path(base))]))
     with ShardWriter(Path(target), names) as out:
         for i, name in enumerate(names, 1):
-            before = tensors.raw(name)
-            after = before
-            if (change := changes.get(name)) is not None:
-                after = _changed(before.float(), change, config)
-                if not torch.isfinite(after).all():
-                    raise InputError(f"{name} has NaN or Inf values after merging the adapter")
-            dtype = before.dtype if before.is_floating_point() else after.dtype
-            out.add(name, after.to(dtype))
+            out.add(name, model.value(name))
             report(i, len(names))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,16 +49,17 @@ def fetch_adapter(source: Source) -> Snapshot:
     return Snapshot(source=source, folder=adapter, sha256=digest, files=files)
 
 
-def fetch(source: Source) -> Snapshot:
+def fetch(source: Source, *, make: bool = True) -> Snapshot:
     """Have the files at hand and hash them. Of a folder nothing is copied; from the Hub the missing
-    files are downloaded and checked. A quantized source is made 16-bit, once, in the cache.
+    files are downloaded and checked. A quantized source is made 16-bit, and an adapter merged,
+    once, in the cache; or not, for who does so as tensors are read (``make``).
     """
     if source.adapter is not None and source.adapted is not None:
         adapter, base = source.adapter, source.adapted
         if source.remote and source.revision is not None:
             adapter, _ = hub.fetch(look.known(source.id, source.revision, source.tag))
         source = dataclasses.replace(source, adapter=adapter, remote=False)
-        return _merged(source, adapter, fetch(base))
+        return _merged(source, adapter, fetch(base, make=make), make=make)
     if source.remote:
         assert source.revision is not None
         folder, files = hub.fetch(look.known(source.id, source.revision, source.tag))
@@ -76,19 +78,28 @@ def fetch(source: Source) -> Snapshot:
     else:
         files = _hashes(source.stored_in or source.folder, source)
     digest = hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
-    if source.stored_in is not None:
+    if source.stored_in is not None and make:
         place = unquantized.place_of(source.stored_in, digest)
         form = describe_as_stored(place, source.id, allow_pickle=False)
         source = dataclasses.replace(source, folder=place, weights=form.weights)
-    return Snapshot(source=source, folder=source.folder, sha256=digest, files=dict(files))
+    unmade = source.stored_in is not None and not make
+    return Snapshot(source, source.folder, digest, dict(files), unmade)
 
 
-def _merged(source: Source, adapter: Path, base: Snapshot) -> Snapshot:
-    """An adapter's merged model, with the hashes of both."""
+def both(adapter: Path, base: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """The hashes of an adapter's files and its base's, and one of all."""
     names = sorted(path.name for path in adapter.iterdir() if path.is_file())
     files = {f"adapter/{name}": sha256_of(adapter / name) for name in names}
-    files |= {f"base/{name}": value for name, value in base.files.items()}
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    files |= {f"base/{name}": value for name, value in base.items()}
+    return files, hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _merged(source: Source, adapter: Path, base: Snapshot, *, make: bool) -> Snapshot:
+    """An adapter's merged model, with the hashes of both."""
+    files, digest = both(adapter, base.files)
+    if not make:
+        source = dataclasses.replace(source, adapted=base.source)
+        return Snapshot(source, source.folder, digest, files, unmade=True)
     place = adapters.merged(source, base.folder, digest)
     form = describe_as_stored(place, source.id, allow_pickle=False)
     source = dataclasses.replace(source, folder=place, weights=form.weights)

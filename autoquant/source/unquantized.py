@@ -98,26 +98,46 @@ def place_of(folder: Path, sha256: str) -> Path:
     return place
 
 
+class Form:
+    """The 16-bit form of the quantized checkpoint in ``folder``, whose values are made when they
+    are asked for, of the stored ``tensors``; config and headers suffice until then.
+    """
+
+    def __init__(self, folder: Path, tensors: Tensors) -> None:
+        config = read_json(folder / "config.json")
+        self.tensors = tensors
+        self.block: dict[str, Any] = config.pop("quantization_config")
+        self.headers = headers_of(folder, [path.name for path in weight_files(folder)])
+        self.made = stored.made_of(self.headers, self.block, tensors)
+        self.config = _config(config, _half(self.headers))
+
+    def needs(self, name: str) -> list[str]:
+        """The stored tensors that one is made of."""
+        one = self.made[name]
+        if one.way == "plain":
+            return [one.base]
+        return [other for other in self.headers if other.startswith(one.base)]
+
+    def value(self, name: str) -> Any:
+        """One tensor, as torch has it."""
+        import torch
+
+        one = self.made[name]
+        if one.way == "plain" and self.headers[name][0] in ("F16", "BF16", "F32", "I64"):
+            return self.tensors.raw(name)
+        dtype = torch.float16 if _half(self.headers) == "F16" else torch.bfloat16
+        return torch.from_numpy(stored.read(self.tensors, one, self.block)).to(dtype)
+
+
 def write(folder: str, target: str, *, report: Report) -> None:
     """Write the 16-bit form, tensor by tensor. Runs in a worker."""
-    import torch
-
     from autoquant.formats.writer import ShardWriter
 
-    source = Path(folder)
-    config = read_json(source / "config.json")
-    block: dict[str, Any] = config.pop("quantization_config")
-    headers = headers_of(source, [path.name for path in weight_files(source)])
-    tensors = Tensors(folder)
-    made = stored.made_of(headers, block, tensors)
-    dtype = torch.float16 if _half(headers) == "F16" else torch.bfloat16
-    with ShardWriter(Path(target), made) as out:
-        for i, (name, one) in enumerate(made.items(), 1):
-            if one.way == "plain" and headers[name][0] in ("F16", "BF16", "F32", "I64"):
-                out.add(name, tensors.raw(name))
-            else:
-                out.add(name, torch.from_numpy(stored.read(tensors, one, block)).to(dtype))
-            report(i, len(made))
-    text = json.dumps(_config(config, _half(headers)), indent=2)
+    form = Form(Path(folder), Tensors(folder))
+    with ShardWriter(Path(target), form.made) as out:
+        for i, name in enumerate(form.made, 1):
+            out.add(name, form.value(name))
+            report(i, len(form.made))
+    text = json.dumps(form.config, indent=2)
     (Path(target) / "config.json").write_text(text + "\n", encoding="utf-8")
-    beside([source], Path(target))
+    beside([Path(folder)], Path(target))

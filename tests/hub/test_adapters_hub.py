@@ -9,6 +9,7 @@ import pytest
 
 from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, User
+from tests.hub.test_streaming import weights
 from tests.workers import in_worker
 
 
@@ -41,6 +42,17 @@ def test_the_adapter_alone_needs_no_weight_of_its_model(user: User, hub: Hub, tu
     assert f"of [{MODEL}](https://huggingface.co/{MODEL})" in card
     said = user.run("quantize", "gguf", MODEL, "--adapter-only", status=2).stderr
     assert "adapter_only: maker/tiny is no LoRA adapter" in said
+
+
+def test_merged_while_the_models_files_come_and_go(user: User, hub: Hub, tuned: str) -> None:
+    words = ("quantize", "gguf", tuned, "--pre-tokenizer", "gpt-2", "--types", "Q8_0,Q3_K_M")
+    user.run(*words, "--evaluate", "off", "--out", "streamed", "--download", "stream")
+    assert weights(user.home) == []
+    user.run(*words, "--evaluate", "on", "--eval-chunks", "1", "--out", "whole")
+    for name in ("tuned-Q8_0.gguf", "tuned-Q3_K_M.gguf"):
+        streamed, whole = (user.cwd / one / name for one in ("streamed", "whole"))
+        assert streamed.read_bytes() == whole.read_bytes()
+    assert len(weights(user.home)) > 1, "the second time it was merged, to be measured"
 
 
 def test_from_an_adapters_name_to_an_upload(user: User, hub: Hub, tuned: str) -> None:

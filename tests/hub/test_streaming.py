@@ -13,6 +13,8 @@ import pytest
 
 import autoquant
 from autoquant.core.bundled import MODEL as DEMO_FOLDER
+from autoquant.core.cache import cache_folder
+from autoquant.source import fetch, resolve
 from tests.fakes.hub import Hub
 from tests.hub.conftest import User
 from tests.hub.test_downloads import small_disk  # noqa: F401 (a fixture)
@@ -27,16 +29,21 @@ def in_shards(folder: Path, count: int) -> dict[str, bytes | Path]:
     """A checkpoint of one file in ``count``, tensors in the order of their names: what belongs
     together may lie in two of them.
     """
-    from safetensors.numpy import load, save
-
     data = (folder / "model.safetensors").read_bytes()
-    tensors = load(as_int16(data))
-    names, files = sorted(tensors), dict[str, bytes | Path]()
-    listed = {}
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    names, listed, files = sorted(header), {}, dict[str, bytes | Path]()
     for i in range(count):
         name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
-        own = names[i * len(names) // count : (i + 1) * len(names) // count]
-        files[name] = as_bfloat16(save({one: tensors[one] for one in own}), data)
+        own, parts, at = {}, b"", 0
+        for one in names[i * len(names) // count : (i + 1) * len(names) // count]:
+            begin, end = header[one]["data_offsets"]
+            parts += data[start + begin : start + end]
+            own[one] = {**header[one], "data_offsets": [at, at + end - begin]}
+            at += end - begin
+        head = json.dumps(own).encode()
+        files[name] = len(head).to_bytes(8, "little") + head + parts
         listed |= dict.fromkeys(own, name)
     index = {"metadata": {}, "weight_map": listed}
     files["model.safetensors.index.json"] = json.dumps(index).encode()
@@ -44,24 +51,10 @@ def in_shards(folder: Path, count: int) -> dict[str, bytes | Path]:
     return {**{path.name: path for path in small}, **files}
 
 
-def as_int16(data: bytes) -> bytes:
-    """NumPy has no bfloat16: its bytes pass through as int16."""
-    return _renamed(data, "BF16", "I16")
-
-
-def as_bfloat16(data: bytes, model: bytes) -> bytes:
-    """The same back, if the model has it."""
-    return _renamed(data, "I16", "BF16") if b'"BF16"' in model[:100_000] else data
-
-
-def _renamed(data: bytes, dtype: str, other: str) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    head = data[8 : 8 + length].replace(f'"{dtype}"'.encode(), f'"{other}"'.encode())
-    return len(head).to_bytes(8, "little") + head + data[8 + length :]
-
-
 def weights(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*.safetensors") if path.stat().st_blocks > 64]
+    """Weight files of models below a folder that are no holes."""
+    found = (path for path in folder.rglob("*.safetensors") if path.stat().st_blocks > 64)
+    return [path for path in found if not path.name.startswith("adapter")]
 
 
 def downloads(hub: Hub) -> list[str]:
@@ -140,6 +133,24 @@ def test_experts_of_one_block_in_two_files(user: User, hub: Hub, tmp_path: Path)
         one.type: tensors_of(made.path(one.type)) for one in made.artifacts
     }
     assert weights(user.home) == []
+
+
+def test_codes_and_scales_of_fp8(user: User, hub: Hub, tmp_path: Path) -> None:
+    """A weight is in one file and its scale in another; no 16-bit copy of the model is made."""
+    folder = tmp_path / "fp8"
+    in_worker("bench.cases.architectures:make", tmp_path, name="qwen3_fp8", folder=str(folder))
+    hub.seed(REPO, in_shards(folder, 6))
+    user.run(*STREAM)
+    sixteen = fetch(resolve(folder)).folder
+    quick = {"pre_tokenizer": "gpt-2", "evaluate": "off"}
+    made = autoquant.gguf(sixteen, types="Q8_0,Q4_K_M", out=tmp_path / "whole", **quick)
+    wanted = {one.type: tensors_of(made.path(one.type)) for one in made.artifacts}
+    assert made_in(user.cwd / "out") == wanted
+    assert weights(user.home) == []
+    copies = set((cache_folder() / "sources").glob("*-16bit"))
+    of_folder = autoquant.gguf(folder, types="Q8_0,Q4_K_M", out=tmp_path / "folder", **quick)
+    assert {one.type: tensors_of(of_folder.path(one.type)) for one in of_folder.artifacts} == wanted
+    assert set((cache_folder() / "sources").glob("*-16bit")) == copies
 
 
 @pytest.mark.slow

@@ -6,19 +6,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
-from gguf.utility import LocalTensor
+from gguf.utility import LocalTensor, LocalTensorRange
 
+from autoquant.backends.llamacpp.reading import Reading, Span
 from autoquant.core.errors import ProcessFailed
 from autoquant.runtime.worker import Emit
 
 FAILED = "failed"  # stands there if no more files will come
-PIECE = 16 << 20  # bytes that are copied at a time
 EVERY = 0.02  # seconds between two looks
 
 
@@ -26,35 +25,45 @@ class Arriving:
     """The checkpoint's files as they come into ``folder``, where somebody else puts and removes
     them. What is told by ``emit``: ``{"fetch": names, "needs": bytes}``, the files that are needed,
     in order, and what will be written beside them; and ``{"release": name}`` when one is not needed
-    any more. The converter has seen headers alone, in files of the same names. What is ``spare``
-    ([file, offset, bytes]) is for others, and copied to its place in the file of that name in
-    ``folder/spared``.
+    any more. The converter has seen headers alone, in files of the same names, or of a model that
+    is ``made`` of these (see reading.Reading).
+
+    What is ``spare`` ([file, offset, bytes], of files that the converter has seen) is for others:
+    it is written to its place in the file of that name in ``folder/spared``.
     """
 
-    def __init__(self, folder: str, emit: Emit, spare: list[list[Any]], needs: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        emit: Emit,
+        *,
+        spare: list[list[Any]],
+        needs: int,
+        made: Mapping[str, Any] | None,
+    ) -> None:
         self.folder, self.emit, self.needs = Path(folder), emit, needs
-        self.spare: dict[str, list[tuple[int, int]]] = {}
-        for file, offset, size in spare:
-            self.spare.setdefault(file, []).append((offset, size))
         self.kept = self.folder / "kept"
         self.kept.mkdir(exist_ok=True)
-        read = self._read
-        LocalTensor.mmap_bytes = lambda leaf: read(leaf)
+        self.reading = Reading(self.folder, self.kept, made)
+        self._spared = self.kept / "spared.txt"  # what is in its place already
+        done = self._spared.read_text().splitlines() if self._spared.exists() else []
+        self.spare = {
+            f"{file}-{offset}": LocalTensor(
+                "U8", (size,), LocalTensorRange(Path(file), offset, size)
+            )
+            for file, offset, size in spare
+            if f"{file}-{offset}" not in done
+        }
 
-    def _read(self, leaf: LocalTensor) -> Any:
-        """A tensor's bytes, from the file that has arrived or what was kept of it."""
-        part, size = self._part(leaf), leaf.data_range.size
-        if part.is_file():
-            return np.memmap(part, mode="c", shape=size)
-        path = self.folder / leaf.data_range.filename.name
-        return np.memmap(path, mode="c", offset=leaf.data_range.offset, shape=size)
+    def _spans(self, leaves: list[LocalTensor]) -> set[Span]:
+        """The stored tensors of those that are read, but for those that are kept."""
+        every = {span for leaf in leaves for span in self.reading.spans(leaf)}
+        return {span for span in every if not self._place(span).is_file()}
 
-    def _part(self, leaf: LocalTensor) -> Path:
-        return self.kept / f"{leaf.data_range.filename.name}-{leaf.data_range.offset}"
-
-    def _files(self, leaves: list[LocalTensor]) -> set[str]:
-        """The files that these tensors are read from."""
-        return {leaf.data_range.filename.name for leaf in leaves if not self._part(leaf).is_file()}
+    def _place(self, span: Span) -> Path:
+        place = self.reading.place(span)
+        assert place is not None
+        return place
 
     def in_turn(
         self, tensors: dict[str, list[LocalTensor]], settle: Callable[[], None]
@@ -66,24 +75,34 @@ class Arriving:
         A tensor that is made of two files does not hold the first one: its part of that is copied
         away.
         """
-        left = dict(tensors)
-        needed = {file for file in self.spare if not self._marked(file).exists()}
-        wanted = sorted(needed.union(*(self._files(leaves) for leaves in left.values())))
+        left = {name: self._spans(leaves) for name, leaves in tensors.items()}
+        spare = {name: self._spans([leaf]) for name, leaf in self.spare.items()}
+        every = set[Span]().union(*left.values(), *spare.values())
+        wanted = sorted({span.file for span in every})
         self.emit({"fetch": wanted, "needs": self.needs})
         here: set[str] = set()
+
+        def ready(waiting: dict[str, set[Span]]) -> list[str]:
+            at_hand = [
+                name for name, spans in waiting.items() if {span.file for span in spans} <= here
+            ]
+            for name in at_hand:
+                del waiting[name]
+            return at_hand
+
         for file in ("", *wanted):
             if file:
                 self._wait_for(file)
                 here.add(file)
-            for name in [one for one, leaves in left.items() if self._files(leaves) <= here]:
-                del left[name]
-                yield name
+            yield from ready(left)
+            for name in ready(spare):
+                self._spare(name)
             settle()
             if file:
-                for leaf in (one for leaves in left.values() for one in leaves):
-                    if leaf.data_range.filename.name == file:
-                        self._keep(leaf)
-                self._spare(file)
+                for waiting in (*left.values(), *spare.values()):
+                    for span in [span for span in waiting if span.file == file]:
+                        self._keep(span)
+                        waiting.remove(span)
                 here.remove(file)
                 self.emit({"release": file})
 
@@ -93,28 +112,19 @@ class Arriving:
                 raise ProcessFailed(f"{file} does not come")
             time.sleep(EVERY)
 
-    def _marked(self, file: str) -> Path:
-        """What is there when a file's spare parts are copied."""
-        return self.kept / f"{file}.spared"
+    def _spare(self, name: str) -> None:
+        leaf = self.spare[name]
+        with open(self.folder / "spared" / leaf.data_range.filename, "r+b") as out:
+            out.seek(leaf.data_range.offset)
+            self.reading.read(leaf).tofile(out)
+        with open(self._spared, "a", encoding="utf-8") as journal:
+            journal.write(f"{name}\n")
 
-    def _spare(self, file: str) -> None:
-        if file not in self.spare or self._marked(file).exists():
-            return
-        source, target = self.folder / file, self.folder / "spared" / file
-        with open(source, "rb") as given, open(target, "r+b") as out:
-            for offset, size in self.spare[file]:
-                given.seek(offset)
-                out.seek(offset)
-                while size:
-                    data = given.read(min(size, PIECE))
-                    size -= out.write(data)
-        self._marked(file).touch()
-
-    def _keep(self, leaf: LocalTensor) -> None:
-        place = self._part(leaf)
+    def _keep(self, span: Span) -> None:
+        place = self._place(span)
         if not place.is_file():
             part = place.with_suffix(".part")
-            self._read(leaf).tofile(part)
+            self.reading.stored(span).tofile(part)
             os.replace(part, place)
 
 

@@ -29,7 +29,7 @@ from autoquant.backends.llamacpp.tokens import (
     refuse_unknown_pre_tokenizer,
 )
 from autoquant.backends.llamacpp.types import nearest, refuse
-from autoquant.backends.llamacpp.writing import write_header, write_weights
+from autoquant.backends.llamacpp.writing import write_header
 from autoquant.core.errors import AutoQuantError, InputError, ProcessFailed
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Emit, Report
@@ -57,7 +57,6 @@ def convert(
     model: str,
     converter: str,
     header: str,
-    target: str,
     *,
     outtype: str,
     name: str,
@@ -69,16 +68,15 @@ def convert(
     need: dict[str, int],
     imatrix: bool,
     imatrix_file: str = "",
-    only_plan: bool = False,
     taking: dict[str, Any] | None = None,
     one_pass: dict[str, Any] | None = None,
     report: Report | None = None,
     emit: Emit | None = None,
 ) -> dict[str, Any]:
-    """Plan, and unless ``only_plan``, write the GGUF file ``target`` with ``outtype`` (f32, f16,
-    bf16, q8_0). With ``one_pass`` the types are made in its place (see :func:`_types`).
+    """Plan, and with ``one_pass`` make the types straight from the model (see :func:`_types`).
 
-    ``header`` is where the header-only file is left. ``imatrix_file`` is a given importance matrix.
+    ``outtype`` is the type that the converter takes (f32, f16, bf16, q8_0). ``header`` is where the
+    header-only file is left. ``imatrix_file`` is a given importance matrix.
     ``room`` are the free bytes, ``need`` the bytes needed beside the types (``{"other": …,
     "intermediate": 0 or 1}``). Returns ``plans`` (see :func:`quantize.dry_run`),
     ``intermediate`` (bytes of the converted file), ``tokens`` ("" or how the token ids differ),
@@ -100,7 +98,7 @@ def convert(
     errors = FirstError()
     logging.getLogger("hf-to-gguf").addHandler(errors)
     result: dict[str, Any] = {}
-    hooks.read_everything(base, Metadata, hooks.Taking(**(taking or {})))
+    hooks.read_everything(base, Metadata, hooks.Taking(**(taking or {})), name)
 
     staging = tempfile.TemporaryDirectory(dir=Path(header).parent)
     folder, space = staged(model, Path(staging.name))
@@ -135,14 +133,10 @@ def convert(
             result=result,
             known=lambda: pre_tokenizers(base),
         )
-        if only_plan:
+        if one_pass is None or emit is None:
             raise Stop
         gc.enable()
-        if one_pass and emit is not None:
-            _types(self.gguf_writer, header, origins, result["plans"], one_pass, report, emit)
-            return
-        with trace.library("convert: write"):
-            write_weights(self.gguf_writer, Path(header), Path(self.fname_out), report)
+        _types(self.gguf_writer, header, origins, result["plans"], one_pass, report, emit)
 
     base.ModelBase.write = write
     if pre_tokenizer:
@@ -151,7 +145,7 @@ def convert(
         "convert_hf_to_gguf.py",
         str(folder),
         "--outfile",
-        target,
+        f"{header}.none",  # nothing is written there
         "--outtype",
         outtype,
         "--model-name",
@@ -208,17 +202,19 @@ def _types(
 ) -> None:
     """Make the types and verify them. ``asked`` has ``jobs`` (see targets.Target), ``arriving``
     (where the checkpoint's files arrive; empty: they are there) with ``spare`` (see
-    arriving.Arriving), ``needs`` (the bytes that will be written and stay, if not all do),
+    arriving.Arriving), ``made`` (of a model whose tensors are made as they are read, see
+    reading.Reading), ``needs`` (the bytes that will be written and stay, if not all do),
     ``sending`` (what happens to shards, see shards.Shards), and the arguments of one_pass.OnePass.
     """
     # as late as this: they load llama.cpp
     from autoquant.backends.llamacpp import check
     from autoquant.backends.llamacpp.arriving import Arriving, leaves_of
     from autoquant.backends.llamacpp.one_pass import OnePass
+    from autoquant.backends.llamacpp.reading import Reading
     from autoquant.backends.llamacpp.shards import TAKEN, Shards
 
     asked = dict(asked)
-    folder, spare = asked.pop("arriving"), asked.pop("spare")
+    folder, spare, made = asked.pop("arriving"), asked.pop("spare"), asked.pop("made")
     sending, needs = asked.pop("sending"), asked.pop("needs")
     planned = {plan["type"]: plan for plan in plans}
     jobs = []
@@ -232,12 +228,16 @@ def _types(
         one_pass = OnePass(header, jobs, **asked)
         order = one_pass.order()
         if folder:
-            arriving = Arriving(folder, emit, spare, needs or one_pass.to_write())
+            arriving = Arriving(
+                folder, emit, spare=spare, needs=needs or one_pass.to_write(), made=made
+            )
             turns = partial(
                 arriving.in_turn, {name: leaves_of(tensors[name].tensor) for name in order}
             )
         else:
             turns = partial(_at_once, order)
+            if made:
+                Reading(Path(made["files"]), None, made)
         rows = given.of_converter(one_pass.head, tensors, origins)
         shards = Shards.of(sending, header, emit)
         one_pass.write(turns, rows, origins.names, report, shards)

@@ -48,10 +48,17 @@ class Taking:
     drafts: list[str] = field(default_factory=list)
 
 
-def read_everything(base: Any, metadata: Any, taking: Taking) -> None:
+def read_everything(base: Any, metadata: Any, taking: Taking, name: str = "") -> None:
     """Change the converter's classes: ``base`` is its module conversion.base, ``metadata`` the
-    class of gguf-py.
+    class of gguf-py. What that guesses of a folder's name it guesses of the model's ``name``: a
+    folder may be called by a hash.
     """
+    guess = metadata.apply_metadata_heuristic
+
+    def apply_metadata_heuristic(found: Any, card: Any, config: Any, path: Any, total: int) -> Any:
+        return guess(found, card, config, Path(name) if name and path else path, total)
+
+    metadata.apply_metadata_heuristic = staticmethod(apply_metadata_heuristic)
     load, index = base.ModelBase.load_hparams, base.ModelBase.index_tensors
     drop, drafts = frozenset(taking.drop), frozenset(taking.drafts)
 

@@ -17,6 +17,7 @@ import numpy as np
 from autoquant.backends.llamacpp import hooks
 from autoquant.backends.llamacpp.arriving import leaves_of
 from autoquant.backends.llamacpp.convert import Stop
+from autoquant.backends.llamacpp.reading import Reading
 from autoquant.backends.llamacpp.writing import write_header, write_weights
 from autoquant.core.errors import CheckFailed
 from autoquant.runtime.worker import Report
@@ -31,6 +32,7 @@ def convert(
     name: str,
     taking: dict[str, Any],
     only_plan: bool,
+    made: dict[str, Any] | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Write the mmproj file ``target`` (f16, bf16, q8_0) unless ``only_plan``, and look at it.
@@ -38,7 +40,8 @@ def convert(
     Returns ``bytes``, ``tensors``, ``values``, and of a plan ``reads``: the parts of the
     checkpoint's files ([file, offset, bytes]) that it is made of; in their place ``unknown``, the
     architecture, if llama.cpp's converter has no such file for it, or ``failed``, why it made none.
-    Raises CheckFailed for values that are not finite.
+    ``made``: of a model whose tensors are made as they are read, see reading.Reading. Raises
+    CheckFailed for values that are not finite.
     """
     gc.disable()
     sys.path.insert(0, converter)
@@ -50,7 +53,7 @@ def convert(
     kind = base.get_model_architecture(found, base.ModelType.MMPROJ)
     if kind not in MMPROJ_MODEL_MAP:
         return {"unknown": kind}
-    hooks.read_everything(base, Metadata, hooks.Taking(**taking))
+    hooks.read_everything(base, Metadata, hooks.Taking(**taking), name)
     result: dict[str, Any] = {}
 
     def write(self: Any) -> None:
@@ -66,6 +69,8 @@ def convert(
             ranges = (leaf.data_range for leaf in leaves)
             result["reads"] = [[one.filename.name, one.offset, one.size] for one in ranges]
             raise Stop
+        if made:
+            Reading(Path(made["files"]), None, made)
         write_weights(self.gguf_writer, header, Path(target), report)
 
     base.ModelBase.write = write

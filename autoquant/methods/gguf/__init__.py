@@ -20,7 +20,7 @@ from autoquant.methods.base import ComparisonVariants, Method, Output
 from autoquant.methods.gguf import about, adapter_only, planning, requantize, streaming
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.work import Work
-from autoquant.source import fetch_adapter, structure
+from autoquant.source import fetch, fetch_adapter, structure
 
 
 class Gguf(Method[GgufOptions]):
@@ -179,7 +179,7 @@ class Gguf(Method[GgufOptions]):
             return fetch_adapter(source)
         if streaming.choose(source, options, out).stream or streaming.made(source, options, out):
             return streaming.snapshot(source)
-        return super().fetch(source, options, out)
+        return fetch(source, make=streaming.needs_made(source, options))
 
     def unmeasured(self, source: Source, options: GgufOptions, out: Path) -> str:
         """Where a model's files come and go, and there is no room for an unquantized one."""

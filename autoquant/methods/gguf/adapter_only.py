@@ -115,8 +115,8 @@ def make(snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Output:
         with Bar("convert the adapter"), tempfile.TemporaryDirectory() as scratch:
             header = Path(scratch) / "header.gguf"
             convert(
-                source, options, header=header, target=Path(scratch) / "never", logs=run.logs,
-                types=[], outtype=precision(source, options), room=None, need={}, only_plan=True,
+                source, options, header=header, logs=run.logs, types=[],
+                outtype=precision(source, options), room=None, need={},
             )  # fmt: skip
             seen = process.call(
                 "autoquant.backends.llamacpp.lora:convert",

@@ -8,10 +8,11 @@ from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core.bundled import CALIBRATION_TEXT
-from autoquant.core.records import Source
+from autoquant.core.records import Snapshot, Source
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.runtime import process
+from autoquant.runtime import environments, process
 from autoquant.source import structure
+from autoquant.source.adapter import EXTRA, tensors_by_module
 
 
 def precision(source: Source, options: GgufOptions) -> str:
@@ -32,6 +33,26 @@ def taking(source: Source) -> dict[str, Any]:
     taken = drafts | (structure.unread(source) if found.unused else set())
     drop = [*found.tied, *(name for name in found.unused if name not in taken)]
     return {"drop": drop, "prefix": found.prefix, "drafts": sorted(drafts)}
+
+
+def made_of(snapshot: Snapshot) -> dict[str, Any] | None:
+    """How a worker makes the tensors of a model that is not made: see backends.llamacpp.reading."""
+    source = snapshot.source
+    if not snapshot.unmade:
+        return None
+    base = source.adapted or source
+    return {
+        "outline": str(source.folder),
+        "files": str(base.stored_in or base.folder),
+        "stored": base.stored_in is not None,
+        "adapter": str(source.adapter or ""),
+        "modules": tensors_by_module(base) if source.adapter else {},
+    }
+
+
+def python_for(source: Source, logs: Path) -> str:
+    """The interpreter of a worker that merges an adapter, which takes peft."""
+    return environments.beside(EXTRA, logs) if source.adapter else ""
 
 
 def fallback_note(planned: dict[str, Any]) -> str:
@@ -55,32 +76,28 @@ def convert(
     options: GgufOptions,
     *,
     header: Path,
-    target: Path,
     logs: Path,
     types: list[str],
     outtype: str,
     room: int | None,
     need: dict[str, int],
-    only_plan: bool,
     progress: process.Progress | None = None,
     one_pass: dict[str, Any] | None = None,
     on_part: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The converter in a worker: plan, and write the GGUF file unless ``only_plan``, or with
-    ``one_pass`` the types in its place.
-    """
+    """The converter in a worker: plan, and with ``one_pass`` make the types."""
     tools = llama.locate(options.converter)
     sample = CALIBRATION_TEXT.read_text(encoding="utf-8")[:4000]
     return dict(
         process.call(
             "autoquant.backends.llamacpp.convert:convert",
             log=logs,
+            python=python_for(source, logs) if one_pass else "",
             progress=progress,
             env=llama.environment(tools),
             model=str(source.folder),
             converter=str(tools),
             header=str(header),
-            target=str(target),
             outtype=outtype,
             name=source.name,
             pre_tokenizer=options.pre_tokenizer,
@@ -91,7 +108,6 @@ def convert(
             need=need,
             imatrix=options.imatrix != "none",
             imatrix_file=str(options.given_imatrix or ""),
-            only_plan=only_plan,
             taking=taking(source),
             one_pass=one_pass,
             on_part=on_part,

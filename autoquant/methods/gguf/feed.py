@@ -12,6 +12,7 @@ from typing import Any
 
 from autoquant.core.files import free_bytes, sha256_of
 from autoquant.core.records import Source
+from autoquant.formats.checkpoint import weight_files
 from autoquant.hub import fetch, look
 
 FAILED = "failed"  # what the converter's worker looks for, see backends.llamacpp.arriving
@@ -28,9 +29,8 @@ class Feed:
     def __init__(
         self, source: Source, folder: Path, spare: Sequence[tuple[str, int, int]] = ()
     ) -> None:
-        assert source.revision is not None
         self.source, self.spare = source, spare
-        self.listing = look.known(source.id, source.revision, source.tag)
+        self.listing = listing(source)
         self.folder = folder
         self.spared = folder / "spared"
         self.failure: Exception | None = None
@@ -80,6 +80,18 @@ class Feed:
             raise self.failure from None
 
 
+def origin(source: Source) -> Source:
+    """The source whose files come: of an adapter's, the base."""
+    return source.adapted or source
+
+
+def listing(source: Source) -> look.Look:
+    """What the Hub lists of these."""
+    base = origin(source)
+    assert base.revision is not None
+    return look.known(base.id, base.revision, base.tag)
+
+
 def outlined(folder: Path, target: Path) -> None:
     """A folder like one of headers and holes, to be filled: the weights' files copied as such, the
     others as links.
@@ -100,15 +112,16 @@ def outlined(folder: Path, target: Path) -> None:
 
 def largest(source: Source) -> int:
     """Bytes of the largest weight file."""
-    assert source.revision is not None
-    listing = look.known(source.id, source.revision, source.tag)
-    return max(file.bytes for file in listing.files if file.name in source.weights)
+    base = origin(source)
+    names = base.weights
+    if base.stored_in is not None:
+        names = tuple(path.name for path in weight_files(base.stored_in))
+    return max(file.bytes for file in listing(source).files if file.name in names)
 
 
 def hashes(source: Source) -> dict[str, str]:
-    """The sha256 of each file by name, as the Hub lists them; of small ones by their bytes."""
-    assert source.revision is not None
-    listing = look.known(source.id, source.revision, source.tag)
-    return {
-        file.name: file.sha256 or sha256_of(listing.folder / file.name) for file in listing.files
-    }
+    """The sha256 of each file by name, as the Hub lists them; of small ones by their bytes. Of an
+    adapter's source they are the base's.
+    """
+    known = listing(source)
+    return {file.name: file.sha256 or sha256_of(known.folder / file.name) for file in known.files}

@@ -14,7 +14,7 @@ from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Source
-from autoquant.methods.gguf.convert import taking
+from autoquant.methods.gguf.convert import python_for, taking
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 from autoquant.source import from_gguf
@@ -59,6 +59,7 @@ def _convert(
     *,
     only_plan: bool,
     folder: Path | None = None,
+    made: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     tools = llama.locate(options.converter)
     return dict(
@@ -74,6 +75,8 @@ def _convert(
             name=source.name,
             taking=taking(source),
             only_plan=only_plan,
+            made=made,
+            python=python_for(source, logs) if made else "",
         )
     )
 
@@ -129,10 +132,12 @@ def make(
     run: RunFolder,
     converted: str,
     folder: Path | None = None,
+    made: dict[str, Any] | None = None,
 ) -> tuple[str, str]:
     """Write and check the file, unless the journal knows it as done; its name, or "" if there is
     none, and what to say of it. ``converted`` is what the text model's conversion depends on;
-    ``folder`` has the files if the source's does not.
+    ``folder`` has the files if the source's does not, ``made`` says how those of one that is not
+    made are read.
     """
     name = file_name(source, options)
     key = _key(options, converted)
@@ -145,10 +150,17 @@ def make(
         part = run.work / name
         with Bar("convert what sees or hears") as progress:
             facts = _convert(
-                source, options, part, run.logs, progress, only_plan=False, folder=folder
+                source,
+                options,
+                part,
+                run.logs,
+                progress,
+                only_plan=False,
+                folder=folder,
+                made=made,
             )
-        made = [run.finish(part)] if part.is_file() else []
-        run.record("mmproj", key, made, facts, {path.name: sha256_of(path) for path in made})
+        files = [run.finish(part)] if part.is_file() else []
+        run.record("mmproj", key, files, facts, {path.name: sha256_of(path) for path in files})
     said = note(source, options, facts)
     if "bytes" in facts:
         return name, f"{said}; every value finite"

@@ -40,7 +40,8 @@ class Kept:
 @dataclass(frozen=True)
 class OnePass:
     """What is made of: ``whole`` is the type that the converter writes or the source has,
-    ``imatrix`` an importance matrix's file, and ``key`` what all of it depends on.
+    ``imatrix`` an importance matrix's file, ``key`` what all of it depends on, and ``made`` how a
+    source that is not made is read (see convert.made_of).
     """
 
     source: Source
@@ -53,6 +54,7 @@ class OnePass:
     key: str
     imatrix: Path | None
     sending: Sending
+    made: dict[str, Any] | None
 
     def convert(
         self,
@@ -94,7 +96,6 @@ class OnePass:
                     self.source,
                     options,
                     header=self.header,
-                    target=run.work / "never.gguf",
                     logs=run.logs,
                     types=planned,
                     outtype=self.whole.lower(),
@@ -105,12 +106,12 @@ class OnePass:
                         "other": largest(self.source) if feed else 0,
                         "intermediate": int(kept is not None and kept.type == self.whole),
                     },
-                    only_plan=False,
                     progress=progress,
                     one_pass={
                         "jobs": jobs,
                         "arriving": str(feed.folder) if feed else "",
                         "needs": at_a_time(options) if options.delete_uploaded else None,
+                        "made": self.made,
                         "spare": list(feed.spare) if feed else [],
                         **self._arguments(folder),
                     },

@@ -52,13 +52,11 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
                 source,
                 options,
                 header=header,
-                target=folder / "never.gguf",
                 logs=folder / "log",
                 types=list(options.types),
                 outtype=precision(source, options),
                 room=None,
                 need={},
-                only_plan=True,
             )
             plans = converted["plans"]
             towers = mmproj.plan(source, options)

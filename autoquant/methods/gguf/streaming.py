@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from autoquant.hub.fetch import cache_free, same_disk
 from autoquant.methods.gguf import feed
 from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.source import bytes_to_fetch
+from autoquant.source import bytes_to_fetch, fetch_adapter
+from autoquant.source.snapshot import both
 
+# quantized checkpoints whose tensors are read one by one, by headers alone
+TENSORWISE = ("fp8", "compressed-tensors", "mxfp4")
 WAITING = 3  # shards, see backends.llamacpp.shards.HELD, and the one that was finished last
 RUN_BY = "Q8_0"  # the type that stands for an unquantized model which has no room
 
@@ -90,10 +94,13 @@ def at_a_time(options: GgufOptions) -> int:
 
 def why_not(source: Source) -> str:
     """Why all of a source's files are needed at once; empty if they are not."""
-    if not source.remote or source.revision is None:
-        return f"{source.id} is not on the Hub"
-    if source.gguf or source.adapter or source.stored_in or source.pickle:
-        return f"{source.id} is no plain checkpoint of safetensors"
+    base = feed.origin(source)
+    if not base.remote or base.revision is None:
+        return f"{base.id} is not on the Hub"
+    if base.gguf or base.pickle:
+        return f"{base.id} is no checkpoint of safetensors"
+    if base.stored_in is not None and base.stored_as not in TENSORWISE:
+        return f"{base.id} is quantized ({base.stored_as}), which is read from all files at once"
     return ""
 
 
@@ -101,7 +108,7 @@ def check(source: Source, options: GgufOptions) -> None:
     """Refuse to stream what cannot be."""
     if options.download == "auto":
         return
-    if not source.remote:
+    if not feed.origin(source).remote:
         raise InputError(f"download: {source.id} is not on the Hub; leave download out")
     if options.download == "stream" and (why := why_not(source)):
         raise InputError(f"download: {source.id} cannot be streamed: {why}")
@@ -195,6 +202,17 @@ def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
     )
 
 
+def needs_made(source: Source, options: GgufOptions) -> bool:
+    """Whether a source at hand that is quantized, or an adapter's, is made into a checkpoint: so
+    that transformers can measure it. Else its tensors are made as they are read.
+    """
+    base = feed.origin(source)
+    tensorwise = base.stored_in is None or base.stored_as in TENSORWISE
+    small = source.parameters <= SMALL
+    measured = options.evaluate == "on" or (options.evaluate == "auto" and small)
+    return measured or not tensorwise
+
+
 def made(source: Source, options: GgufOptions, out: Path) -> bool:
     """Whether a run has made of this model what is asked for now: its files are not needed then.
     Should an option be another now, they come while the types are made anew.
@@ -212,4 +230,9 @@ def snapshot(source: Source) -> Snapshot:
     """A source whose weights stay on the Hub, with the hashes that it lists."""
     files = feed.hashes(source)
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    return Snapshot(source, source.folder, digest, files)
+    if source.adapter is not None:
+        adapter = fetch_adapter(source).folder
+        files, digest = both(adapter, files)
+        source = dataclasses.replace(source, adapter=adapter, remote=True)
+    unmade = source.adapter is not None or source.stored_in is not None
+    return Snapshot(source, source.folder, digest, files, unmade)

@@ -14,7 +14,7 @@ from autoquant.core.records import Artifact, Check, Snapshot, Stored
 from autoquant.methods.base import Output
 from autoquant.methods.gguf import about, mmproj, one_pass, requantize, streaming
 from autoquant.methods.gguf import imatrix as imatrices
-from autoquant.methods.gguf.convert import fallback_note, precision
+from autoquant.methods.gguf.convert import fallback_note, made_of, precision
 from autoquant.methods.gguf.feed import Feed
 from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.one_pass import Kept, OnePass
@@ -102,8 +102,14 @@ class Work:
 
     def _towers(self, folder: Path | None = None) -> None:
         """The file of what sees or hears, from ``folder`` if the source's does not have it."""
-        made = mmproj.make(self.source, self.options, self.run, self.key, folder)
-        self.mmproj, self.towers = made
+        self.mmproj, self.towers = mmproj.make(
+            self.source,
+            self.options,
+            self.run,
+            self.key,
+            folder,
+            made_of(self.snapshot) if folder is None else None,
+        )
 
     def _todo(self) -> list[str]:
         """The types that are not made yet."""
@@ -203,6 +209,7 @@ class Work:
             key,
             imatrix.path if imatrix else None,
             self.sending,
+            made_of(self.snapshot),
         )
 
     def _feed(self, types: list[str]) -> Feed | None:
