@@ -12,6 +12,7 @@ without evaluation; "files written" is when the last of the five was there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from autoquant.backends.llamacpp import converter
 from bench.memory import checkpoint
@@ -78,11 +80,24 @@ def usual(model: Path, work: Path) -> tuple[float, float]:
     return convert, total
 
 
-def ours(model: Path, out: Path, trace: Path) -> tuple[float, float]:
-    """Seconds of the whole command, and until the last type was written."""
+def busy(events: list[dict[str, Any]], samples: list[tuple[float, dict[int, float]]]) -> float:
+    """Processor seconds per core and second while types are made: of the process that takes the
+    most of them.
+    """
+    made = next(event for event in events if event["name"] == "quantize types")
+    during = [times for at, times in samples if made["start"] <= at <= made["end"]]
+    seen = [at for at, _ in samples if made["start"] <= at <= made["end"]]
+    used = max(during[-1][pid] - during[0].get(pid, 0.0) for pid in during[-1])
+    return used / (len(os.sched_getaffinity(0)) * (seen[-1] - seen[0]))
+
+
+def ours(model: Path, out: Path, trace: Path) -> tuple[float, float, float]:
+    """Seconds of the whole command, and until the last type was written; and how busy the cores
+    were meanwhile.
+    """
     trace.unlink(missing_ok=True)
     begun, start = time.monotonic(), time.perf_counter()
-    subprocess.run(
+    child = subprocess.Popen(
         [
             sys.executable,
             "-m",
@@ -97,18 +112,36 @@ def ours(model: Path, out: Path, trace: Path) -> tuple[float, float]:
             "--out",
             str(out),
         ],
-        check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "AUTOQUANT_TRACE": str(trace)},
     )
+    samples = []
+    while child.poll() is None:
+        samples.append((time.monotonic(), processor_time(child.pid)))
+        time.sleep(0.05)
     whole = time.perf_counter() - start
-    ends = [
-        event["end"]
-        for event in map(json.loads, trace.read_text().splitlines())
-        if event["name"].startswith("quantize ")
-    ]
-    return whole, max(ends) - begun
+    if child.returncode:
+        raise SystemExit(f"exit status {child.returncode}")
+    events = list(map(json.loads, trace.read_text().splitlines()))
+    ends = [event["end"] for event in events if event["name"].startswith("quantize ")]
+    return whole, max(ends) - begun, busy(events, samples)
+
+
+def processor_time(pid: int) -> dict[int, float]:
+    """Processor seconds of a process and all below it, by number."""
+    found: dict[int, float] = {}
+    pids, tick = [pid], os.sysconf("SC_CLK_TCK")
+    while pids:
+        one = pids.pop()
+        if one in found:
+            continue
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                pids += [int(child) for child in (task / "children").read_text().split()]
+            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+            found[one] = (int(fields[11]) + int(fields[12])) / tick
+    return found
 
 
 def main(model: Path, rounds: int) -> None:
@@ -143,6 +176,7 @@ def main(model: Path, rounds: int) -> None:
         f" {statistics.median(r[2] / (r[0] + r[1]) for r in rows):.2f})"
     )
     print(f"identical bytes: {same}")
+    print(f"cores busy while quantizing: {statistics.median(row[4] for row in rows):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """A checkpoint that comes from the loopback Hub shard by shard: disk beside the results, memory,
 and whether it finishes on a file system with room for the result and one and a half shards (needs
-root). usage: python -m bench.stream WORK [GB…]
+root). usage: python -m bench.stream WORK [GB[z]…]
 
-The checkpoint is a random Llama of width 4096 with 128,256 rows, in six shards; its type is Q4_K_M.
-Disk is counted in blocks that are taken, of shards in the run's folder and of all that is in
-HF_HOME. Memory is the largest anonymous memory of any one process.
+With a z all weights are zeros, which take no room on the Hub's side; then it is not run on the
+small file system. The checkpoint is a random Llama of width 4096 with 128,256 rows, in six shards;
+its type is Q4_K_M. Disk is counted in blocks that are taken, of shards in the run's folder and of
+all that is in HF_HOME. Memory is the largest anonymous memory of any one process.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
     return found | {"model.norm.weight": (WIDTH,), "lm_head.weight": (ROWS, WIDTH)}
 
 
-def publish(hub: Hub, gigabytes: float, scratch: Path) -> int:
+def publish(hub: Hub, gigabytes: float, scratch: Path, *, zeros: bool) -> int:
     """Put the checkpoint on the Hub, one shard after the other; the largest one's bytes."""
     import torch
     from safetensors.torch import save_file
@@ -75,9 +76,12 @@ def publish(hub: Hub, gigabytes: float, scratch: Path) -> int:
     largest = 0
     for i, part in enumerate(parts):
         file = f"model-{i + 1:05d}-of-{SHARDS:05d}.safetensors"
-        tensors = {n: values[: sizes[n]].reshape(wanted[n]).clone() for n in part}
-        save_file(tensors, scratch / file)
-        del tensors
+        if zeros:
+            hollow(scratch / file, {name: wanted[name] for name in part})
+        else:
+            save_file(
+                {n: values[: sizes[n]].reshape(wanted[n]).clone() for n in part}, scratch / file
+            )
         largest = max(largest, (scratch / file).stat().st_size)
         hub.seed(REPO, {file: scratch / file})
         (scratch / file).unlink()
@@ -89,6 +93,19 @@ def publish(hub: Hub, gigabytes: float, scratch: Path) -> int:
     }
     hub.seed(REPO, small)
     return largest
+
+
+def hollow(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A file of safetensors of zeros, which take no room."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * _elements(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -139,19 +156,23 @@ def run(hub: Hub, home: Path) -> tuple[float, int, int, int]:
 def main() -> None:
     """Run on a disk with room, then on a small one."""
     work = Path(sys.argv[1]).resolve()
-    for gigabytes in map(float, sys.argv[2:] or ["12"]):
+    for asked in sys.argv[2:] or ["12"]:
+        zeros, gigabytes = asked.endswith("z"), float(asked.removesuffix("z"))
         shutil.rmtree(work, ignore_errors=True)
         (work / "home").mkdir(parents=True)
         hub = Hub(work / "hub").start()
-        shard = publish(hub, gigabytes, work)
+        shard = publish(hub, gigabytes, work, zeros=zeros)
         seconds, most, memory, made = run(hub, work / "home")
         print(
-            f"{gigabytes:g} GB in {SHARDS} shards of at most {shard / 1e9:.2f} GB, result"
-            f" {made / 1e9:.2f} GB: {seconds:.0f} s, beside the result {most / 1e9:.2f} GB ="
+            f"{gigabytes:g} GB{' of zeros' * zeros} in {SHARDS} shards of at most"
+            f" {shard / 1e9:.2f} GB, result {made / 1e9:.2f} GB: {seconds:.0f} s, beside the result {most / 1e9:.2f} GB ="
             f" {most / shard:.2f} shards, memory {memory / 1e9:.2f} GB",
             flush=True,
         )
         shutil.rmtree(work / "home")
+        if zeros:
+            hub.stop()
+            continue
         small = work / "small"
         small.mkdir()
         size = made + int(1.5 * shard)
