@@ -165,8 +165,8 @@ def main() -> None:
         seconds, most, memory, made = run(hub, work / "home")
         print(
             f"{gigabytes:g} GB{' of zeros' * zeros} in {SHARDS} shards of at most"
-            f" {shard / 1e9:.2f} GB, result {made / 1e9:.2f} GB: {seconds:.0f} s, beside the result {most / 1e9:.2f} GB ="
-            f" {most / shard:.2f} shards, memory {memory / 1e9:.2f} GB",
+            f" {shard / 1e9:.2f} GB, result {made / 1e9:.2f} GB: {seconds:.0f} s, beside the result"
+            f" {most / 1e9:.2f} GB = {most / shard:.2f} shards, memory {memory / 1e9:.2f} GB",
             flush=True,
         )
         shutil.rmtree(work / "home")
