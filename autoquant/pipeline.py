@@ -130,6 +130,9 @@ def _will_be_measured(
             measuring.SMALL // 10**9,
         )
         return False
+    wanted = {"unquantized", *method.variants(options)}
+    if all(f"evaluate {name}" in journal.read(folder)[1] for name in wanted):
+        return True  # it was
     if reason := method.unmeasured(source, options, folder):
         if options.evaluate == "on":
             raise InputError(f"evaluate: {reason}")

@@ -58,9 +58,9 @@ def freeze() -> None:
     gc.freeze()
 
 
-def refuse_damaged(model: str, largest: float = math.inf) -> Counter[Any]:
-    """Refuse weights that are not finite, or beyond ``largest``; how many weights there are of each
-    torch dtype. Memory: one tensor.
+def refuse_damaged(model: str) -> Counter[Any]:
+    """Refuse weights that are not finite; how many weights there are of each torch dtype. Memory:
+    one tensor.
     """
     import torch
     from safetensors import safe_open
@@ -82,12 +82,6 @@ def refuse_damaged(model: str, largest: float = math.inf) -> Counter[Any]:
                         f"{path.name}: {name} has NaN or Inf values"
                         f"{_first_row(~torch.isfinite(tensor))}; the model is damaged"
                     )
-                if most > largest and tensor.ndim > 1:  # vectors stay in float32
-                    raise InputError(
-                        f"{path.name}: {name} has the value {most:.6g}"
-                        f"{_first_row(tensor.abs() > largest)}, and float16 ends at {largest:,.0f}:"
-                        " take precision bf16 (--precision bf16), and no F16 among the types"
-                    )
     return sizes
 
 
@@ -96,11 +90,9 @@ def _first_row(where: Any) -> str:
     return f" (first in row {int(where.nonzero()[0][0])})" if where.ndim > 1 else ""
 
 
-def finite(model: str, largest: float = 0.0) -> bool:
-    """True, or InputError for weights that are not finite or beyond ``largest`` (0: any are
-    allowed). Runs in a worker.
-    """
-    return bool(refuse_damaged(model, largest or math.inf))
+def finite(model: str) -> bool:
+    """True, or InputError for weights that are not finite. Runs in a worker."""
+    return bool(refuse_damaged(model))
 
 
 def blocks_of(config: dict[str, Any]) -> int:

@@ -85,7 +85,8 @@ class RunFolder:
     """A context manager around one run. Raises InputError if the folder holds something else or
     another run holds it.
 
-    On an error or interrupt the scratch folder (with the large intermediate file) is removed. After
+    On an error or interrupt the scratch folder (with the large intermediate file) is removed,
+    unless the run says that it ``keeps`` it. After
     bad input or an interrupt the whole folder goes too, if this run made it and finished nothing;
     after a failure the journal and the log stay to be read. A killed process leaves its scratch for
     the next run to resume. ``jobs`` is for libraries that resume their own work: what lies
@@ -100,6 +101,9 @@ class RunFolder:
             self.ours / "journal.json",
         )
         self.jobs = self.ours / "jobs"
+        # whether finished files in the scratch folder stay when a run is interrupted: they have
+        # cost a download
+        self.keeps = False
         self.identity: dict[str, Any] = {
             "format": FORMAT,
             "method": method,
@@ -165,7 +169,8 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
+        if kind is None or not self.keeps:
+            shutil.rmtree(self.work, ignore_errors=True)
         if kind is None:
             self.logs.unlink(missing_ok=True)
         going_on = self.jobs.is_dir() and any(self.jobs.iterdir())
@@ -235,9 +240,9 @@ class RunFolder:
         outputs: Sequence[Path],
         facts: dict[str, Any],
         sha256: dict[str, str] | None = None,
-    ) -> None:
+    ) -> bool:
         """Note a finished step; its files must be in their final places. Written to disk before
-        this returns.
+        this returns; False, and nothing written, if the run is over.
         """
         listed = [
             {
@@ -252,9 +257,10 @@ class RunFolder:
             if self._lock_file is None:
                 # an upload's thread that outlives an interrupted run: the folder may be another
                 # run's by now
-                return
+                return False
             self.steps[step] = {"key": key, "outputs": listed, "facts": facts}
             self._write()
+            return True
 
     def _write(self) -> None:
         write_atomically(

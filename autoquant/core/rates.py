@@ -4,6 +4,7 @@ cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 
@@ -25,9 +26,12 @@ def known() -> dict[str, float]:
 
 
 def note(rates: Mapping[str, float]) -> None:
-    """Keep what was measured, in the place of what was known by these names."""
+    """Keep what was measured, in the place of what was known by these names; where nothing can be
+    written, nothing is kept.
+    """
     text = json.dumps({**known(), **rates}, indent=1, sort_keys=True)
-    write_atomically(cache_folder() / FILE, text, shared=True)
+    with contextlib.suppress(OSError):
+        write_atomically(cache_folder() / FILE, text, shared=True)
 
 
 def note_download(size: int, seconds: float) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -126,10 +126,12 @@ def fetch(listing: Look) -> tuple[Path, dict[str, str]]:
     return folder, hashes
 
 
-def fetch_one(listing: Look, name: str, place: Path) -> None:
+def fetch_one(
+    listing: Look, name: str, place: Path, stopped: Callable[[], bool] = lambda: False
+) -> None:
     """Fetch one file of a look to ``place``, or link it there from huggingface_hub's cache; its
-    size and hash are checked. What a killed download left is resumed. Raises what :func:`fetch`
-    does.
+    size and hash are checked. What a killed download left is resumed. Ends early when it is
+    ``stopped``. Raises what :func:`fetch` does.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -141,7 +143,9 @@ def fetch_one(listing: Look, name: str, place: Path) -> None:
         return
     part = place.with_name(f"{place.name}.part")
     begun, there_already = time.monotonic(), part.stat().st_size if part.exists() else 0
-    sha256 = fetch_to(connect(), listing.id, listing.revision, name, file.bytes, part)
+    sha256 = fetch_to(connect(), listing.id, listing.revision, name, file.bytes, part, stopped)
+    if stopped():
+        return
     rates.note_download(file.bytes - there_already, time.monotonic() - begun)
     _verified(part, file, listing, sha256)
     os.replace(part, place)

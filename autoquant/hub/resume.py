@@ -9,10 +9,13 @@ pieces in parallel.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BufferedRandom
 from pathlib import Path
@@ -76,12 +79,21 @@ def _fetch(
         return found
 
 
-def fetch_to(client: Client, repo: str, commit: str, name: str, size: int, part: Path) -> str:
+def fetch_to(
+    client: Client,
+    repo: str,
+    commit: str,
+    name: str,
+    size: int,
+    part: Path,
+    stopped: Callable[[], bool],
+) -> str:
     """Fetch one file to ``part``, going on with what is there of it. Its sha256, taken as it came,
-    is the caller's to compare.
+    is the caller's to compare. Ends early, with an error, when it is ``stopped``; who comes after
+    it waits for that.
     """
     return with_retries(
-        lambda: _get(client, _metadata(client, repo, commit, name), name, size, part),
+        lambda: _get(client, _metadata(client, repo, commit, name), name, size, part, stopped),
         f"downloading {name} of {repo}",
         client,
         repo,
@@ -101,13 +113,15 @@ def _metadata(client: Client, repo: str, commit: str, name: str) -> Any:
 class _Hashing:
     """A file that is written from its beginning to its end, and its hash beside."""
 
-    def __init__(self, file: BufferedRandom) -> None:
-        self._file = file
+    def __init__(self, file: BufferedRandom, stopped: Callable[[], bool]) -> None:
+        self._file, self._stopped = file, stopped
         file.seek(0)
         self._hash = hashlib.file_digest(file, "sha256")
 
     def write(self, data: bytes) -> int:
-        """Write at the end."""
+        """Write at the end. Raises InterruptedError if nobody wants it any more."""
+        if self._stopped():
+            raise InterruptedError("the download is not wanted any more")
         self._hash.update(data)
         return self._file.write(data)
 
@@ -131,7 +145,14 @@ class _Hashing:
         return self._hash.hexdigest()
 
 
-def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> str:
+def _get(
+    client: Client,
+    metadata: Any,
+    name: str,
+    size: int,
+    part: Path,
+    stopped: Callable[[], bool] = lambda: False,
+) -> str:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
@@ -141,7 +162,9 @@ def _get(client: Client, metadata: Any, name: str, size: int, part: Path) -> str
     if part.exists() and part.stat().st_size > size:
         part.unlink()
     with open(part, "a+b") as file:
-        out = _Hashing(file)
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # of an interrupted run that has not ended yet
+        out = _Hashing(file, stopped)
         begun = out.tell()
         if begun:
             log.info("resuming %s at %.0f of %.0f MB", name, begun / 1e6, size / 1e6)

@@ -57,14 +57,15 @@ class Background:
     def _work(self) -> None:
         while (given := self._jobs.get()) is not None:
             job, dropped = given
-            if self._error is not None:
-                dropped(self._error)
-                continue
-            try:
-                job()
-            except Exception as error:  # noqa: BLE001
-                # raised by join, in the thread that waits
-                self._error = self._error or error
+            error = self._error
+            if error is None:
+                try:
+                    job()
+                    continue
+                except Exception as failure:  # noqa: BLE001
+                    # raised by join, in the thread that waits
+                    error = self._error = self._error or failure
+            with contextlib.suppress(OSError):  # its folder may be gone with the run
                 dropped(error)
 
     def submit(self, job: Callable[[], None], dropped: Dropped = lambda error: None) -> None:
@@ -140,6 +141,8 @@ class BackgroundUpload:
             self._make(repo, branch)
             item = Item(stored.name, path, stored.bytes, stored.sha256)
             ahead = self.sender.send(repo, branch, item)._is_uploaded
+            if not ahead:  # its bytes go with the commit, from where it lies then
+                self.sender.forget(repo, branch, item)
             arrived({"repo": repo, "branch": branch} if ahead else None, None)
 
         self._background.submit(job, lambda error: arrived(None, error))

@@ -128,6 +128,11 @@ class Sender:
         with sending:
             return self._send(repo, branch, item)
 
+    def forget(self, repo: str, branch: str, item: Item) -> None:
+        """Send a file anew if it is asked for again."""
+        with self._lock:
+            self._sent.pop((repo, branch, item.name), None)
+
     def _send(self, repo: str, branch: str, item: Item) -> CommitOperationAdd:
         from huggingface_hub import CommitOperationAdd
 
@@ -162,6 +167,44 @@ class Sender:
         with self._lock:
             self._sent[key] = operation
         return operation
+
+
+def refuse_lost(sender: Sender, target: Target, result: RunRecord, run: RunFolder) -> None:
+    """Refuse to commit shards that were sent and deleted here, and that the Hub has not kept: it
+    does so for a limited time. The journal forgets them and their types, so that they are made
+    again. Raises CheckFailed.
+    """
+    from huggingface_hub.lfs import post_lfs_batch_info
+
+    client, repo = sender.client, target.repo
+    gone = [one for one in target.due if isinstance(one.content, Path) and not one.content.exists()]
+    if not gone:
+        return
+    token = client.secret if isinstance(client.secret, str) else None
+    infos = [sender.send(repo, target.branch, one).upload_info for one in gone]
+    answers, _, _ = with_retries(
+        lambda: post_lfs_batch_info(
+            infos, token, "model", repo, target.branch, endpoint=client.endpoint
+        ),
+        f"looking at what {repo} has",
+        client,
+        repo,
+    )
+    # what is to be uploaded is not there
+    lost = {answer["oid"] for answer in answers if answer.get("actions")}
+    names = [one.name for one in gone if one.sha256 in lost]
+    if not names:
+        return
+    for name in names:
+        run.forget(f"sent {name}")
+    for artifact in result.artifacts:
+        if {stored.name for stored in artifact.files} & set(names):
+            run.forget(f"quantize {artifact.type}")
+    raise CheckFailed(
+        f"{repo} has lost {len(names)} of the files that were sent and deleted here ({names[0]} …):"
+        " the Hub keeps what is not committed for a limited time. Run the same quantize command"
+        " again: they are made and sent again"
+    )
 
 
 def intend(run: RunFolder, repo: str, branch: str) -> None:
@@ -217,6 +260,7 @@ def commit_files(sender: Sender, target: Target, result: RunRecord, run: RunFold
     client, repo = sender.client, target.repo
     # of a new one: a commit that is repeated must not be made twice
     parent = target.head or (state_of(client, repo, target.branch) or ("",))[0]
+    refuse_lost(sender, target, result, run)
     operations = [sender.send(repo, target.branch, item) for item in target.due]
     # if we are killed before the answer, these are ours
     run.record(target.step, "", [], {"files": _ids(run, target), "commit": ""})

@@ -4,6 +4,8 @@ quantization has lost stays lost.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import math
 import tempfile
@@ -108,6 +110,7 @@ class Form:
         self.tensors = tensors
         self.block: dict[str, Any] = config.pop("quantization_config")
         self.headers = headers_of(folder, [path.name for path in weight_files(folder)])
+        self._sorted = sorted(self.headers)
         self.made = stored.made_of(self.headers, self.block, tensors)
         self.config = _config(config, _half(self.headers))
 
@@ -116,7 +119,9 @@ class Form:
         one = self.made[name]
         if one.way == "plain":
             return [one.base]
-        return [other for other in self.headers if other.startswith(one.base)]
+        first = bisect.bisect_left(self._sorted, one.base)
+        others = itertools.islice(self._sorted, first, None)
+        return list(itertools.takewhile(lambda other: other.startswith(one.base), others))
 
     def value(self, name: str) -> Any:
         """One tensor, as torch has it."""

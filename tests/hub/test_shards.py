@@ -149,6 +149,31 @@ def test_the_hub_is_away_and_comes_back(user: User, hub: Hub, wanted: dict[str, 
     assert hub.sent() <= sum(sizes) + max(sizes), "the one that was refused came twice"
 
 
+def test_the_hub_has_lost_what_was_sent(user: User, hub: Hub, wanted: dict[str, bytes]) -> None:
+    """Before the commit: it is said, and the same command makes it again."""
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    lost = hashlib.sha256(wanted["shards-Q8_0-00003-of-00006.gguf"]).hexdigest()
+    hub.fail("POST .*/commit/", 400, message="a bad day")
+    user.run(*DELETE, status=1)
+    hub.blob(lost).unlink()
+    said = user.run(*DELETE, status=1).stderr
+    assert f"{TARGET} has lost 1 of the files that were sent and deleted here" in said
+    user.run(*DELETE)
+    assert data(uploaded(hub)) == data(wanted)
+
+
+def test_another_repository_or_none_gets_files_made_anew(
+    user: User, hub: Hub, wanted: dict[str, bytes]
+) -> None:
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    user.run(*DELETE)
+    user.run(*[word.replace(TARGET, "tester/second") for word in DELETE])
+    names = {name for name in hub.files("tester/second") if name.endswith(".gguf")}
+    assert names == set(wanted)
+    user.run(*WORDS, "--evaluate", "off")
+    assert {path.name for path in (user.cwd / "out").glob("*.gguf")} == set(wanted)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

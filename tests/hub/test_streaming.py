@@ -22,6 +22,7 @@ from tests.workers import in_worker
 
 REPO = "maker/shards"
 TYPES = ("--types", "Q8_0,Q4_K_M", "--pre-tokenizer", "gpt-2", "--evaluate", "off")
+FIRST = "model-00001-of-00004.safetensors"
 STREAM = ("quantize", "gguf", REPO, *TYPES, "--download", "stream", "--out", "out")
 
 
@@ -184,7 +185,13 @@ def test_a_shard_that_is_not_what_the_hub_lists(user: User, hub: Hub) -> None:
     assert f"{REPO}: {name} has arrived with" in said
     assert "run again to fetch it anew" in said
     assert not list(user.cwd.glob("out/*.gguf"))
-    assert not (user.cwd / "out" / ".autoquant" / "jobs").exists()
+    kept = user.cwd / "out" / ".autoquant" / "jobs" / "shards"
+    assert not [path for path in kept.glob("*.safetensors*") if name in path.name]
+    blob.write_bytes(whole)
+    before = downloads(hub)
+    user.run(*STREAM)
+    assert downloads(hub)[len(before) :].count(hub.repos[REPO].at("main").files[FIRST].sha256) == 0
+    assert made_in(user.cwd / "out").keys() == {"Q8_0", "Q4_K_M"}
     assert weights(user.home) == []
 
 

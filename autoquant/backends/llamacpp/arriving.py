@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from autoquant.backends.llamacpp.reading import Reading, Span
 from autoquant.core.errors import ProcessFailed
 from autoquant.runtime.worker import Emit
 
-FAILED = "failed"  # stands there if no more files will come
+GOING = "going"  # stands there while files are to come; to take it away needs no room
 EVERY = 0.02  # seconds between two looks
 
 
@@ -45,6 +45,7 @@ class Arriving:
         self.kept = self.folder / "kept"
         self.kept.mkdir(exist_ok=True)
         self.reading = Reading(self.folder, self.kept, made)
+        self._have = {path.name for path in self.kept.iterdir() if path.suffix != ".part"}
         self._spared = self.kept / "spared.txt"  # what is in its place already
         done = self._spared.read_text().splitlines() if self._spared.exists() else []
         self.spare = {
@@ -56,14 +57,17 @@ class Arriving:
         }
 
     def _spans(self, leaves: list[LocalTensor]) -> set[Span]:
-        """The stored tensors of those that are read, but for those that are kept."""
-        every = {span for leaf in leaves for span in self.reading.spans(leaf)}
-        return {span for span in every if not self._place(span).is_file()}
+        """The stored tensors that these are made of."""
+        return {span for leaf in leaves for span in self.reading.spans(leaf)}
 
     def _place(self, span: Span) -> Path:
         place = self.reading.place(span)
         assert place is not None
         return place
+
+    def _files(self, spans: set[Span]) -> set[str]:
+        """The files that have stored tensors which are not kept."""
+        return {span.file for span in spans if self._place(span).name not in self._have}
 
     def in_turn(
         self, tensors: dict[str, list[LocalTensor]], settle: Callable[[], None]
@@ -73,42 +77,43 @@ class Arriving:
         more.
 
         A tensor that is made of two files does not hold the first one: its part of that is copied
-        away.
+        away, until the tensor is made.
         """
         left = {name: self._spans(leaves) for name, leaves in tensors.items()}
         spare = {name: self._spans([leaf]) for name, leaf in self.spare.items()}
         every = set[Span]().union(*left.values(), *spare.values())
-        wanted = sorted({span.file for span in every})
+        wanted = sorted(self._files(every))
         self.emit({"fetch": wanted, "needs": self.needs})
-        here: set[str] = set()
-
-        def ready(waiting: dict[str, set[Span]]) -> list[str]:
-            at_hand = [
-                name for name, spans in waiting.items() if {span.file for span in spans} <= here
-            ]
-            for name in at_hand:
-                del waiting[name]
-            return at_hand
-
+        self._forget(every)
         for file in ("", *wanted):
             if file:
                 self._wait_for(file)
-                here.add(file)
-            yield from ready(left)
-            for name in ready(spare):
+            for name in [name for name, spans in left.items() if self._files(spans) <= {file}]:
+                del left[name]
+                yield name
+            for name in [name for name, spans in spare.items() if self._files(spans) <= {file}]:
+                del spare[name]
                 self._spare(name)
             settle()
+            still = set[Span]().union(*left.values(), *spare.values())
+            for span in still:
+                if span.file == file:
+                    self._keep(span)
+            self._forget(still)
             if file:
-                for waiting in (*left.values(), *spare.values()):
-                    for span in [span for span in waiting if span.file == file]:
-                        self._keep(span)
-                        waiting.remove(span)
-                here.remove(file)
                 self.emit({"release": file})
+
+    def _forget(self, still: set[Span]) -> None:
+        """Remove what is kept and not needed ``still``."""
+        needed = {self._place(span) for span in still}
+        for path in self.kept.iterdir():
+            if path not in needed and path != self._spared:
+                path.unlink()
+                self._have.discard(path.name)
 
     def _wait_for(self, file: str) -> None:
         while not (self.folder / file).is_file():
-            if (self.folder / FAILED).exists():
+            if not (self.folder / GOING).exists():
                 raise ProcessFailed(f"{file} does not come")
             time.sleep(EVERY)
 
@@ -126,6 +131,20 @@ class Arriving:
             part = place.with_suffix(".part")
             self.reading.stored(span).tofile(part)
             os.replace(part, place)
+            self._have.add(place.name)
+
+
+def kept_at_most(tensors: Iterable[set[Span]]) -> int:
+    """The bytes that are kept of files which are gone, at most, while tensors that are made of
+    these come :meth:`Arriving.in_turn`.
+    """
+    left, seen, most = list(tensors), set[str](), 0
+    for file in sorted({span.file for spans in left for span in spans}):
+        seen.add(file)
+        left = [spans for spans in left if not {span.file for span in spans} <= seen]
+        kept = {span for spans in left for span in spans if span.file in seen}
+        most = max(most, sum(span.size for span in kept))
+    return most
 
 
 def leaves_of(tensor: Any) -> list[LocalTensor]:

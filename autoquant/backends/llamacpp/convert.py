@@ -70,6 +70,7 @@ def convert(
     imatrix_file: str = "",
     taking: dict[str, Any] | None = None,
     one_pass: dict[str, Any] | None = None,
+    streamed: dict[str, Any] | None = None,
     report: Report | None = None,
     emit: Emit | None = None,
 ) -> dict[str, Any]:
@@ -81,7 +82,8 @@ def convert(
     "intermediate": 0 or 1}``). Returns ``plans`` (see :func:`quantize.dry_run`),
     ``intermediate`` (bytes of the converted file), ``tokens`` ("" or how the token ids differ),
     ``ends`` ("" or which tokens end no generation any more).
-    ``taking`` says which tensors to take, see :class:`hooks.Taking`.
+    ``taking`` says which tensors to take, see :class:`hooks.Taking`. With ``streamed``
+    (``{"made": …}``, see reading.Reading) there is ``kept`` too, see arriving.kept_at_most.
 
     Raises InputError for an unknown architecture or pre-tokenizer, a type that cannot be, needs an
     imatrix or does not fit.
@@ -133,6 +135,15 @@ def convert(
             result=result,
             known=lambda: pre_tokenizers(base),
         )
+        if streamed is not None:
+            from autoquant.backends.llamacpp import arriving
+            from autoquant.backends.llamacpp.reading import Reading
+
+            reading = Reading(Path(model), None, streamed["made"])
+            result["kept"] = arriving.kept_at_most(
+                {span for leaf in arriving.leaves_of(info.tensor) for span in reading.spans(leaf)}
+                for info in self.gguf_writer.tensors[0].values()
+            )
         if one_pass is None or emit is None:
             raise Stop
         gc.enable()

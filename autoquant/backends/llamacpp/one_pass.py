@@ -90,6 +90,8 @@ class OnePass:
             for file in files:
                 file.left -= set(lines[2:])
             return set(lines[2:])
+        for left in set(self.journal.parent.glob("*.gguf")) - {file.path for file in files}:
+            left.unlink()  # of a run that was asked for something else
         for file in files:
             file.begin()
         types = ",".join(sorted(self.types))

@@ -14,7 +14,7 @@ from autoquant.runtime.worker import Emit
 
 SENT, TAKEN = "sent", "taken"  # what happens to shards: they are sent, or sent and taken away
 HELD = 2  # shards that may wait to be taken away, so that the disk does not fill
-STUCK = "stuck"  # stands beside them if no more will be taken away
+GOING = "going"  # stands beside them while they are taken away; to take it away needs no room
 EVERY = 0.05  # seconds between two looks
 
 
@@ -50,6 +50,6 @@ class Shards:
     def wait(self) -> None:
         """Wait while too many are still to be taken away. Raises ProcessFailed if none will be."""
         while self.taken and sum(path.exists() for path in self._told) > HELD:
-            if any((path.parent / STUCK).exists() for path in self._told):
+            if not all((path.parent / GOING).exists() for path in self._told):
                 raise ProcessFailed("finished shards are not taken away")
             time.sleep(EVERY)

@@ -8,7 +8,7 @@ from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core.bundled import CALIBRATION_TEXT
-from autoquant.core.records import Snapshot, Source
+from autoquant.core.records import Source
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import environments, process
 from autoquant.source import structure
@@ -35,10 +35,11 @@ def taking(source: Source) -> dict[str, Any]:
     return {"drop": drop, "prefix": found.prefix, "drafts": sorted(drafts)}
 
 
-def made_of(snapshot: Snapshot) -> dict[str, Any] | None:
-    """How a worker makes the tensors of a model that is not made: see backends.llamacpp.reading."""
-    source = snapshot.source
-    if not snapshot.unmade:
+def made_of(source: Source) -> dict[str, Any] | None:
+    """How a worker makes the tensors of a model that is not made: see backends.llamacpp.reading;
+    None for one that has nothing to be made.
+    """
+    if source.stored_in is None and source.adapter is None:
         return None
     base = source.adapted or source
     return {
@@ -83,9 +84,12 @@ def convert(
     need: dict[str, int],
     progress: process.Progress | None = None,
     one_pass: dict[str, Any] | None = None,
+    streamed: bool = False,
     on_part: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """The converter in a worker: plan, and with ``one_pass`` make the types."""
+    """The converter in a worker: plan, and with ``one_pass`` make the types. The plan of one whose
+    files may come and go, ``streamed``, says what would be kept of them.
+    """
     tools = llama.locate(options.converter)
     sample = CALIBRATION_TEXT.read_text(encoding="utf-8")[:4000]
     return dict(
@@ -110,6 +114,7 @@ def convert(
             imatrix_file=str(options.given_imatrix or ""),
             taking=taking(source),
             one_pass=one_pass,
+            streamed={"made": made_of(source)} if streamed else None,
             on_part=on_part,
         )
     )

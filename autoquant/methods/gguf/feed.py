@@ -15,7 +15,8 @@ from autoquant.core.records import Source
 from autoquant.formats.checkpoint import weight_files
 from autoquant.hub import fetch, look
 
-FAILED = "failed"  # what the converter's worker looks for, see backends.llamacpp.arriving
+GOING = "going"  # what the converter's worker looks for, see backends.llamacpp.arriving
+PATIENCE = 2.0  # seconds for a download to see that it is not wanted any more
 
 
 class Feed:
@@ -36,16 +37,22 @@ class Feed:
         self.failure: Exception | None = None
         self._room = threading.Semaphore(1)
         self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def told(self, answer: dict[str, Any]) -> bool:
         """Do what the worker asks for; False if it asks for nothing."""
         if "fetch" in answer:
+            wanted = set(answer["fetch"])
+            for left in self.folder.glob("*.safetensors*"):
+                if left.name.removesuffix(".part") not in wanted:
+                    left.unlink()  # a killed run had done with it
             # spare parts are there twice in the end: in what they are made into, too
             needed = answer["needs"] + 2 * sum(size for _, _, size in self.spare)
             if free_bytes(self.folder) > needed + 2 * largest(self.source):
                 self._room.release()
             # daemon: an interrupt need not wait for a large file
-            threading.Thread(target=self._run, args=(answer["fetch"],), daemon=True).start()
+            self._thread = threading.Thread(target=self._run, args=(answer["fetch"],), daemon=True)
+            self._thread.start()
         elif "release" in answer:
             (self.folder / answer["release"]).unlink()
             self._room.release()
@@ -60,15 +67,19 @@ class Feed:
                 if self._stopped.is_set():
                     return
                 if not (self.folder / name).is_file():
-                    fetch.fetch_one(self.listing, name, self.folder / name)
+                    place = self.folder / name
+                    fetch.fetch_one(self.listing, name, place, self._stopped.is_set)
         except Exception as failure:  # noqa: BLE001
-            # raised where the run waits for the worker, which ends when it sees the mark
+            if self._stopped.is_set():
+                return
+            # raised where the run waits for the worker, which ends when it sees that the mark is
+            # gone
             self.failure = failure
-            (self.folder / FAILED).touch()
+            (self.folder / GOING).unlink(missing_ok=True)
 
     def __enter__(self) -> Feed:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / FAILED).unlink(missing_ok=True)
+        (self.folder / GOING).touch()
         if self.spare and not self.spared.exists():
             outlined(self.source.folder, self.spared)
         return self
@@ -76,6 +87,8 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._room.release()
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
         if self.failure is not None:
             raise self.failure from None
 
@@ -90,6 +103,14 @@ def listing(source: Source) -> look.Look:
     base = origin(source)
     assert base.revision is not None
     return look.known(base.id, base.revision, base.tag)
+
+
+def names(source: Source) -> set[str]:
+    """The names of the weight files that come."""
+    base = origin(source)
+    if base.stored_in is not None:
+        return {path.name for path in weight_files(base.stored_in)}
+    return set(base.weights)
 
 
 def outlined(folder: Path, target: Path) -> None:
@@ -112,11 +133,8 @@ def outlined(folder: Path, target: Path) -> None:
 
 def largest(source: Source) -> int:
     """Bytes of the largest weight file."""
-    base = origin(source)
-    names = base.weights
-    if base.stored_in is not None:
-        names = tuple(path.name for path in weight_files(base.stored_in))
-    return max(file.bytes for file in listing(source).files if file.name in names)
+    own = names(source)
+    return max(file.bytes for file in listing(source).files if file.name in own)
 
 
 def hashes(source: Source) -> dict[str, str]:

@@ -16,7 +16,8 @@ from autoquant.core.records import Snapshot
 from autoquant.core.texts import read_text
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.methods.gguf.streaming import RUN_BY, Way
+from autoquant.methods.gguf.sizes import RUN_BY
+from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
 
 
@@ -41,9 +42,10 @@ def find(options: GgufOptions, run: RunFolder, converted: str, way: Way) -> Imat
     else:
         text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
         key = key_of(converted, text, options.imatrix_chunks)
-    stand_in = key_of(key, RUN_BY)
-    if way.twice or run.done("imatrix", stand_in):
-        key = stand_in
+    # what was collected is not collected again, whatever room there is now
+    by_way = [key_of(key, RUN_BY), key] if way.twice else [key, key_of(key, RUN_BY)]
+    done = (one for one in by_way if run.done("imatrix", one))
+    key = next(done, by_way[0])
     return Imatrix(run.folder / "imatrix.gguf", key, run.done("imatrix", key))
 
 

@@ -1,4 +1,4 @@
-"""The asked types straight from a checkpoint, without an unquantized file in between."""
+"""The asked types straight from a checkpoint or a GGUF file, with no file in between."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autoquant.methods.gguf.convert import convert
 from autoquant.methods.gguf.feed import Feed, largest
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.sending import Sending
-from autoquant.methods.gguf.streaming import at_a_time
+from autoquant.methods.gguf.streaming import sizes_of
 from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
@@ -62,12 +62,15 @@ class OnePass:
         kept: Kept | None,
         feed: Feed | None,
         finished: Finished,
-        then: Callable[[], None] = lambda: None,
+        then: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
-        """Make and verify ``types`` of the checkpoint, and say of each what was seen as soon as it
-        is ``finished``. What an interrupted run has written of them, in the run's ``jobs`` folder,
-        is not written again; nothing of a failed one stays. What is to be done ``then``, while the
-        feed's folder is still there, may fail as well. Returns what the converter has found.
+        """Make and verify ``types`` of the checkpoint. What an interrupted run has written of them,
+        in the run's ``jobs`` folder, is not written again; nothing stays of one that failed because
+        of what is in the model.
+
+        When all is there, the ``kept`` file is in its place, and what is to be done ``then`` gets
+        what the converter has found, while the feed's folder is still there. Only after that, so
+        that a killed run comes here again, is each type ``finished``. Returns what was found.
         """
         options, run = self.options, self.run
         folder = run.jobs if types else run.jobs / "kept"
@@ -83,12 +86,15 @@ class OnePass:
             self.source.id,
             self.source.architecture,
             f"{self.source.parameters / 1e6:,.0f}",
-            ", ".join(dict.fromkeys(job["type"] for job in jobs)),
+            ", ".join(dict.fromkeys(job["type"] for job in jobs)) or "what sees or hears",
         )
+        verified: list[dict[str, Any]] = []
 
         def told(answer: dict[str, Any]) -> None:
             if (feed is None or not feed.told(answer)) and not self.sending.told(answer):
-                finished(answer)
+                verified.append(answer)
+
+        deleted = options.delete_uploaded and bool(types)
 
         def work(progress: process.Progress) -> dict[str, Any]:
             with feed or nullcontext():
@@ -99,9 +105,7 @@ class OnePass:
                     logs=run.logs,
                     types=planned,
                     outtype=self.whole.lower(),
-                    room=NO_LIMIT
-                    if options.delete_uploaded
-                    else free_bytes(run.folder) + bytes_in(folder),
+                    room=NO_LIMIT if deleted else free_bytes(run.folder) + bytes_in(folder),
                     need={
                         "other": largest(self.source) if feed else 0,
                         "intermediate": int(kept is not None and kept.type == self.whole),
@@ -110,7 +114,7 @@ class OnePass:
                     one_pass={
                         "jobs": jobs,
                         "arriving": str(feed.folder) if feed else "",
-                        "needs": at_a_time(options) if options.delete_uploaded else None,
+                        "needs": sizes_of(self.source, options).made if deleted else None,
                         "made": self.made,
                         "spare": list(feed.spare) if feed else [],
                         **self._arguments(folder),
@@ -118,12 +122,14 @@ class OnePass:
                     on_part=told,
                 )
 
-        def done() -> None:
+        def done(facts: dict[str, Any]) -> None:
             if kept is not None:
                 part.replace(kept.path)
-            then()
+            then(facts)
+            for answer in verified:
+                finished(answer)
 
-        return self._kept_to_the_end(folder, jobs, work, done)
+        return self._kept_to_the_end(folder, jobs, feed, work, done)
 
     def quantize(
         self,
@@ -144,10 +150,11 @@ class OnePass:
             if job["ready"] and there is not None:
                 job = {**job, "there": True, "target": str(there)}
             jobs.append({**job, "plan": plan})
+        verified: list[dict[str, Any]] = []
 
         def told(answer: dict[str, Any]) -> None:
             if not self.sending.told(answer):
-                finished(answer)
+                verified.append(answer)
 
         def work(progress: process.Progress) -> dict[str, Any]:
             process.call(
@@ -163,7 +170,11 @@ class OnePass:
             )
             return {}
 
-        self._kept_to_the_end(self.run.jobs, jobs, work, lambda: None)
+        def done(facts: dict[str, Any]) -> None:
+            for answer in verified:
+                finished(answer)
+
+        self._kept_to_the_end(self.run.jobs, jobs, None, work, done)
 
     def _arguments(self, folder: Path) -> dict[str, Any]:
         return {
@@ -180,11 +191,13 @@ class OnePass:
         self,
         folder: Path,
         jobs: list[dict[str, Any]],
+        feed: Feed | None,
         work: Callable[[process.Progress], dict[str, Any]],
-        done: Callable[[], None],
+        done: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
         """Work in a folder of which nothing stays in the end."""
         folder.mkdir(parents=True, exist_ok=True)
+        self.sending.begin()
         names = dict.fromkeys(job["type"] for job in jobs)
         try:
             with Bar(f"quantize {', '.join(names)}".strip()) as progress:
@@ -193,16 +206,26 @@ class OnePass:
                 except ProcessFailed:
                     self.sending.failed()
                     raise
-            done()
+            done(facts)
         except (AutoQuantError, OSError) as error:
-            # what is there is gone on with when the Hub is there again, or lets us in
-            if not isinstance(error, HubFailed) and self.sending.error is None:
+            if not self._goes_on(error, feed):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder)
         if folder != self.run.jobs and not any(self.run.jobs.iterdir()):
             self.run.jobs.rmdir()
         return facts
+
+    def _goes_on(self, error: AutoQuantError | OSError, feed: Feed | None) -> bool:
+        """Whether what is written is gone on with by the next run: where something else failed than
+        the making, and not for want of room on the disk, which what is written takes.
+        """
+        full = isinstance(error, OSError) or "no space left" in str(error)
+        killed = isinstance(error, ProcessFailed) and bool(error.signal)
+        elsewhere = self.sending.error is not None or (
+            feed is not None and feed.failure is not None
+        )
+        return not full and (isinstance(error, HubFailed) or killed or elsewhere)
 
     def _job(self, name: str) -> dict[str, Any]:
         """One file to be; ``ready`` says that it is what the converter itself would write."""

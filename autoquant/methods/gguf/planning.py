@@ -14,8 +14,7 @@ from autoquant.core.files import free_bytes
 from autoquant.core.machine import memory_available
 from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.records import Source
-from autoquant.hub.fetch import same_disk
-from autoquant.methods.gguf import adapter_only, mmproj, requantize, streaming, timing
+from autoquant.methods.gguf import adapter_only, mmproj, requantize, sizes, streaming, timing
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.source import adapter_bytes, bytes_to_fetch, structure
@@ -46,6 +45,7 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
             )
             notes = [requantize.note(source), mmproj.note(source, options, {})]
             carried = source.folder / source.mmproj if source.mmproj and options.mmproj else None
+            kept = 0
             beside, whole, memory = carried.stat().st_size if carried else 0, "", QUANTIZER_MEMORY
         else:
             converted = convert(
@@ -57,8 +57,9 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
                 outtype=precision(source, options),
                 room=None,
                 need={},
+                streamed=not streaming.why_not(source),
             )
-            plans = converted["plans"]
+            plans, kept = converted["plans"], converted.get("kept", 0)
             towers = mmproj.plan(source, options)
             notes = [converted["tokens"], converted["ends"], mmproj.note(source, options, towers)]
             beside, memory = towers.get("bytes", 0), CONVERTER_MEMORY + 8 * _largest_whole(source)
@@ -66,19 +67,28 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
         head, intermediate = gguf_head.read(header), 0 if source.gguf else header.stat().st_size
     items = tuple(_item(planned, whole) for planned in plans)
     made = sum(item.bytes for item in items)
-    sizes = streaming.Sizes.of(source, options, made, beside, intermediate)
-    way = streaming.choose(source, options, out, sizes)
+    known = sizes.plan(
+        source,
+        options,
+        streaming.sizes_of(source, options),
+        made=made,
+        beside=beside,
+        whole=intermediate,
+        kept=kept,
+        largest=max(one.bytes for one in head.tensors.values()),
+    )
+    way = streaming.choose(source, options, out, known)
     download, free = bytes_to_fetch(source) * (2 if way.twice else 1), free_bytes(out)
-    needed = way.disk(sizes)
-    if not way.stream and same_disk(out):
-        needed += download
+    needed = way.disk(known) - sizes.written(source, options, out)
+    if not way.stream:
+        needed += streaming.beside(out, download, known)
     notes += [streaming.note(source, options, way), streaming.unmeasured(source, options, way)]
     return Plan(
         method,
         source,
         items,
         intermediate,
-        disk_needed=needed,
+        disk_needed=max(0, needed),
         disk_free=free,
         memory_needed=memory,
         memory_available=memory_available(),

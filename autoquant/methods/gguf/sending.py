@@ -13,7 +13,7 @@ from autoquant.core.records import Stored
 from autoquant.methods.gguf.options import GgufOptions
 
 SENT, TAKEN = "sent", "taken"  # see backends.llamacpp.shards
-STUCK = "stuck"
+GOING = "going"
 STEP = "sent"  # begins the journal's name for a shard that is on the Hub, and no more here
 
 
@@ -29,16 +29,22 @@ class Sending:
             self.how = TAKEN if options.delete_uploaded else SENT
         # by name, those that are no more here; and all that are whole
         self.gone: dict[str, Stored] = {}
+        self.where = {"upload": options.upload, "layout": options.layout}
         for step, record in run.steps.items():
-            if step.startswith(f"{STEP} ") and record["key"] == key:
-                facts = record["facts"]
+            facts = record["facts"]
+            mine = step.startswith(f"{STEP} ") and record["key"] == key
+            if self.how == TAKEN and mine and self.where.items() <= facts.items():
                 stored = Stored(step.removeprefix(f"{STEP} "), facts["bytes"], facts["sha256"])
                 self.gone[stored.name] = stored
         self.known = dict(self.gone)
-        (run.jobs / STUCK).unlink(missing_ok=True)
         self._left = threading.Condition()
         self._count = 0
         self.error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Let the worker know that its shards will be taken away."""
+        if self.how == TAKEN:
+            (self.run.jobs / GOING).touch()
 
     def told(self, answer: dict[str, Any]) -> bool:
         """Send a shard that is whole; False if the answer is about something else."""
@@ -70,17 +76,18 @@ class Sending:
         if self.how == SENT:
             place.unlink(missing_ok=True)
         elif to is not None:
-            self.gone[stored.name] = stored
-            facts = {"bytes": stored.bytes, "sha256": stored.sha256, **to}
-            self.run.record(f"{STEP} {stored.name}", self.key, [], facts)
-            place.unlink()
+            facts = {"bytes": stored.bytes, "sha256": stored.sha256, **to, **self.where}
+            # not of a run that was interrupted meanwhile: the next one finds it here
+            if self.run.record(f"{STEP} {stored.name}", self.key, [], facts):
+                self.gone[stored.name] = stored
+                place.unlink()
         elif error is None:  # the Hub takes it with the commit only
             place.replace(self.run.work / place.name)
         with self._left:
+            self._count -= 1
             if self.how == TAKEN and error is not None:
                 self.error = self.error or error
-                (self.run.jobs / STUCK).touch()
-            self._count -= 1
+                (self.run.jobs / GOING).unlink(missing_ok=True)
             self._left.notify_all()
 
     def wait(self) -> None:

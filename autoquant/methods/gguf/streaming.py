@@ -8,23 +8,22 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core import journal
 from autoquant.core.errors import InputError
-from autoquant.core.files import bytes_in, free_bytes
+from autoquant.core.files import key_of
 from autoquant.core.records import Snapshot, Source
 from autoquant.evaluate.artifacts import SMALL
 from autoquant.hub.fetch import cache_free, same_disk
-from autoquant.methods.gguf import feed
+from autoquant.methods.gguf import feed, sizes
 from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.sizes import RUN_BY, Sizes
 from autoquant.source import bytes_to_fetch, fetch_adapter
 from autoquant.source.snapshot import both
 
 # quantized checkpoints whose tensors are read one by one, by headers alone
 TENSORWISE = ("fp8", "compressed-tensors", "mxfp4")
-WAITING = 3  # shards, see backends.llamacpp.shards.HELD, and the one that was finished last
-RUN_BY = "Q8_0"  # the type that stands for an unquantized model which has no room
+MADE = "made"  # the journal's step of a run that has made all that was asked for
 
 
 @dataclass(frozen=True)
@@ -40,56 +39,23 @@ class Way:
 
     def disk(self, sizes: Sizes) -> int:
         """Bytes that a run needs at a time where results lie, without the cache of downloads."""
-        one = (sizes.shard if self.stream else 0) + sizes.beside
+        one = sizes.beside + (sizes.shard + sizes.kept if self.stream else 0)
         running = sizes.running.get(self.runs, 0)
         return one + (max(sizes.made, running) if self.twice else sizes.made + running)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes: of all asked types (``made``), of files beside them, of the largest weight file
-    (``shard``), and of files that would be run, by type, unless they are asked for as well.
-    """
-
-    made: int
-    beside: int
-    shard: int
-    running: dict[str, int]
-
-    @classmethod
-    def of(
-        cls, source: Source, options: GgufOptions, made: int = 0, beside: int = 0, whole: int = 0
-    ) -> Sizes:
-        """``made``, ``beside`` and ``whole``, the unquantized file's, as far as they are known."""
-        unquantized = precision(source, options).upper()
-        running = {
-            unquantized: whole or estimated(source, unquantized),
-            RUN_BY: estimated(source, RUN_BY),
-        }
-        made = made or sum(estimated(source, name) for name in options.types)
-        return cls(
-            min(made, at_a_time(options)) if options.delete_uploaded else made,
-            beside,
-            feed.largest(source) if not why_not(source) else 0,
-            {
-                name: size
-                for name, size in running.items()
-                if name not in options.types or options.delete_uploaded
-            },
-        )
+def will_be_measured(source: Source, options: GgufOptions) -> bool:
+    """Whether files are measured, if there is room for it."""
+    small = source.parameters <= SMALL
+    asked = options.evaluate == "on" or (options.evaluate == "auto" and small)
+    return asked and not options.delete_uploaded
 
 
-def estimated(source: Source, name: str) -> int:
-    """Bytes of a type's file, by its usual bits per weight."""
-    return int(source.parameters * TYPES[name].bits_per_weight / 8)
-
-
-def at_a_time(options: GgufOptions) -> int:
-    """Bytes of shards that lie on the disk at a time where they are deleted as soon as they are
-    sent: of each type the first, which has the output layer, and the two that one block's tensors
-    may lie in; and those that wait to be sent.
-    """
-    return (3 * len(options.types) + WAITING) * options.split_bytes
+def sizes_of(source: Source, options: GgufOptions) -> Sizes:
+    """The sizes of a run, as far as they are known."""
+    made_first = source.stored_in is not None or source.adapter is not None
+    copy = made_first and needs_made(source, options)
+    return sizes.of(source, options, streams=not why_not(source), copy=copy)
 
 
 def why_not(source: Source) -> str:
@@ -99,6 +65,8 @@ def why_not(source: Source) -> str:
         return f"{base.id} is not on the Hub"
     if base.gguf or base.pickle:
         return f"{base.id} is no checkpoint of safetensors"
+    if not feed.names(source) <= {file.name for file in feed.listing(source).files}:
+        return f"{base.id} has its weights under other names than usual"
     if base.stored_in is not None and base.stored_as not in TENSORWISE:
         return f"{base.id} is quantized ({base.stored_as}), which is read from all files at once"
     return ""
@@ -117,12 +85,11 @@ def check(source: Source, options: GgufOptions) -> None:
 def ways(source: Source, options: GgufOptions) -> list[Way]:
     """What can be done, the best first."""
     unquantized = precision(source, options).upper()
-    written = options.collects or options.keep_intermediate
+    written = (options.collects or options.keep_intermediate) and not source.gguf
     whole = [Way(False, unquantized if written else "")]
     if options.download == "whole" or why_not(source):
         return whole
-    small = source.parameters <= SMALL
-    measured = options.evaluate == "on" or (options.evaluate == "auto" and small)
+    measured = will_be_measured(source, options)
     streamed = [Way(True, unquantized if written or measured else "")]
     if options.evaluate != "on" and not options.keep_intermediate:
         if options.collects:
@@ -132,36 +99,35 @@ def ways(source: Source, options: GgufOptions) -> list[Way]:
     return streamed if options.download == "stream" else whole + streamed
 
 
-def choose(source: Source, options: GgufOptions, out: Path, sizes: Sizes | None = None) -> Way:
+def choose(source: Source, options: GgufOptions, out: Path, known: Sizes | None = None) -> Way:
     """The best way that there is room for; if there is none, the one that needs the least. What a
     run has written into ``out`` already counts as free.
     """
-    sizes = sizes or Sizes.of(source, options)
+    known = known or sizes_of(source, options)
     every = ways(source, options)
     for way in every[:-1]:
-        here = way.disk(sizes)
+        here = way.disk(known)
         if not way.stream:
             download = bytes_to_fetch(source)
             if not download:
                 return way
             if not same_disk(out) and download > cache_free():
                 continue
-            here += download if same_disk(out) else 0
-        if here <= _room(out):
+            here += beside(out, download, known)
+        if here <= sizes.room(source, options, out):
             return way
     return every[-1]
 
 
-def _room(out: Path) -> int:
-    """Free bytes for a run's results, with what it has written of them."""
-    made = sum(path.stat().st_size for path in out.glob("*.gguf"))
-    ours = out / journal.OURS
-    return free_bytes(out) + made + sum(bytes_in(ours / name) for name in ("jobs", "work"))
+def beside(out: Path, download: int, known: Sizes) -> int:
+    """Bytes on the disk of the results of what a whole source takes: its files, and a copy."""
+    copy = known.copy if sizes.beside_copies(out) else 0
+    return (download if same_disk(out) else 0) + copy
 
 
 def refuse_without_room(source: Source, options: GgufOptions, out: Path, way: Way) -> None:
     """Refuse a run whose results go away again, and need too much room at a time all the same."""
-    needed, room = way.disk(Sizes.of(source, options)), _room(out)
+    needed, room = way.disk(sizes_of(source, options)), sizes.room(source, options, out)
     if options.delete_uploaded and needed > room:
         raise InputError(
             f"not enough room on the disk: {needed / 1e9:.3f} GB are needed at a time,"
@@ -173,14 +139,18 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
     """What a plan says of a way."""
     download = bytes_to_fetch(source)
     if not way.stream:
+        alone = len(ways(source, options)) == 1
+        why = why_not(source) if alone and options.download != "whole" else ""
         asked = "as asked" if options.download == "whole" else "there is room for them"
-        return f"all weight files are kept in the cache ({asked})" if download else ""
+        return f"all weight files are kept in the cache ({why or asked})" if download else ""
     why = "as asked" if options.download == "stream" else "there is no room for all of them"
     said = (
         f"the {len(source.weights)} weight files come one after the other and are removed again"
         f" ({why}): the disk holds one of at most {feed.largest(source) / 1e9:.3f} GB beside the"
         " results, or two where there is room"
     )
+    if kept := sizes_of(source, options).kept:
+        said += f", and up to {kept / 1e9:.3f} GB of tensors that lie in several"
     if way.twice:
         said += (
             f"; the importance matrix is collected on a {way.runs} file, there being no room for"
@@ -208,22 +178,20 @@ def needs_made(source: Source, options: GgufOptions) -> bool:
     """
     base = feed.origin(source)
     tensorwise = base.stored_in is None or base.stored_as in TENSORWISE
-    small = source.parameters <= SMALL
-    measured = options.evaluate == "on" or (options.evaluate == "auto" and small)
-    return measured or not tensorwise
+    return will_be_measured(source, options) or not tensorwise
 
 
 def made(source: Source, options: GgufOptions, out: Path) -> bool:
     """Whether a run has made of this model what is asked for now: its files are not needed then.
-    Should an option be another now, they come while the types are made anew.
+    Should something be missing all the same, they come while it is made anew.
     """
     identity, steps = journal.read(out)
     if why_not(source) or identity.get("source_sha256") != snapshot(source).sha256:
         return False
-    wanted = {f"quantize {name}" for name in options.types}
-    if options.evaluate != "off":
+    wanted = {MADE}
+    if will_be_measured(source, options):
         wanted |= {"evaluate unquantized", *(f"evaluate {name}" for name in options.types)}
-    return wanted <= set(steps)
+    return wanted <= set(steps) and steps[MADE]["key"] == key_of(sizes.asked(options))
 
 
 def snapshot(source: Source) -> Snapshot:

@@ -11,7 +11,8 @@ from autoquant.backends.llamacpp import converter as llama
 from autoquant.core import rates
 from autoquant.core.gguf_head import Head
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.methods.gguf.streaming import RUN_BY, Way
+from autoquant.methods.gguf.sizes import RUN_BY
+from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
 
 INTEGERS = ("I8", "I16", "I32", "I64", "F64")

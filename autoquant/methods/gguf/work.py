@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, refuse
-from autoquant.core.files import free_bytes, key_of
+from autoquant.core import gguf_head
+from autoquant.core.files import bytes_in, free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.records import Artifact, Check, Snapshot, Stored
 from autoquant.methods.base import Output
-from autoquant.methods.gguf import about, mmproj, one_pass, requantize, streaming
+from autoquant.methods.gguf import about, mmproj, one_pass, requantize, sizes, streaming
 from autoquant.methods.gguf import imatrix as imatrices
 from autoquant.methods.gguf.convert import fallback_note, made_of, precision
 from autoquant.methods.gguf.feed import Feed
@@ -20,10 +23,12 @@ from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.one_pass import Kept, OnePass
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.sending import Sending
-from autoquant.methods.gguf.streaming import RUN_BY, Way
+from autoquant.methods.gguf.sizes import RUN_BY
+from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
+TO_RUN = "to run"  # the journal's step of a file that stands for the unquantized one
 
 
 class Work:
@@ -51,6 +56,7 @@ class Work:
         self.way = Way()
         if self.source.remote:
             self.way = streaming.choose(self.source, options, run.folder)
+            run.keeps = True
         self.imatrix = imatrices.find(options, run, self.key, self.way)
         self.keys = {
             name: key_of(
@@ -59,7 +65,6 @@ class Work:
             for name in options.types
         }
         self.artifacts: dict[str, Artifact] = {}
-        self.sending = Sending(run, options, "")
         # the name of the file of what sees or hears, and what is to be said of it
         self.mmproj = self.towers = ""
 
@@ -72,9 +77,14 @@ class Work:
         """Do what the journal does not know as done."""
         for name in self.options.types:
             facts = self.run.done(f"quantize {name}", self.keys[name])
-            if facts:
-                self.artifacts[name] = Artifact.from_json(facts)
-                self.run.passed(self.artifacts[name])
+            made = Artifact.from_json(facts) if facts else None
+            # what was deleted here is not made anew only where it is wanted
+            elsewhere = self.options.upload if self.options.delete_uploaded else None
+            if made is not None and made.facts.get("deleted", elsewhere) == elsewhere:
+                self.artifacts[name] = made
+                self.run.passed(made)
+        if self._todo():
+            streaming.refuse_without_room(self.source, self.options, self.run.folder, self.way)
         if not self.source.remote:
             self._towers()
         if self.imatrix is not None and self.imatrix.facts is None:
@@ -87,6 +97,8 @@ class Work:
             else:
                 self._towers()
         self._remove_whole()
+        shutil.rmtree(self.run.jobs, ignore_errors=True)  # what a killed run has left there
+        self.run.record(streaming.MADE, key_of(sizes.asked(self.options)), [], {})
         ordered = tuple(self.artifacts[name] for name in self.options.types)
         for artifact in ordered:
             for note in artifact.notes:
@@ -108,7 +120,7 @@ class Work:
             self.run,
             self.key,
             folder,
-            made_of(self.snapshot) if folder is None else None,
+            made_of(self.source) if self.snapshot.unmade and folder is None else None,
         )
 
     def _todo(self) -> list[str]:
@@ -129,13 +141,12 @@ class Work:
             model = self.artifacts[RUN_BY].path_in(self.run.folder)
         else:
             model = self.run.work / f"{self.stem}-{RUN_BY}.gguf"
-            if self.run.done("to run", self.key) is None:
+            if self.run.done(TO_RUN, self.key) is None:
                 self._convert([], Kept(RUN_BY, model))
-                self.run.record("to run", self.key, [model], {})
         imatrix.collect(self.snapshot, self.options, self.run, model, self.env, self.way)
         if self.way.twice and model.parent == self.run.work:
             model.unlink()
-            self.run.forget("to run")
+            self.run.forget(TO_RUN)
 
     def _unquantized(self) -> Path:
         """The unquantized file, for what needs it."""
@@ -154,27 +165,45 @@ class Work:
 
     def _make(self, todo: list[str]) -> None:
         """Make types: of the unquantized file, if there is one; else straight from the source."""
-        streaming.refuse_without_room(self.source, self.options, self.run.folder, self.way)
+        shutil.rmtree(self.run.jobs / "kept", ignore_errors=True)  # of another way
         if self._converted_already():
             self._quantize(todo)
             return
+        self._take_back(todo)
         # it is asked for, or something will run it
         keep = self.options.keep_intermediate or (self.way.stream and self.way.runs == self.whole)
         there = self.whole in todo and not self.options.split_bytes
         self._convert(todo, Kept(self.whole, self.converted) if keep and not there else None)
 
+    def _take_back(self, todo: list[str]) -> None:
+        """Files that a run has moved into place, and was killed before it could note that, are
+        where they were.
+        """
+        names = [f"{self.stem}-{name}" for name in todo]
+        for path in self.run.folder.glob("*.gguf") if self.run.jobs.is_dir() else ():
+            if gguf_head.SHARD.sub("", path.name).removesuffix(".gguf") in names:
+                path.replace(self.run.jobs / path.name)
+
     def _convert(self, types: list[str], kept: Kept | None = None) -> None:
         """One pass over the source."""
         feed = self._feed(types)
 
-        def then() -> None:
+        one = self._pass(kept)
+
+        def then(facts: dict[str, Any]) -> None:
+            noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
+            if kept is not None and kept.path == self.converted:
+                self.run.record("convert", self.key, [kept.path], noted)
+            elif kept is not None:
+                self.run.record(TO_RUN, self.key, [kept.path], {})
             if feed is not None:  # what has stayed of its files is all there will be
                 self._towers(feed.spared if feed.spare else None)
 
-        facts = self._pass(kept).convert(types, kept, feed, self._finished, then)
+        finished = partial(self._finished, one.sending)
+        facts = one.convert(types, kept, feed, finished, then)
         for note in filter(None, (facts["tokens"], facts.get("ends"))):
             log.warning("%s: %s", self.source.id, note)
-        if self.converted.is_file():
+        if kept is None and self.converted.is_file():  # it was asked for
             noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
             self.run.record("convert", self.key, [self.converted], noted)
 
@@ -185,7 +214,8 @@ class Work:
         if self.source.gguf:
             paths = [self.snapshot.folder / name for name in self.source.weights]
         there = None if self.options.split_bytes else self.converted
-        self._pass(None).quantize(types, plans, paths, there, self._finished)
+        one = self._pass(None)
+        one.quantize(types, plans, paths, there, partial(self._finished, one.sending))
 
     def _pass(self, kept: Kept | None) -> OnePass:
         """What is made, with what all of it depends on."""
@@ -197,7 +227,6 @@ class Work:
             self.options.quantizing(),
             self.options.split_size,
         )
-        self.sending = Sending(self.run, self.options, key)
         return OnePass(
             self.source,
             self.options,
@@ -208,8 +237,8 @@ class Work:
             self.whole,
             key,
             imatrix.path if imatrix else None,
-            self.sending,
-            made_of(self.snapshot),
+            Sending(self.run, self.options, key),
+            made_of(self.source) if self.snapshot.unmade else None,
         )
 
     def _feed(self, types: list[str]) -> Feed | None:
@@ -249,7 +278,9 @@ class Work:
             plans,
             intermediate=0,
             other=0,
-            room=one_pass.NO_LIMIT if options.delete_uploaded else free_bytes(run.folder),
+            room=one_pass.NO_LIMIT
+            if options.delete_uploaded
+            else free_bytes(run.folder) + bytes_in(run.jobs),
             imatrix=options.imatrix != "none",
             finished=set(self.artifacts),
         )
@@ -264,10 +295,10 @@ class Work:
         if self.converted.name not in named:
             self.converted.unlink(missing_ok=True)
 
-    def _finished(self, answer: dict[str, Any]) -> None:
-        """Move one verified type into place and note it; runs while the others are being made."""
+    def _finished(self, sending: Sending, answer: dict[str, Any]) -> None:
+        """Move one verified type into place and note it."""
         run, name, note = self.run, answer["type"], fallback_note(answer["plan"])
-        self.sending.wait()
+        sending.wait()
         if answer["repeats"] is not None and self.source.remote:
             log.warning("%s: repeats one token; the unquantized model was not asked", name)
         elif answer["repeats"] is not None:
@@ -281,7 +312,7 @@ class Work:
         artifact = Artifact(
             type=name,
             files=tuple(Stored(*stored) for stored in answer["files"])
-            or self.sending.files(f"{self.stem}-{name}-0"),
+            or sending.files(f"{self.stem}-{name}-0"),
             bits_per_weight=answer["bits_per_weight"],
             notes=(note,) if note else (),
             checks=tuple(Check(*seen) for seen in answer["checks"]),
@@ -291,7 +322,7 @@ class Work:
                 **({} if answer["files"] else {"deleted": self.options.upload}),
             },
         )
-        gone = self.sending.gone
+        gone = sending.gone
         outputs = [self._placed(one.name) for one in artifact.files if one.name not in gone]
         hashes = {stored.name: stored.sha256 for stored in artifact.files}
         run.record(f"quantize {name}", self.keys[name], outputs, artifact.to_json(), hashes)
