@@ -147,7 +147,7 @@ def convert(
         if one_pass is None or emit is None:
             raise Stop
         gc.enable()
-        _types(self.gguf_writer, header, origins, result["plans"], one_pass, report, emit)
+        _types(self.gguf_writer, header, origins, result, one_pass, report, emit)
 
     base.ModelBase.write = write
     if pre_tokenizer:
@@ -206,12 +206,13 @@ def _types(
     writer: Any,
     header: str,
     origins: given.Origins,
-    plans: list[dict[str, Any]],
+    found: dict[str, Any],
     asked: dict[str, Any],
     report: Report | None,
     emit: Emit,
 ) -> None:
-    """Make the types and verify them. ``asked`` has ``jobs`` (see targets.Target), ``arriving``
+    """Make the types, emit ``{"made": …}`` with what was ``found`` before, and verify them, see
+    check.verify_all. ``asked`` has ``jobs`` (see targets.Target), ``arriving``
     (where the checkpoint's files arrive; empty: they are there) with ``spare`` (see
     arriving.Arriving), ``made`` (of a model whose tensors are made as they are read, see
     reading.Reading), ``needs`` (the bytes that will be written and stay, if not all do),
@@ -227,7 +228,7 @@ def _types(
     asked = dict(asked)
     folder, spare, made = asked.pop("arriving"), asked.pop("spare"), asked.pop("made")
     sending, needs = asked.pop("sending"), asked.pop("needs")
-    planned = {plan["type"]: plan for plan in plans}
+    planned = {plan["type"]: plan for plan in found["plans"]}
     jobs = []
     for job in asked.pop("jobs"):
         plan = planned.get(job["type"], {})
@@ -252,6 +253,7 @@ def _types(
         rows = given.of_converter(one_pass.head, tensors, origins)
         shards = Shards.of(sending, header, emit)
         one_pass.write(turns, rows, origins.names, report, shards)
+    emit({"made": {name: one for name, one in found.items() if name != "plans"}})
     check.verify_all(
         header,
         jobs,

@@ -68,9 +68,10 @@ class OnePass:
         in the run's ``jobs`` folder, is not written again; nothing stays of one that failed because
         of what is in the model.
 
-        When all is there, the ``kept`` file is in its place, and what is to be done ``then`` gets
-        what the converter has found, while the feed's folder is still there. Only after that, so
-        that a killed run comes here again, is each type ``finished``. Returns what was found.
+        When all is written, the ``kept`` file goes to its place, and what is to be done ``then``
+        gets what the converter has found, while the feed's folder is still there. Only after that,
+        so that a killed run comes here again, is each type ``finished``, as soon as it is verified.
+        Returns what was found.
         """
         options, run = self.options, self.run
         folder = run.jobs if types else run.jobs / "kept"
@@ -88,11 +89,19 @@ class OnePass:
             f"{self.source.parameters / 1e6:,.0f}",
             ", ".join(dict.fromkeys(job["type"] for job in jobs)) or "what sees or hears",
         )
-        verified: list[dict[str, Any]] = []
+        repeating: list[dict[str, Any]] = []
 
         def told(answer: dict[str, Any]) -> None:
-            if (feed is None or not feed.told(answer)) and not self.sending.told(answer):
-                verified.append(answer)
+            if (feed is not None and feed.told(answer)) or self.sending.told(answer):
+                return
+            if "made" in answer:
+                if kept is not None:
+                    part.replace(kept.path)
+                then(answer["made"])
+            elif answer["repeats"] is not None:
+                repeating.append(answer)  # the unquantized model is asked when this worker is done
+            else:
+                finished(answer)
 
         deleted = options.delete_uploaded and bool(types)
 
@@ -122,14 +131,7 @@ class OnePass:
                     on_part=told,
                 )
 
-        def done(facts: dict[str, Any]) -> None:
-            if kept is not None:
-                part.replace(kept.path)
-            then(facts)
-            for answer in verified:
-                finished(answer)
-
-        return self._kept_to_the_end(folder, jobs, feed, work, done)
+        return self._kept_to_the_end(folder, jobs, feed, work, lambda: _each(repeating, finished))
 
     def quantize(
         self,
@@ -150,11 +152,15 @@ class OnePass:
             if job["ready"] and there is not None:
                 job = {**job, "there": True, "target": str(there)}
             jobs.append({**job, "plan": plan})
-        verified: list[dict[str, Any]] = []
+        repeating: list[dict[str, Any]] = []
 
         def told(answer: dict[str, Any]) -> None:
-            if not self.sending.told(answer):
-                verified.append(answer)
+            if self.sending.told(answer):
+                return
+            if answer["repeats"] is not None:
+                repeating.append(answer)
+            else:
+                finished(answer)
 
         def work(progress: process.Progress) -> dict[str, Any]:
             process.call(
@@ -170,11 +176,7 @@ class OnePass:
             )
             return {}
 
-        def done(facts: dict[str, Any]) -> None:
-            for answer in verified:
-                finished(answer)
-
-        self._kept_to_the_end(self.run.jobs, jobs, None, work, done)
+        self._kept_to_the_end(self.run.jobs, jobs, None, work, lambda: _each(repeating, finished))
 
     def _arguments(self, folder: Path) -> dict[str, Any]:
         return {
@@ -193,7 +195,7 @@ class OnePass:
         jobs: list[dict[str, Any]],
         feed: Feed | None,
         work: Callable[[process.Progress], dict[str, Any]],
-        done: Callable[[dict[str, Any]], None],
+        done: Callable[[], None],
     ) -> dict[str, Any]:
         """Work in a folder of which nothing stays in the end."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +208,7 @@ class OnePass:
                 except ProcessFailed:
                     self.sending.failed()
                     raise
-            done(facts)
+            done()
         except (AutoQuantError, OSError) as error:
             if not self._goes_on(error, feed):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -237,6 +239,11 @@ class OnePass:
             "kept": False,
             "there": False,
         }
+
+
+def _each(answers: list[dict[str, Any]], finished: Finished) -> None:
+    for answer in answers:
+        finished(answer)
 
 
 def compare_repeating(
