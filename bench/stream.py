@@ -2,10 +2,13 @@
 and whether it finishes on a file system with room for the result and one and a half shards (needs
 root). usage: python -m bench.stream WORK [GB[z]…]
 
-With a z all weights are zeros, which take no room on the Hub's side; then it is not run on the
-small file system. The checkpoint is a random Llama of width 4096 with 128,256 rows, in six shards;
-its type is Q4_K_M. Disk is counted in blocks that are taken, of shards in the run's folder and of
-all that is in HF_HOME. Memory is the largest anonymous memory of any one process.
+With a z all weights are zeros, which take no room on the Hub's side. More than 16 GB are not run
+on the small file system, which lies in memory. There a plan is asked first what it says, and the
+way is left to the run.
+
+The checkpoint is a random Llama of width 4096 with 128,256 rows, in six shards; its type is Q4_K_M.
+Disk is counted in blocks that are taken, of shards in the run's folder and of all that is in
+HF_HOME. Memory is the largest anonymous memory of any one process.
 """
 
 from __future__ import annotations
@@ -124,12 +127,27 @@ def taken(*folders: Path) -> int:
     return total
 
 
-def run(hub: Hub, home: Path) -> tuple[float, int, int, int]:
+def plan(hub: Hub, home: Path) -> str:
+    """What a plan says of the disk, the way, the time and whether it fits."""
+    argv = [sys.executable, "-m", "autoquant.cli", "plan", "gguf", REPO, "--types", "Q4_K_M"]
+    argv += ["--pre-tokenizer", "gpt-2", "--evaluate", "off"]
+    done = subprocess.run(
+        argv,
+        env=environment(hub, home / "hf"),
+        cwd=home,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return " ".join(done.stdout.split("note:", 1)[1].split())
+
+
+def run(hub: Hub, home: Path, *more: str) -> tuple[float, int, int, int]:
     """Seconds, the most bytes beside the results, the most memory, and the result's bytes."""
     out = home / "out"
     argv = [sys.executable, "-m", "autoquant.cli", "quantize", "gguf", REPO, "--types", "Q4_K_M"]
     argv += ["--pre-tokenizer", "gpt-2", "--evaluate", "off", "--out", str(out)]
-    argv += ["--download", "stream"]
+    argv += more
     start = time.monotonic()
     child = subprocess.Popen(
         argv, env=environment(hub, home / "hf"), stdout=subprocess.DEVNULL, cwd=home
@@ -162,7 +180,7 @@ def main() -> None:
         (work / "home").mkdir(parents=True)
         hub = Hub(work / "hub").start()
         shard = publish(hub, gigabytes, work, zeros=zeros)
-        seconds, most, memory, made = run(hub, work / "home")
+        seconds, most, memory, made = run(hub, work / "home", "--download", "stream")
         print(
             f"{gigabytes:g} GB{' of zeros' * zeros} in {SHARDS} shards of at most"
             f" {shard / 1e9:.2f} GB, result {made / 1e9:.2f} GB: {seconds:.0f} s, beside the result"
@@ -170,7 +188,7 @@ def main() -> None:
             flush=True,
         )
         shutil.rmtree(work / "home")
-        if zeros:
+        if gigabytes > 16:
             hub.stop()
             continue
         small = work / "small"
@@ -180,12 +198,13 @@ def main() -> None:
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(small)], check=True
         )
         try:
+            said = plan(hub, small)
             seconds, most, memory, _ = run(hub, small)
         finally:
             subprocess.run(["umount", str(small)], check=False)
         print(
             f"on {size / 1e9:.2f} GB: {seconds:.0f} s, beside the result {most / shard:.2f} shards,"
-            f" memory {memory / 1e9:.2f} GB",
+            f" memory {memory / 1e9:.2f} GB; planned was: {said}",
             flush=True,
         )
         hub.stop()
