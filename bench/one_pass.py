@@ -6,6 +6,7 @@ NAME is one of bench.cases.architectures. The importance matrix is collected fir
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import autoquant
 from autoquant.backends.llamacpp import converter
 from autoquant.backends.llamacpp.types import TYPES
+from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
 from autoquant.runtime import preload, process
 from bench.cases import architectures
@@ -30,9 +32,22 @@ def compared(model: Path, scratch: Path) -> tuple[list[str], list[str]]:
     every = [name for name, row in TYPES.items() if not row.special]
     possible = autoquant.plan("gguf", model, types=every, imatrix=imatrix, **given)
     types = [item.type for item in possible.items if not item.impossible]
-    made = autoquant.gguf(
-        model, types=types, imatrix=imatrix, keep_intermediate=True, out=scratch / "out", **options
-    )
+    while True:
+        try:
+            made = autoquant.gguf(
+                model,
+                types=types,
+                imatrix=imatrix,
+                keep_intermediate=True,
+                out=scratch / "out",
+                **options,
+            )
+            break
+        except CheckFailed as failure:  # random weights may repeat a token in a small type
+            too_small = re.search(r"-([A-Z0-9_]+)\.gguf generates nothing", str(failure))
+            if too_small is None:
+                raise
+            types.remove(too_small[1])
     named = {one.name for one in made.artifacts}
     whole = next(
         (path for path in made.folder.glob("*.gguf") if path.name not in named), None

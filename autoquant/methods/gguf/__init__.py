@@ -1,4 +1,4 @@
-"""GGUF with llama.cpp: convert once, quantize to any number of types side by side, check each."""
+"""GGUF with llama.cpp: any number of types in one pass over a model, each of them checked."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
 JOURNAL = "one-pass.txt"  # the tensors that are written
+KEPT = "kept"  # the folder of a pass that makes nothing but a file for ourselves
 NO_LIMIT = 1 << 62  # bytes: results go away again, so what is needed was asked before
 Finished = Callable[[dict[str, Any]], None]
 
@@ -74,7 +75,7 @@ class OnePass:
         Returns what was found.
         """
         options, run = self.options, self.run
-        folder = run.jobs if types else run.jobs / "kept"
+        folder = run.jobs if types else run.jobs / KEPT
         jobs = [self._job(name) for name in types]
         planned = list(types)
         part = folder / f"{self.stem}.kept.gguf"
@@ -239,6 +240,15 @@ class OnePass:
             "kept": False,
             "there": False,
         }
+
+
+def clear(run: RunFolder) -> None:
+    """Remove what a killed run has made of types that are to be made otherwise now."""
+    for left in run.jobs.iterdir() if run.jobs.is_dir() else ():
+        if left.is_file():
+            left.unlink()
+        elif left.name != KEPT:
+            shutil.rmtree(left)
 
 
 def _each(answers: list[dict[str, Any]], finished: Finished) -> None:

@@ -59,7 +59,8 @@ class GgufOptions(CalibrationOptions):
         le=100_000,
     )
     precision: Literal["auto", "f16", "bf16", "f32"] = option(
-        "auto", "precision of the unquantized file all types are made from; auto keeps the source's"
+        "auto",
+        "precision of what all types are made of; auto keeps the source's",
     )
     keep_intermediate: bool = option(
         False, "keep the unquantized GGUF file beside the quantized ones"

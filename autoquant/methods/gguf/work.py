@@ -133,9 +133,12 @@ class Work:
         """Collect the importance matrix on the unquantized file, or where there is no room for that
         on one of Q8_0, which is an artifact if it was asked for.
         """
+        asked = RUN_BY in self.options.types and not self.options.delete_uploaded
+        if not (self.way.twice and asked):
+            one_pass.clear(self.run)
         if not self.way.twice:
             model = self._unquantized()
-        elif RUN_BY in self.options.types and not self.options.delete_uploaded:
+        elif asked:
             if RUN_BY in self._todo():
                 self._convert([RUN_BY])
             model = self.artifacts[RUN_BY].path_in(self.run.folder)
@@ -165,7 +168,7 @@ class Work:
 
     def _make(self, todo: list[str]) -> None:
         """Make types: of the unquantized file, if there is one; else straight from the source."""
-        shutil.rmtree(self.run.jobs / "kept", ignore_errors=True)  # of another way
+        shutil.rmtree(self.run.jobs / one_pass.KEPT, ignore_errors=True)  # of another way
         if self._converted_already():
             self._quantize(todo)
             return
@@ -245,7 +248,7 @@ class Work:
         """The source's files, if they are on the Hub still."""
         if not self.source.remote:
             return None
-        place = self.run.jobs / "shards" if types else self.run.jobs / "kept" / "shards"
+        place = self.run.jobs / "shards" if types else self.run.jobs / one_pass.KEPT / "shards"
         return Feed(self.source, place, mmproj.reads(self.source, self.options, self.run, self.key))
 
     def _plans(self) -> dict[str, dict[str, Any]]:
