@@ -261,22 +261,25 @@ def unread(source: Source) -> set[str]:
     return {name for name in left if _block(name) in blocks and BLOCK.sub(".", name) in read}
 
 
-def notes_on(source: Source) -> list[str]:
+def notes_on(source: Source, *, copy: bool = True) -> list[str]:
     """What somebody should know of a source: tensors that are no part of the model, by what they
-    are; tokens without a row.
+    are; tokens without a row. ``copy``: of one that is quantized, or an adapter's, a model is made
+    in the cache; else its tensors are made as they are read.
     """
     if source.gguf:
         return []  # llama.cpp has no other idea of a model than its file
     found = structure(source)
     notes = []
     if source.adapted is not None:
-        notes.append(f"a LoRA adapter, merged into {source.adapted.id} (in the cache)")
-        notes += notes_on(source.adapted) if source.adapted.stored_as else []
+        how = "in the cache" if copy else "tensor by tensor, as it is read"
+        notes.append(f"a LoRA adapter, merged into {source.adapted.id} ({how})")
+        notes += notes_on(source.adapted, copy=copy) if source.adapted.stored_as else []
     elif source.stored_as:
+        size = f"{2 * source.parameters / 1e9:.2f} GB"
+        how = f"first ({size}, in the cache)" if copy else "tensor by tensor, as it is read"
         notes.append(
-            f"the source is quantized ({source.stored_as}): it is made 16-bit first"
-            f" ({2 * source.parameters / 1e9:.2f} GB, in the cache); what its quantization has lost"
-            " stays lost, and quality is measured against that form"
+            f"the source is quantized ({source.stored_as}): it is made 16-bit {how}; what its"
+            " quantization has lost stays lost, and quality is measured against that form"
         )
     if not found.known:
         return notes

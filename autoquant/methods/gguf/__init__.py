@@ -169,7 +169,10 @@ class Gguf(Method[GgufOptions]):
 
     def about(self, source: Source, options: GgufOptions) -> list[str]:
         """Of an adapter alone nothing: it is not merged."""
-        return [] if options.adapter_only else super().about(source, options)
+        if options.adapter_only:
+            return []
+        copy = options.download != "stream" and streaming.needs_made(source, options)
+        return structure.notes_on(source, copy=copy)
 
     def fetch(self, source: Source, options: GgufOptions, out: Path) -> Snapshot:
         """Of an adapter alone the base's weights are not needed; and where there is no room for all
