@@ -51,7 +51,7 @@ def compared(model: Path, scratch: Path) -> tuple[list[str], list[str]]:
     named = {one.name for one in made.artifacts}
     whole = next(
         (path for path in made.folder.glob("*.gguf") if path.name not in named), None
-    ) or made.path(next(name for name in ("BF16", "F16", "F32") if name in types))
+    ) or made.path(made.provenance["converted as"])
     same: list[str] = []
     others: list[str] = []
     for one in made.artifacts:
