@@ -216,12 +216,11 @@ def _time(seconds: Mapping[str, float]) -> str:
 
 def minutes(seconds: float) -> str:
     """A time in words, as exact as an estimate is."""
-    if seconds < 50:
-        return f"{max(1, round(seconds, -1 if seconds > 10 else 0)):.0f} seconds"
-    if seconds < 5400:
-        count = max(1, round(seconds / 60))
-        return f"{count} minute{'s' if count > 1 else ''}"
-    return f"{seconds / 3600:.1f} hours"
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
+    count, unit = (seconds, "second") if seconds < 50 else (seconds / 60, "minute")
+    count = max(1, round(count, -1 if count > 10 and unit == "second" else 0))
+    return f"{count:.0f} {unit}{'s' if count > 1 else ''}"
 
 
 def plan(planned: Plan) -> str:
