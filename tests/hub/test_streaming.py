@@ -252,6 +252,15 @@ def test_what_runs_the_model_has_an_unquantized_file(
     assert "against the unquantized model" in card
 
 
+def test_a_type_is_not_measured_against_itself(user: User, hub: Hub) -> None:
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    words = ("gguf", REPO, "--types", "Q8_0", "--pre-tokenizer", "gpt-2", "--download", "stream")
+    user.run("quantize", *words, "--evaluate", "on", "--eval-chunks", "1", "--out", "out")
+    assert 1e-6 < user.journal("out")["evaluate Q8_0"]["facts"]["kl_mean"] < 0.01
+    assert len(downloads(hub)) == 4
+    assert made_in(user.cwd / "out").keys() == {"Q8_0"}
+
+
 def test_where_there_is_no_room_for_that_it_is_a_smaller_one_and_files_come_twice(
     hub: Hub,
     small_disk: Callable[[int], Path],  # noqa: F811

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from autoquant.backends.llamacpp.types import TENSOR_TYPES, UNQUANTIZED, nearest, parse
+from autoquant.backends.llamacpp.types import TENSOR_TYPES, nearest, parse
 from autoquant.calibration import CalibrationOptions
 from autoquant.core.machine import cores
 from autoquant.core.options import option
@@ -213,12 +213,6 @@ class GgufOptions(CalibrationOptions):
     def collects(self) -> bool:
         """Whether an importance matrix is to be collected, for which llama.cpp runs the model."""
         return self.imatrix != "none" and self.given_imatrix is None
-
-    @property
-    def direct(self) -> bool:
-        """Whether the converter can write the one asked file itself, with no file in between."""
-        plain = not self.mixed and self.imatrix == "none" and not self.keep_intermediate
-        return plain and len(self.types) == 1 and self.types[0] in (*UNQUANTIZED, "Q8_0")
 
 
 def _tensor_type_name(name: str) -> str:

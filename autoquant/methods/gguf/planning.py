@@ -63,7 +63,7 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
             towers = mmproj.plan(source, options)
             notes = [converted["tokens"], converted["ends"], mmproj.note(source, options, towers)]
             beside, memory = towers.get("bytes", 0), CONVERTER_MEMORY + 8 * _largest_whole(source)
-            whole = options.types[0] if options.direct else precision(source, options).upper()
+            whole = precision(source, options).upper()
         head, intermediate = gguf_head.read(header), 0 if source.gguf else header.stat().st_size
     items = tuple(_item(planned, whole) for planned in plans)
     made = sum(item.bytes for item in items)

@@ -145,7 +145,7 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
         return f"all weight files are kept in the cache ({why or asked})" if download else ""
     why = "as asked" if options.download == "stream" else "there is no room for all of them"
     said = (
-        f"the {len(source.weights)} weight files come one after the other and are removed again"
+        f"the {len(feed.names(source))} weight files come one after the other and are removed again"
         f" ({why}): the disk holds one of at most {feed.largest(source) / 1e9:.3f} GB beside the"
         " results, or two where there is room"
     )

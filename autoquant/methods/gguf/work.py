@@ -37,13 +37,13 @@ class Work:
     def __init__(self, snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> None:
         self.snapshot, self.options, self.run, self.source = snapshot, options, run, snapshot.source
         self.env = llama.environment(llama.locate(options.converter))
-        outtype = options.types[0].lower() if options.direct else precision(self.source, options)
-        if self.source.gguf:
-            outtype = self.source.dtype.lower()
+        outtype = self.source.dtype.lower()
+        if not self.source.gguf:
+            outtype = precision(self.source, options)
         # the type of the converted file, which may be one of the asked files
         self.whole = outtype.upper()
         self.stem = self.source.name
-        self.kept = options.direct or options.keep_intermediate or self.whole in options.types
+        self.kept = options.keep_intermediate or self.whole in options.types
         place = run.folder if self.kept else run.work
         self.converted = place / f"{self.stem}-{self.whole}.gguf"
         if self.source.gguf:  # it is there already
