@@ -107,7 +107,7 @@ class Sender:
         from huggingface_hub import CommitOperationAdd
         from huggingface_hub.lfs import UploadInfo
 
-        for step, record in steps.items():
+        for step, record in dict(steps).items():
             if not step.startswith("sent "):
                 continue
             name, facts = step.removeprefix("sent "), record["facts"]

@@ -30,7 +30,7 @@ class Sending:
         # by name, those that are no more here; and all that are whole
         self.gone: dict[str, Stored] = {}
         self.where = {"upload": options.upload, "layout": options.layout}
-        for step, record in run.steps.items():
+        for step, record in dict(run.steps).items():  # uploads note theirs meanwhile
             facts = record["facts"]
             mine = step.startswith(f"{STEP} ") and record["key"] == key
             if self.how == TAKEN and mine and self.where.items() <= facts.items():
