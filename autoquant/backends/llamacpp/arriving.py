@@ -162,7 +162,10 @@ def leaves_of(tensor: Any) -> list[LocalTensor]:
         elif isinstance(one, (list, tuple)):
             stack += one
         elif isinstance(one, gguf.LazyChunkedTensor):
-            raise ProcessFailed("the converter makes a tensor in a way that hides its files")
+            raise ProcessFailed(
+                "the converter does not say which files it makes a tensor of, so they cannot come one"
+                " after the other: use download='whole' (--download whole)"
+            )
         elif isinstance(one, gguf.LazyBase) and one._data is None:
             stack += [*one._args, *one._kwargs.values()]
     return list(found.values())

@@ -8,6 +8,7 @@ compare token ids, refuse what cannot work or does not fit, and only then write 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -140,10 +141,11 @@ def convert(
             from autoquant.backends.llamacpp.reading import Reading
 
             reading = Reading(Path(model), None, streamed["made"])
-            result["kept"] = arriving.kept_at_most(
-                {span for leaf in arriving.leaves_of(info.tensor) for span in reading.spans(leaf)}
-                for info in self.gguf_writer.tensors[0].values()
-            )
+            with contextlib.suppress(ProcessFailed):  # which a run says if it is to be streamed
+                result["kept"] = arriving.kept_at_most(
+                    {one for leaf in arriving.leaves_of(info.tensor) for one in reading.spans(leaf)}
+                    for info in self.gguf_writer.tensors[0].values()
+                )
         if one_pass is None or emit is None:
             raise Stop
         gc.enable()
