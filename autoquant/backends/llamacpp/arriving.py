@@ -163,8 +163,8 @@ def leaves_of(tensor: Any) -> list[LocalTensor]:
             stack += one
         elif isinstance(one, gguf.LazyChunkedTensor):
             raise ProcessFailed(
-                "the converter does not say which files it makes a tensor of, so they cannot come one"
-                " after the other: use download='whole' (--download whole)"
+                "the converter does not say which files it makes a tensor of, so they cannot come"
+                " one after the other: use download='whole' (--download whole)"
             )
         elif isinstance(one, gguf.LazyBase) and one._data is None:
             stack += [*one._args, *one._kwargs.values()]
