@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -113,19 +112,12 @@ def test_types_may_be_one_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "F16", "BF16"])
-def test_one_plain_type_is_written_by_the_converter_itself(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[dict[str, Any]] = []
-    real = process.call
-    monkeypatch.setattr(
-        "autoquant.runtime.process.call",
-        lambda target, /, **kwargs: asked.append(kwargs) or real(target, **kwargs),
-    )
-    result = autoquant.gguf("demo", types=[name], out=tmp_path / "out", **QUICK)
-    assert result.artifacts[0].name == f"tiny-austen-4m-{name}.gguf"
-    assert [kwargs["outtype"] for kwargs in asked if "outtype" in kwargs] == [name.lower()]
-    assert all(job["ready"] for kwargs in asked for job in kwargs.get("jobs", []))
+def test_a_type_alone_is_as_it_is_among_others(name: str, tmp_path: Path) -> None:
+    """The unquantized types too, of which one is what the converter itself writes."""
+    alone = autoquant.gguf("demo", types=[name], out=tmp_path / "alone", **QUICK)
+    assert [path.name for path in alone.folder.glob("*.gguf")] == [f"tiny-austen-4m-{name}.gguf"]
+    others = autoquant.gguf("demo", types=["Q4_K_M", name], out=tmp_path / "others", **QUICK)
+    assert alone.artifacts[0].files == others.artifact(name).files
 
 
 def test_options_reach_the_tensors(tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ def test_large_tensors_are_read_and_quantized_in_parts(
             assert hashes(made)["F16"] == hashes(demo)["F16"]
         else:
             monkeypatch.undo()
-            plain = autoquant.gguf("demo", types="BF16", out=tmp_path / "whole", **QUICK)
+            plain = autoquant.gguf(
+                "demo", types="BF16", precision="bf16", out=tmp_path / "whole", **QUICK
+            )
             assert hashes(made) == hashes(plain)
 
 
