@@ -72,3 +72,20 @@ def test_every_file_type_of_the_library_is_listed() -> None:
     assert {name: row.number for name, row in TYPES.items()} == {
         name: value for name, value in numbers.items() if name not in NOT_OFFERED
     }
+
+
+def test_a_plan_says_how_long_it_takes_where_nothing_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rates are measured, and then as good as those that are kept."""
+    monkeypatch.setenv("AUTOQUANT_CACHE", str(tmp_path))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("autoquant.core.rates.write_atomically", full)
+    planned = autoquant.plan("gguf", "demo", types="Q4_K_M")
+    assert 0 < planned.seconds["quantize"] < 60
+    assert "download" not in planned.seconds
+    assert "to quantize" in str(planned)
+    assert not (tmp_path / "rates.json").exists()

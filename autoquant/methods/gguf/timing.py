@@ -55,6 +55,7 @@ def _rates(kinds: list[str]) -> dict[str, float]:
                 fresh=True,  # it needs nothing that takes seconds to import
                 kinds=unknown,
             )
-        rates.note({names[kind]: rate for kind, rate in measured.items()})
-        known = rates.known()
+        now = {names[kind]: rate for kind, rate in measured.items()}
+        rates.note(now)
+        known |= now  # where nothing can be kept, too
     return {kind: known[name] for kind, name in names.items()}
