@@ -102,6 +102,7 @@ def test_the_same_bytes_and_no_weights_stay(user: User, hub: Hub, wanted: dict[s
     assert "the 4 weight files come one after the other and are removed again" in " ".join(
         plan.split()
     )
+    assert "measuring" not in plan, "which is off"
     assert weights(user.home) == []
     user.run(*STREAM)
     assert made_in(user.cwd / "out") == wanted

@@ -163,8 +163,9 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
 
 
 def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
-    """Why a run's files are not measured; empty if they can be."""
-    if not way.stream or (way.runs and not way.twice):
+    """Why a run's files are not measured, though that is wanted; empty if they can be."""
+    possible = not way.stream or (way.runs and not way.twice)
+    if possible or not will_be_measured(source, options):
         return ""
     return (
         f"measuring needs the unquantized model, and there is no room for {source.id}"
