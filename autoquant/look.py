@@ -164,7 +164,8 @@ def read(
     import numpy as np
 
     from autoquant.formats.checks import relative_error
-    from autoquant.formats.dequantized import quantization, weight
+    from autoquant.formats.checkpoint import quantization
+    from autoquant.formats.dequantized import weight
     from autoquant.formats.tensors import Part, Tensors
 
     before = Tensors(original).part(Part.from_json(part)).astype(np.float32)

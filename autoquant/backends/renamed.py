@@ -119,7 +119,7 @@ def _parameters(division: Division) -> dict[str, str]:
     """Tensor -> the parameter that it alone makes."""
     kind, config = division.found.kind, config_of(str(division.folder))
     shapes = {name: shape for name, (_, shape) in division.headers.items()}
-    taken = match(kind, config, shapes)[2]
+    taken = match(kind, config, shapes).taken
     makers: dict[str, list[str]] = {}
     for tensor, parameter in taken.items():
         makers.setdefault(parameter, []).append(tensor)

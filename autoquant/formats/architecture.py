@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 GENERATES, SEES = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 
 
@@ -55,8 +54,30 @@ def _names(mapping: Any, model_type: str) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def match(kind: str, config: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, Any, Any]:
-    """A model without data, what its loading says, and which tensor makes which parameter.
+@dataclass
+class Maker:
+    """What makes a parameter: transformers' transform, and the tensors that it takes, with the
+    pattern by which it knows each.
+    """
+
+    transform: Any
+    tensors: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A ``model`` without data, what its loading says (``info``), which parameter each tensor goes
+    into (``taken``; where a transform makes several, its first), and the ``makers`` of these.
+    """
+
+    model: Any
+    info: Mapping[str, Any]
+    taken: dict[str, str]
+    makers: dict[str, Maker]
+
+
+def match(kind: str, config: Any, shapes: Mapping[str, Sequence[int]]) -> Match:
+    """How a model's parameters are made of a checkpoint's tensors.
 
     transformers itself matches the names: it is handed tensors without data, and says what it
     missed, what it left over and what has another shape. So prefixes, renamed and merged tensors
@@ -69,11 +90,13 @@ def match(kind: str, config: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[
     from transformers.core_model_loading import WeightTransform
 
     taken: dict[str, str] = {}
+    makers: dict[str, Maker] = {}
     add = WeightTransform.add_tensor
 
-    def noted(self: Any, target: str, name: str, *rest: Any, **named: Any) -> Any:
+    def noted(self: Any, target: str, name: str, pattern: str, *rest: Any, **named: Any) -> Any:
         taken[name] = target
-        return add(self, target, name, *rest, **named)
+        makers.setdefault(target, Maker(self)).tensors.append((name, pattern))
+        return add(self, target, name, pattern, *rest, **named)
 
     with torch.device("meta"):
         state = {name: torch.empty(tuple(shape)) for name, shape in shapes.items()}
@@ -91,57 +114,4 @@ def match(kind: str, config: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[
         )
     finally:
         WeightTransform.add_tensor = add
-    return model, info, taken
-
-
-def transposed(experts: Any) -> bool:
-    """Whether a module of experts has its matrices as [experts, inputs, outputs] (Llama 4, GPT-OSS)
-    and not as [experts, outputs, inputs].
-    """
-    said = getattr(experts, "is_transposed", None)
-    if said is not None:
-        return bool(said)
-    width = getattr(experts, "hidden_size", getattr(experts, "hidden_dim", 0))
-    shape = experts.gate_up_proj.shape if hasattr(experts, "gate_up_proj") else (0, 0, 0)
-    return bool(shape[1] == width != shape[2])
-
-
-def interleaved(experts: Any) -> bool:
-    """Whether gate and up projections take turns in one matrix (GPT-OSS), instead of one after the
-    other.
-    """
-    return not getattr(experts, "is_concatenated", True)
-
-
-def with_fused_experts(
-    kind: str, config: Any, state: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """A state whose experts lie one by one, as a model takes it that has them in one tensor and
-    whose checkpoints do too (Llama 4, GPT-OSS): transformers does not join them. Also which tensor
-    makes which parameter.
-    """
-    import torch
-
-    model, info, taken = match(kind, config, {name: one.shape for name, one in state.items()})
-    groups: dict[str, dict[str, dict[int, Any]]] = {}
-    missed = [name for name in map(str, info["missing_keys"]) if ".experts." in name]
-    for name in list(state) if missed else ():
-        if found := EXPERT.fullmatch(name):
-            one = groups.setdefault(found[1], {}).setdefault(found[3], {})
-            one[int(found[2])] = state.pop(name)
-    owner = next((one for one in model.modules() if hasattr(one, "gate_up_proj")), None)
-    for base, halves in groups.items():
-        gate, up, down = (
-            torch.stack([halves[half][i] for i in sorted(halves[half])])
-            for half in ("gate_proj", "up_proj", "down_proj")
-        )
-        if interleaved(owner):
-            joined = torch.stack([gate, up], dim=2).flatten(1, 2)
-        else:
-            joined = torch.cat([gate, up], dim=1)
-        for name, whole in (("gate_up_proj", joined), ("down_proj", down)):
-            whole = whole.transpose(1, 2).contiguous() if transposed(owner) else whole
-            state[f"{base}.{name}"] = whole
-    if groups:
-        taken = match(kind, config, {name: one.shape for name, one in state.items()})[2]
-    return state, taken
+    return Match(model, info, taken, makers)

@@ -69,6 +69,12 @@ def listed(folder: Path) -> list[str]:
     return sorted(names, key=lambda name: (name != "config.json", name))
 
 
+def quantization(folder: str) -> dict[str, Any]:
+    """The quantization block of a folder's config.json; empty if it has none."""
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return dict(config.get("quantization_config") or {})
+
+
 def legacy_config(config: dict[str, Any], option: str = "backend") -> dict[str, Any]:
     """A config as transformers 4 reads it: release 5 keeps rope_theta and scaling under
     ``rope_parameters`` (4 would silently take 10000) and calls torch_dtype dtype.

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from autoquant.core.errors import CheckFailed
@@ -31,10 +30,12 @@ from autoquant.formats import (
 from autoquant.formats import (
     hqq as hqq_format,
 )
-from autoquant.formats.architecture import class_of, config_of, with_fused_experts
+from autoquant.formats.architecture import class_of, config_of
+from autoquant.formats.checkpoint import quantization
+from autoquant.formats.experts import Joined
+from autoquant.formats.loaders import bitsandbytes_model, gptqmodel_kernels, transformers_model
 from autoquant.formats.tensors import Floats, Tensors
 
-NAMED = 3  # tensors named in an error
 READ_BACK = "transformers, from the weights as they were read back"
 
 
@@ -47,19 +48,19 @@ class Format:
     block. ``known`` says whether a block is of the kind that our reader knows. ``loader`` loads a
     folder with ``engine``, the library that runs such files. ``inputs`` gives what is done to a
     layer's inputs before they meet its weights (see activations.py), None where they stay as they
-    are. ``state`` makes all weights of the model, from its config, where the names in the files are
-    not the model's.
+    are. ``shapes`` are those of the model's parameters, from its config, where the names in the
+    files are not the model's.
     """
 
     marks: tuple[str, ...]
-    weight: Callable[[Tensors, str, dict[str, Any]], Floats]
+    weight: Callable[..., Floats]
     known: Callable[[dict[str, Any]], bool]
     loader: Callable[[str], Any]
     engine: str = "transformers"
     inputs: Callable[[Tensors, str, dict[str, Any]], Callable[[Any], Any] | None] = (
         lambda tensors, name, block: None
     )
-    state: Callable[[Any, Tensors, dict[str, Any]], dict[str, Any]] | None = None
+    shapes: Callable[[Any], dict[str, tuple[int, ...]]] | None = None
 
     def layers(self, tensors: Tensors) -> set[str]:
         """The names of the quantized layers."""
@@ -75,92 +76,17 @@ def _parts(tensors: Tensors, name: str, parts: tuple[str, ...]) -> dict[str, Any
     return {part: tensors.get(f"{name}.{part}") for part in parts}
 
 
-def transformers_model(folder: str, **more: Any) -> Any:
-    """A folder loaded by transformers, on a GPU if there is one. ``more`` goes to its
-    from_pretrained. Raises CheckFailed if a tensor is missing, left over or of another shape.
-    """
-    import torch
-
-    kind = class_of(config_of(folder))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model, info = kind.from_pretrained(
-            folder, device_map=device, output_loading_info=True, **more
-        )
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise CheckFailed(
-            "transformers does not load the folder as it is: tensors of another shape than it"
-            " expects, so it did not take all of the layers for quantized"
-        ) from None
-    astray = {
-        kind: sorted(map(str, info.get(kind) or ()))
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-    }
-    if any(astray.values()):  # transformers goes on with random numbers for what it misses
-        said = "; ".join(
-            f"{kind.replace('_', ' ')}: {', '.join(names[:NAMED])}"
-            for kind, names in astray.items()
-            if names
-        )
-        raise CheckFailed(f"transformers does not load the folder as it is: {said}")
-    return model
-
-
-def gptqmodel_kernels(folder: str) -> Any:
-    """A folder of GPTQ or AWQ loaded by transformers with those of GPTQModel's kernels that are
-    plain torch. It would take a faster one by itself: on a GPU each of those is compiled when it is
-    first used, for up to two minutes, and Machete, which it prefers on Hopper, fetches CUTLASS from
-    the network before. A dozen tokens do without.
-    """
-    from transformers import AwqConfig, GPTQConfig
-
-    block = quantization(folder)
-    if block["quant_method"] == "gptq":
-        return transformers_model(
-            folder, quantization_config=GPTQConfig(bits=int(block["bits"]), backend="gptq_torch")
-        )
-    return transformers_model(folder, quantization_config=AwqConfig(backend="torch_awq"))
-
-
-def bitsandbytes_model(folder: str) -> Any:
-    """A folder loaded by transformers. On CPUs with bfloat16 instructions bitsandbytes 0.50 packs
-    weights anew for a kernel that takes whole multiples of its blocks only, and fails on others
-    instead of doing without; those are told to do without.
-    """
-    model = transformers_model(folder)
-    for module in model.modules():
-        outputs, inputs = getattr(module, "out_features", 0), getattr(module, "in_features", 0)
-        if hasattr(module, "support_avx512bf16_for_cpu") and (outputs % 32 or inputs % 64):
-            module.support_avx512bf16_for_cpu = False
-    return model
-
-
-def _exl2_state(config: Any, tensors: Tensors, _: dict[str, Any]) -> dict[str, Any]:
-    """By the names and shapes that transformers expects, for exllamav2 stores fused matrices in
-    parts and pads outputs; and an output head that was tied is no more.
+def _exl2_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that transformers expects, for exllamav2 stores fused matrices in parts
+    and pads outputs; and an output head that was tied is no more.
     """
     import torch
     import transformers
 
     config.tie_word_embeddings = False
     with torch.device("meta"):
-        expected = {
-            name: tuple(one.shape)
-            for name, one in (
-                getattr(transformers, config.architectures[0])(config).state_dict().items()
-            )
-        }
-    state = {}
-    for name, shape in expected.items():
-        value = (
-            tensors.get(name)
-            if name in tensors
-            else exl2_format.layer(tensors, name.removesuffix(".weight"), shape[0])
-        )
-        state[name] = torch.from_numpy(value).float()
-    return state
+        state = getattr(transformers, config.architectures[0])(config).state_dict()
+    return {name: tuple(one.shape) for name, one in state.items()}
 
 
 def _bitsandbytes_inputs(_: Tensors, __: str, block: dict[str, Any]) -> Callable[[Any], Any] | None:
@@ -204,11 +130,11 @@ FORMATS = {  # by quant_method
     ),
     "exl2": Format(
         (".q_weight",),
-        lambda tensors, name, _: exl2_format.layer(tensors, name),
+        lambda tensors, name, _, outputs=0: exl2_format.layer(tensors, name, outputs),
         lambda _: True,
         lambda folder: load(folder),
         READ_BACK,
-        state=_exl2_state,
+        shapes=_exl2_shapes,
     ),
     "compressed-tensors": Format(
         (".weight_scale",),
@@ -239,16 +165,87 @@ def weight(tensors: Tensors, name: str, block: dict[str, Any]) -> Floats:
     return format_of(block).weight(tensors, name, block)
 
 
-def quantization(folder: str) -> dict[str, Any]:
-    """The quantization block of a folder's config.json; empty if it has none."""
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return dict(config.get("quantization_config") or {})
-
-
 def readable(folder: str) -> bool:
     """Whether our readers know a folder's format."""
     block = quantization(folder)
     return block.get("quant_method") in FORMATS and FORMATS[block["quant_method"]].known(block)
+
+
+class Values:
+    """The unquantized tensors that a quantized folder stands for, by name: each is made in float32
+    when it is asked for. ``shapes`` are theirs; ``config`` is the folder's, without its
+    quantization block; ``scaled`` are the scales of activations (AWQ), by module.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.block, self.tensors = quantization(folder), Tensors(folder)
+        self.format, self.config = format_of(self.block), config_of(folder)
+        self.layers = self.format.layers(self.tensors)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.scaled: dict[str, Any] = {}
+        if self.format.shapes is not None:
+            self.shapes = self.format.shapes(self.config)
+            return
+        headers = self.tensors.headers()
+        stored_by = str(self.block["quant_method"])
+        for name, (_, shape) in headers.items():
+            if name.endswith(awq_format.ACTIVATIONS):
+                self.scaled[name.removesuffix(".scales")] = self.tensors.raw(name).float()
+            elif not owned(name, self.layers):
+                self.shapes[name] = tuple(shape)
+        bits = int(self.block.get("bits") or 0)
+        for layer in sorted(self.layers):
+            self.shapes[f"{layer}.weight"] = shape_of(headers, layer, stored_by, bits, self.tensors)
+
+    def value(self, name: str) -> Any:
+        """One tensor, as torch has it."""
+        import torch
+
+        layer = name.removesuffix(".weight")
+        if self.format.shapes is not None and name not in self.tensors:
+            value = self.format.weight(self.tensors, layer, self.block, self.shapes[name][0])
+        elif layer != name and layer in self.layers:
+            value = self.format.weight(self.tensors, layer, self.block)
+        else:
+            return self.tensors.raw(name).float()
+        return torch.from_numpy(value)
+
+    def inputs(self) -> dict[str, Callable[[Any], Any]]:
+        """What is done to the inputs of each layer that has something done to them."""
+        every = {one: self.format.inputs(self.tensors, one, self.block) for one in self.layers}
+        return {layer: rounded for layer, rounded in every.items() if rounded is not None}
+
+
+def shape_of(
+    headers: Mapping[str, tuple[str, list[int]]],
+    layer: str,
+    stored_by: str,
+    bits: int,
+    tensors: Tensors,
+) -> tuple[int, ...]:
+    """[outputs, inputs] of a layer; of HQQ and bitsandbytes the ``tensors`` tell. Raises ValueError
+    where these are not at hand.
+    """
+    if stored_by == "gptq":
+        words, outputs = headers[f"{layer}.qweight"][1]
+        return (outputs, words * 32 // bits)
+    if stored_by == "awq":
+        inputs, words = headers[f"{layer}.qweight"][1]
+        return (words * 8, inputs)
+    if stored_by == "compressed-tensors" or f"{layer}.SCB" in headers:
+        outputs, inputs = headers[f"{layer}.weight"][1]
+        return (outputs, inputs)
+    if stored_by == "hqq":
+        shape = [int(size) for size in tensors.get(f"{layer}.shape")]
+    else:
+        mark = next(one for one in FORMATS[stored_by].marks if f"{layer}{one}" in headers)
+        said = bytes(tensors.get(f"{layer}{mark}").tolist()).strip(b"\0")
+        shape = json.loads(said)["shape"] if said else []
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            "the layers' shapes stand in the files' values: download the model and give its folder"
+        )
+    return (shape[0], shape[1])
 
 
 def load(folder: str, *, activations: bool = True) -> Any:
@@ -260,55 +257,35 @@ def load(folder: str, *, activations: bool = True) -> Any:
     """
     import torch
 
-    block, tensors = quantization(folder), Tensors(folder)
-    format = format_of(block)
-    layers = format.layers(tensors)
-    config = config_of(folder)
-    if format.state is not None:
-        state = format.state(config, tensors, block)
-    else:
-        state = {
-            name: torch.from_numpy(tensors.get(name)).float()
-            for name in tensors.names()
-            if not owned(name, layers)
-        }
-        state |= {
-            f"{layer}.weight": torch.from_numpy(format.weight(tensors, layer, block))
-            for layer in layers
-        }
-    scaled = {
-        name: state.pop(name) for name in list(state) if name.endswith(awq_format.ACTIVATIONS)
-    }
-    kind = class_of(config)
-    state, taken = with_fused_experts(kind.__name__, config, state)
+    values = Values(folder)
+    kind = class_of(values.config)
+    joined = Joined(kind.__name__, values.config, values.shapes, values.value)
     # the Auto classes take no state_dict without a name
     model, info = kind.from_pretrained(
-        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+        None,
+        config=values.config,
+        state_dict={name: joined.value(name) for name in joined.shapes},
+        dtype=torch.float32,
+        output_loading_info=True,
     )
     astray = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
     if astray:
         raise CheckFailed(f"{folder}: tensors missing or left over: {', '.join(astray[:3])}")
-    for name, scale in scaled.items():
-        model.get_submodule(name.removesuffix(".scales")).register_forward_hook(
-            lambda _, __, outputs, scale=scale: outputs / scale
-        )
-    if activations:
-        _round_inputs(
-            model, {layer: format.inputs(tensors, layer, block) for layer in layers}, taken
-        )
+    hook(model, values, joined.match.taken, activations=activations)
     return model
 
 
-def _round_inputs(
-    model: Any, layers: dict[str, Callable[[Any], Any] | None], taken: dict[str, str]
-) -> None:
-    """Let each layer's inputs be rounded before they meet its weights; what enters a block's
-    experts, once for all of them.
+def hook(model: Any, values: Values, taken: Mapping[str, str], *, activations: bool = True) -> None:
+    """Let a model do with its activations what a quantized folder asks for: divide them by scales,
+    and round each layer's inputs before they meet its weights; what enters a block's experts, once
+    for all of them. ``taken`` are the parameters that tensors go into.
     """
+    for module, scale in values.scaled.items():
+        model.get_submodule(module).register_forward_hook(
+            lambda _, __, outputs, scale=scale: outputs / scale.to(outputs.device)
+        )
     modules: dict[str, Callable[[Any], Any]] = {}
-    for layer, rounded in layers.items():
-        if rounded is None:
-            continue
+    for layer, rounded in values.inputs().items() if activations else ():
         parameter = taken.get(f"{layer}.weight")
         if parameter is None:  # an expert's, joined with the others
             base = layer.rpartition(".")[0].rpartition(".")[0]

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoquant.core.errors import CheckFailed
-from autoquant.formats.architecture import class_of, config_of, match, with_fused_experts
+from autoquant.formats.architecture import class_of, config_of, match
+from autoquant.formats.experts import Joined
 
 Floats = npt.NDArray[np.float32]
 PARTS = ("W_q", "scale", "zero", "nbits", "group_size", "axis", "shape")
@@ -117,9 +118,14 @@ def load(folder: str | Path, *, dtype: Any = None, device: str = "cpu") -> Any:
         if layer not in modules:  # an expert: transformers has them in one tensor
             whole = torch.from_numpy(dequantize({n: p.numpy() for n, p in parts[layer].items()}))
             state[f"{layer}.weight"] = whole.to(dtype)
-    state, _ = with_fused_experts(kind.__name__, config, state)
+    shapes = {name: one.shape for name, one in state.items()}
+    joined = Joined(kind.__name__, config, shapes, state.__getitem__)
     model, info = kind.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict={name: joined.value(name) for name in joined.shapes},
+        dtype=dtype,
+        output_loading_info=True,
     )
     astray = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"]]))
     if astray:
@@ -136,7 +142,8 @@ def _modules(kind: str, config: Any, shapes: dict[str, Any]) -> dict[str, str]:
     """The model's linear layers by the name that files have for them."""
     import torch
 
-    model, _, taken = match(kind, config, shapes)
+    matched = match(kind, config, shapes)
+    model, taken = matched.model, matched.taken
     linear = {name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
     found = {}
     for tensor, parameter in taken.items():

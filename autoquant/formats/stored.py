@@ -17,7 +17,6 @@ Sources: https://github.com/huggingface/transformers (integrations/finegrained_f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +87,9 @@ def _by_layer(
     }
     made = {}
     for layer in layers:
-        shape = _shape(headers, layer, stored_by, int(block.get("bits") or 4), tensors)
+        shape = dequantized.shape_of(
+            headers, layer, stored_by, int(block.get("bits") or 4), tensors
+        )
         made[f"{layer}.weight"] = Made(shape, stored_by, layer)
     for name, (_, stored) in headers.items():
         if name.endswith(awq.ACTIVATIONS):
@@ -98,34 +99,6 @@ def _by_layer(
         elif not dequantized.owned(name, layers):
             made[name] = Made(tuple(stored), "plain", name)
     return made
-
-
-def _shape(
-    headers: Mapping[str, Header], layer: str, stored_by: str, bits: int, tensors: Tensors
-) -> tuple[int, ...]:
-    """[outputs, inputs] of a layer."""
-    if stored_by == "gptq":
-        words, outputs = headers[f"{layer}.qweight"][1]
-        return (outputs, words * 32 // bits)
-    if stored_by == "awq":
-        inputs, words = headers[f"{layer}.qweight"][1]
-        return (words * 8, inputs)
-    if stored_by == "bitsandbytes" and f"{layer}.SCB" in headers:
-        outputs, inputs = headers[f"{layer}.weight"][1]
-        return (outputs, inputs)
-    if stored_by == "hqq":
-        shape = [int(size) for size in tensors.get(f"{layer}.shape")]
-    else:
-        mark = next(
-            one for one in dequantized.FORMATS[stored_by].marks if f"{layer}{one}" in headers
-        )
-        said = bytes(tensors.get(f"{layer}{mark}").tolist()).strip(b"\0")
-        shape = json.loads(said)["shape"] if said else []
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(
-            "the layers' shapes stand in the files' values: download the model and give its folder"
-        )
-    return (shape[0], shape[1])
 
 
 def read(tensors: Tensors, made: Made, block: dict[str, Any]) -> npt.NDArray[np.float32]:

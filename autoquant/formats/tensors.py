@@ -112,6 +112,15 @@ class Tensors:
         read = part.read(lambda name: self._where[name].get_slice(name))
         return np.ascontiguousarray(read.float().numpy())
 
+    def headers(self) -> dict[str, tuple[str, list[int]]]:
+        """The dtype and shape of each."""
+        slices = {name: file.get_slice(name) for name, file in self._where.items()}
+        return {name: (one.get_dtype(), one.get_shape()) for name, one in slices.items()}
+
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Some of the rows of one (of its first dimension), as torch has them."""
+        return self._where[name].get_slice(name)[first:last]
+
     def plain(self) -> list[str]:
         """The names of the tensors that are floating-point numbers."""
         return [
@@ -153,6 +162,14 @@ class Read(Tensors):
         """One tensor; floats of 16 and 8 bits as float32."""
         tensor = self.raw(name)
         return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()  # type: ignore[no-any-return]
+
+    def headers(self) -> dict[str, tuple[str, list[int]]]:
+        """The dtype and shape of each."""
+        return dict(self._headers)
+
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Some of the rows of one."""
+        return self.raw(name)[first:last]
 
     def raw(self, name: str) -> Any:
         """One tensor as torch has it; its own copy."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.core.errors import InputError
-from autoquant.formats.architecture import config_of, interleaved, kind_of, match, transposed
+from autoquant.formats.architecture import config_of, kind_of, match
+from autoquant.formats.experts import interleaved, transposed
 from autoquant.source.headers import Header, headers_of, read_json
 
 # the last part of a gate's name in mixtures of experts; gates stay as they are, for a wrong choice
@@ -125,7 +126,8 @@ def _match(kind: str, config: Any, headers: dict[str, Header]) -> dict[str, Any]
     import torch
 
     shapes = {name: shape for name, (_, shape) in headers.items()}
-    model, info, taken = match(kind, config, shapes)
+    matched = match(kind, config, shapes)
+    model, info, taken = matched.model, matched.info, matched.taken
     by_parameter = defaultdict(list)
     for name, target in taken.items():
         by_parameter[target].append(name)
@@ -157,7 +159,7 @@ def _match(kind: str, config: Any, headers: dict[str, Header]) -> dict[str, Any]
         ],
         "unused": sorted(set(headers) - set(taken)),
         "layers": layers,
-        "towers": _towers(model),
+        "towers": towers(model),
         "unread": unread,
         "narrow": narrow,
         "plain": sorted(set(plain)),
@@ -183,7 +185,7 @@ def _decoder(model: Any) -> tuple[str, Any]:
     return name, found
 
 
-def _blocks(model: Any) -> tuple[str, ...]:
+def blocks(model: Any) -> tuple[str, ...]:
     """The names of the language model's lists of blocks."""
     import torch
 
@@ -193,11 +195,11 @@ def _blocks(model: Any) -> tuple[str, ...]:
         inside = any(name.startswith(f"{outer}.") for outer in lists)
         if isinstance(module, torch.nn.ModuleList) and not inside:
             lists.append(name)
-    heard = _towers(model)
+    heard = towers(model)
     return tuple(one for one in lists if not any(one.startswith(f"{t}.") for t in heard))
 
 
-def _towers(model: Any) -> list[str]:
+def towers(model: Any) -> list[str]:
     """Parts that see or hear: those beside the language model that have parameters, but for the
     output head.
     """
@@ -233,12 +235,12 @@ def _layers(
     """
     import torch
 
-    blocks = tuple(f"{name}." for name in _blocks(model))
+    inside = tuple(f"{name}." for name in blocks(model))
     modules = dict(model.named_modules())
     found, unread, narrow = [], [], []
     for name, parameter in model.named_parameters():
         path, _, last = name.rpartition(".")
-        if not name.startswith(blocks) or name not in by_parameter:
+        if not name.startswith(inside) or name not in by_parameter:
             continue
         owner = modules[path]
         expert = "experts" in path.split(".") or "Experts" in type(owner).__name__

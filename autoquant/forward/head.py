@@ -1,0 +1,122 @@
+"""The two ends of a run: final hidden states, and the logits that the output head makes of them.
+Runs in workers.
+
+Final hidden states, what enters the output head, are [rows, tokens, width]; logits would be
+[rows, tokens, vocabulary], fifty times as much for most models. So the former are kept, and logits
+are made of some rows at a time, by the model's own forward with its body left out: whatever it does
+after the head (scales, soft caps) is done.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoquant.core.errors import CheckFailed
+from autoquant.forward.blockwise import Blockwise
+
+KEPT = 256 << 20  # bytes; a larger head is read again for each part of the rows
+PIECE = 64 << 20  # bytes of a head in float32 that are there at a time
+
+
+class _Reached(Exception):
+    """The hidden states have reached the head."""
+
+    def __init__(self, hidden: Any) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def final(model: Blockwise, ids: Any, keep: int) -> Any:
+    """The final hidden states of the last ``keep`` tokens of each row of ids [rows, tokens], as
+    [rows, keep, width] on the CPU. Raises CheckFailed if they are not finite.
+    """
+
+    def stop(hidden: Any) -> Any:
+        raise _Reached(hidden)
+
+    plain, model.head.forward = model.head.forward, stop
+    try:
+        model.run(ids)
+    except _Reached as reached:
+        hidden = reached.hidden[:, -keep:].float().cpu().contiguous()
+    else:
+        raise CheckFailed(f"{type(model.model).__name__} has run past its output head")
+    finally:
+        model.head.forward = plain
+    if not hidden.isfinite().all():
+        raise CheckFailed("the model's hidden states are not finite")
+    return hidden
+
+
+class Head:
+    """The output head of a model, whose blocks need not have run."""
+
+    def __init__(self, model: Blockwise) -> None:
+        self._model, head = model, model.head
+        self._name = model.name_of(head)
+        self._rows, self._width = head.weight.shape
+        self._bias = None
+        if f"{self._name}.bias" in model.parameters and getattr(head, "bias", None) is not None:
+            self._bias = model.parameters.value(f"{self._name}.bias").float().to(model.device)
+        room = KEPT if model.device == "cpu" else 1 << 40
+        self._kept = None
+        if 4 * self._rows * self._width <= room:
+            self._kept = self._read(0, self._rows)
+
+    def logits(self, hidden: Any) -> Any:
+        """The logits [rows, tokens, vocabulary] of final hidden states, on the model's device."""
+        import torch
+
+        model = self._model.model
+        body = _body(model, self._model.head, next(iter(self._model.units)))
+        head, hidden = self._model.head, hidden.to(self._model.device)
+        plain, ends = body.forward, head.forward
+        body.forward = lambda *_, **__: _output(hidden)
+        head.forward = lambda _: self._product(hidden)
+        try:
+            with torch.no_grad():
+                ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+                return model(input_ids=ids, use_cache=False).logits.float()
+        finally:
+            body.forward, head.forward = plain, ends
+
+    def _product(self, hidden: Any) -> Any:
+        import torch
+
+        if self._kept is not None:
+            return torch.nn.functional.linear(hidden, self._kept, self._bias)
+        out = torch.empty(*hidden.shape[:2], self._rows, device=hidden.device)
+        step = max(1, PIECE // (4 * self._width))
+        for first in range(0, self._rows, step):
+            last = min(first + step, self._rows)
+            bias = self._bias[first:last] if self._bias is not None else None
+            piece = self._read(first, last)
+            out[..., first:last] = torch.nn.functional.linear(hidden, piece, bias)
+        return out
+
+    def _read(self, first: int, last: int) -> Any:
+        name = f"{self._name}.weight"
+        return self._model.parameters.rows(name, first, last).to(self._model.device).float()
+
+
+def _body(model: Any, head: Any, block: str) -> Any:
+    """The part of a model that hands hidden states to its head: the outermost one around a block
+    that does not have the head too.
+    """
+    parts = block.split(".")
+    for i in range(1, len(parts)):
+        body = model.get_submodule(".".join(parts[:i]))
+        if not any(one is head for one in body.modules()):
+            return body
+    raise CheckFailed(f"{type(model).__name__} has its output head among its blocks")
+
+
+def _output(hidden: Any) -> Any:
+    """What the body of a model gives; whatever else is asked of it is not there."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    class Output(BaseModelOutputWithPast):  # type: ignore[misc]
+        def __getattr__(self, _: str) -> None:
+            return None
+
+    return Output(last_hidden_state=hidden)

@@ -1,0 +1,113 @@
+"""The parameters of a model of transformers, made of a checkpoint's tensors one by one, by
+transformers' own transforms. Runs in workers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from autoquant.core.errors import CheckFailed
+from autoquant.formats.architecture import Maker, class_of
+from autoquant.formats.experts import Joined
+from autoquant.forward.weights import Weights
+
+NAMED = 3  # tensors named in an error
+
+
+class Parameters:
+    """The parameters of a ``config``'s model by name; ``weights`` gives the checkpoint's tensors.
+
+    Raises CheckFailed for a checkpoint that lacks some, or has some of another shape. ``outside``
+    are the beginnings of names that are not looked at: of parts that see or hear.
+    """
+
+    def __init__(self, config: Any, weights: Weights, outside: Sequence[str] = ()) -> None:
+        self.weights, self._config = weights, config
+        kind = class_of(config).__name__
+        # a copy: to be matched it is told how to attend
+        self._joined = Joined(kind, copy.deepcopy(config), weights.shapes, weights.value)
+        matched = self._joined.match
+        self.taken, self._tied = matched.taken, dict(matched.model.all_tied_weights_keys or {})
+        self._model = matched.model
+        missing = [
+            str(name)
+            for name in sorted(matched.info["missing_keys"])
+            if not str(name).startswith(tuple(outside))
+        ]
+        odd = [name for name, *_ in matched.info["mismatched_keys"]]
+        if missing or odd:
+            listed = ", ".join([*missing, *map(str, odd)][:NAMED])
+            raise CheckFailed(f"tensors missing or of another shape: {listed}")
+        # one transform may make several: which, it says of tensors without data
+        self._by: dict[str, tuple[str, Maker]] = {}
+        for target, maker in matched.makers.items():
+            made = [target]
+            if not self._plain(maker):
+                made = list(self._convert(target, maker, self._without_data))
+            self._by |= {name: (target, maker) for name in made}
+
+    def __contains__(self, name: str) -> bool:
+        return self._tied.get(name, name) in self._by
+
+    def value(self, name: str, experts: Sequence[int] | None = None) -> Any:
+        """One parameter, or of one that holds a block's experts the ``experts`` with these numbers,
+        in a dtype of the checkpoint.
+        """
+        target, maker = self._by[self._tied.get(name, name)]
+        if self._plain(maker):
+            return self._one(maker.tensors[0][0], experts)
+        if experts is None:
+            return self._convert(target, maker, self._joined.value)[name]
+        # of tensors of one expert each those of the experts, by their places
+        counts: dict[str, list[str]] = {}
+        for tensor, pattern in maker.tensors:
+            counts.setdefault(pattern, []).append(tensor)
+        some = Maker(
+            maker.transform,
+            [(tensors[i], pattern) for pattern, tensors in counts.items() for i in experts]
+            if len(next(iter(counts.values()))) > 1
+            else maker.tensors,
+        )
+        whole = len(next(iter(counts.values()))) == 1
+        read = (lambda one: self._one(one, experts)) if whole else self._joined.value
+        return self._convert(target, some, read)[name]
+
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Some rows of one parameter."""
+        _, maker = self._by[self._tied.get(name, name)]
+        tensors = self._joined.parts(maker.tensors[0][0])
+        if self._plain(maker) and len(tensors) == 1:
+            return self.weights.rows(tensors[0], first, last)
+        return self.value(name)[first:last]
+
+    def origin(self, name: str) -> str:
+        """The parameter that one shares its values with; itself if there is none."""
+        return self._tied.get(name, name)
+
+    def _plain(self, maker: Maker) -> bool:
+        """Whether a parameter is one tensor as it is."""
+        return len(maker.tensors) == 1 and not getattr(maker.transform, "operations", None)
+
+    def _one(self, tensor: str, experts: Sequence[int] | None) -> Any:
+        import torch
+
+        if experts is None:
+            return self._joined.value(tensor)
+        if len(self._joined.parts(tensor)) > 1:
+            return self._joined.value(tensor, experts)
+        return torch.cat([self.weights.rows(tensor, i, i + 1) for i in experts])
+
+    def _without_data(self, tensor: str) -> Any:
+        import torch
+
+        return torch.empty(self._joined.shapes[tensor], device="meta")
+
+    def _convert(self, target: str, maker: Maker, read: Any) -> dict[str, Any]:
+        """What a transform makes of its tensors, by parameter."""
+        maker.transform.collected_tensors.clear()
+        for tensor, pattern in maker.tensors:
+            maker.transform.collected_tensors[pattern].append(read(tensor))
+        made = maker.transform.convert(target, model=self._model, config=self._config)
+        return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
