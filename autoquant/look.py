@@ -163,8 +163,8 @@ def read(
     """Read a layer before and after, and count. Runs in a worker."""
     import numpy as np
 
-    from autoquant.formats.checks import relative_error
     from autoquant.formats.checkpoint import quantization
+    from autoquant.formats.checks import relative_error
     from autoquant.formats.dequantized import weight
     from autoquant.formats.tensors import Part, Tensors
 

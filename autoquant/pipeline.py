@@ -20,12 +20,13 @@ from typing import Any
 from autoquant.core import bundled, journal, licenses
 from autoquant.core.errors import HubFailed, InputError
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.plans import Plan
 from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.evaluate import artifacts as measuring
+from autoquant.evaluate import planning
+from autoquant.evaluate.planning import Measuring
 from autoquant.methods import METHODS, texts
 from autoquant.methods.base import AnyMethod
 from autoquant.runtime import environments, preload
@@ -64,8 +65,10 @@ def quantize(
 
         steps = list(journal.read(folder)[1])
         client = allowed.check(options, source, method.variants(options), steps)
-    measured = _will_be_measured(method, source, options, folder)
-    texts.refuse_short(source, options, method.environment(options), measured=measured)
+    measured = _measuring(method, source, options, folder)
+    if measured is not None:
+        options = options.model_copy(update={"eval_chunks": measured.chunks})
+    texts.refuse_short(source, options, method.environment(options), measured=measured is not None)
     if bytes_to_fetch(source) > PLAN_FIRST:
         planned = method.plan(source, options, folder)
         if planned.refused:
@@ -83,7 +86,7 @@ def quantize(
             upload = background.BackgroundUpload(options, client, source, run)
             run.on_artifact, run.on_shard = upload.artifact, upload.shard
         try:
-            record = _make(method, snapshot, options, run, measured=measured, started=started)
+            record = _make(method, snapshot, options, run, measured, started=started)
             if upload is not None:
                 try:
                     record = dataclasses.replace(record, receipts=upload.finish(record))
@@ -115,38 +118,28 @@ def _resolve(
     return source, method.resolve_defaults(source, options)
 
 
-def _will_be_measured(
+def _measuring(
     method: AnyMethod, source: Source, options: MethodOptions, folder: Path
-) -> bool:
-    """Whether a run measures its artifacts. Raises InputError where that is asked for and cannot
-    be; says so where it is left to us.
+) -> Measuring | None:
+    """How a run measures its artifacts; None if it does not. Raises InputError where that is asked
+    for and cannot be; says so where it is left to us.
     """
     if options.evaluate == "off":
-        return False
-    if options.evaluate == "auto" and source.parameters > measuring.SMALL:
-        log.warning(
-            "not measured: the model has more than %d billion parameters; use evaluate='on'"
-            " (--evaluate on) to measure anyway",
-            measuring.SMALL // 10**9,
-        )
-        return False
-    wanted = {"unquantized", *method.variants(options)}
-    if all(f"evaluate {name}" in journal.read(folder)[1] for name in wanted):
-        return True  # it was
-    if reason := method.unmeasured(source, options, folder):
+        return None
+    variants, steps = method.variants(options), journal.read(folder)[1]
+    before = (steps.get("evaluate unquantized") or {}).get("facts") or {}
+    done = planning.chunks_of(int(before.get("tokens") or 0), source)
+    found = planning.of(source, options, len(variants), done)
+    if all(f"evaluate {name}" in steps for name in ("unquantized", *variants)):
+        return dataclasses.replace(found, why_not="", note="")  # it was
+    if reason := (method.unmeasured(source, options, folder) or found.why_not):
         if options.evaluate == "on":
             raise InputError(f"evaluate: {reason}")
         log.warning("it will not be measured: %s", reason)
-        return False
-    known = "evaluate unquantized" in journal.read(folder)[1]
-    # GGUF can be measured against its own unquantized file, through llama.cpp
-    fits = measuring.memory_needed(source) <= memory_available()
-    if method.has_unquantized_gguf or known or fits:
-        return True
-    if options.evaluate == "on":
-        raise InputError(measuring.no_room(source))
-    log.warning("it will not be measured: %s", measuring.no_room(source))
-    return False
+        return None
+    if found.note:
+        log.warning("%s", found.note)
+    return found
 
 
 def _make(
@@ -154,8 +147,8 @@ def _make(
     snapshot: Snapshot,
     options: MethodOptions,
     run: RunFolder,
+    measured: Measuring | None,
     *,
-    measured: bool,
     started: float,
 ) -> RunRecord:
     """Quantize, measure, and write card and plot."""
@@ -163,7 +156,7 @@ def _make(
 
     output = method.quantize(snapshot, options, run)
     artifacts, reference, provenance = output.artifacts, None, output.provenance
-    if measured:
+    if measured is not None:
         artifacts, reference = measuring.evaluate(
             snapshot,
             options,
@@ -171,6 +164,7 @@ def _make(
             artifacts,
             env=method.environment(options),
             unquantized=output.unquantized,
+            how=measured.how,
         )
         measuring.refuse_wrong_conversion(
             snapshot,
@@ -258,7 +252,12 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
         source_sha256=snapshot.sha256,
     ) as run:
         artifacts, reference = measuring.evaluate(
-            snapshot, options, run, record.artifacts, env=method.environment(options)
+            snapshot,
+            options,
+            run,
+            record.artifacts,
+            env=method.environment(options),
+            how=planning.how(snapshot.source, chunks),
         )
         provenance = {**record.provenance, "measured on": finished.measured_on(options)}
         again = dataclasses.replace(

@@ -102,6 +102,7 @@ class MethodOptions(UploadOptions):
         **UploadOptions.applies,
         "eval_text": "evaluate!=off",
         "eval_chunks": "evaluate!=off",
+        "eval_minutes": "evaluate=auto",
     }
     base: str = option(
         "",
@@ -112,7 +113,7 @@ class MethodOptions(UploadOptions):
     evaluate: Literal["auto", "on", "off"] = option(
         "auto",
         "measure perplexity, KL divergence and top-1 agreement against the unquantized model; auto"
-        " does so for models of at most 2 billion parameters (above, a CPU needs hours)",
+        " does so as far as eval_minutes allows",
     )
     eval_text: str = option(
         "builtin",
@@ -125,6 +126,14 @@ class MethodOptions(UploadOptions):
         "how many chunks of 512 tokens (or the model's context) to measure on; the second half of"
         " each is scored, so 20 chunks are 5,100 predictions",
         unit="chunks",
+        ge=1,
+        le=100_000,
+    )
+    eval_minutes: float = option(
+        30,
+        "how long evaluate=auto may measure, as planned beforehand; where that is not enough for"
+        " eval_chunks, fewer are taken, and where it is not enough for 2, nothing is measured",
+        unit="minutes",
         ge=1,
         le=100_000,
     )

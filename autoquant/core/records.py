@@ -93,6 +93,10 @@ class Artifact:
         """What to open, in the run's folder: the file, or the folder that has its files."""
         return (folder / self.name).parent if self.is_folder else folder / self.name
 
+    def paths_in(self, folder: Path) -> list[Path]:
+        """The folder that has its files, or the file, or all its shards."""
+        return [self.path_in(folder)] if self.is_folder else [folder / f.name for f in self.files]
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-able form for the journal."""
         return dataclasses.asdict(self)

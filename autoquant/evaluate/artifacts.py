@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.cache import cache_folder
-from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.errors import CheckFailed, InputError, ProcessFailed
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores, memory_available
@@ -20,46 +22,37 @@ from autoquant.core.options import MethodOptions
 from autoquant.core.progress import hidden
 from autoquant.core.records import Artifact, Evaluation, Snapshot, Source
 from autoquant.display.tables import reference_name
-from autoquant.evaluate.evaluator import Evaluator
+from autoquant.evaluate import planning
+from autoquant.evaluate.evaluator import Evaluator, Kept
 from autoquant.runtime import environments, process
+from autoquant.source.adapter import EXTRA
+from autoquant.source.merge import made_of
 
 # bytes beside twice the artifact: Python, NumPy and llama.cpp's or torch's own buffers
 WORKER_MEMORY = 600 << 20
-SMALL = 2_000_000_000  # parameters; evaluate="auto" measures up to here
 WRONG = 0.1  # nats per token; Q8_0 of models of 1B and more is below 0.005 in published figures
 
-
-def memory_needed(source: Source) -> int:
-    """Bytes that running the unquantized model by transformers takes, roughly: 4 a parameter, and
-    the libraries.
-    """
-    return 4 * source.parameters + (1 << 30)
-
-
-def no_room(source: Source) -> str:
-    """What to say where the unquantized model does not fit into memory."""
-    return (
-        f"measuring needs the unquantized model in memory ({memory_needed(source) / 1e9:.1f} GB,"
-        f" {memory_available() / 1e9:.1f} GB are free). Use evaluate='off', or for GGUF"
-        " keep_intermediate=True"
-    )
+log = logging.getLogger(__name__)
 
 
 def evaluator_of(
     snapshot: Snapshot, logs: Path, text: str, chunks: int, env: Mapping[str, str]
 ) -> Evaluator:
     """The evaluator of a source, with references in the cache folder."""
+    source = snapshot.source
+    made = made_of(source) if snapshot.unmade else None
     return Evaluator(
-        snapshot.folder,
+        {"folder": str(snapshot.folder), "made": made},
         snapshot.sha256,
         text=text,
         chunks=chunks,
-        context=snapshot.source.context,
+        context=source.context,
         cache=cache_folder() / "references",
         logs=logs,
         threads=cores(),
-        env=dict(env),
-        gguf=snapshot.folder / snapshot.source.gguf if snapshot.source.gguf else None,
+        env=env,
+        python=environments.beside(EXTRA, logs) if made and source.adapter else "",
+        gguf=snapshot.folder / source.gguf if source.gguf else None,
     )
 
 
@@ -71,34 +64,145 @@ def evaluate(
     *,
     env: Mapping[str, str],
     unquantized: Callable[[], Path] | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> tuple[tuple[Artifact, ...], Evaluation]:
     """The artifacts with their evaluations, and the unquantized model's.
 
-    ``unquantized`` makes a GGUF file that stands in for a source too large for transformers in
-    memory. Each row is noted in the journal as soon as it is measured. Raises InputError without
-    room.
+    ``unquantized`` makes a GGUF file that stands in for a source that transformers does not know.
+    ``how`` says how models are run block by block (see evaluate.planning). Each row is noted in the
+    journal as soon as it is measured. Raises InputError without room.
     """
     evaluator = evaluator_of(snapshot, run.logs, options.eval_text, options.eval_chunks, env)
-    keys = {a.type: key_of(evaluator.key(), [f.sha256 for f in a.files]) for a in artifacts}
-    rows = {
-        a.type: Evaluation(**facts)
-        for a in artifacts
-        if (facts := run.done(f"evaluate {a.type}", keys[a.type]))
-    }
+    source = snapshot.source
+    measuring = _Measuring(snapshot, evaluator, run, dict(how or {}))
+    known = {}
+    for engine in dict.fromkeys((planning.by_weights(source), False)):
+        measuring.by_weights = engine
+        known = {a.type: run.done(f"evaluate {a.type}", measuring.key(a)) for a in artifacts}
+        if any(known.values()):
+            break  # what was begun with an engine is ended with it
+    else:
+        measuring.by_weights = planning.by_weights(source)
+    rows = {name: Evaluation(**facts) for name, facts in known.items() if facts}
     earlier = run.done("evaluate unquantized", evaluator.key())
     todo = [artifact for artifact in artifacts if artifact.type not in rows]
     if todo or earlier is None:
-        gguf = _refuse_without_room(snapshot.source, evaluator, unquantized)
+        _refuse_without_room(source, evaluator)
+        gguf = None
+        if not source.gguf and not planning.known(source) and unquantized is not None:
+            gguf = unquantized()
         with _Bar(1 + len(artifacts)) as bar:
-            array, reference = evaluator.reference(bar.part(""), gguf)
-            facts = dataclasses.asdict(reference)
+            kept = evaluator.reference(bar.part(""), gguf, measuring.how)
+            facts = dataclasses.asdict(kept.row)
             run.record("evaluate unquantized", evaluator.key(), [], facts)
-            for artifact, row in zip(todo, _measure(todo, array, evaluator, run, bar), strict=True):
-                rows[artifact.type] = row
+            reference = kept.row
+            try:
+                rows |= measuring.measure(todo, kept, bar)
+            except ProcessFailed as failure:
+                if not measuring.by_weights:
+                    raise
+                log.warning("%s; llama.cpp runs the files instead", failure)
+                measuring.by_weights = False
+                rows = measuring.measure(list(artifacts), kept, bar)
     else:
         reference = Evaluation(**earlier)
     measured = tuple(dataclasses.replace(a, evaluation=rows[a.type]) for a in artifacts)
     return measured, reference
+
+
+@dataclasses.dataclass
+class _Measuring:
+    """Measures the artifacts of one run. ``how`` are arguments of blockwise.Blockwise;
+    ``by_weights``: GGUF files are run by their weights, not by llama.cpp.
+    """
+
+    snapshot: Snapshot
+    evaluator: Evaluator
+    run: RunFolder
+    how: dict[str, Any]
+    by_weights: bool = False
+
+    def key(self, artifact: Artifact) -> str:
+        """What the row of an artifact depends on."""
+        by = "weights" if self.by_weights and not artifact.is_folder else ""
+        return key_of(self.evaluator.key(), [stored.sha256 for stored in artifact.files], by)
+
+    def measure(
+        self, artifacts: Sequence[Artifact], kept: Kept, bar: _Bar
+    ) -> dict[str, Evaluation]:
+        """The rows by type."""
+        in_blocks = [one for one in artifacts if one.is_folder or self.by_weights]
+        rows = self._in_blocks(in_blocks, kept, bar) if in_blocks else {}
+        return rows | self._by_llama_cpp([a for a in artifacts if a not in in_blocks], kept, bar)
+
+    def _note(self, artifact: Artifact, row: Evaluation) -> Evaluation:
+        facts = dataclasses.asdict(row)
+        self.run.record(f"evaluate {artifact.type}", self.key(artifact), [], facts)
+        return row
+
+    def _in_blocks(
+        self, artifacts: Sequence[Artifact], kept: Kept, bar: _Bar
+    ) -> dict[str, Evaluation]:
+        """All in one pass beside the reference."""
+        files, states = [], []
+        for artifact in artifacts:
+            path = self.run.work / f"states-{artifact.type}-{self.key(artifact)}.npy"
+            states.append(path)
+            file = file_of(self.snapshot, artifact.paths_in(self.run.folder))
+            files.append({**file, "states": str(path)})
+        parts = [bar.part(artifact.type) for artifact in artifacts]
+
+        def progress(done: int, total: int) -> None:
+            for i, part in enumerate(parts):
+                part(min(max(0, done * len(parts) - i * total), total), total)
+
+        found = self.evaluator.measure(files, kept, progress=progress, plan=self.how)
+        for path in states:
+            path.unlink(missing_ok=True)
+        return {a.type: self._note(a, row) for a, row in zip(artifacts, found, strict=True)}
+
+    def _by_llama_cpp(
+        self, artifacts: Sequence[Artifact], kept: Kept, bar: _Bar
+    ) -> dict[str, Evaluation]:
+        """Side by side, as many at a time as memory and cores allow."""
+        if not artifacts:
+            return {}
+        largest = max(artifact.bytes for artifact in artifacts)
+        fit = memory_available() // (1 + WORKER_MEMORY + 2 * largest)
+        at_once = max(1, min(len(artifacts), cores(), fit))
+
+        def job_of(artifact: Artifact) -> Any:
+            def job(children: process.Children) -> Evaluation:
+                row = self.evaluator.measure_gguf(
+                    artifact.path_in(self.run.folder),
+                    kept,
+                    threads=max(1, cores() // at_once),
+                    children=children,
+                    progress=bar.part(artifact.type),
+                )
+                return self._note(artifact, row)
+
+            return job
+
+        rows = process.side_by_side([job_of(artifact) for artifact in artifacts], at_once)
+        return {a.type: row for a, row in zip(artifacts, rows, strict=True)}
+
+
+def file_of(snapshot: Snapshot, paths: Sequence[Path]) -> dict[str, Any]:
+    """A folder, or the GGUF file of a snapshot's model in its shards, as evaluate.models takes
+    it.
+    """
+    if paths[0].is_dir():
+        return {"folder": str(paths[0])}
+    source = snapshot.source
+    return {
+        "folder": str(snapshot.folder),
+        "made": made_of(source) if snapshot.unmade else None,
+        "gguf": [str(path) for path in paths],
+        "converter": str(llama.locate("")),
+        "taking": taking(source),
+        "name": source.name,
+    }
 
 
 def refuse_wrong_conversion(
@@ -128,8 +232,8 @@ def refuse_wrong_conversion(
     whole = unquantized() if unquantized is not None else None
     if whole is not None and whole.name != far[0].name:
         evaluator = evaluator_of(snapshot, run.logs, options.eval_text, options.eval_chunks, env)
-        array, _ = evaluator.reference()
-        converted = evaluator.measure("gguf", whole, array, threads=cores()).kl_mean
+        kept = evaluator.reference()
+        converted = evaluator.measure_gguf(whole, kept, threads=cores()).kl_mean
         # a model that answers to the least change: most of the loss is the type's
         if converted <= max(WRONG, min(found / 3, 2 * WRONG)):
             return
@@ -141,53 +245,15 @@ def refuse_wrong_conversion(
     )
 
 
-def _refuse_without_room(
-    source: Source, evaluator: Evaluator, unquantized: Callable[[], Path] | None
-) -> Path | None:
-    """Refuse without memory or disk; the GGUF file to take for the reference, if one is needed."""
-    disk = evaluator.reference_bytes(source.vocab_size)
+def _refuse_without_room(source: Source, evaluator: Evaluator) -> None:
+    """Refuse without room for what is kept of the unquantized model."""
+    disk = evaluator.reference_bytes(source)
     if disk > free_bytes(evaluator.cache):
         raise InputError(
-            f"measuring needs {disk / 1e9:.2f} GB in {evaluator.cache} for the unquantized model's"
-            " log-probabilities; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"
+            f"measuring needs {disk / 1e9:.2f} GB in {evaluator.cache} for what is kept of the"
+            " unquantized model; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"
             " evaluate='off'"
         )
-    # of one whose weights stay on the Hub, transformers has nothing to read
-    at_hand = not source.remote
-    if source.gguf or (at_hand and memory_needed(source) <= memory_available()):
-        return None
-    if unquantized is None:
-        raise InputError(no_room(source))
-    return unquantized()
-
-
-def _measure(
-    artifacts: Sequence[Artifact], reference: Path, evaluator: Evaluator, run: RunFolder, bar: _Bar
-) -> list[Evaluation]:
-    """Measure artifacts side by side, as many at a time as memory and cores allow."""
-    if not artifacts:
-        return []
-    largest = max(artifact.bytes for artifact in artifacts)
-    fit = memory_available() // (1 + WORKER_MEMORY + 2 * largest)
-    at_once = max(1, min(len(artifacts), cores(), fit))
-
-    def job_of(artifact: Artifact) -> Any:
-        def job(children: process.Children) -> Evaluation:
-            row = evaluator.measure(
-                "folder" if artifact.is_folder else "gguf",
-                artifact.path_in(run.folder),
-                reference,
-                threads=max(1, cores() // at_once),
-                children=children,
-                progress=bar.part(artifact.type),
-            )
-            key = key_of(evaluator.key(), [stored.sha256 for stored in artifact.files])
-            run.record(f"evaluate {artifact.type}", key, [], dataclasses.asdict(row))
-            return row
-
-        return job
-
-    return process.side_by_side([job_of(artifact) for artifact in artifacts], at_once)
 
 
 class _Bar:
@@ -238,15 +304,21 @@ def evaluate_files(
     env, source = {}, snapshot.source
     if source.gguf or any(path.is_file() for path in paths):
         env = llama.environment(llama.locate(converter))
-    with tempfile.TemporaryDirectory() as scratch:
+    how = planning.how(source, chunks)
+    with tempfile.TemporaryDirectory() as scratch, _Bar(1 + len(paths)) as bar:
         evaluator = evaluator_of(snapshot, Path(scratch) / "log", text, chunks, env)
-        array, row = evaluator.reference()
-        rows = [(f"{source.id} ({reference_name(source)})", row)]
+        kept = evaluator.reference(bar.part(""), plan=how)
+        rows = {f"{source.id} ({reference_name(source)})": kept.row}
+        in_blocks = [one for one in paths if one.is_dir() or planning.by_weights(source)]
+        files = [file_of(snapshot, [path.resolve()]) for path in in_blocks]
+        for i, file in enumerate(files):
+            file["states"] = f"{scratch}/{i}.npy"
+        found = evaluator.measure(files, kept, plan=how) if files else []
+        measured = dict(zip(in_blocks, found, strict=True))
         for path in paths:
-            kind = "gguf" if path.is_file() else "folder"
-            row = evaluator.measure(kind, path.resolve(), array, threads=cores())
-            rows.append((path.name, row))
-    return rows
+            if path not in measured:
+                measured[path] = evaluator.measure_gguf(path.resolve(), kept, threads=cores())
+        return [*rows.items(), *((path.name, measured[path]) for path in paths)]
 
 
 def refuse_other_files(paths: Sequence[Path]) -> None:

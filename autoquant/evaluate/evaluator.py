@@ -8,37 +8,58 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autoquant.core.bundled import EVALUATION_TEXT
 from autoquant.core.errors import ProcessFailed
 from autoquant.core.files import write_atomically
-from autoquant.core.records import Evaluation
+from autoquant.core.records import Evaluation, Source
 from autoquant.core.texts import read_text
+from autoquant.core.version import __version__
 from autoquant.evaluate.scoring import CONTEXT
-from autoquant.runtime import process
+from autoquant.runtime import environments, process
 
 log = logging.getLogger(__name__)
 
 
-# --- the parent's side ----------------------------------------------------------------------------
+# what figures depend on beside files and text
+ENGINES = ("transformers", "torch", "llama-cpp-python")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of the unquantized model: a file and its sha256, and its own figures. ``source``
+    is that model, as evaluate.models takes it; None if it is a GGUF file that llama.cpp has run.
+    """
+
+    path: Path
+    sha256: str
+    row: Evaluation
+    source: dict[str, Any] | None
+
+    def arguments(self) -> dict[str, Any]:
+        """What a measurement is told of it."""
+        return {"source": self.source, "kept": str(self.path), "sha256": self.sha256}
 
 
 class Evaluator:
     """Measures artifacts of one source on one text. Cheap to make; tokens and reference are
     computed when first needed.
 
-    ``gguf`` is the source itself where it is a GGUF file: llama.cpp then gives tokens and
-    reference. ``cache`` is the folder where references are kept: ``<key>.npy`` (float32
-    log-probabilities, 4 · vocabulary · tokens bytes), ``<key>.json`` (the unquantized model's own
-    figures) and ``<key>.tokens.json`` (the text as token ids); the key covers the source's hash,
-    the text, and how it is cut.
+    ``source`` tells the unquantized model (see evaluate.models), whose tokenizer gives the tokens;
+    where it is a GGUF file, ``gguf`` is that, and llama.cpp gives tokens and reference. ``cache``
+    is the folder where references are kept: ``<key>.npy``, ``<key>.json`` (its hash, and the
+    unquantized model's own figures) and ``<key>.tokens.json`` (the text as token ids); the key
+    covers the source's hash, the text and how it is cut, and the versions of what computes. ``env``
+    and ``python`` are of the workers.
     """
 
     def __init__(
         self,
-        folder: Path,
+        source: Mapping[str, Any],
         source_sha256: str,
         *,
         text: str,
@@ -47,18 +68,13 @@ class Evaluator:
         cache: Path,
         logs: Path,
         threads: int,
-        env: dict[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        python: str = "",
         gguf: Path | None = None,
     ) -> None:
-        self.gguf = gguf
-        self.folder, self.source_sha256, self.cache, self.logs, self.threads, self.env = (
-            folder,
-            source_sha256,
-            cache,
-            logs,
-            threads,
-            env or {},
-        )
+        self.source, self.gguf = dict(source), gguf
+        self.source_sha256, self.cache, self.logs = source_sha256, cache, logs
+        self.threads, self.env, self.python = threads, dict(env or {}), python
         self.text = read_text(text, "eval_text", EVALUATION_TEXT)
         self.text_sha256 = hashlib.sha256(self.text.encode()).hexdigest()
         self.wanted, self.context = chunks, min(CONTEXT, context)
@@ -68,9 +84,9 @@ class Evaluator:
 
     def key(self) -> str:
         """What a measurement depends on beside the artifact itself."""
-        return hashlib.sha256(
-            json.dumps([self.source_sha256, self.text_sha256, self.wanted, self.context]).encode()
-        ).hexdigest()[:24]
+        versions = [__version__, *(environments.version(name) for name in ENGINES)]
+        parts = [self.source_sha256, self.text_sha256, self.wanted, self.context, versions]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def chunks(self) -> list[list[int]]:
         """The token ids, [n][context]; kept beside the references, for starting a process to
@@ -89,7 +105,7 @@ class Evaluator:
                         "autoquant.evaluate.scoring:tokenize",
                         log=self.logs,
                         env=self.env,
-                        folder=str(self.gguf or self.folder),
+                        folder=str(self.gguf or self.source["folder"]),
                         text=text,
                         chunks=self.wanted,
                         context=self.context,
@@ -100,12 +116,17 @@ class Evaluator:
             return self._chunks
 
     def reference(
-        self, progress: process.Progress | None = None, gguf: Path | None = None
-    ) -> tuple[Path, Evaluation]:
-        """The unquantized model's log-probabilities (computed unless cached) and its own figures.
+        self,
+        progress: process.Progress | None = None,
+        gguf: Path | None = None,
+        plan: Mapping[str, Any] | None = None,
+        on_part: Callable[[Any], None] | None = None,
+    ) -> Kept:
+        """What is kept of the unquantized model, computed unless it is there.
 
-        Through transformers in float32 from the source folder; or, if ``gguf`` is given (the source
-        is too large for that, or a GGUF file itself), from this GGUF file through llama.cpp.
+        By transformers, block by block: its final hidden states; or, where ``gguf`` is given (of a
+        model that transformers does not know) or the source is a GGUF file, by llama.cpp: its
+        log-probabilities.
         """
         gguf = gguf or self.gguf
         name = self.key() + ("-gguf" if gguf else "")
@@ -114,80 +135,96 @@ class Evaluator:
             chunks = self.chunks()
             self.cache.mkdir(parents=True, exist_ok=True)
             part = self.cache / f".{name}.{os.getpid()}.part.npy"
+            common: dict[str, Any] = {
+                "chunks": chunks,
+                "target": str(part),
+                "threads": self.threads,
+                "text_sha256": self.text_sha256,
+            }
             try:
-                answer = self._score(
-                    "gguf" if gguf else "folder",
-                    gguf or self.folder,
-                    chunks,
-                    threads=self.threads,
-                    progress=progress,
-                    save=str(part),
-                )
+                if gguf:
+                    answer = self.by_llama_cpp(
+                        "log_probabilities", gguf, progress=progress, **common
+                    )
+                else:
+                    answer = self.call(
+                        "reference",
+                        progress=progress,
+                        on_part=on_part,
+                        source=self.source,
+                        plan=plan,
+                        **common,
+                    )
                 os.replace(part, array)
             finally:
                 part.unlink(missing_ok=True)
             write_atomically(facts, json.dumps(answer), shared=True)
-        return array, Evaluation(**json.loads(facts.read_text(encoding="utf-8")))
+        known = json.loads(facts.read_text(encoding="utf-8"))
+        source = None if gguf else self.source
+        return Kept(array, known["sha256"], Evaluation(**known["row"]), source)
 
-    def measure(
+    def measure_gguf(
         self,
-        kind: str,
         path: Path,
-        reference: Path,
+        kept: Kept,
         *,
         threads: int,
         children: process.Children | None = None,
         progress: process.Progress | None = None,
     ) -> Evaluation:
-        """Measure one artifact against the reference."""
+        """Measure a GGUF file that llama.cpp runs."""
         return Evaluation(
-            **self._score(
-                kind,
+            **self.by_llama_cpp(
+                "by_llama_cpp",
                 path,
-                self.chunks(),
-                threads=threads,
                 children=children,
                 progress=progress,
-                reference=str(reference),
+                chunks=self.chunks(),
+                threads=threads,
+                text_sha256=self.text_sha256,
+                **kept.arguments(),
             )
         )
 
-    def _score(self, kind: str, path: Path, chunks: list[list[int]], **more: Any) -> dict[str, Any]:
-        """:func:`score` in a worker. llama.cpp's kernels for repacked weights crash on some
+    def measure(
+        self,
+        files: Sequence[Mapping[str, Any]],
+        kept: Kept,
+        *,
+        progress: process.Progress | None = None,
+        plan: Mapping[str, Any] | None = None,
+        on_part: Callable[[Any], None] | None = None,
+    ) -> list[Evaluation]:
+        """Measure files that are run block by block; see passes.by_blocks."""
+        rows = self.call(
+            "by_blocks",
+            progress=progress,
+            on_part=on_part,
+            files=[dict(file) for file in files],
+            chunks=self.chunks(),
+            threads=self.threads,
+            text_sha256=self.text_sha256,
+            plan=plan,
+            **kept.arguments(),
+        )
+        return [Evaluation(**row) for row in rows]
+
+    def call(self, name: str, **more: Any) -> Any:
+        """A piece of work in a worker."""
+        target = f"autoquant.evaluate.passes:{name}"
+        return process.call(target, log=self.logs, env=self.env, python=self.python, **more)
+
+    def by_llama_cpp(self, name: str, path: Path, **more: Any) -> dict[str, Any]:
+        """The same with a GGUF file. llama.cpp's kernels for repacked weights crash on some
         machines (such as virtual ones that report AMX without offering it): a worker that dies of
         that is started again without them.
         """
-
-        def attempt() -> dict[str, Any]:
-            return dict(
-                process.call(
-                    "autoquant.evaluate.scoring:score",
-                    log=self.logs,
-                    env=self.env,
-                    kind=kind,
-                    path=str(path),
-                    chunks=chunks,
-                    text_sha256=self.text_sha256,
-                    repack=self._repack,
-                    **more,
-                )
-            )
-
         tried = self._repack
         try:
-            return attempt()
+            return dict(self.call(name, path=str(path), repack=tried, **more))
         except ProcessFailed as failure:
-            if (
-                not tried
-                or kind != "gguf"
-                or failure.signal
-                not in (
-                    signal.SIGSEGV,
-                    signal.SIGILL,
-                    signal.SIGBUS,
-                    signal.SIGABRT,
-                )
-            ):
+            crashes = (signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGABRT)
+            if not tried or failure.signal not in crashes:
                 raise
             log.warning(
                 "llama.cpp crashed on this processor while running %s; trying again without"
@@ -195,8 +232,11 @@ class Evaluator:
                 path.name,
             )
             self._repack = False
-            return attempt()
+            return dict(self.call(name, path=str(path), repack=False, **more))
 
-    def reference_bytes(self, vocab: int) -> int:
-        """What the reference will take on the disk."""
-        return 4 * vocab * self.wanted * (self.context // 2)
+    def reference_bytes(self, source: Source) -> int:
+        """What is kept of the reference on the disk, at most: hidden states, of a GGUF file
+        log-probabilities.
+        """
+        wide = source.vocab_size if self.gguf else min(source.vocab_size, 16384)
+        return 4 * wide * self.wanted * (self.context // 2)

@@ -1,68 +1,69 @@
-"""Perplexity, KL divergence and top-1 agreement on the same tokens for every format, one
-chunk's logits at a time.
+"""Perplexity, KL divergence and top-1 agreement on the same tokens for every format.
 
 The protocol is llama.cpp's (tools/perplexity): the text is cut into chunks of CONTEXT tokens, a BOS
 token (if the model uses one) replaces each chunk's first, and the predictions of each chunk's
-second half are scored. The same token ids go through llama.cpp (GGUF) and through transformers
-(folders). KL divergence is KL(P ‖ Q) = Σ P (log P − log Q), P the unquantized model's next-token
-distribution; its log-probabilities are computed once and cached on disk as float32.
+second half are scored. KL divergence is KL(P ‖ Q) = Σ P (log P − log Q), P the unquantized model's
+next-token distribution.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from autoquant.core.errors import InputError
 from autoquant.core.records import Evaluation
-from autoquant.formats import architecture, dequantized
 from autoquant.runtime import trace
-from autoquant.runtime.worker import Report
 
 CONTEXT = 512  # tokens per chunk; less for models with a shorter context
 
-Floats = npt.NDArray[np.float32]
 
-# --- arithmetic -----------------------------------------------------------------------------------
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Row-wise log-probabilities, in float32 with the maximum taken out first. Returns a new array
-    [n, vocab].
+def predicting(length: int) -> int:
+    """How many tokens of a chunk predict one that is scored: those of its second half but for the
+    last.
     """
-    out: Floats = logits - logits.max(axis=1, keepdims=True)
-    total = np.exp(out).sum(axis=1, keepdims=True, dtype=np.float64)
-    out -= np.log(total).astype(np.float32)
-    return out
+    return length - length // 2 - 1
+
+
+def targets_of(chunk: Sequence[int]) -> Sequence[int]:
+    """The tokens that are to be predicted."""
+    return chunk[len(chunk) // 2 + 1 :]
 
 
 class Measure:
-    """Sums up the metrics over chunks; memory is one chunk's log-probabilities."""
+    """Sums up the metrics over chunks; memory is one chunk's log-probabilities some times over."""
 
     def __init__(self) -> None:
-        self.nll: list[npt.NDArray[np.float64]] = []
-        self.kl: list[npt.NDArray[np.float64]] = []
+        self.nll: list[Any] = []
+        self.kl: list[Any] = []
         self.agree = 0
 
-    def add(self, log_q: Floats, targets: npt.NDArray[np.int64], log_p: Floats | None) -> None:
-        """``log_q`` [n, vocab] of the model, ``targets`` [n] the true next tokens, ``log_p`` [n,
-        vocab] of the unquantized model.
+    def add(self, logits: Any, targets: Sequence[int], reference: Any = None) -> None:
+        """``logits`` [n, vocabulary] of the model, ``targets`` [n] the true next tokens, logits of
+        the unquantized model as ``reference``, if it is not that itself; all as torch has them. Of
+        vocabularies of different lengths (some runtimes pad) what both have is compared.
         """
-        self.nll.append(-log_q[np.arange(len(targets)), targets].astype(np.float64))
-        if log_p is None:
-            self.kl.append(np.zeros(len(targets)))
-            self.agree += len(targets)
-            return
-        terms = np.exp(log_p)
-        terms *= log_p - log_q
-        self.kl.append(terms.sum(axis=1, dtype=np.float64))
-        self.agree += int((log_p.argmax(axis=1) == log_q.argmax(axis=1)).sum())
+        import torch
+
+        with trace.library("arithmetic on logits"), torch.inference_mode():
+            if reference is not None and reference.shape[1] != logits.shape[1]:
+                vocabulary = min(reference.shape[1], logits.shape[1])
+                logits, reference = logits[:, :vocabulary], reference[:, :vocabulary]
+            log_q = torch.log_softmax(logits, dim=1)
+            wanted = torch.as_tensor(targets, device=log_q.device)[:, None]
+            self.nll.append(-log_q.gather(1, wanted)[:, 0].double().cpu().numpy())
+            if reference is None:
+                self.kl.append(np.zeros(len(targets)))
+                self.agree += len(targets)
+                return
+            log_p = torch.log_softmax(reference, dim=1)
+            self.agree += int((log_p.argmax(1) == log_q.argmax(1)).sum())
+            terms = log_p.exp().mul_(log_p.sub_(log_q))
+            self.kl.append(terms.sum(1, dtype=torch.float64).cpu().numpy())
 
     def result(self, engine: str, text_sha256: str) -> Evaluation:
         """The metrics. The perplexity's error is exp(mean) times the standard error of the mean, as
@@ -82,9 +83,6 @@ class Measure:
             engine=engine,
             text_sha256=text_sha256,
         )
-
-
-# --- the three pieces of work, each in a worker process -------------------------------------------
 
 
 def tokenize(folder: str, text: str, chunks: int, context: int) -> dict[str, Any]:
@@ -129,100 +127,3 @@ def _cut(
         for chunk in cut:
             chunk[0] = bos
     return cut
-
-
-def _folder_logits(folder: str, chunks: list[list[int]], threads: int) -> Iterator[Floats]:
-    """The logits of each chunk's second half from transformers, computed in float32, on a GPU if
-    there is one.
-
-    The weights of GPTQ and AWQ folders are read by our own readers into float32: what is measured
-    is the files. Left alone, transformers would run them with the kernel that is fastest here, of
-    which some compute in bfloat16 and some do not, and rows could not be compared.
-    """
-    with trace.library("load transformers model"):
-        import torch
-
-        torch.set_num_threads(threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any
-        if dequantized.readable(folder):
-            model = dequantized.load(folder).to(device).eval()
-        else:
-            safe = not any(Path(folder).glob("pytorch_model*.bin")) or any(
-                Path(folder).glob("*.safetensors")
-            )
-            config = architecture.config_of(folder)
-            kind = architecture.class_of(config)
-            model = kind.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=safe
-            )
-            model = model.to(device).eval()
-    for chunk in chunks:
-        with trace.library("transformers forward"), torch.inference_mode():
-            tokens = torch.tensor([chunk], device=device)
-            logits: Floats = (
-                model(input_ids=tokens, logits_to_keep=len(chunk) - len(chunk) // 2)
-                .logits[0, :-1]
-                .float()
-                .cpu()
-                .numpy()
-            )
-        yield logits
-
-
-def score(
-    kind: str,
-    path: str,
-    chunks: list[list[int]],
-    *,
-    threads: int,
-    text_sha256: str,
-    reference: str = "",
-    save: str = "",
-    repack: bool = True,
-    report: Report | None = None,
-) -> dict[str, Any]:
-    """Run a model over the chunks and measure it. Runs in a worker.
-
-    ``kind`` is "gguf" (``path`` a GGUF file, llama.cpp) or "folder" (transformers). ``reference``
-    is a float32 .npy [rows, vocab] of log-probabilities to compare with; ``save`` writes such a
-    file instead. ``repack`` is llama.cpp's rearranging of weights for the processor.
-    """
-    if kind == "gguf":
-        from autoquant.backends.llamacpp.library import log_softmax_chunks
-
-        engine, stream = (
-            "llama.cpp",
-            log_softmax_chunks(path, chunks, threads=threads, repack=repack),
-        )
-    else:
-        engine, stream = "transformers", _folder_logits(path, chunks, threads)
-    stored = np.load(reference, mmap_mode="r") if reference else None
-    # untyped in NumPy's stubs, which strict mypy refuses to call
-    open_memmap: Any = np.lib.format.open_memmap
-    target: Any = None
-    measure = Measure()
-    row = 0
-    for i, logits in enumerate(stream):
-        chunk = np.asarray(chunks[i], dtype=np.int64)
-        with trace.library("arithmetic on logits"):
-            log_q = log_softmax(logits)
-            n, vocab = log_q.shape
-            log_p: Floats | None = None
-            if stored is not None:
-                # some runtimes pad the vocabulary: compare what both have, renormalized
-                if stored.shape[1] != vocab:
-                    vocab = min(vocab, stored.shape[1])
-                    log_q = log_softmax(log_q[:, :vocab])
-                log_p = np.asarray(stored[row : row + n, :vocab])
-            measure.add(log_q, chunk[len(chunk) // 2 + 1 :], log_p)
-            if save:
-                if target is None:
-                    target = open_memmap(
-                        save, mode="w+", dtype=np.float32, shape=(n * len(chunks), vocab)
-                    )
-                target[row : row + n] = log_q
-        row += n
-        if report is not None:
-            report(i + 1, len(chunks))
-    return asdict(measure.result(engine, text_sha256))

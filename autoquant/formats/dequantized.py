@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,21 +181,22 @@ class Values:
         self.block, self.tensors = quantization(folder), Tensors(folder)
         self.format, self.config = format_of(self.block), config_of(folder)
         self.layers = self.format.layers(self.tensors)
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: Mapping[str, Sequence[int]] = {}
         self.scaled: dict[str, Any] = {}
         if self.format.shapes is not None:
             self.shapes = self.format.shapes(self.config)
             return
-        headers = self.tensors.headers()
+        headers, shapes = self.tensors.headers(), dict[str, Sequence[int]]()
         stored_by = str(self.block["quant_method"])
         for name, (_, shape) in headers.items():
             if name.endswith(awq_format.ACTIVATIONS):
                 self.scaled[name.removesuffix(".scales")] = self.tensors.raw(name).float()
             elif not owned(name, self.layers):
-                self.shapes[name] = tuple(shape)
+                shapes[name] = tuple(shape)
         bits = int(self.block.get("bits") or 0)
         for layer in sorted(self.layers):
-            self.shapes[f"{layer}.weight"] = shape_of(headers, layer, stored_by, bits, self.tensors)
+            shapes[f"{layer}.weight"] = shape_of(headers, layer, stored_by, bits, self.tensors)
+        self.shapes = shapes
 
     def value(self, name: str) -> Any:
         """One tensor, as torch has it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,9 @@ class Tensors:
         read = part.read(lambda name: self._where[name].get_slice(name))
         return np.ascontiguousarray(read.float().numpy())
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which will be read soon; from a disk there is nothing to prepare."""
+
     def headers(self) -> dict[str, tuple[str, list[int]]]:
         """The dtype and shape of each."""
         slices = {name: file.get_slice(name) for name, file in self._where.items()}
@@ -141,15 +145,18 @@ class Tensors:
 
 class Read(Tensors):
     """Tensors whose bytes somebody else reads. ``headers`` gives their dtypes and shapes, ``read``
-    the bytes of one by its name.
+    the bytes of one by its name, ``part`` some of them (the first, and the end); ``expect`` is told
+    of those that will be read soon.
     """
 
     def __init__(
         self,
         headers: Mapping[str, tuple[str, list[int]]],
         read: Callable[[str], npt.NDArray[np.uint8]],
+        expect: Callable[[Iterable[str]], None] | None = None,
+        part: Callable[[str, int, int], npt.NDArray[np.uint8]] | None = None,
     ) -> None:
-        self._headers, self._read = headers, read
+        self._headers, self._read, self._expect, self._part = headers, read, expect, part
 
     def __contains__(self, name: str) -> bool:
         return name in self._headers
@@ -163,18 +170,29 @@ class Read(Tensors):
         tensor = self.raw(name)
         return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()  # type: ignore[no-any-return]
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which will be read soon."""
+        if self._expect is not None:
+            self._expect(names)
+
     def headers(self) -> dict[str, tuple[str, list[int]]]:
         """The dtype and shape of each."""
         return dict(self._headers)
 
     def rows(self, name: str, first: int, last: int) -> Any:
         """Some of the rows of one."""
-        return self.raw(name)[first:last]
+        if self._part is None:
+            return self.raw(name)[first:last]
+        dtype, shape = self._headers[name]
+        width = WIDTHS.get(dtype, 2) * math.prod(shape[1:])
+        part = self._part(name, first * width, last * width)
+        return self._as_torch(part, dtype, [-1, *shape[1:]])
 
     def raw(self, name: str) -> Any:
         """One tensor as torch has it; its own copy."""
+        return self._as_torch(self._read(name), *self._headers[name])
+
+    def _as_torch(self, data: npt.NDArray[np.uint8], dtype: str, shape: list[int]) -> Any:
         import torch
 
-        dtype, shape = self._headers[name]
-        data = torch.from_numpy(np.array(self._read(name)))
-        return data.view(getattr(torch, TORCH[dtype])).reshape(shape)
+        return torch.from_numpy(np.array(data)).view(getattr(torch, TORCH[dtype])).reshape(shape)

@@ -7,7 +7,7 @@ into that later blocks take (shared keys and values).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 
@@ -65,7 +65,7 @@ def join(parts: list[Any], axis: int = 0) -> Any:
     return first
 
 
-def put_back(given: Mapping[str, Any], parts: list[Mapping[str, Any]]) -> None:
+def put_back(given: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> None:
     """Put what a block has put into dictionaries among its arguments into the whole batch's."""
     for name, whole in given.items():
         if isinstance(whole, MutableMapping):

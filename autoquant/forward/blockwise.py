@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 from autoquant.core.errors import CheckFailed
@@ -29,7 +30,8 @@ class Blockwise:
     ``part`` rows of the batch go through a block at a time. With ``ahead`` a thread reads the next
     block's weights while one computes, which takes their memory twice; ``single`` reads the experts
     of a block one by one, when their turn comes. ``around`` gives a context for each block that
-    runs, whose weights are there then. Raises CheckFailed for a checkpoint that is not whole.
+    runs, whose weights are there then; ``done`` is called after it. Raises CheckFailed for a
+    checkpoint that is not whole.
     """
 
     def __init__(
@@ -42,13 +44,14 @@ class Blockwise:
         ahead: bool = True,
         single: bool = False,
         around: Seen | None = None,
+        done: Callable[[], None] | None = None,
     ) -> None:
         import torch
 
         from autoquant.formats.dequantized import hook
 
         self.config, self.device, self.part = config, device, part
-        self.ahead, self.single, self.around = ahead, single, around
+        self.ahead, self.single, self.around, self.done = ahead, single, around, done
         self.model = built(config)
         self._towers = tuple(f"{name}." for name in towers_of(self.model))
         self.parameters = Parameters(config, weights, self._towers)
@@ -84,7 +87,7 @@ class Blockwise:
 
     def name_of(self, module: Any) -> str:
         """A module's name in the model."""
-        return self._names[id(module)]
+        return str(self._names[id(module)])
 
     def close(self) -> None:
         """End the thread that reads."""
@@ -105,6 +108,8 @@ class Blockwise:
         module, _, leaf = name.rpartition(".")
         owner = self.model.get_submodule(module)
         value = value.to(self.device).float()
+        if not value.sum().isfinite() and not value.isfinite().all():
+            raise CheckFailed(f"{name} has NaN or Inf values")
         if leaf in owner._buffers:
             owner._buffers[leaf] = value.to(owner._buffers[leaf].dtype)
         else:
@@ -139,7 +144,9 @@ class Blockwise:
         """A block's weights from wherever they are."""
         names = self.names_of(prefix, self.units[prefix])
         lazy = self._one_by_one(prefix) if self.single else set()
-        return {name: self.parameters.value(name) for name in names if name not in lazy}
+        names = [name for name in names if name not in lazy]
+        self.parameters.expect(names)
+        return {name: self.parameters.value(name) for name in names}
 
     def _one_by_one(self, prefix: str) -> set[str]:
         """The parameters of a block that hold all its experts, and are indexed by them."""
@@ -216,12 +223,12 @@ class Blockwise:
         def forward(*arguments: Any, **named: Any) -> Any:
             self.load(name)
             try:
-                if self.around is None:
-                    return self.in_parts(plain, arguments, named)
-                with self.around(name, block):
+                with self.around(name, block) if self.around else nullcontext():
                     return self.in_parts(plain, arguments, named)
             finally:
                 self.drop(name)
+                if self.done is not None:
+                    self.done()
 
         block.forward = forward
 

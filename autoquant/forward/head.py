@@ -14,7 +14,8 @@ from typing import Any
 from autoquant.core.errors import CheckFailed
 from autoquant.forward.blockwise import Blockwise
 
-KEPT = 256 << 20  # bytes; a larger head is read again for each part of the rows
+# bytes of all heads; larger ones are read again for each part of the rows
+KEPT, KEPT_ON_GPU = 1 << 30, 6 << 30
 PIECE = 64 << 20  # bytes of a head in float32 that are there at a time
 
 
@@ -49,18 +50,20 @@ def final(model: Blockwise, ids: Any, keep: int) -> Any:
 
 
 class Head:
-    """The output head of a model, whose blocks need not have run."""
+    """The output head of a model, whose blocks need not have run. ``share``: how many heads there
+    are at a time.
+    """
 
-    def __init__(self, model: Blockwise) -> None:
+    def __init__(self, model: Blockwise, *, share: int = 1) -> None:
         self._model, head = model, model.head
         self._name = model.name_of(head)
         self._rows, self._width = head.weight.shape
         self._bias = None
         if f"{self._name}.bias" in model.parameters and getattr(head, "bias", None) is not None:
             self._bias = model.parameters.value(f"{self._name}.bias").float().to(model.device)
-        room = KEPT if model.device == "cpu" else 1 << 40
+        room = KEPT if model.device == "cpu" else KEPT_ON_GPU
         self._kept = None
-        if 4 * self._rows * self._width <= room:
+        if 4 * self._rows * self._width <= room / share:
             self._kept = self._read(0, self._rows)
 
     def logits(self, hidden: Any) -> Any:

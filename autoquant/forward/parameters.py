@@ -5,7 +5,7 @@ transformers' own transforms. Runs in workers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from autoquant.core.errors import CheckFailed
@@ -46,7 +46,7 @@ class Parameters:
             made = [target]
             if not self._plain(maker):
                 made = list(self._convert(target, maker, self._without_data))
-            self._by |= {name: (target, maker) for name in made}
+            self._by |= dict.fromkeys(made, (target, maker))
 
     def __contains__(self, name: str) -> bool:
         return self._tied.get(name, name) in self._by
@@ -82,9 +82,15 @@ class Parameters:
             return self.weights.rows(tensors[0], first, last)
         return self.value(name)[first:last]
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which parameters will be asked for soon."""
+        makers = (self._by[self._tied.get(name, name)][1] for name in names)
+        tensors = (tensor for maker in makers for tensor, _ in maker.tensors)
+        self.weights.expect(one for tensor in tensors for one in self._joined.parts(tensor))
+
     def origin(self, name: str) -> str:
         """The parameter that one shares its values with; itself if there is none."""
-        return self._tied.get(name, name)
+        return str(self._tied.get(name, name))
 
     def _plain(self, maker: Maker) -> bool:
         """Whether a parameter is one tensor as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,13 +25,16 @@ class Weights(Protocol):
     def rows(self, name: str, first: int, last: int) -> Any:
         """Some rows of one (of its first dimension)."""
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which will be asked for soon."""
+
 
 class Checkpoint:
     """Those of a source: ``model`` gives them, ``headers`` are theirs."""
 
     def __init__(self, model: Model, headers: Mapping[str, Header], tensors: Tensors) -> None:
         self.model, self.tensors = model, tensors
-        self.shapes = {name: shape for name, (_, shape) in headers.items()}
+        self.shapes: Mapping[str, Sequence[int]] = {n: shape for n, (_, shape) in headers.items()}
 
     def value(self, name: str) -> Any:
         """One tensor, as torch has it."""
@@ -43,6 +46,10 @@ class Checkpoint:
             return self.tensors.rows(name, first, last)
         return self.model.value(name)[first:last]
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Say which will be asked for soon."""
+        self.tensors.expect(stored for name in names for stored in self.model.needs(name))
+
 
 class Quantized(dequantized.Values):
     """Those that a quantized folder stands for, in float32."""
@@ -52,6 +59,9 @@ class Quantized(dequantized.Values):
         if name in self.tensors and name.removesuffix(".weight") not in self.layers:
             return self.tensors.rows(name, first, last)
         return self.value(name)[first:last]
+
+    def expect(self, names: Iterable[str]) -> None:
+        """There is nothing to prepare."""
 
 
 def of_folder(folder: str) -> Weights:

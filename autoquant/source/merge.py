@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autoquant.core.errors import InputError
+from autoquant.core.records import Source
 from autoquant.formats.checkpoint import weight_files
 from autoquant.formats.tensors import Tensors
 from autoquant.formats.writer import ShardWriter
 from autoquant.runtime.worker import Report
-from autoquant.source.adapter import of_pattern, split
+from autoquant.source.adapter import of_pattern, split, tensors_by_module
 from autoquant.source.headers import headers_of, read_json
 from autoquant.source.unquantized import Form
 from autoquant.source.weights import ADAPTER, ADAPTER_CONFIG
@@ -85,6 +86,22 @@ def model_of(
     """
     base: Model = Form(folder, tensors) if stored else Plain(tensors)
     return Merged(adapter, modules, base) if adapter else base
+
+
+def made_of(source: Source) -> dict[str, Any] | None:
+    """How a worker makes the tensors of a model that is not made: see :func:`model_of`;
+    None for one that has nothing to be made.
+    """
+    if source.stored_in is None and source.adapter is None:
+        return None
+    base = source.adapted or source
+    return {
+        "outline": str(source.folder),
+        "files": str(base.stored_in or base.folder),
+        "stored": base.stored_in is not None,
+        "adapter": str(source.adapter or ""),
+        "modules": tensors_by_module(base) if source.adapter else {},
+    }
 
 
 def merge(base: str, adapter: str, target: str, modules: dict[str, str], *, report: Report) -> None:

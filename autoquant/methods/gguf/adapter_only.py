@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
@@ -15,7 +16,7 @@ from autoquant.core.plans import PlanItem
 from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, Snapshot, Source, Stored
 from autoquant.methods.base import Output
-from autoquant.methods.gguf.convert import convert, precision, taking
+from autoquant.methods.gguf.convert import convert, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 from autoquant.source.adapter import of_pattern, split

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.bundled import CALIBRATION_TEXT
 from autoquant.core.records import Source
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import environments, process
-from autoquant.source import structure
-from autoquant.source.adapter import EXTRA, tensors_by_module
+from autoquant.source.adapter import EXTRA
+from autoquant.source.merge import made_of
 
 
 def precision(source: Source, options: GgufOptions) -> str:
@@ -20,35 +21,6 @@ def precision(source: Source, options: GgufOptions) -> str:
     if options.precision != "auto":
         return options.precision
     return {"F32": "f32", "F16": "f16"}.get(source.dtype, "bf16")
-
-
-def taking(source: Source) -> dict[str, Any]:
-    """Which of a source's tensors the converter takes (see hooks.Taking): of draft blocks for
-    multi-token prediction those that are there, for llama.cpp runs them.
-    """
-    found = structure.structure(source)
-    if not found.known or source.quantized:
-        return {}
-    drafts = structure.drafts(source)
-    taken = drafts | (structure.unread(source) if found.unused else set())
-    drop = [*found.tied, *(name for name in found.unused if name not in taken)]
-    return {"drop": drop, "prefix": found.prefix, "drafts": sorted(drafts)}
-
-
-def made_of(source: Source) -> dict[str, Any] | None:
-    """How a worker makes the tensors of a model that is not made: see backends.llamacpp.reading;
-    None for one that has nothing to be made.
-    """
-    if source.stored_in is None and source.adapter is None:
-        return None
-    base = source.adapted or source
-    return {
-        "outline": str(source.folder),
-        "files": str(base.stored_in or base.folder),
-        "stored": base.stored_in is not None,
-        "adapter": str(source.adapter or ""),
-        "modules": tensors_by_module(base) if source.adapter else {},
-    }
 
 
 def python_for(source: Source, logs: Path) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Source
-from autoquant.methods.gguf.convert import python_for, taking
+from autoquant.methods.gguf.convert import python_for
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 from autoquant.source import from_gguf

@@ -12,7 +12,7 @@ from autoquant.core import journal
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of
 from autoquant.core.records import Snapshot, Source
-from autoquant.evaluate.artifacts import SMALL
+from autoquant.evaluate import planning
 from autoquant.hub.fetch import cache_free, same_disk
 from autoquant.methods.gguf import feed, sizes
 from autoquant.methods.gguf.convert import precision
@@ -46,9 +46,9 @@ class Way:
 
 def will_be_measured(source: Source, options: GgufOptions) -> bool:
     """Whether files are measured, if there is room for it."""
-    small = source.parameters <= SMALL
-    asked = options.evaluate == "on" or (options.evaluate == "auto" and small)
-    return asked and not options.delete_uploaded
+    if options.evaluate == "off" or options.delete_uploaded:
+        return False
+    return options.evaluate == "on" or not planning.of(source, options, len(options.types)).why_not
 
 
 def sizes_of(source: Source, options: GgufOptions) -> Sizes:

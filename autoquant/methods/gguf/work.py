@@ -17,7 +17,7 @@ from autoquant.core.records import Artifact, Check, Snapshot, Stored
 from autoquant.methods.base import Output
 from autoquant.methods.gguf import about, mmproj, one_pass, requantize, sizes, streaming
 from autoquant.methods.gguf import imatrix as imatrices
-from autoquant.methods.gguf.convert import fallback_note, made_of, precision
+from autoquant.methods.gguf.convert import fallback_note, precision
 from autoquant.methods.gguf.feed import Feed
 from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.one_pass import Kept, OnePass
@@ -26,6 +26,7 @@ from autoquant.methods.gguf.sending import Sending
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
+from autoquant.source.merge import made_of
 
 log = logging.getLogger(__name__)
 TO_RUN = "to run"  # the journal's step of a file that stands for the unquantized one

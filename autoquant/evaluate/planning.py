@@ -1,0 +1,126 @@
+"""Whether, how and how long a run's files are measured: planned before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autoquant.core.errors import InputError
+from autoquant.core.machine import memory_available, nvidia_gpu
+from autoquant.core.options import MethodOptions
+from autoquant.core.records import Source
+from autoquant.evaluate.scoring import CONTEXT, predicting
+from autoquant.forward import cost
+from autoquant.source.structure import structure
+
+SMALL = 2_000_000_000  # parameters; GGUF files of up to as many are run by llama.cpp on a CPU
+FEWEST = 2  # chunks that are worth a statement; fewer are not taken
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How the files of a run are measured: on how many ``chunks``, by what arguments of
+    blockwise.Blockwise (``how``; None where llama.cpp alone can run the model), about how many
+    ``minutes`` it takes. ``note`` is for the user. ``why_not`` says why they cannot be; empty if
+    they can.
+    """
+
+    chunks: int
+    how: Mapping[str, Any] | None
+    minutes: float
+    note: str = ""
+    why_not: str = ""
+
+
+def by_weights(source: Source) -> bool:
+    """Whether GGUF files of a source are measured by their weights, block by block, and not by
+    llama.cpp.
+    """
+    return not source.gguf and known(source) and (source.parameters > SMALL or nvidia_gpu())
+
+
+def known(source: Source) -> bool:
+    """Whether transformers runs a source: its tensors stand in safetensors, and it knows their
+    architecture.
+    """
+    if source.gguf or source.pickle:
+        return False
+    return bool(structure(source).auto)
+
+
+def of(source: Source, options: MethodOptions, files: int, done: int = 0) -> Measuring:
+    """How ``files`` of a source are measured; ``done`` are the chunks that some were measured on
+    before.
+    """
+    if not known(source):
+        return Measuring(options.eval_chunks, None, 0.0)
+    length, wanted = min(CONTEXT, source.context), options.eval_chunks
+    found = cost.of(source)
+
+    def minutes(chunks: int) -> float:
+        return (1 + files) * found.seconds(chunks, length) / 60
+
+    chunks, note = wanted, ""
+    if options.evaluate == "auto" and done and done < wanted:
+        chunks = done
+    elif options.evaluate == "auto" and minutes(wanted) > options.eval_minutes:
+        while chunks > FEWEST and minutes(chunks) > options.eval_minutes:
+            chunks -= 1
+        if minutes(chunks) > options.eval_minutes:
+            return Measuring(
+                wanted,
+                None,
+                minutes(wanted),
+                why_not=(
+                    f"measuring takes about {spoken(minutes(chunks))} on {FEWEST} chunks of text,"
+                    f" more than {options.eval_minutes:g} (eval_minutes); evaluate='on'"
+                    " (--evaluate on) measures all the same"
+                ),
+            )
+    if chunks < wanted:
+        note = (
+            f"measured on {chunks} chunks of text instead of {wanted}, for {wanted} would take"
+            f" about {spoken(minutes(wanted))}; eval_minutes (--eval-minutes) allows"
+            f" {options.eval_minutes:g}"
+        )
+    available = memory_available()
+    here = found.how(chunks, length, available)
+    if here is None:
+        return Measuring(
+            chunks,
+            None,
+            minutes(chunks),
+            why_not=_no_memory(found, chunks, length, available),
+        )
+    return Measuring(chunks, here, minutes(chunks), note)
+
+
+def how(source: Source, chunks: int) -> dict[str, Any] | None:
+    """How a source is run block by block on as many chunks. Raises InputError without memory."""
+    if not known(source):
+        return None
+    found, length = cost.of(source), min(CONTEXT, source.context)
+    here = found.how(chunks, length, memory_available())
+    if here is None:
+        raise InputError(_no_memory(found, chunks, length, memory_available()))
+    return here
+
+
+def _no_memory(found: cost.Cost, chunks: int, length: int, available: int) -> str:
+    return (
+        f"measuring needs {found.least(chunks, length) / 1e9:.1f} GB of memory for a block of the"
+        f" model at a time, {available / 1e9:.1f} GB are free. Close other programs"
+    )
+
+
+def spoken(minutes: float) -> str:
+    """Minutes in words."""
+    if minutes < 1:
+        return "a minute"
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+
+
+def chunks_of(tokens: int, source: Source) -> int:
+    """On how many chunks as many tokens were scored."""
+    return tokens // max(1, predicting(min(CONTEXT, source.context)))

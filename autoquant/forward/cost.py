@@ -1,0 +1,168 @@
+"""What running a model block by block takes, from headers alone: memory, and time by what this
+machine was measured to do.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoquant.core import rates
+from autoquant.core.machine import cores, nvidia_gpu
+from autoquant.core.records import Source
+from autoquant.runtime import process
+from autoquant.source.headers import headers_of, read_json
+from autoquant.source.parts import BLOCK
+from autoquant.source.structure import structure
+
+LIBRARIES = 500 << 20  # bytes of torch and transformers (measured: bench/RESULTS.md)
+PARTS = {"cpu": 2, "cuda": 16}  # chunks that go through a block at a time
+# of a block's speed what is left beside products: attention, norms, reading (bench/RESULTS.md)
+SHARE = 0.8
+READ = 150e6  # weights a second that a core reads of the slowest format (EXL2 apart)
+USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_k")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a model: the weights of its largest ``block``, and of that with one ``expert`` only; of
+    what lies ``outside`` and stays; ``multiplied`` by each token in the blocks, and at the
+    ``head``. ``width`` of hidden states, the widest ``inner`` one, and the ``vocabulary``.
+    """
+
+    weights: int
+    block: int
+    expert: int
+    outside: int
+    multiplied: int
+    head: int
+    width: int
+    inner: int
+    vocabulary: int
+
+    def memory(self, chunks: int, length: int, *, ahead: bool, single: bool, part: int) -> int:
+        """Bytes that a run over ``chunks`` of ``length`` tokens takes."""
+        block = self.expert if single else self.block
+        states = 4 * chunks * length * (3 * self.width)
+        inside = 4 * part * length * (4 * self.inner + 6 * self.width)
+        ends = 4 * (length // 2) * self.vocabulary * 6 + (128 << 20)
+        weights = 4 * block * (2 if ahead else 1) + 4 * self.outside
+        return LIBRARIES + weights + states + max(inside, ends)
+
+    def how(self, chunks: int, length: int, available: int) -> dict[str, Any] | None:
+        """How it runs in ``available`` bytes (arguments of Blockwise); None if it cannot."""
+        most = PARTS["cuda" if nvidia_gpu() else "cpu"]
+        for ahead, single, part in (
+            (True, False, most),
+            (False, False, most),
+            (False, False, 1),
+            (False, True, most),
+            (False, True, 1),
+        ):
+            how: dict[str, Any] = {"ahead": ahead, "single": single, "part": min(part, chunks)}
+            if self.memory(chunks, length, **how) <= available:
+                return how
+        return None
+
+    def least(self, chunks: int, length: int) -> int:
+        """The fewest bytes it can run in."""
+        return self.memory(chunks, length, ahead=False, single=True, part=1)
+
+    def seconds(self, chunks: int, length: int) -> float:
+        """Seconds of one run over the chunks."""
+        tokens = chunks * length
+        products = 2 * tokens * self.multiplied + tokens * self.head
+        return products / (SHARE * _rate()) + self.weights / (READ * cores())
+
+
+def of(source: Source) -> Cost:
+    """The cost of a source that transformers knows. Of one whose tensors are made as they are read,
+    that of the made ones.
+    """
+    headers = headers_of(source.folder, list(source.weights))
+    found = structure(source)
+    config = read_json(source.folder / "config.json")
+    text = config.get("text_config") or config
+    sizes, experts = Counter[int](), Counter[int]()
+    outside, head = 0, 0
+    largest = max((math.prod(shape) for _, shape in headers.values()), default=0)
+    expert = {tensor for layer in found.layers if layer.expert for tensor in layer.tensors}
+    left = {*found.unused, *found.tied}
+    for name, (_, shape) in headers.items():
+        size = math.prod(shape)
+        if name in left or any(f".{tower}." in f".{name}" for tower in found.towers):
+            continue
+        block = BLOCK.search(name)
+        if block is not None:
+            sizes[int(block[1])] += size
+            experts[int(block[1])] += size if name in expert else 0
+        elif found.rows and shape and shape[0] == found.rows:
+            head = max(head, size)
+        else:
+            outside += size if size < largest or size < 1 << 24 else 0
+    count = next((int(text[name]) for name in EXPERTS if text.get(name)), 1)
+    used = next((int(text[name]) for name in USED if text.get(name)), 1)
+    multiplied = 0.0
+    for layer in found.layers:
+        multiplied += math.prod(layer.shape) * (used / count if layer.expert else 1)
+    one = max(sizes[n] - experts[n] + experts[n] // max(1, count) for n in sizes or [0])
+    width = head // found.rows if found.rows else int(text.get("hidden_size") or 0)
+    shapes = [layer.shape[-2:] for layer in found.layers] or [(width, width)]
+    return Cost(
+        weights=sum(sizes.values()),
+        block=max(sizes.values(), default=0),
+        expert=one,
+        outside=outside,
+        multiplied=int(multiplied),
+        head=head,
+        width=width,
+        inner=max(max(shape) for shape in shapes),
+        vocabulary=found.rows,
+    )
+
+
+def _rate() -> float:
+    """Floating-point operations a second of products in float32 on this machine."""
+    kind = "cuda" if nvidia_gpu() else f"{cores()} cores"
+    name = f"products in float32 by torch {importlib.metadata.version('torch')} on {kind}"
+    if (known := rates.known().get(name)) is not None:
+        return known
+    with tempfile.TemporaryDirectory() as scratch:
+        found = process.call(
+            "autoquant.forward.cost:products", log=Path(scratch) / "log", threads=cores()
+        )
+    rates.note({name: found})
+    return float(found)
+
+
+def products(threads: int) -> float:
+    """Floating-point operations a second of products as large as a block's. Takes half a second.
+    Runs in a worker.
+    """
+    import time
+
+    import torch
+
+    torch.set_num_threads(threads)
+    on = "cuda" if torch.cuda.is_available() else "cpu"
+    tokens, width = 1024, 2048
+    left, right = torch.randn(tokens, width, device=on), torch.randn(width, width, device=on)
+    left @ right
+
+    def settle() -> None:
+        if on == "cuda":
+            torch.cuda.synchronize()
+
+    settle()
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < 0.5:
+        left @ right
+        settle()
+        count += 1
+    return 2 * tokens * width * width * count / (time.perf_counter() - begun)
