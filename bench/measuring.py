@@ -83,7 +83,7 @@ def main(work: Path, folder: str, chunks: int, types: list[str]) -> None:
             chunks=chunks,
             context=512,
         )["chunks"]
-        common = {"log": Path(scratch) / "log", "chunks": ids, "threads": cores()}
+        common: dict[str, Any] = {"log": Path(scratch) / "log", "chunks": ids, "threads": cores()}
         ours = {"source": {"folder": folder}, "text_sha256": "", "target": f"{scratch}/states"}
         for _ in range(2):
             known, blocks = timed(

@@ -19,7 +19,7 @@ from autoquant.runtime import process
 
 
 def test_metrics_by_hand() -> None:
-    p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]).log() + 1e4  # logits, not normalized
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]).log() + 5  # logits, not normalized
     q = torch.tensor([[0.25, 0.5, 0.25], [0.1, 0.8, 0.1]]).log() - 3
     measure = Measure()
     measure.add(q, [0, 1], p)

@@ -6,13 +6,13 @@ import dataclasses
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import CheckFailed, InputError, ProcessFailed
 from autoquant.core.files import free_bytes, key_of
@@ -22,11 +22,9 @@ from autoquant.core.options import MethodOptions
 from autoquant.core.progress import hidden
 from autoquant.core.records import Artifact, Evaluation, Snapshot, Source
 from autoquant.display.tables import reference_name
-from autoquant.evaluate import planning
+from autoquant.evaluate import planning, sources
 from autoquant.evaluate.evaluator import Evaluator, Kept
 from autoquant.runtime import environments, process
-from autoquant.source.adapter import EXTRA
-from autoquant.source.merge import made_of
 
 # bytes beside twice the artifact: Python, NumPy and llama.cpp's or torch's own buffers
 WORKER_MEMORY = 600 << 20
@@ -40,9 +38,8 @@ def evaluator_of(
 ) -> Evaluator:
     """The evaluator of a source, with references in the cache folder."""
     source = snapshot.source
-    made = made_of(source) if snapshot.unmade else None
     return Evaluator(
-        {"folder": str(snapshot.folder), "made": made},
+        sources.told(snapshot),
         snapshot.sha256,
         text=text,
         chunks=chunks,
@@ -51,7 +48,8 @@ def evaluator_of(
         logs=logs,
         threads=cores(),
         env=env,
-        python=environments.beside(EXTRA, logs) if made and source.adapter else "",
+        python=sources.python_for(snapshot, logs),
+        serve=partial(sources.serving, snapshot),
         gguf=snapshot.folder / source.gguf if source.gguf else None,
     )
 
@@ -148,7 +146,7 @@ class _Measuring:
         for artifact in artifacts:
             path = self.run.work / f"states-{artifact.type}-{self.key(artifact)}.npy"
             states.append(path)
-            file = file_of(self.snapshot, artifact.paths_in(self.run.folder))
+            file = sources.file_of(self.snapshot, artifact.paths_in(self.run.folder))
             files.append({**file, "states": str(path)})
         parts = [bar.part(artifact.type) for artifact in artifacts]
 
@@ -186,23 +184,6 @@ class _Measuring:
 
         rows = process.side_by_side([job_of(artifact) for artifact in artifacts], at_once)
         return {a.type: row for a, row in zip(artifacts, rows, strict=True)}
-
-
-def file_of(snapshot: Snapshot, paths: Sequence[Path]) -> dict[str, Any]:
-    """A folder, or the GGUF file of a snapshot's model in its shards, as evaluate.models takes
-    it.
-    """
-    if paths[0].is_dir():
-        return {"folder": str(paths[0])}
-    source = snapshot.source
-    return {
-        "folder": str(snapshot.folder),
-        "made": made_of(source) if snapshot.unmade else None,
-        "gguf": [str(path) for path in paths],
-        "converter": str(llama.locate("")),
-        "taking": taking(source),
-        "name": source.name,
-    }
 
 
 def refuse_wrong_conversion(
@@ -310,7 +291,7 @@ def evaluate_files(
         kept = evaluator.reference(bar.part(""), plan=how)
         rows = {f"{source.id} ({reference_name(source)})": kept.row}
         in_blocks = [one for one in paths if one.is_dir() or planning.by_weights(source)]
-        files = [file_of(snapshot, [path.resolve()]) for path in in_blocks]
+        files = [sources.file_of(snapshot, [path.resolve()]) for path in in_blocks]
         for i, file in enumerate(files):
             file["states"] = f"{scratch}/{i}.npy"
         found = evaluator.measure(files, kept, plan=how) if files else []

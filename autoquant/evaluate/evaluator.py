@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Evaluator:
     is the folder where references are kept: ``<key>.npy``, ``<key>.json`` (its hash, and the
     unquantized model's own figures) and ``<key>.tokens.json`` (the text as token ids); the key
     covers the source's hash, the text and how it is cut, and the versions of what computes. ``env``
-    and ``python`` are of the workers.
+    and ``python`` are of the workers, and ``serve`` gives what prepares their arguments.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Evaluator:
         threads: int,
         env: Mapping[str, str] | None = None,
         python: str = "",
+        serve: Callable[[], AbstractContextManager[Callable[[dict[str, Any]], dict[str, Any]]]],
         gguf: Path | None = None,
     ) -> None:
         self.source, self.gguf = dict(source), gguf
         self.source_sha256, self.cache, self.logs = source_sha256, cache, logs
         self.threads, self.env, self.python = threads, dict(env or {}), python
+        self.serve = serve
         self.text = read_text(text, "eval_text", EVALUATION_TEXT)
         self.text_sha256 = hashlib.sha256(self.text.encode()).hexdigest()
         self.wanted, self.context = chunks, min(CONTEXT, context)
@@ -120,7 +123,6 @@ class Evaluator:
         progress: process.Progress | None = None,
         gguf: Path | None = None,
         plan: Mapping[str, Any] | None = None,
-        on_part: Callable[[Any], None] | None = None,
     ) -> Kept:
         """What is kept of the unquantized model, computed unless it is there.
 
@@ -150,7 +152,6 @@ class Evaluator:
                     answer = self.call(
                         "reference",
                         progress=progress,
-                        on_part=on_part,
                         source=self.source,
                         plan=plan,
                         **common,
@@ -193,13 +194,11 @@ class Evaluator:
         *,
         progress: process.Progress | None = None,
         plan: Mapping[str, Any] | None = None,
-        on_part: Callable[[Any], None] | None = None,
     ) -> list[Evaluation]:
         """Measure files that are run block by block; see passes.by_blocks."""
         rows = self.call(
             "by_blocks",
             progress=progress,
-            on_part=on_part,
             files=[dict(file) for file in files],
             chunks=self.chunks(),
             threads=self.threads,
@@ -212,7 +211,18 @@ class Evaluator:
     def call(self, name: str, **more: Any) -> Any:
         """A piece of work in a worker."""
         target = f"autoquant.evaluate.passes:{name}"
-        return process.call(target, log=self.logs, env=self.env, python=self.python, **more)
+        children = more.pop("children", None)
+        progress = more.pop("progress", None)
+        with self.serve() as prepare:
+            return process.call(
+                target,
+                log=self.logs,
+                env=self.env,
+                python=self.python,
+                children=children,
+                progress=progress,
+                **prepare(more),
+            )
 
     def by_llama_cpp(self, name: str, path: Path, **more: Any) -> dict[str, Any]:
         """The same with a GGUF file. llama.cpp's kernels for repacked weights crash on some

@@ -82,6 +82,22 @@ class Parameters:
             return self.weights.rows(tensors[0], first, last)
         return self.value(name)[first:last]
 
+    def places(self) -> dict[str, tuple[str, int | None]]:
+        """Of each of the checkpoint's tensors the parameter that it goes into, and which expert's
+        it is, if that holds several.
+        """
+        found: dict[str, tuple[str, int | None]] = {}
+        for name, (_, maker) in self._by.items():
+            counts = dict[str, int]()
+            for tensor, pattern in maker.tensors:
+                for stored in self._joined.parts(tensor):
+                    key = f"{pattern} {stored.rpartition('.')[0].rpartition('.')[2]}"
+                    at = counts[key] = counts.get(key, -1) + 1
+                    found[stored] = (name, at)
+            if max(counts.values(), default=0) == 0:
+                found |= {one: (name, None) for one, (owner, _) in found.items() if owner == name}
+        return found
+
     def expect(self, names: Iterable[str]) -> None:
         """Say which parameters will be asked for soon."""
         makers = (self._by[self._tied.get(name, name)][1] for name in names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as C
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -196,22 +196,36 @@ def collect_imatrix(
             f"the importance matrix has values that are not finite for {broken[0]}: the model"
             " itself computes NaN or Inf on this text"
         )
+    write(target, collector.sums, collector.counts, dataset=dataset, chunks=n, context=context)
+    return {"chunks": n, "tensors": len(collector.sums)}
+
+
+def write(
+    target: str,
+    sums: Mapping[str, Floats],
+    counts: Mapping[str, Floats],
+    *,
+    dataset: str,
+    chunks: int,
+    context: int,
+) -> None:
+    """Write an importance matrix in llama.cpp's GGUF format: of each tensor the ``sums`` of squared
+    inputs [experts or 1, inputs] and the ``counts`` of tokens.
+    """
     writer = gguf.GGUFWriter(target, arch="llama")
     # an imatrix file has none; its general.type tells what it is
     writer.kv_data[0].pop("general.architecture")
     writer.add_string("general.type", "imatrix")
     writer.add_array("imatrix.datasets", [dataset])
-    writer.add_uint32("imatrix.chunk_count", n)
+    writer.add_uint32("imatrix.chunk_count", chunks)
     writer.add_uint32("imatrix.chunk_size", context)
-    for name in sorted(collector.sums):
-        counts = collector.counts[name]
-        writer.add_tensor(f"{name}.in_sum2", collector.sums[name].reshape(len(counts), -1))
-        writer.add_tensor(f"{name}.counts", counts.reshape(-1, 1))
+    for name in sorted(sums):
+        writer.add_tensor(f"{name}.in_sum2", sums[name].reshape(len(counts[name]), -1))
+        writer.add_tensor(f"{name}.counts", counts[name].reshape(-1, 1))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return {"chunks": n, "tensors": len(collector.sums)}
 
 
 def read_imatrix(path: str) -> dict[str, Floats]:

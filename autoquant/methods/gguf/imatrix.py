@@ -14,17 +14,22 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Snapshot
 from autoquant.core.texts import read_text
+from autoquant.evaluate import planning, sources
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
 
+BLOCKS = "blocks"  # in keys: collected by transformers
 
-def find(options: GgufOptions, run: RunFolder, converted: str, way: Way) -> Imatrix | None:
+
+def find(
+    options: GgufOptions, run: RunFolder, converted: str, way: Way, *, in_blocks: bool
+) -> Imatrix | None:
     """The importance matrix that is given or is to be made, with its facts if it is there.
     ``converted`` is the key of the unquantized file, on which it depends; where there was no room
-    for that, it was another type's.
+    for that, it was another type's. ``in_blocks``: it is collected by transformers.
     """
     if options.imatrix == "none":
         return None
@@ -42,31 +47,39 @@ def find(options: GgufOptions, run: RunFolder, converted: str, way: Way) -> Imat
     else:
         text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
         key = key_of(converted, text, options.imatrix_chunks)
-    # what was collected is not collected again, whatever room there is now
-    by_way = [key_of(key, RUN_BY), key] if way.twice else [key, key_of(key, RUN_BY)]
+    # what was collected is not collected again, whatever room or card there is now
+    first = RUN_BY if way.twice else BLOCKS if in_blocks else ""
+    ways = dict.fromkeys((first, "", BLOCKS, RUN_BY))
+    by_way = [key_of(key, one) if one else key for one in ways]
     done = (one for one in by_way if run.done("imatrix", one))
     key = next(done, by_way[0])
-    return Imatrix(run.folder / "imatrix.gguf", key, run.done("imatrix", key))
+    known = run.done("imatrix", key)
+    return Imatrix(run.folder / "imatrix.gguf", key, known, in_blocks and not way.twice)
 
 
 @dataclass
 class Imatrix:
-    """An importance matrix: its file, what it depends on, and its facts once it is there."""
+    """An importance matrix: its file, what it depends on, its facts once it is there, and whether
+    transformers collects it, block by block, where it is not.
+    """
 
     path: Path
     key: str
     facts: dict[str, Any] | None
+    in_blocks: bool = False
 
     def collect(
         self,
         snapshot: Snapshot,
         options: GgufOptions,
         run: RunFolder,
-        model: Path,
+        model: Path | None,
         env: Mapping[str, str],
         way: Way,
     ) -> None:
-        """Run the text through the file ``model``, and keep each layer's squared inputs."""
+        """Run the text through the file ``model``, or block by block without one, and keep each
+        layer's squared inputs.
+        """
         ids: list[list[int]] = []
         text, about = "", dict[str, Any]()
         if options.imatrix == "calibration":
@@ -94,23 +107,56 @@ class Imatrix:
             text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)[:needed]
         part = run.work / self.path.name
         with Bar("importance matrix") as progress:
-            facts = process.call(
-                "autoquant.backends.llamacpp.imatrix:collect_imatrix",
-                log=run.logs,
-                env=env,
-                progress=progress,
-                model=str(model),
-                text=text,
-                ids=ids,
-                target=str(part),
-                dataset=name,
-                chunks=options.imatrix_chunks,
-                threads=options.cores,
-                context=context,
-            )
+            given: dict[str, Any] = {"log": run.logs, "env": env, "progress": progress}
+            given |= {"target": str(part), "dataset": name, "threads": options.cores}
+            if model is None:
+                facts = in_blocks(snapshot, options, run, text, ids, context, given)
+            else:
+                facts = process.call(
+                    "autoquant.backends.llamacpp.imatrix:collect_imatrix",
+                    model=str(model),
+                    text=text,
+                    ids=ids,
+                    chunks=options.imatrix_chunks,
+                    context=context,
+                    **given,
+                )
         run.finish(part)
         about |= {"on": way.runs} if way.twice else {}
+        about |= {"by": "transformers"} if model is None else {}
         self.facts = {**facts, "text": name, **about}
         run.record(
             "imatrix", self.key, [self.path], self.facts, {self.path.name: sha256_of(self.path)}
         )
+
+
+def in_blocks(
+    snapshot: Snapshot,
+    options: GgufOptions,
+    run: RunFolder,
+    text: str,
+    ids: list[list[int]],
+    context: int,
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    """Collect by transformers, block by block, on a text or on ready-made ``ids``."""
+    if not ids:
+        ids = process.call(
+            "autoquant.evaluate.scoring:tokenize",
+            log=run.logs,
+            env=given["env"],
+            folder=str(snapshot.folder),
+            text=text,
+            chunks=options.imatrix_chunks,
+            context=context,
+        )["chunks"]
+    found: dict[str, Any] = sources.in_worker(
+        snapshot,
+        run,
+        "autoquant.evaluate.importance:collect",
+        source=sources.file_of(snapshot, []),
+        chunks=ids,
+        plan=planning.how(snapshot.source, len(ids)),
+        **given,
+    )
+    return found

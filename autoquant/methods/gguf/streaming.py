@@ -51,6 +51,13 @@ def will_be_measured(source: Source, options: GgufOptions) -> bool:
     return options.evaluate == "on" or not planning.of(source, options, len(options.types)).why_not
 
 
+def collects_in_blocks(source: Source) -> bool:
+    """Whether an importance matrix is collected by transformers, block by block: of large models,
+    and where there is a GPU.
+    """
+    return planning.by_weights(source)
+
+
 def sizes_of(source: Source, options: GgufOptions) -> Sizes:
     """The sizes of a run, as far as they are known."""
     made_first = source.stored_in is not None or source.adapter is not None
@@ -85,14 +92,15 @@ def check(source: Source, options: GgufOptions) -> None:
 def ways(source: Source, options: GgufOptions) -> list[Way]:
     """What can be done, the best first."""
     unquantized = precision(source, options).upper()
-    written = (options.collects or options.keep_intermediate) and not source.gguf
+    runs = options.collects and not collects_in_blocks(source)
+    written = (runs or options.keep_intermediate) and not source.gguf
     whole = [Way(False, unquantized if written else "")]
     if options.download == "whole" or why_not(source):
         return whole
     measured = will_be_measured(source, options)
     streamed = [Way(True, unquantized if written or measured else "")]
     if options.evaluate != "on" and not options.keep_intermediate:
-        if options.collects:
+        if runs:
             streamed.append(Way(True, RUN_BY, twice=True))
         elif measured:
             streamed.append(Way(True))

@@ -58,7 +58,9 @@ class Work:
         if self.source.remote:
             self.way = streaming.choose(self.source, options, run.folder)
             run.keeps = True
-        self.imatrix = imatrices.find(options, run, self.key, self.way)
+        self.imatrix = imatrices.find(
+            options, run, self.key, self.way, in_blocks=streaming.collects_in_blocks(self.source)
+        )
         self.keys = {
             name: key_of(
                 self.key, self._imatrix_key(name), options.quantizing(), options.split_size
@@ -134,6 +136,9 @@ class Work:
         """Collect the importance matrix on the unquantized file, or where there is no room for that
         on one of Q8_0, which is an artifact if it was asked for.
         """
+        if imatrix.in_blocks:
+            imatrix.collect(self.snapshot, self.options, self.run, None, self.env, self.way)
+            return
         asked = RUN_BY in self.options.types and not self.options.delete_uploaded
         if not (self.way.twice and asked):
             one_pass.clear(self.run)

@@ -1,0 +1,94 @@
+"""Telling workers of models: where their files lie, what is made of them, and what they read from
+the Hub.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.taking import taking
+from autoquant.core.cache import cache_folder
+from autoquant.core.journal import RunFolder
+from autoquant.core.records import Snapshot, Source
+from autoquant.hub import look, ranges
+from autoquant.runtime import environments, process
+from autoquant.source.adapter import EXTRA
+from autoquant.source.merge import made_of
+
+COMING = "(a folder for what is read from the Hub)"  # in a model that a worker is told of
+
+
+def told(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot's model, as evaluate.models takes it."""
+    source, base = snapshot.source, snapshot.source.adapted or snapshot.source
+    found: dict[str, Any] = {"folder": str(snapshot.folder), "made": None}
+    if snapshot.unmade:
+        found["made"] = made_of(source)
+    if source.remote:
+        found["files"] = str(base.stored_in or base.folder)
+        found["coming"] = COMING
+    return found
+
+
+def file_of(snapshot: Snapshot, paths: Sequence[Path]) -> dict[str, Any]:
+    """A folder, or the GGUF file of a snapshot's model in its shards, as evaluate.models takes it;
+    with no paths the model itself, with what GGUF needs.
+    """
+    if paths and paths[0].is_dir():
+        return {"folder": str(paths[0])}
+    source = snapshot.source
+    return {
+        **told(snapshot),
+        "gguf": [str(path) for path in paths],
+        "converter": str(llama.locate("")),
+        "taking": taking(source),
+        "name": source.name,
+    }
+
+
+def listing_of(source: Source) -> look.Look:
+    """What the Hub lists of a source's files; of an adapter's, the base's."""
+    base = source.adapted or source
+    assert base.revision is not None
+    return look.known(base.id, base.revision, base.tag)
+
+
+def python_for(snapshot: Snapshot, logs: Path) -> str:
+    """The interpreter of a worker that reads a model, which may take peft."""
+    adapter = snapshot.unmade and snapshot.source.adapter
+    return environments.beside(EXTRA, logs) if adapter else ""
+
+
+@contextmanager
+def serving(snapshot: Snapshot) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """Of a model whose weights are on the Hub: fetch what a worker asks for. Gives what prepares
+    the arguments of process.call.
+    """
+    if not snapshot.source.remote:
+        yield lambda arguments: arguments
+        return
+    with (
+        tempfile.TemporaryDirectory(dir=cache_folder()) as scratch,
+        ranges.Serving(listing_of(snapshot.source), Path(scratch)) as hub,
+    ):
+
+        def prepared(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: prepared(one) for name, one in value.items()}
+            if isinstance(value, list):
+                return [prepared(one) for one in value] if value and value != COMING else value
+            return scratch if value == COMING else value
+
+        yield lambda arguments: {**prepared(arguments), "on_part": hub.told}
+
+
+def in_worker(snapshot: Snapshot, run: RunFolder, target: str, **arguments: Any) -> Any:
+    """Call a function in a worker that reads a snapshot's model."""
+    python = python_for(snapshot, run.logs)
+    with serving(snapshot) as prepare:
+        return process.call(target, python=python, **prepare(arguments))
