@@ -9,7 +9,10 @@ from autoquant import calibration
 from autoquant.backends.folder import used
 from autoquant.backends.tensorwise import Division, begin, device, rewrite
 from autoquant.formats import compressed_tensors
-from autoquant.formats.architecture import class_of, config_of
+from autoquant.formats.architecture import config_of
+from autoquant.forward.blockwise import Blockwise
+from autoquant.forward.head import final
+from autoquant.forward.weights import of_folder
 from autoquant.runtime.worker import Report
 
 
@@ -26,8 +29,8 @@ def quantize(
     with compressed-tensors: plain rounding, a scale for each output, tensor by tensor. On a GPU if
     there is one.
 
-    "int8-static" runs the whole unquantized model on the samples of ``packing`` for the largest
-    input of each layer; the others look at no data.
+    "int8-static" runs the unquantized model, block by block, on the samples of ``packing`` for the
+    largest input of each layer; the others look at no data.
     """
     begin(scratch)
     division, on = Division(model), device()
@@ -42,7 +45,7 @@ def quantize(
 
     dtype = division.half()
     ids = calibration.pack(model, **packing) if packing else []
-    largest = _largest_inputs(division, model, dtype, ids, report) if ids else {}
+    largest = _largest_inputs(division, model, ids, report) if ids else {}
     kind = "float" if scheme.startswith("fp8") else "int"
     common: dict[str, Any] = {"num_bits": 8, "type": kind, "symmetric": True}
     weights, inputs = (
@@ -93,29 +96,31 @@ def quantize(
 
 
 def _largest_inputs(
-    division: Division, model: str, dtype: Any, ids: list[list[int]], report: Report
+    division: Division, model: str, ids: list[list[int]], report: Report
 ) -> dict[str, Any]:
-    """The largest input of each layer, by the name it is written under."""
+    """The largest input of each layer, by the name it is written under; in float32."""
     import torch
 
-    on = device()
-    config = config_of(model)
-    loaded: Any = class_of(config).from_pretrained(model, config=config, dtype=dtype)
-    loaded = loaded.to(on).eval()
+    blocks = 0
+
+    def done() -> None:
+        nonlocal blocks
+        blocks += 1
+        report(blocks, len(run.units) + 1)
+
+    run = Blockwise(config_of(model), of_folder(model), device=device(), ahead=False, done=done)
     by_tensor = {part.tensor: name for name, part in division.parts.items()}
     names = {layer.module: by_tensor[layer.tensors[0]] for layer in division.found.layers}
-    largest = {name: torch.zeros((), device=on) for name in names.values()}
+    largest = {name: torch.zeros((), device=run.device) for name in names.values()}
 
     def watch(name: str) -> Any:
         def hook(_: Any, inputs: Any) -> None:
-            largest[name] = torch.maximum(largest[name], inputs[0].abs().amax().float())
+            largest[name] = torch.maximum(largest[name], inputs[0].abs().amax())
 
         return hook
 
     for module, name in names.items():
-        loaded.get_submodule(module).register_forward_pre_hook(watch(name))
-    with torch.inference_mode():
-        for i, sample in enumerate(ids, 1):
-            loaded(input_ids=torch.tensor([sample], device=on), logits_to_keep=1)
-            report(i, len(ids) + 1)
+        run.model.get_submodule(module).register_forward_pre_hook(watch(name))
+    final(run, torch.tensor(ids), 1)
+    run.close()
     return largest

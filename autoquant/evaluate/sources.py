@@ -81,7 +81,7 @@ def serving(snapshot: Snapshot) -> Iterator[Callable[[dict[str, Any]], dict[str,
             if isinstance(value, dict):
                 return {name: prepared(one) for name, one in value.items()}
             if isinstance(value, list):
-                return [prepared(one) for one in value] if value and value != COMING else value
+                return [prepared(one) for one in value]
             return scratch if value == COMING else value
 
         yield lambda arguments: {**prepared(arguments), "on_part": hub.told}

@@ -68,8 +68,9 @@ class Blockwise:
         self._load_rest()
         for module in self._read_embeddings.values():
             self._wrap_embedding(module)
-        for name, block in self.units.items():
-            self._wrap(name, block)
+        self.plain = {name: block.forward for name, block in self.units.items()}
+        for name in self.units:
+            self.wrap(name)
         if isinstance(weights, Quantized):
             hook(self.model, weights, self.parameters.taken)
         self._pool = ThreadPoolExecutor(1)
@@ -77,12 +78,12 @@ class Blockwise:
         self._order = list(self.units)
         self._batch = 0
 
-    def run(self, ids: Any) -> Any:
+    def run(self, ids: Any, *, gradients: bool = False) -> Any:
         """The model's own forward on token ids [batch, tokens]."""
         import torch
 
         self._batch = len(ids)
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             return self.model(input_ids=ids.to(self.device), use_cache=False)
 
     def name_of(self, module: Any) -> str:
@@ -115,21 +116,20 @@ class Blockwise:
         else:
             owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=False)
 
-    def load(self, prefix: str) -> None:
-        """Read a block's weights, or take those that were read ahead; begin with the next's."""
+    def load(self, prefix: str, ahead: int = 1) -> None:
+        """Read a block's weights, or take those that were read ahead; begin with those of the one
+        that comes next: ``ahead`` of it, or with -1 before it.
+        """
         ready, self._next = self._next, None
         read = ready[1].result() if ready and ready[0] == prefix else self._read(prefix)
         for name in list(read):
             self.put(name, read.pop(name))
         self._refuse_without_weights(prefix)
         if self.ahead and prefix in self._order:
-            after = self._following(prefix)
-            if after:
+            at = self._order.index(prefix) + ahead
+            if 0 <= at < len(self._order):
+                after = self._order[at]
                 self._next = (after, self._pool.submit(self._read, after))
-
-    def _following(self, prefix: str) -> str:
-        at = self._order.index(prefix) + 1
-        return self._order[at] if at < len(self._order) else ""
 
     def drop(self, prefix: str) -> None:
         """Give a block's weights back."""
@@ -217,8 +217,9 @@ class Blockwise:
 
         module.forward = forward
 
-    def _wrap(self, name: str, block: Any) -> None:
-        plain = block.forward
+    def wrap(self, name: str) -> None:
+        """Let a block read its weights, run in parts and give them back."""
+        block, plain = self.units[name], self.plain[name]
 
         def forward(*arguments: Any, **named: Any) -> Any:
             self.load(name)

@@ -27,23 +27,27 @@ class _Reached(Exception):
         self.hidden = hidden
 
 
-def final(model: Blockwise, ids: Any, keep: int) -> Any:
-    """The final hidden states of the last ``keep`` tokens of each row of ids [rows, tokens], as
-    [rows, keep, width] on the CPU. Raises CheckFailed if they are not finite.
-    """
+def reached(model: Blockwise, ids: Any, *, gradients: bool = False) -> Any:
+    """What enters the output head of token ids [rows, tokens]: [rows, tokens, width]."""
 
     def stop(hidden: Any) -> Any:
         raise _Reached(hidden)
 
     plain, model.head.forward = model.head.forward, stop
     try:
-        model.run(ids)
-    except _Reached as reached:
-        hidden = reached.hidden[:, -keep:].float().cpu().contiguous()
-    else:
-        raise CheckFailed(f"{type(model.model).__name__} has run past its output head")
+        model.run(ids, gradients=gradients)
+    except _Reached as there:
+        return there.hidden
     finally:
         model.head.forward = plain
+    raise CheckFailed(f"{type(model.model).__name__} has run past its output head")
+
+
+def final(model: Blockwise, ids: Any, keep: int) -> Any:
+    """The final hidden states of the last ``keep`` tokens of each row of ids [rows, tokens], as
+    [rows, keep, width] on the CPU. Raises CheckFailed if they are not finite.
+    """
+    hidden = reached(model, ids)[:, -keep:].float().cpu().contiguous()
     if not hidden.isfinite().all():
         raise CheckFailed("the model's hidden states are not finite")
     return hidden
@@ -66,8 +70,10 @@ class Head:
         if 4 * self._rows * self._width <= room / share:
             self._kept = self._read(0, self._rows)
 
-    def logits(self, hidden: Any) -> Any:
-        """The logits [rows, tokens, vocabulary] of final hidden states, on the model's device."""
+    def logits(self, hidden: Any, *, gradients: bool = False) -> Any:
+        """The logits [rows, tokens, vocabulary] of final hidden states, on the model's device; with
+        ``gradients`` they can be differentiated.
+        """
         import torch
 
         model = self._model.model
@@ -77,7 +83,7 @@ class Head:
         body.forward = lambda *_, **__: _output(hidden)
         head.forward = lambda _: self._product(hidden)
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(gradients):
                 ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
                 return model(input_ids=ids, use_cache=False).logits.float()
         finally:
@@ -88,14 +94,14 @@ class Head:
 
         if self._kept is not None:
             return torch.nn.functional.linear(hidden, self._kept, self._bias)
-        out = torch.empty(*hidden.shape[:2], self._rows, device=hidden.device)
         step = max(1, PIECE // (4 * self._width))
+        pieces = []
         for first in range(0, self._rows, step):
             last = min(first + step, self._rows)
             bias = self._bias[first:last] if self._bias is not None else None
             piece = self._read(first, last)
-            out[..., first:last] = torch.nn.functional.linear(hidden, piece, bias)
-        return out
+            pieces.append(torch.nn.functional.linear(hidden, piece, bias))
+        return torch.cat(pieces, dim=-1)
 
     def _read(self, first: int, last: int) -> Any:
         name = f"{self._name}.weight"

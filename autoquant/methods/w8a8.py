@@ -13,6 +13,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import compressed_tensors
+from autoquant.forward import cost
 from autoquant.methods import how_to_run
 from autoquant.methods.recipe import Recipe
 from autoquant.methods.tensorwise import TensorwiseMethod
@@ -92,9 +93,14 @@ class W8a8(TensorwiseMethod[W8a8Options]):
         calibration.check(options)
 
     def memory(self, source: Source, options: W8a8Options) -> int:
-        """With static scales the whole model is run, in 16 bits."""
-        whole = 2 * source.parameters if options.scheme == STATIC else 0
-        return super().memory(source, options) + whole
+        """With static scales the model is run before, a block at a time."""
+        rounding = super().memory(source, options)
+        if options.scheme != STATIC:
+            return rounding
+        length = min(options.calibration_length, source.context)
+        samples = options.calibration_samples
+        ran = cost.of(source).memory(samples, length, ahead=False, single=False, part=2)
+        return max(rounding, ran)
 
     def size(self, source: Source, options: W8a8Options) -> int:
         """A byte per weight and 16-bit scales of each layer, and 16 bits for all else."""
