@@ -165,6 +165,7 @@ def _make(
             env=method.environment(options),
             unquantized=output.unquantized,
             how=measured.how,
+            stand_in=output.stand_in,
         )
         measuring.refuse_wrong_conversion(
             snapshot,
@@ -201,8 +202,16 @@ def plan(
 ) -> Plan:
     """What a run would make and need; nothing is written."""
     source, options = _resolve(method, model, values)
-    planned = method.plan(source, options, output_folder(method, source, out, options))
-    return dataclasses.replace(planned, notes=(*planned.notes, *method.about(source, options)))
+    folder = output_folder(method, source, out, options)
+    planned = method.plan(source, options, folder)
+    notes, seconds = [*planned.notes, *method.about(source, options)], dict(planned.seconds)
+    possible = [item for item in planned.items if not item.impossible]
+    if options.evaluate != "off" and not method.unmeasured(source, options, folder):
+        found = planning.of(source, options, len(possible))
+        if found.minutes and not found.why_not:
+            seconds["measure"] = 60 * found.minutes
+        notes += [one for one in (found.note, found.why_not) if one]
+    return dataclasses.replace(planned, notes=tuple(notes), seconds=seconds)
 
 
 def output_folder(

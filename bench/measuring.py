@@ -84,7 +84,11 @@ def main(work: Path, folder: str, chunks: int, types: list[str]) -> None:
             context=512,
         )["chunks"]
         common: dict[str, Any] = {"log": Path(scratch) / "log", "chunks": ids, "threads": cores()}
-        ours = {"source": {"folder": folder}, "text_sha256": "", "target": f"{scratch}/states"}
+        ours: dict[str, Any] = {
+            "source": {"folder": folder},
+            "text_sha256": "",
+            "target": f"{scratch}/states",
+        }
         for _ in range(2):
             known, blocks = timed(
                 lambda: process.call("autoquant.evaluate.passes:reference", **common, **ours)

@@ -148,7 +148,7 @@ def test_another_scheme_fails_the_check(made: dict[str, Result], tmp_path: Path)
     }
     with pytest.raises(CheckFailed, match=r"quantization_config has \{'format': 'int-quantized'\}"):
         in_worker(
-            "autoquant.formats.checks:verify",
+            "autoquant.backends.checks:verify",
             tmp_path,
             folder=str(made["int8-static"].folder),
             wanted={"format": "float-quantized"},

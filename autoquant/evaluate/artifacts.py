@@ -24,6 +24,7 @@ from autoquant.core.records import Artifact, Evaluation, Snapshot, Source
 from autoquant.display.tables import reference_name
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.evaluator import Evaluator, Kept
+from autoquant.forward import cost
 from autoquant.runtime import environments, process
 
 # bytes beside twice the artifact: Python, NumPy and llama.cpp's or torch's own buffers
@@ -63,14 +64,18 @@ def evaluate(
     env: Mapping[str, str],
     unquantized: Callable[[], Path] | None = None,
     how: Mapping[str, Any] | None = None,
+    stand_in: Path | None = None,
 ) -> tuple[tuple[Artifact, ...], Evaluation]:
     """The artifacts with their evaluations, and the unquantized model's.
 
     ``unquantized`` makes a GGUF file that stands in for a source that transformers does not know.
-    ``how`` says how models are run block by block (see evaluate.planning). Each row is noted in the
-    journal as soon as it is measured. Raises InputError without room.
+    ``how`` says how models are run block by block (see evaluate.planning). ``stand_in`` is an
+    unquantized GGUF file to be read instead of a source whose files are on the Hub. Each row is
+    noted in the journal as soon as it is measured. Raises InputError without room.
     """
     evaluator = evaluator_of(snapshot, run.logs, options.eval_text, options.eval_chunks, env)
+    if stand_in is not None and planning.known(snapshot.source):
+        evaluator.source = sources.file_of(snapshot, [stand_in])
     source = snapshot.source
     measuring = _Measuring(snapshot, evaluator, run, dict(how or {}))
     known = {}
@@ -228,7 +233,8 @@ def refuse_wrong_conversion(
 
 def _refuse_without_room(source: Source, evaluator: Evaluator) -> None:
     """Refuse without room for what is kept of the unquantized model."""
-    disk = evaluator.reference_bytes(source)
+    known = planning.known(source)
+    disk = evaluator.reference_bytes(cost.of(source).width if known else source.vocab_size)
     if disk > free_bytes(evaluator.cache):
         raise InputError(
             f"measuring needs {disk / 1e9:.2f} GB in {evaluator.cache} for what is kept of the"

@@ -17,7 +17,7 @@ from typing import Any
 from autoquant.core.bundled import EVALUATION_TEXT
 from autoquant.core.errors import ProcessFailed
 from autoquant.core.files import write_atomically
-from autoquant.core.records import Evaluation, Source
+from autoquant.core.records import Evaluation
 from autoquant.core.texts import read_text
 from autoquant.core.version import __version__
 from autoquant.evaluate.scoring import CONTEXT
@@ -244,9 +244,6 @@ class Evaluator:
             self._repack = False
             return dict(self.call(name, path=str(path), repack=False, **more))
 
-    def reference_bytes(self, source: Source) -> int:
-        """What is kept of the reference on the disk, at most: hidden states, of a GGUF file
-        log-probabilities.
-        """
-        wide = source.vocab_size if self.gguf else min(source.vocab_size, 16384)
-        return 4 * wide * self.wanted * (self.context // 2)
+    def reference_bytes(self, width: int) -> int:
+        """What is kept of the reference on the disk: of each prediction ``width`` numbers."""
+        return 4 * width * self.wanted * (self.context // 2)

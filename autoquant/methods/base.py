@@ -23,13 +23,15 @@ O = TypeVar("O", bound=MethodOptions)
 class Output:
     """What a method hands back: its artifacts, how to have the unquantized GGUF file until the run
     ends (which may convert it), what the card says of how they were made, and files to go with the
-    artifacts.
+    artifacts. ``stand_in`` is that unquantized file, where it is here and the source's files are
+    not.
     """
 
     artifacts: tuple[Artifact, ...]
     unquantized: Callable[[], Path] | None
     provenance: dict[str, Any]
     extras: tuple[str, ...] = ()
+    stand_in: Path | None = None
 
 
 @dataclass(frozen=True)

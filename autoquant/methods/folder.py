@@ -269,7 +269,7 @@ class FolderMethod(Method[F]):
             raise InputError(self._out_of_memory(source, options, failure)) from None
         with Bar("check") as progress:
             verified = process.call(
-                "autoquant.formats.checks:verify",
+                "autoquant.backends.checks:verify",
                 log=run.logs,
                 env=env,
                 progress=progress,

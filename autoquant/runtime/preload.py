@@ -62,7 +62,8 @@ MODULES = ",".join(
         "transformers.models.auto.tokenization_auto",
         "transformers.models.llama.modeling_llama",
         "transformers.generation.utils",
-        "autoquant.formats.checks",
+        "autoquant.backends.checks",
+        "autoquant.evaluate.passes",
     )
 )
 

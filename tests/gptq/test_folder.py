@@ -146,10 +146,10 @@ def test_a_layer_that_was_spoiled_fails_the_check_and_is_named(
         "parameters": 4_196_608,
     }
     with pytest.raises(CheckFailed, match=r"model.layers.2.mlp.down_proj is off by"):
-        in_worker("autoquant.formats.checks:verify", tmp_path, folder=str(folder), **known)
+        in_worker("autoquant.backends.checks:verify", tmp_path, folder=str(folder), **known)
     with pytest.raises(CheckFailed, match=r"quantization_config has \{'bits': 4\}"):
         in_worker(
-            "autoquant.formats.checks:verify",
+            "autoquant.backends.checks:verify",
             tmp_path,
             folder=str(four_bits.folder),
             **{**known, "wanted": {"bits": 8}},

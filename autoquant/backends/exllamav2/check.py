@@ -12,12 +12,13 @@ import numpy as np
 from safetensors import SafetensorError
 
 from autoquant import calibration
+from autoquant.backends.checks import generates, predicts
 from autoquant.core.errors import CheckFailed
 from autoquant.core.machine import memory_available
 from autoquant.core.texts import Document
 from autoquant.formats import dequantized
 from autoquant.formats import exl2 as format
-from autoquant.formats.checks import WORST, generates, layer_errors, stored
+from autoquant.formats.checks import WORST, layer_errors, stored
 from autoquant.formats.tensors import Part, Tensors
 from autoquant.runtime.worker import Report
 
@@ -139,10 +140,7 @@ def verify(
     most, fewest = max(bits, key=lambda name: bits[name]), min(bits, key=lambda name: bits[name])
     needed = 4 * parameters + (2 << 30)
     if needed > memory_available():
-        said = (
-            f"not tried: the model in float32 needs {needed / 1e9:.1f} GB,"
-            f" {memory_available() / 1e9:.1f} GB are free"
-        )
+        said = predicts(folder, source, dequantized.READ_BACK, needed)
     else:
         said = generates(dequantized.load(folder), folder, source, dequantized.READ_BACK)
     report(1, 1)

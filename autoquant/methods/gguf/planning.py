@@ -78,7 +78,8 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
         largest=max(one.bytes for one in head.tensors.values()),
     )
     way = streaming.choose(source, options, out, known)
-    download, free = bytes_to_fetch(source) * (2 if way.twice else 1), free_bytes(out)
+    download, free = bytes_to_fetch(source), free_bytes(out)
+    download *= streaming.downloads(source, options, way)
     needed = way.disk(known) - sizes.written(source, options, out)
     if not way.stream:
         needed += streaming.beside(out, download, known)

@@ -97,13 +97,9 @@ def ways(source: Source, options: GgufOptions) -> list[Way]:
     whole = [Way(False, unquantized if written else "")]
     if options.download == "whole" or why_not(source):
         return whole
-    measured = will_be_measured(source, options)
-    streamed = [Way(True, unquantized if written or measured else "")]
-    if options.evaluate != "on" and not options.keep_intermediate:
-        if runs:
-            streamed.append(Way(True, RUN_BY, twice=True))
-        elif measured:
-            streamed.append(Way(True))
+    streamed = [Way(True, unquantized if written else "")]
+    if runs and not options.keep_intermediate:
+        streamed.append(Way(True, RUN_BY, twice=True))
     return streamed if options.download == "stream" else whole + streamed
 
 
@@ -162,23 +158,41 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
     if way.twice:
         said += (
             f"; the importance matrix is collected on a {way.runs} file, there being no room for"
-            f" the unquantized model, and then all files come again: {2 * download / 1e9:.3f} GB to"
-            " download"
+            " the unquantized model, and then all files come again"
         )
-    elif way.runs and not options.keep_intermediate:
+    elif options.collects and collects_in_blocks(source):
+        said += "; they come once before, to collect the importance matrix block by block"
+    if will_be_measured(source, options) and not unmeasured(source, options, way):
+        again = not way.runs or way.twice
+        said += "; and once more, to measure" if again else ""
+    times = downloads(source, options, way)
+    if times > 1:
+        said += f": {times * download / 1e9:.3f} GB to download in all"
+    if way.runs and not way.twice and not options.keep_intermediate:
         said += f"; an unquantized file ({way.runs}) stays until the end, to be run"
     return said
 
 
 def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
     """Why a run's files are not measured, though that is wanted; empty if they can be."""
-    possible = not way.stream or (way.runs and not way.twice)
-    if possible or not will_be_measured(source, options):
+    there = not way.stream or (way.runs and not way.twice)
+    if there or not will_be_measured(source, options) or planning.known(source):
         return ""
     return (
         f"measuring needs the unquantized model, and there is no room for {source.id}"
         " (autoquant evaluate measures it where there is)"
     )
+
+
+def downloads(source: Source, options: GgufOptions, way: Way) -> int:
+    """How many times a source's files come: to be made into types, to collect an importance matrix
+    before, and to measure.
+    """
+    if not way.stream:
+        return 1
+    collected = way.twice or (options.collects and collects_in_blocks(source))
+    read_again = not way.runs or way.twice
+    return 1 + collected + (read_again and will_be_measured(source, options))
 
 
 def needs_made(source: Source, options: GgufOptions) -> bool:

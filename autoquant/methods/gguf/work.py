@@ -113,6 +113,7 @@ class Work:
             self._unquantized,
             about.provenance(self.source, self.options, self.whole, self.towers, self.imatrix),
             self._extras(ordered),
+            self.converted if self.source.remote and self._converted_already() else None,
         )
 
     def _towers(self, folder: Path | None = None) -> None:
