@@ -16,6 +16,7 @@ from typing import Any
 
 from autoquant.core.errors import CheckFailed
 from autoquant.forward import batches
+from autoquant.forward.experts import Experts
 from autoquant.forward.parameters import Parameters
 from autoquant.forward.weights import Quantized, Weights
 
@@ -68,6 +69,7 @@ class Blockwise:
         self._load_rest()
         for module in self._read_embeddings.values():
             self._wrap_embedding(module)
+        self._taken: dict[str, Any] = {}  # parameters that experts stand for, one by one
         self.plain = {name: block.forward for name, block in self.units.items()}
         for name in self.units:
             self.wrap(name)
@@ -124,6 +126,11 @@ class Blockwise:
         read = ready[1].result() if ready and ready[0] == prefix else self._read(prefix)
         for name in list(read):
             self.put(name, read.pop(name))
+        for name in self._one_by_one(prefix) if self.single else ():
+            module, _, leaf = name.rpartition(".")
+            owner = self.model.get_submodule(module)
+            self._taken[name] = owner._parameters.pop(leaf)
+            owner.__dict__[leaf] = Experts(self.parameters, name, self.device)
         self._refuse_without_weights(prefix)
         if self.ahead and prefix in self._order:
             at = self._order.index(prefix) + ahead
@@ -134,6 +141,11 @@ class Blockwise:
     def drop(self, prefix: str) -> None:
         """Give a block's weights back."""
         block = self.units[prefix]
+        for name in [one for one in self._taken if one.startswith(f"{prefix}.")]:
+            module, _, leaf = name.rpartition(".")
+            owner = self.model.get_submodule(module)
+            del owner.__dict__[leaf]
+            owner._parameters[leaf] = self._taken.pop(name)
         for name, parameter in list(block.named_parameters(remove_duplicate=False)):
             module, _, leaf = name.rpartition(".")
             empty = parameter.to("meta")
@@ -159,11 +171,10 @@ class Blockwise:
     def _refuse_without_weights(self, prefix: str) -> None:
         module = self.units[prefix] if prefix else self.model
         outside = (*self._towers, *(f"{unit}." for unit in self.units)) if not prefix else ()
-        lazy = self._one_by_one(prefix) if self.single and prefix else set()
         for name, parameter in module.named_parameters(remove_duplicate=False):
             whole = f"{prefix}.{name}" if prefix else name
             reads = whole.rpartition(".")[0] in self._read_embeddings
-            if parameter.is_meta and not (whole.startswith(outside) or whole in lazy or reads):
+            if parameter.is_meta and not (whole.startswith(outside) or reads):
                 if not prefix and self._of_head(whole):
                     continue
                 raise CheckFailed(f"{whole} has no weights")

@@ -1,0 +1,130 @@
+"""Models run block by block beside transformers' whole ones. Runs in workers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+SAMPLES, LENGTH, KEPT = 5, 40, 21
+
+
+def _ids(config: Any, samples: int = SAMPLES, length: int = LENGTH) -> Any:
+    import torch
+
+    vocabulary = config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, min(vocabulary, 2000), (samples, length), generator=generator)
+
+
+def _whole(folder: str) -> Any:
+    import torch
+
+    from autoquant.formats.architecture import class_of, config_of
+
+    config = config_of(folder)
+    config._experts_implementation = "eager"
+    kind = class_of(config)
+    return kind.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+
+
+def _far(one: Any, other: Any) -> float:
+    return float((one - other).norm() / other.norm().clamp(min=1e-20))
+
+
+def logits(folder: str, name: str = "", **how: Any) -> dict[str, Any]:
+    """How far the logits are from the whole model's, relative, with the head in pieces; and which
+    parameters have weights when it is done. ``name``: first make this architecture there.
+    """
+    import torch
+
+    from autoquant.formats.architecture import config_of
+    from autoquant.forward import head
+    from autoquant.forward.blockwise import Blockwise
+    from autoquant.forward.weights import of_folder
+
+    if name:
+        from bench.cases.architectures import make
+
+        make(name, folder)
+    config = config_of(folder)
+    model = Blockwise(config, of_folder(folder), **how)
+    ids = _ids(config)
+    hidden = head.final(model, ids, KEPT)
+    model.close()
+    head.KEPT, head.PIECE = 0, 40_000
+    found = head.Head(model).logits(hidden)
+    with torch.no_grad():
+        wanted = _whole(folder)(input_ids=ids, use_cache=False).logits[:, -KEPT:]
+    inside = tuple(f"{unit}." for unit in model.units)
+    held = [n for n, one in model.model.named_parameters() if not one.is_meta]
+    return {
+        "far": _far(found, wanted),
+        "blocks": len(model.units),
+        "held": [name for name in held if name.startswith(inside)],
+    }
+
+
+def gradients(folder: str, name: str) -> float:
+    """How far squared gradients, sample by sample, are from the whole model's, at most."""
+    import torch
+
+    from autoquant.formats.architecture import config_of
+    from autoquant.forward.blockwise import Blockwise
+    from autoquant.forward.gradients import backward
+    from autoquant.forward.weights import of_folder
+    from bench.cases.architectures import make
+
+    make(name, folder)
+    config = config_of(folder)
+    ids = _ids(config, 3, 24)
+    labels = ids.flip(1)
+
+    def loss(logits: Any, sample: int) -> Any:
+        entropy = torch.nn.functional.cross_entropy
+        return entropy(logits[0], labels[sample], reduction="sum")
+
+    found: dict[str, Any] = {}
+
+    def sink(block: str, _: int, gradients: Any) -> None:
+        for own, value in gradients.items():
+            key = f"{block}.{own}"
+            found[key] = found.get(key, 0) + value.square()
+
+    model = Blockwise(config, of_folder(folder))
+    backward(model, ids, loss, sink)
+    model.close()
+    whole, wanted = _whole(folder), dict[str, Any]()
+    for sample in range(len(ids)):
+        whole.zero_grad()
+        out = whole(input_ids=ids[sample : sample + 1], use_cache=False).logits
+        loss(out, sample).backward()
+        for key, one in whole.named_parameters():
+            if key in found and one.grad is not None:
+                wanted[key] = wanted.get(key, 0) + one.grad.square()
+    assert wanted.keys() == found.keys()
+    return max(_far(found[key], wanted[key]) for key in wanted)
+
+
+def spoiled(source: str, folder: str, way: str) -> None:
+    """Run a model of which a tensor is missing, misshapen or not finite."""
+    from safetensors.torch import load_file, save_file
+
+    from autoquant.formats.architecture import config_of
+    from autoquant.forward import head
+    from autoquant.forward.blockwise import Blockwise
+    from autoquant.forward.weights import of_folder
+
+    shutil.copytree(source, folder)
+    path = Path(folder) / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    if way == "missing":
+        del tensors[name]
+    elif way == "misshapen":
+        tensors[name] = tensors[name][:-1].contiguous()
+    else:
+        tensors[name][3, 5] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = config_of(folder)
+    head.final(Blockwise(config, of_folder(folder)), _ids(config), KEPT)
