@@ -12,7 +12,7 @@ from autoquant.methods.gptq import GptqOptions
 from autoquant.runtime import process
 
 
-def in_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
+def in_worker(target: str, tmp_path: Path, /, **kwargs: Any) -> Any:
     """As methods do that write a folder; ``finding`` names libraries to be found."""
     return process.call(
         target,
@@ -25,13 +25,13 @@ def in_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
     )
 
 
-def in_llama_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
+def in_llama_worker(target: str, tmp_path: Path, /, **kwargs: Any) -> Any:
     """As GGUF does, with llama.cpp's converter and its gguf-py."""
     return process.call(
         target, log=tmp_path / "log", env=converter.environment(converter.locate()), **kwargs
     )
 
 
-def in_exl2_worker(target: str, tmp_path: Path, **kwargs: Any) -> Any:
+def in_exl2_worker(target: str, tmp_path: Path, /, **kwargs: Any) -> Any:
     """As EXL2 does."""
     return process.call(target, log=tmp_path / "log", env=environment.VARIABLES, **kwargs)

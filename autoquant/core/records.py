@@ -36,6 +36,10 @@ class Check:
     seen: str
 
 
+# the engine of an evaluation: GGUF files whose weights were run by transformers
+WEIGHTS = "transformers, from the weights"
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Quality of one artifact, on the same tokens as every other row of its table.

@@ -14,6 +14,7 @@ import numpy as np
 
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
+from autoquant.core.records import WEIGHTS
 from autoquant.evaluate import models
 from autoquant.evaluate.scoring import Measure, predicting, targets_of
 from autoquant.forward import head
@@ -21,7 +22,7 @@ from autoquant.forward.blockwise import Blockwise
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Emit, Report
 
-LLAMA_CPP, TRANSFORMERS, WEIGHTS = "llama.cpp", "transformers", "transformers, from the weights"
+LLAMA_CPP, TRANSFORMERS = "llama.cpp", "transformers"
 
 
 class _Progress:

@@ -87,8 +87,8 @@ def serving(snapshot: Snapshot) -> Iterator[Callable[[dict[str, Any]], dict[str,
         yield lambda arguments: {**prepared(arguments), "on_part": hub.told}
 
 
-def in_worker(snapshot: Snapshot, run: RunFolder, target: str, **arguments: Any) -> Any:
+def in_worker(snapshot: Snapshot, run: RunFolder, function: str, /, **arguments: Any) -> Any:
     """Call a function in a worker that reads a snapshot's model."""
     python = python_for(snapshot, run.logs)
     with serving(snapshot) as prepare:
-        return process.call(target, python=python, **prepare(arguments))
+        return process.call(function, python=python, **prepare(arguments))

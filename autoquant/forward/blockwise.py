@@ -9,6 +9,9 @@ pieces (see head.py).
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -21,6 +24,7 @@ from autoquant.forward.parameters import Parameters
 from autoquant.forward.weights import Quantized, Weights
 
 PART = 2  # rows of the batch that go through a block together on a CPU; more are not faster
+PAGE = 4096  # bytes
 EMBEDDING = 1 << 24  # weights of an embedding, above which only rows are read
 Seen = Callable[[str, Any], Any]  # of a block's name and module: a context while it runs
 
@@ -136,7 +140,7 @@ class Blockwise:
             at = self._order.index(prefix) + ahead
             if 0 <= at < len(self._order):
                 after = self._order[at]
-                self._next = (after, self._pool.submit(self._read, after))
+                self._next = (after, self._pool.submit(self._read_ahead, after))
 
     def drop(self, prefix: str) -> None:
         """Give a block's weights back."""
@@ -148,9 +152,8 @@ class Blockwise:
             owner._parameters[leaf] = self._taken.pop(name)
         for name, parameter in list(block.named_parameters(remove_duplicate=False)):
             module, _, leaf = name.rpartition(".")
-            empty = parameter.to("meta")
-            empty.grad = None
-            block.get_submodule(module)._parameters[leaf] = empty
+            block.get_submodule(module)._parameters[leaf] = parameter.to("meta")
+        _give_back()
 
     def _read(self, prefix: str) -> dict[str, Any]:
         """A block's weights from wherever they are."""
@@ -159,6 +162,16 @@ class Blockwise:
         names = [name for name in names if name not in lazy]
         self.parameters.expect(names)
         return {name: self.parameters.value(name) for name in names}
+
+    def _read_ahead(self, prefix: str) -> dict[str, Any]:
+        """The same, with the pages of files that tensors are mapped from read as well."""
+        import torch
+
+        found = self._read(prefix)
+        for value in found.values():
+            if value.is_contiguous():
+                value.flatten().view(torch.uint8)[::PAGE].max()
+        return found
 
     def _one_by_one(self, prefix: str) -> set[str]:
         """The parameters of a block that hold all its experts, and are indexed by them."""
@@ -261,6 +274,13 @@ class Blockwise:
             kept.append(others)
         batches.put_back(named, kept)
         return batches.join(outputs, axis)
+
+
+def _give_back() -> None:
+    """Let the C library return to the system what was freed: it would keep some for each block."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another one than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def built(config: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from autoquant.core import licenses
 from autoquant.core.bundled import MODELS
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of, write_atomically
-from autoquant.core.records import RunRecord
+from autoquant.core.records import WEIGHTS, Artifact, RunRecord
 from autoquant.core.version import __version__
 from autoquant.display import plot, tables
 from autoquant.methods import METHODS
@@ -180,8 +180,9 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
                 f" {tables.reference_model(source)} (perplexity {reference.perplexity:.3f} ±"
                 f" {reference.perplexity_error:.3f}, {reference.engine}), all on the same"
                 f' {reference.tokens:,} predictions of one text ({text_name}). "Top-1 agreement" is'
-                " the share of positions where both models rank the same token first. Compare rows"
-                " with each other; perplexities on another text or tokenizer are not comparable."
+                " the share of positions where both models rank the same token first."
+                f"{_run_by(ordered)} Compare rows with each other; perplexities on another text or"
+                " tokenizer are not comparable."
             ),
             "",
             f"![Size against quality](./{plot.PLOT})",
@@ -248,3 +249,15 @@ def write(result: RunRecord) -> Path:
     path = result.folder / "README.md"
     write_atomically(path, text(result))
     return path
+
+
+def _run_by(artifacts: Sequence[Artifact]) -> str:
+    """What ran the files, in a sentence."""
+    engines = {one.evaluation.engine for one in artifacts if one.evaluation is not None}
+    if WEIGHTS in engines:
+        return (
+            " The files were measured by their weights, which transformers ran in float32;"
+            " llama.cpp rounds activations too, which adds some thousandths of a nat to the KL"
+            " divergence."
+        )
+    return " llama.cpp ran the files." if "llama.cpp" in engines else ""

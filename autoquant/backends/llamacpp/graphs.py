@@ -124,7 +124,7 @@ def of_model(
                 names[path.name, leaf.data_range.offset] = source
     graphs = {}
     for new_name, one in made.items():
-        leaves = leaves_of(one)
+        leaves = leaves_of(one)[::-1]  # found last first; experts are stacked in this order
         places = [(leaf.data_range.filename.name, leaf.data_range.offset) for leaf in leaves]
         if all(place in names for place in places) and leaves:
             sources = {id(leaf): names[place] for leaf, place in zip(leaves, places, strict=True)}

@@ -105,11 +105,12 @@ class GgufWeights:
         outputs = self._by.get(name, [])
         if not outputs:
             return self._source.rows(name, first, last)
-        if len(outputs) == 1 and self._is_straight(outputs[0]):
-            shape = self._stored[name]
-            each = int(np.prod(shape[1:-1]))
-            found = self._file.rows(outputs[0], first * each, last * each)
-            return torch.from_numpy(found).reshape(last - first, *shape[1:])
+        shape = self._stored[name]
+        if len(outputs) == 1 and len(shape) > 1 and self._is_straight(outputs[0]):
+            begin, each = self._place(name, outputs[0])
+            each //= shape[0]
+            found = self._file.rows(outputs[0], begin + first * each, begin + last * each)
+            return torch.from_numpy(found).reshape(-1, *shape[1:])
         return self.value(name)[first:last]
 
     def expect(self, names: Iterable[str]) -> None:
@@ -129,11 +130,15 @@ class GgufWeights:
 
         if not self._is_straight(output):
             return None
-        names, shape = self._made[output].names(), self._stored[name]
-        each = self._file.tensor(output).elements // self._file.tensor(output).shape[0]
-        each //= len(names)
-        at = names.index(name) * each
-        return torch.from_numpy(self._file.rows(output, at, at + each)).reshape(shape)
+        begin, each = self._place(name, output)
+        found = self._file.rows(output, begin, begin + each)
+        return torch.from_numpy(found).reshape(self._stored[name])
+
+    def _place(self, name: str, output: str) -> tuple[int, int]:
+        """Where a tensor's rows begin in one of the file, and how many there are."""
+        names, tensor = self._made[output].names(), self._file.tensor(output)
+        each = tensor.elements // tensor.shape[0] // len(names)
+        return names.index(name) * each, each
 
     def _undone(self, name: str, outputs: list[str]) -> Any:
         """A tensor by the transposed function of what the converter did."""

@@ -1,0 +1,152 @@
+"""GGUF files by their weights, and importance matrices by transformers, beside llama.cpp's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import autoquant
+from autoquant import pipeline
+from autoquant.backends.llamacpp import converter
+from autoquant.backends.llamacpp.taking import taking
+from autoquant.core.bundled import CALIBRATION_TEXT, MODEL
+from autoquant.evaluate import planning
+from autoquant.result import Result
+from autoquant.source import resolve
+from tests.gguf.conftest import QUICK
+from tests.workers import in_llama_worker
+
+# permuted rows, experts stacked and fused, transposed matrices, norms with 1 added
+ARCHITECTURES = ("llama", "mixtral_old", "gpt_oss", "gpt2", "falcon", "phi3", "qwen35_text")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_the_converter_does_is_undone(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    in_llama_worker("tests.helpers.gguf_weights:make", tmp_path, name=name, folder=str(folder))
+    made = autoquant.gguf(folder, types=["F32", "Q8_0"], out=tmp_path / "out", **QUICK)
+    seen = in_llama_worker(
+        "tests.helpers.gguf_weights:read_back",
+        tmp_path,
+        folder=str(folder),
+        files={one.type: str(made.path(one.type)) for one in made.artifacts},
+        converter=str(converter.locate()),
+        taking=taking(resolve(folder)),
+    )
+    assert seen["F32"]["worst"] == 0, seen["F32"]["name"]
+    assert 0 < seen["Q8_0"]["worst"] < 0.01, seen["Q8_0"]["name"]
+    for one in seen.values():
+        assert one["matrices"] == one["of"], "no matrix is the source's own"
+
+
+def test_the_engine_is_one_for_all_files_of_a_table(
+    demo: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What llama.cpp computes differs a little: it rounds activations too."""
+    types = ["Q8_0", "Q4_K_M"]
+    paths = [demo.path(name) for name in types]
+    by_llama_cpp = [row for _, row in pipeline.evaluate_files(paths, "demo", chunks=4)]
+    monkeypatch.setattr(planning, "SMALL", 0)
+    by_weights = [row for _, row in pipeline.evaluate_files([*paths, MODEL], "demo", chunks=4)]
+    assert [row.engine for row in by_llama_cpp] == ["transformers", "llama.cpp", "llama.cpp"]
+    assert [row.engine for row in by_weights] == [
+        "transformers",
+        *["transformers, from the weights"] * 2,
+        "transformers",
+    ]
+    assert by_weights[0] == by_llama_cpp[0]
+    for one, other in zip(by_llama_cpp[1:], by_weights[1:3], strict=True):
+        assert other.perplexity == pytest.approx(one.perplexity, rel=0.01)
+    assert 0 < by_weights[1].kl_mean < by_llama_cpp[1].kl_mean < 0.001
+    assert by_weights[3].kl_mean < 1e-9
+
+
+def test_a_large_model_is_quantized_and_measured_without_llama_cpp_running_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its run no unquantized file is written: neither imatrix nor measuring needs one."""
+    monkeypatch.setattr(planning, "SMALL", 0)
+    made = autoquant.gguf(
+        "demo",
+        types=["Q4_K_M", "IQ3_XXS"],
+        imatrix="builtin",
+        imatrix_chunks=4,
+        eval_chunks=3,
+        out=tmp_path / "out",
+    )
+    assert made.reference is not None
+    for one in made.artifacts:
+        assert one.evaluation is not None
+        assert one.evaluation.engine == "transformers, from the weights"
+        assert 0 < one.evaluation.kl_mean < 0.3
+    ran = [path.name for path in (made.folder / ".autoquant").rglob("*.gguf")]
+    assert [name for name in ran if "F16" in name] == []
+    card = " ".join(made.card().split())
+    assert "were measured by their weights" in card
+    again = autoquant.gguf(
+        "demo",
+        types=["Q4_K_M", "IQ3_XXS"],
+        imatrix="builtin",
+        imatrix_chunks=4,
+        eval_chunks=3,
+        out=tmp_path / "out",
+    )
+    assert [a.evaluation for a in again.artifacts] == [a.evaluation for a in made.artifacts]
+
+
+@pytest.mark.parametrize("name", ["demo", "mixtral"])
+def test_importance_matrices_are_llama_cpps(
+    name: str, tmp_path: Path, model: Callable[..., Path]
+) -> None:
+    folder = MODEL
+    if name != "demo":
+        folder = tmp_path / "model"
+        in_llama_worker("tests.helpers.models:random_mixture", tmp_path, folder=str(folder))
+    whole = autoquant.gguf(folder, types=["F32"], out=tmp_path / "out", **QUICK).path("F32")
+    chunks = in_llama_worker(
+        "autoquant.evaluate.scoring:tokenize",
+        tmp_path,
+        folder=str(folder),
+        text=CALIBRATION_TEXT.read_text()[:60_000],
+        chunks=6,
+        context=256,
+    )["chunks"]
+    given = {"dataset": "austen", "threads": 2}
+    in_llama_worker(
+        "autoquant.backends.llamacpp.imatrix:collect_imatrix",
+        tmp_path,
+        model=str(whole),
+        text="",
+        ids=chunks,
+        target=str(tmp_path / "theirs.gguf"),
+        chunks=6,
+        context=256,
+        **given,
+    )
+    source = {
+        "folder": str(folder),
+        "converter": str(converter.locate()),
+        "taking": taking(resolve(folder)),
+        "name": "model",
+    }
+    in_llama_worker(
+        "autoquant.evaluate.importance:collect",
+        tmp_path,
+        source=source,
+        chunks=chunks,
+        target=str(tmp_path / "ours.gguf"),
+        **given,
+    )
+    seen = in_llama_worker(
+        "tests.helpers.gguf_weights:imatrices_apart",
+        tmp_path,
+        one=str(tmp_path / "theirs.gguf"),
+        other=str(tmp_path / "ours.gguf"),
+    )
+    assert seen["only one has"] == []
+    assert len(seen["apart"]) == (28 if name == "demo" else 16)
+    assert max(seen["apart"].values()) < 1e-3
+    experts = 4
+    assert seen["compared"] >= (28 if name == "demo" else 10 + 5 * experts)

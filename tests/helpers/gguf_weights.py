@@ -1,0 +1,80 @@
+"""GGUF files read back under the names of their checkpoint, and importance matrices compared. Runs
+in workers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def make(folder: str, name: str) -> None:
+    """Write a tiny random model of an architecture."""
+    from bench.cases.architectures import make
+
+    make(name, folder)
+
+
+def read_back(
+    folder: str, files: dict[str, str], converter: str, taking: dict[str, Any]
+) -> dict[str, Any]:
+    """Of each file how far its weights are from the checkpoint's, relative, at most; and how many
+    are taken from the checkpoint itself, by the reason.
+    """
+    from autoquant.backends.llamacpp import graphs
+    from autoquant.backends.llamacpp.weights import File, GgufWeights
+    from autoquant.forward.weights import of_folder
+
+    source = of_folder(folder)
+    own, asked = source.value, list[str]()
+
+    def noted(name: str) -> Any:
+        asked.append(name)
+        return own(name)
+
+    source.value = noted  # type: ignore[method-assign]
+    known = graphs.of_model(folder, converter, taking, "model")
+    found: dict[str, Any] = {}
+    for type, path in files.items():
+        weights = GgufWeights(File([path], 2), known, source)
+        far = {}
+        for name in source.shapes:
+            before = own(name).float()
+            asked.clear()
+            after = weights.value(name).float()
+            rows = weights.rows(name, 0, min(3, len(after))).float()
+            assert after.shape == before.shape, name
+            assert (rows == after[:3]).all(), name
+            if not asked:
+                far[name] = float((before - after).norm() / before.norm().clamp(min=1e-9))
+        worst = max(far, key=lambda name: far[name])
+        found[type] = {
+            "worst": far[worst],
+            "name": worst,
+            "matrices": sum(len(source.shapes[name]) > 1 for name in far),
+            "of": sum(len(shape) > 1 for shape in source.shapes.values()),
+        }
+    return found
+
+
+def imatrices_apart(one: str, other: str) -> dict[str, Any]:
+    """How far the sums of two importance matrices are, relative, by entry, where as many tokens
+    were counted; and the entries that only one has.
+    """
+    from autoquant.formats.gguf import Header
+
+    headers = [Header(one), Header(other)]
+    values = [{n: h.values(t).reshape(-1) for n, t in h.tensors.items()} for h in headers]
+    names = [set(one) for one in values]
+    apart, compared = {}, 0
+    for name in sorted(names[0] & names[1]):
+        if not name.endswith(".in_sum2"):
+            continue
+        counts = [v[name.replace(".in_sum2", ".counts")] for v in values]
+        sums = [v[name].reshape(len(c), -1) for v, c in zip(values, counts, strict=True)]
+        same = counts[0] == counts[1]
+        compared += int(same.sum())
+        away = np.linalg.norm((sums[0] - sums[1])[same])
+        apart[name] = float(away / max(np.linalg.norm(sums[0][same]), 1e-9))
+    return {"apart": apart, "only one has": sorted(names[0] ^ names[1]), "compared": compared}
