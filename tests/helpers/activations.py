@@ -102,9 +102,10 @@ def w8a8_layer(folder: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from autoquant.formats import dequantized
+    from autoquant.formats.checkpoint import quantization
 
     name = "model.layers.1.mlp.up_proj"
-    tensors, block = Tensors(folder), dequantized.quantization(folder)
+    tensors, block = Tensors(folder), quantization(folder)
     codes, scale = (
         tensors.get(f"{name}.weight").astype(np.float64),
         tensors.get(f"{name}.weight_scale").astype(np.float64)[:, 0],

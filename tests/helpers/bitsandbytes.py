@@ -20,6 +20,7 @@ def bitsandbytes_grid(scratch: str) -> list[dict[str, Any]]:
 
     from autoquant.backends import bitsandbytes as backend
     from autoquant.formats import dequantized
+    from autoquant.formats.checkpoint import quantization
 
     out = []
     for kind, double in (("nf4", True), ("nf4", False), ("fp4", True), ("int8", True)):
@@ -35,7 +36,7 @@ def bitsandbytes_grid(scratch: str) -> list[dict[str, Any]]:
         )
         tensors, block, model = (
             Tensors(folder),
-            dequantized.quantization(folder),
+            quantization(folder),
             AutoModelForCausalLM.from_pretrained(folder),
         )
         settings = (

@@ -106,6 +106,7 @@ def spoil(path: str, name: str) -> None:
 def kernels(folder: str) -> list[str]:
     """The classes of the quantized layers of a folder, as our checks load it."""
     from autoquant.formats import dequantized
+    from autoquant.formats.checkpoint import quantization
 
-    model = dequantized.format_of(dequantized.quantization(folder)).loader(folder)
+    model = dequantized.format_of(quantization(folder)).loader(folder)
     return sorted({type(one).__name__ for one in model.modules() if hasattr(one, "qweight")})

@@ -15,6 +15,7 @@ import autoquant
 from autoquant.backends.exllamav2 import environment as exl2_environment
 from autoquant.core import bundled
 from autoquant.formats import dequantized
+from autoquant.formats.checkpoint import quantization
 from autoquant.formats.tensors import Tensors
 from autoquant.methods import METHODS
 from autoquant.runtime import environments, process
@@ -32,7 +33,7 @@ def lacking() -> list[str]:
 
 def read(folder: str) -> tuple[Any, dict[str, Any], list[str]]:
     """A quantized folder's tensors, its config's quantization block, and its quantized layers."""
-    block, tensors = dequantized.quantization(folder), Tensors(folder)
+    block, tensors = quantization(folder), Tensors(folder)
     return tensors, block, sorted(dequantized.format_of(block).layers(tensors))
 
 
@@ -53,7 +54,7 @@ def model(folder: str) -> Any:
 
 def runtime(folder: str) -> Any:
     """A folder loaded by the library that runs such files, on a GPU if there is one."""
-    block = dequantized.quantization(folder)
+    block = quantization(folder)
     return dequantized.format_of(block).loader(folder)
 
 
