@@ -12,8 +12,8 @@ from autoquant import calibration
 from autoquant.backends import block_arguments, renamed
 from autoquant.backends.folder import begin, blocks_of, freeze, keep_config, tidy, used
 from autoquant.backends.tensorwise import Division
-from autoquant.formats.architecture import class_of, config_of
 from autoquant.formats.tensors import Part
+from autoquant.forward.mapped import mapped
 from autoquant.runtime.worker import Report
 from autoquant.source.parts import by_module
 
@@ -94,7 +94,7 @@ def quantize(
         }
         for sample in ids
     ]
-    loaded: Any = class_of(config_of(model)).from_pretrained(model, dtype=dtype)
+    loaded: Any = mapped(model, dtype)
     prefix = next(found[0] for name in wanted if (found := BLOCKS.match(name)))
     blocks = loaded.get_submodule(prefix)
     base.get_block_names = lambda *_, **__: [[f"{prefix}.{n}" for n in range(len(blocks))]]

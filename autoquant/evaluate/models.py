@@ -25,11 +25,26 @@ from autoquant.source.headers import headers_of
 _GRAPHS: dict[str, Any] = {}  # of the model that this worker's GGUF files were made of
 
 
-def device() -> str:
-    """Where models run here."""
+def device(parts: list[list[int]], emit: Emit | None) -> tuple[str, int]:
+    """Where a model runs here, and how many chunks go through a block at a time (0: as planned):
+    on a GPU, if the bytes of one of the ``parts`` are free there.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu", 0
+    free = int(torch.cuda.mem_get_info()[0])
+    for part, needed in parts:
+        if needed < free:
+            return "cuda", part
+    if parts and emit is not None:
+        emit(
+            {
+                "note": f"the GPU has {free / 1e9:.1f} GB free, and a block of the model takes"
+                f" {parts[-1][1] / 1e9:.1f} GB: it runs on the CPU"
+            }
+        )
+    return ("cpu", 0) if parts else ("cuda", 0)
 
 
 def weights_of(what: Mapping[str, Any], threads: int, emit: Emit | None = None) -> weights.Weights:
@@ -74,7 +89,8 @@ def opened(
     import torch
 
     torch.set_num_threads(threads)
-    config = config_of(str(what["folder"]))
-    return Blockwise(
-        config, weights_of(what, threads, emit), device=device(), done=done, **(plan or {})
-    )
+    config, plan = config_of(str(what["folder"])), dict(plan or {})
+    on, part = device(plan.pop("on_gpu", []), emit)
+    if part:
+        plan["part"] = part
+    return Blockwise(config, weights_of(what, threads, emit), device=on, done=done, **plan)

@@ -4,6 +4,7 @@ the Hub.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from autoquant.runtime import environments, process
 from autoquant.source.adapter import EXTRA
 from autoquant.source.merge import made_of
 
+log = logging.getLogger(__name__)
 COMING = "(a folder for what is read from the Hub)"  # in a model that a worker is told of
 
 
@@ -70,7 +72,7 @@ def serving(snapshot: Snapshot) -> Iterator[Callable[[dict[str, Any]], dict[str,
     the arguments of process.call.
     """
     if not snapshot.source.remote:
-        yield lambda arguments: arguments
+        yield lambda arguments: {**arguments, "on_part": _noted}
         return
     with (
         tempfile.TemporaryDirectory(dir=cache_folder()) as scratch,
@@ -84,7 +86,17 @@ def serving(snapshot: Snapshot) -> Iterator[Callable[[dict[str, Any]], dict[str,
                 return [prepared(one) for one in value]
             return scratch if value == COMING else value
 
-        yield lambda arguments: {**prepared(arguments), "on_part": hub.told}
+        def told(part: Any) -> None:
+            _noted(part)
+            hub.told(part)
+
+        yield lambda arguments: {**prepared(arguments), "on_part": told}
+
+
+def _noted(part: Any) -> None:
+    """Pass on what a worker has to say to the user."""
+    if isinstance(part, dict) and "note" in part:
+        log.warning("%s", part["note"])
 
 
 def in_worker(snapshot: Snapshot, run: RunFolder, function: str, /, **arguments: Any) -> Any:

@@ -283,9 +283,10 @@ def _give_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def built(config: Any) -> Any:
-    """A config's model without weights, but with the buffers that it computes. Attention is torch's
-    own; experts run one after the other, which takes the least memory.
+def built(config: Any, dtype: Any = None) -> Any:
+    """A config's model without weights, but with the buffers that it computes, in float32 if no
+    other ``dtype`` is given. Attention is torch's own; experts run one after the other, which takes
+    the least memory.
     """
     import torch
     from accelerate import init_empty_weights
@@ -294,7 +295,7 @@ def built(config: Any) -> Any:
 
     config._experts_implementation = "eager"
     with init_empty_weights(include_buffers=False):
-        model: Any = class_of(config)._from_config(config, dtype=torch.float32)
+        model: Any = class_of(config)._from_config(config, dtype=dtype or torch.float32)
     model.tie_weights()
     model.eval()
     for parameter in model.parameters():

@@ -15,13 +15,14 @@ from typing import Any
 from autoquant.core import rates
 from autoquant.core.machine import cores, nvidia_gpu
 from autoquant.core.records import Source
+from autoquant.forward.blockwise import PART
 from autoquant.runtime import process
 from autoquant.source.headers import headers_of, read_json
 from autoquant.source.parts import BLOCK
 from autoquant.source.structure import structure
 
 LIBRARIES = 500 << 20  # bytes of torch and transformers (measured: bench/RESULTS.md)
-PARTS = {"cpu": 2, "cuda": 16}  # chunks that go through a block at a time
+ON_GPU = (16, 4, 1)  # chunks that go through a block at a time there, where there is room
 # of a block's speed what is left beside products: attention, norms, reading (bench/RESULTS.md)
 SHARE = 0.8
 READ = 150e6  # weights a second that a core reads of the slowest format (EXL2 apart)
@@ -48,25 +49,35 @@ class Cost:
 
     def memory(self, chunks: int, length: int, *, ahead: bool, single: bool, part: int) -> int:
         """Bytes that a run over ``chunks`` of ``length`` tokens takes."""
-        block = self.expert if single else self.block
         states = 4 * chunks * length * (3 * self.width)
+        running = self.running(length, single=single, part=part)
+        return LIBRARIES + states + running + (4 * self.block if ahead else 0)
+
+    def running(self, length: int, *, single: bool, part: int) -> int:
+        """Bytes of what computes: a block, what stays, and what is inside a block or at the head
+        while ``part`` chunks go through.
+        """
         inside = 4 * part * length * (4 * self.inner + 6 * self.width)
         ends = 4 * (length // 2) * self.vocabulary * 6 + (128 << 20)
-        weights = 4 * block * (2 if ahead else 1) + 4 * self.outside
-        return LIBRARIES + weights + states + max(inside, ends)
+        return 4 * (self.expert if single else self.block) + 4 * self.outside + max(inside, ends)
 
     def how(self, chunks: int, length: int, available: int) -> dict[str, Any] | None:
-        """How it runs in ``available`` bytes (arguments of Blockwise); None if it cannot."""
-        most = PARTS["cuda" if nvidia_gpu() else "cpu"]
+        """How it runs in ``available`` bytes (arguments of Blockwise); None if it cannot. For a GPU,
+        whose memory only its worker knows, ``on_gpu`` has parts with the bytes that they take.
+        """
         for ahead, single, part in (
-            (True, False, most),
-            (False, False, most),
+            (True, False, PART),
+            (False, False, PART),
             (False, False, 1),
-            (False, True, most),
+            (False, True, PART),
             (False, True, 1),
         ):
             how: dict[str, Any] = {"ahead": ahead, "single": single, "part": min(part, chunks)}
             if self.memory(chunks, length, **how) <= available:
+                if nvidia_gpu():
+                    how["on_gpu"] = [
+                        [one, self.running(length, single=single, part=one)] for one in ON_GPU
+                    ]
                 return how
         return None
 

@@ -171,7 +171,7 @@ class Gguf(Method[GgufOptions]):
         """Of an adapter alone nothing: it is not merged."""
         if options.adapter_only:
             return []
-        copy = options.download != "stream" and streaming.needs_made(source, options)
+        copy = options.download != "stream" and streaming.needs_made(source)
         return structure.notes_on(source, copy=copy)
 
     def fetch(self, source: Source, options: GgufOptions, out: Path) -> Snapshot:
@@ -182,7 +182,7 @@ class Gguf(Method[GgufOptions]):
             return fetch_adapter(source)
         if streaming.choose(source, options, out).stream or streaming.made(source, options, out):
             return streaming.snapshot(source)
-        return fetch(source, make=streaming.needs_made(source, options))
+        return fetch(source, make=streaming.needs_made(source))
 
     def unmeasured(self, source: Source, options: GgufOptions, out: Path) -> str:
         """Where a model's files come and go, and there is no room for an unquantized one."""

@@ -61,7 +61,7 @@ def collects_in_blocks(source: Source) -> bool:
 def sizes_of(source: Source, options: GgufOptions) -> Sizes:
     """The sizes of a run, as far as they are known."""
     made_first = source.stored_in is not None or source.adapter is not None
-    copy = made_first and needs_made(source, options)
+    copy = made_first and needs_made(source)
     return sizes.of(source, options, streams=not why_not(source), copy=copy)
 
 
@@ -195,13 +195,12 @@ def downloads(source: Source, options: GgufOptions, way: Way) -> int:
     return 1 + collected + (read_again and will_be_measured(source, options))
 
 
-def needs_made(source: Source, options: GgufOptions) -> bool:
-    """Whether a source at hand that is quantized, or an adapter's, is made into a checkpoint: so
-    that transformers can measure it. Else its tensors are made as they are read.
+def needs_made(source: Source) -> bool:
+    """Whether a source at hand that is quantized, or an adapter's, is made into a checkpoint: one
+    whose tensors cannot be made as they are read.
     """
     base = feed.origin(source)
-    tensorwise = base.stored_in is None or base.stored_as in TENSORWISE
-    return will_be_measured(source, options) or not tensorwise
+    return base.stored_in is not None and base.stored_as not in TENSORWISE
 
 
 def made(source: Source, options: GgufOptions, out: Path) -> bool:
