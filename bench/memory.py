@@ -22,13 +22,22 @@ LIMIT = 2_000_000_000
 
 
 def checkpoint(
-    folder: Path, layers: int = 14, tokenizer: Path | None = None, width: int = 4096
+    folder: Path,
+    layers: int = 14,
+    tokenizer: Path | None = None,
+    width: int = 4096,
+    *,
+    inner: int = 0,
+    heads: int = 0,
+    vocabulary: int = 32000,
+    shards: int = 3,
 ) -> int:
-    """Write a random Llama (by default of width 4096, as Llama-2-7B's layers) in bfloat16, three
+    """Write a random Llama (by default of width 4096, as Llama-2-7B's layers) in bfloat16, in
     shards; returns its bytes.
 
     ``tokenizer`` is a checkpoint to take tokenizer and vocabulary size from, if not the embedded
-    one's tokenizer with 32,000 rows.
+    one's tokenizer with ``vocabulary`` rows. ``inner`` is the MLP's width, ``heads`` how many there
+    are for keys and values.
     """
     import torch
     from safetensors.torch import save_file
@@ -36,17 +45,17 @@ def checkpoint(
     from autoquant.core.bundled import MODEL as DEMO_FOLDER
 
     folder.mkdir(parents=True)
-    vocabulary = (
-        json.loads((tokenizer / "config.json").read_text())["vocab_size"] if tokenizer else 32000
-    )
+    if tokenizer:
+        vocabulary = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
     config = json.loads((DEMO_FOLDER / "config.json").read_text())
-    inner = 11008 * width // 4096
+    inner = inner or 11008 * width // 4096
+    heads = heads or width // 128
     config.update(
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=width // 128,
-        num_key_value_heads=width // 128,
+        num_key_value_heads=heads,
         head_dim=128,
         vocab_size=vocabulary,
         dtype="bfloat16",
@@ -62,7 +71,8 @@ def checkpoint(
     }
     for i in range(layers):
         prefix = f"model.layers.{i}."
-        shapes |= {f"{prefix}self_attn.{n}_proj.weight": (width, width) for n in "qkvo"}
+        shapes |= {f"{prefix}self_attn.{n}_proj.weight": (width, width) for n in "qo"}
+        shapes |= {f"{prefix}self_attn.{n}_proj.weight": (128 * heads, width) for n in "kv"}
         shapes |= {f"{prefix}mlp.{n}_proj.weight": (inner, width) for n in ("gate", "up")}
         shapes |= {
             f"{prefix}mlp.down_proj.weight": (width, inner),
@@ -70,11 +80,11 @@ def checkpoint(
             f"{prefix}post_attention_layernorm.weight": (width,),
         }
     names = list(shapes)
-    parts = [names[i::3] for i in range(3)]
+    parts = [names[i::shards] for i in range(shards)]
     weight_map: dict[str, str] = {}
     generator = torch.Generator().manual_seed(0)
     for i, part in enumerate(parts):
-        file = f"model-{i + 1:05d}-of-00003.safetensors"
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         save_file(
             {
                 name: (

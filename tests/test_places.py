@@ -66,3 +66,30 @@ def test_a_folder_with_any_letters(
     )
     assert [Path(one.name).name for one in made.artifacts] == ["U-Q8_0.gguf"]
     assert os.listdir(tmp_path / "\u00f6 x")
+
+
+def test_memory_of_limited_control_groups(tmp_path: Path) -> None:
+    """Of either version, the tightest group counts; its file cache counts as free."""
+    from autoquant.core.machine import memory_available
+
+    def write(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    write("proc/meminfo", "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n")
+    assert memory_available(tmp_path) == 8_000_000 * 1024
+    write("sys/fs/cgroup/memory.max", "max")
+    write("sys/fs/cgroup/memory.current", "1000")
+    write("proc/self/cgroup", "0::/box/inner\n")
+    assert memory_available(tmp_path) == 8_000_000 * 1024
+    write("sys/fs/cgroup/box/memory.max", "4000000000\n")
+    write("sys/fs/cgroup/box/memory.current", "3900000000\n")
+    assert memory_available(tmp_path) == 100_000_000
+    write("sys/fs/cgroup/box/memory.stat", "anon 5\ninactive_file 2000000000\nactive_file 1\n")
+    assert memory_available(tmp_path) == 2_100_000_001
+    write("proc/self/cgroup", "9:cpu:/a\n4:memory:/docker/x\n0::/\n")
+    write("sys/fs/cgroup/memory/docker/x/memory.limit_in_bytes", "2000000000\n")
+    write("sys/fs/cgroup/memory/docker/x/memory.usage_in_bytes", "1500000000\n")
+    write("sys/fs/cgroup/memory/docker/x/memory.stat", "total_inactive_file 300000000\n")
+    assert memory_available(tmp_path) == 800_000_000

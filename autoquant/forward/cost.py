@@ -62,8 +62,8 @@ class Cost:
         return 4 * (self.expert if single else self.block) + 4 * self.outside + max(inside, ends)
 
     def how(self, chunks: int, length: int, available: int) -> dict[str, Any] | None:
-        """How it runs in ``available`` bytes (arguments of Blockwise); None if it cannot. For a GPU,
-        whose memory only its worker knows, ``on_gpu`` has parts with the bytes that they take.
+        """How it runs in ``available`` bytes (arguments of Blockwise); None if it cannot. Of a GPU
+        only the worker knows the memory: ``on_gpu`` has parts with the bytes that they take.
         """
         for ahead, single, part in (
             (True, False, PART),

@@ -79,8 +79,8 @@ def test_a_weight_that_was_never_finite_is_no_small_error() -> None:
 def test_a_model_too_large_to_be_measured_is_known_before_it_is_quantized(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("autoquant.pipeline.memory_available", lambda: 900_000_000)
-    with pytest.raises(InputError, match="measuring needs the unquantized model in memory"):
+    monkeypatch.setattr("autoquant.evaluate.planning.memory_available", lambda: 300_000_000)
+    with pytest.raises(InputError, match="evaluate: measuring needs"):
         autoquant.gptq("demo", **{**QUICK, "evaluate": "on"}, out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("autoquant.methods.base.fetch", lambda _: pytest.fail("far enough"))
