@@ -4,8 +4,9 @@ v2).
 
 usage: python -m bench.large WORK [LAYERS]
 
-The model is random, of Llama 3's shape (width 4096, 32 blocks, 128,256 tokens; 16.1 GB of bfloat16).
-It needs 30 GB of disk. Prints what each command says last, its seconds and the group's peak.
+The model is random, of Llama 3's shape (width 4096, 32 blocks, 128,256 tokens; 16.1 GB in
+bfloat16). It needs 30 GB of disk. Prints what each command says last, its seconds and the group's
+peak.
 """
 
 from __future__ import annotations
