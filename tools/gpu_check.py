@@ -51,6 +51,7 @@ STAGES: dict[str, Entry] = {
     "gptq": Entry("gpu.gptq:run", "GPTQ and AWQ by GPTQModel, AutoRound, the kernels", 395),
     "plain": Entry("gpu.plain:run", "HQQ, NF4, FP4, LLM.int8(), INT8 and FP8 W8A8", 300),
     "evaluation": Entry("gpu.evaluation:run", "measuring on CUDA beside the CPU", 180),
+    "blocks": Entry("gpu.blocks:run", "8 billion weights block by block", 300),
 }
 
 

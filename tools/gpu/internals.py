@@ -15,8 +15,12 @@ import autoquant
 from autoquant.backends.exllamav2 import environment as exl2_environment
 from autoquant.core import bundled
 from autoquant.formats import dequantized
+from autoquant.formats.architecture import config_of
 from autoquant.formats.checkpoint import quantization
 from autoquant.formats.tensors import Tensors
+from autoquant.forward import head
+from autoquant.forward.blockwise import Blockwise
+from autoquant.forward.weights import of_folder
 from autoquant.methods import METHODS
 from autoquant.runtime import environments, process
 
@@ -88,3 +92,16 @@ def plan(method: str, folder: str, out: str, options: dict[str, Any]) -> dict[st
     """What the plan of a run says it needs, in bytes."""
     made = autoquant.plan(method, folder, out=out, **options)
     return {"memory": made.memory_needed, "size": sum(item.bytes for item in made.items)}
+
+
+def blockwise(folder: str, device: str, part: int) -> Any:
+    """A model that runs block by block."""
+    return Blockwise(config_of(folder), of_folder(folder), device=device, part=part)
+
+
+def logits(model: Any, ids: Any) -> Any:
+    """The logits of the second half of each row of token ids, all of the last row's."""
+    hidden = head.final(model, ids, ids.shape[1] // 2)
+    model.close()
+    last = head.Head(model)
+    return [last.logits(one[None]) for one in hidden][-1]
