@@ -23,7 +23,12 @@ def run(stage: Stage) -> None:
     shape = making.SMALL if stage.rehearse else {**making.BILLION, **EIGHT_BILLION}
     layers, vocabulary = (2, 2048) if stage.rehearse else (LAYERS, VOCABULARY)
     seen: dict[str, Any] = {}
-    asked = {"folder": folder, "shape": shape, "layers": layers, "vocabulary": vocabulary}
+    asked: dict[str, Any] = {
+        "folder": folder,
+        "shape": shape,
+        "layers": layers,
+        "vocabulary": vocabulary,
+    }
     limit = 90
     call("gpu.blocks:random_checkpoint", limit=limit, **asked)
 
