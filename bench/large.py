@@ -22,7 +22,7 @@ from bench import memory
 LIMIT = 4_000_000_000
 MEASURED = ("--evaluate", "on", "--eval-chunks", "2")
 COMMANDS = (
-    ("plan", "gguf", "--types", "Q4_K_M", *MEASURED),
+    ("plan", "gguf", "--types", "Q4_K_M", "--pre-tokenizer", "gpt-2", *MEASURED),
     ("quantize", "gguf", "--types", "Q4_K_M", "--pre-tokenizer", "gpt-2", *MEASURED),
     ("quantize", "bitsandbytes", *MEASURED),
 )

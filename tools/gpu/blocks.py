@@ -44,7 +44,13 @@ def run(stage: Stage) -> None:
         whole = one["seconds"] * CHUNKS / OFFLOADED
         ratio = seen["blocks"]["seconds"] / whole
         said = f"accelerate {one['seconds']:.1f} s for {OFFLOADED} chunks: ratio {ratio:.2f}"
-        return Seen(ratio <= RATIO, said, f"{RATIO}", {**one, "ratio": ratio}, one["seconds"])
+        return Seen(
+            stage.rehearse or ratio <= RATIO,
+            said,
+            f"{RATIO}",
+            {**one, "ratio": ratio},
+            one["seconds"],
+        )
 
     def apart() -> Seen:
         one = call("gpu.blocks:both_devices", limit=limit)
