@@ -128,3 +128,34 @@ def spoiled(source: str, folder: str, way: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     config = config_of(folder)
     head.final(Blockwise(config, of_folder(folder)), _ids(config), KEPT)
+
+
+def muted(source: str, folder: str) -> None:
+    """A copy of a model whose hidden states end as zeros."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    path = Path(folder) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"].zero_()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def mapped(folder: str, name: str) -> dict[str, Any]:
+    """A mapped model beside the one that transformers loads: logits, and names of parameters."""
+    import torch
+
+    from autoquant.forward.mapped import mapped
+    from bench.cases.architectures import make
+
+    shutil.rmtree(folder, ignore_errors=True)
+    make(name, folder)
+    model, whole = mapped(folder, torch.float32), _whole(folder)
+    ids = _ids(model.config)
+    with torch.no_grad():
+        logits = [one(input_ids=ids, use_cache=False).logits for one in (model, whole)]
+    return {
+        "far": _far(*logits),
+        "parameters": sorted(n for n, one in model.named_parameters() if not one.is_meta),
+        "wanted": sorted(n for n, _ in whole.named_parameters()),
+    }

@@ -1,0 +1,36 @@
+"""What uses models run block by block beside measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoquant.core.bundled import MODEL
+from autoquant.core.errors import CheckFailed
+from tests.workers import in_worker
+
+PREDICTS = "autoquant.backends.checks:predicts"
+
+
+def test_a_folder_too_large_to_be_loaded_is_asked_block_by_block(tmp_path: Path) -> None:
+    asked = {"source": str(MODEL), "engine": "transformers", "needed": 10**12}
+    said = in_worker(PREDICTS, tmp_path, folder=str(MODEL), **asked)
+    assert "block by block; loading it with transformers needs 1000.0 GB" in said
+    count, different = (int(said.split(word)[0].split()[-1]) for word in (" pred", " different"))
+    assert count >= different > 3
+    mute = str(tmp_path / "mute")
+    in_worker("tests.helpers.forward:muted", tmp_path, source=str(MODEL), folder=mute)
+    with pytest.raises(CheckFailed, match="predicts nothing but token 0 after each token of"):
+        in_worker(PREDICTS, tmp_path, folder=mute, **asked)
+    said = in_worker(PREDICTS, tmp_path, folder=mute, **{**asked, "source": mute})
+    assert f"{count} predictions, 1 different" in said, "as the source does"
+
+
+def test_a_mapped_model_is_the_loaded_one(tmp_path: Path) -> None:
+    """Experts that are joined, and parts that see, among them."""
+    folder = str(tmp_path / "model")
+    for name in ("llama", "mixtral_old", "gemma3_vision"):
+        seen = in_worker("tests.helpers.forward:mapped", tmp_path, folder=folder, name=name)
+        assert seen["far"] == 0, name
+        assert seen["parameters"] == seen["wanted"], name
