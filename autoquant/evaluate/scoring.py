@@ -50,6 +50,8 @@ class Measure:
         import torch
 
         with trace.library("arithmetic on logits"), torch.inference_mode():
+            if reference is not None:
+                logits = logits.to(reference.device)
             if reference is not None and reference.shape[1] != logits.shape[1]:
                 vocabulary = min(reference.shape[1], logits.shape[1])
                 logits, reference = logits[:, :vocabulary], reference[:, :vocabulary]

@@ -44,7 +44,7 @@ class Blockwise:
         config: Any,
         weights: Weights,
         *,
-        device: str = "cpu",
+        device: Any = "cpu",
         part: int = PART,
         ahead: bool = True,
         single: bool = False,
@@ -55,7 +55,7 @@ class Blockwise:
 
         from autoquant.formats.dequantized import hook
 
-        self.config, self.device, self.part = config, device, part
+        self.config, self.device, self.part = config, str(device), part
         self.ahead, self.single, self.around, self.done = ahead, single, around, done
         self.model = built(config)
         self._towers = tuple(f"{name}." for name in towers_of(self.model))
