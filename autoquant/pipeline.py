@@ -25,7 +25,7 @@ from autoquant.core.plans import Plan
 from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.evaluate import artifacts as measuring
-from autoquant.evaluate import planning
+from autoquant.evaluate import conversion, planning
 from autoquant.evaluate.planning import Measuring
 from autoquant.methods import METHODS, texts
 from autoquant.methods.base import AnyMethod
@@ -66,6 +66,7 @@ def quantize(
         steps = list(journal.read(folder)[1])
         client = allowed.check(options, source, method.variants(options), steps)
     measured = _measuring(method, source, options, folder)
+    asked = planning.key(options)
     if measured is not None:
         options = options.model_copy(update={"eval_chunks": measured.chunks})
     texts.refuse_short(source, options, method.environment(options), measured=measured is not None)
@@ -86,6 +87,8 @@ def quantize(
             upload = background.BackgroundUpload(options, client, source, run)
             run.on_artifact, run.on_shard = upload.artifact, upload.shard
         try:
+            if measured is not None:
+                run.record(planning.STEP, asked, [], {"chunks": measured.chunks})
             record = _make(method, snapshot, options, run, measured, started=started)
             if upload is not None:
                 try:
@@ -127,16 +130,17 @@ def _measuring(
     if options.evaluate == "off":
         return None
     variants, steps = method.variants(options), journal.read(folder)[1]
-    before = (steps.get("evaluate unquantized") or {}).get("facts") or {}
-    done = planning.chunks_of(int(before.get("tokens") or 0), source)
-    found = planning.of(source, options, len(variants), done)
-    if all(f"evaluate {name}" in steps for name in ("unquantized", *variants)):
-        return dataclasses.replace(found, why_not="", note="")  # it was
+    before = steps.get(planning.STEP) or {}
+    begun = before["facts"]["chunks"] if before.get("key") == planning.key(options) else 0
+    found = planning.of(source, options, len(variants), begun)
     if reason := (method.unmeasured(source, options, folder) or found.why_not):
         if options.evaluate == "on":
             raise InputError(f"evaluate: {reason}")
-        log.warning("it will not be measured: %s", reason)
-        return None
+        # what was measured stays so; what was not is not
+        found = dataclasses.replace(found, why_not=reason, note="")
+        if not all(f"evaluate {name}" in steps for name in ("unquantized", *variants)):
+            log.warning("it will not be measured: %s", reason)
+            return None
     if found.note:
         log.warning("%s", found.note)
     return found
@@ -166,8 +170,9 @@ def _make(
             unquantized=output.unquantized,
             how=measured.how,
             stand_in=output.stand_in,
+            why_not=measured.why_not,
         )
-        measuring.refuse_wrong_conversion(
+        conversion.refuse_wrong_conversion(
             snapshot,
             options,
             run,

@@ -174,7 +174,7 @@ def test_a_wrong_conversion_is_not_handed_out(
 ) -> None:
     """A config that does not fit the weights any more: llama.cpp runs something else."""
     folder = made("llama")
-    monkeypatch.setattr("autoquant.evaluate.artifacts.WRONG", 1e-9)
+    monkeypatch.setattr("autoquant.evaluate.conversion.WRONG", 1e-9)
     with pytest.raises(CheckFailed, match="the conversion is wrong for LlamaForCausalLM"):
         run("gguf", folder, tmp_path)
 

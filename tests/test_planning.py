@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from autoquant.core.options import MethodOptions
 from autoquant.evaluate import planning
 from autoquant.evaluate.evaluator import Evaluator
 from autoquant.forward import cost
+from autoquant.result import Result
 from autoquant.source import resolve
 from tests.workers import in_worker
 
@@ -31,11 +33,44 @@ def test_as_many_chunks_are_taken_as_there_are_minutes_for(monkeypatch: pytest.M
     fewer = planning.of(source, options(eval_minutes=30), 3)
     assert (fewer.chunks, fewer.minutes, fewer.why_not) == (7, 28, "")
     assert "measured on 7 chunks of text instead of 20, for 20 would take about 80" in fewer.note
-    assert planning.of(source, options(eval_minutes=30), 3, done=5).chunks == 5, "as begun"
+    assert planning.of(source, options(eval_minutes=90), 3, begun=5).chunks == 5, "as begun"
     none = planning.of(source, options(eval_minutes=7), 3)
     assert "about 8 minutes on 2 chunks of text, more than 7 (eval_minutes)" in none.why_not
     asked = planning.of(source, options(evaluate="on", eval_chunks=9), 3)
     assert (asked.chunks, asked.why_not) == (9, "")
+    one = planning.of(source, options(eval_minutes=3, eval_chunks=1), 3)
+    assert "about 4 minutes on 1 chunk of text" in one.why_not
+
+
+def test_what_was_decided_holds_until_other_options_are_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cost.Cost, "seconds", lambda self, chunks, length: 60.0 * chunks)
+
+    def chunks(**more: Any) -> int:
+        made = autoquant.gguf("demo", types=["Q8_0"], out=tmp_path / "out", **more)
+        assert made.reference is not None
+        return made.reference.tokens // 127
+
+    assert chunks(eval_minutes=8) == 4
+    monkeypatch.setattr(cost.Cost, "seconds", lambda self, chunks, length: 30.0 * chunks)
+    assert chunks(eval_minutes=8) == 4, "whatever the machine is found to do now"
+    assert chunks(eval_minutes=10) == 10
+    monkeypatch.setattr(cost.Cost, "seconds", lambda self, chunks, length: 9000.0)
+    assert chunks(eval_minutes=10) == 10, "what was measured stays"
+    made = autoquant.gguf("demo", types=["Q6_K"], eval_minutes=11, out=tmp_path / "other")
+    assert made.reference is None
+    assert made.artifacts[0].evaluation is None
+
+
+def test_a_gguf_file_that_llama_cpp_runs_is_bounded_too(demo: Result) -> None:
+    source = resolve(demo.path("Q8_0"))
+    large = dataclasses.replace(source, parameters=70_000_000_000)
+    assert planning.of(source, options(), 1).why_not == ""
+    assert (
+        "on 2 chunks of text, more than 30 (eval_minutes)"
+        in planning.of(large, options(), 1).why_not
+    )
 
 
 def test_less_memory_is_told_before_any_work(
@@ -56,10 +91,10 @@ def test_a_block_of_experts_is_cut_where_it_is_too_large(tmp_path: Path) -> None
     in_worker("bench.cases.architectures:make", tmp_path, name="qwen3_moe", folder=str(folder))
     found = cost.of(resolve(folder))
     assert found.expert < found.block
-    one = found.memory(2, 256, ahead=False, single=False, part=2)
-    how = found.how(2, 256, one - 1)
-    assert how is not None
-    assert how["single"] or how["part"] == 1
+    large = dataclasses.replace(found, block=10**9, expert=10**8)
+    whole = large.memory(4, 256, ahead=False, single=False, part=1)
+    assert large.how(4, 256, whole) == {"ahead": False, "single": False, "part": 1}
+    assert large.how(4, 256, whole - 1) == {"ahead": False, "single": True, "part": 4}
     used = json.loads((folder / "config.json").read_text())["num_experts_per_tok"]
     experts = json.loads((folder / "config.json").read_text())["num_local_experts"]
     assert found.multiplied < found.weights * (used + 1) / experts + found.weights / 2
@@ -74,7 +109,7 @@ def test_a_plan_says_how_long_measuring_takes(monkeypatch: pytest.MonkeyPatch) -
 
 
 def evaluator(tmp_path: Path, sha256: str = "a") -> Evaluator:
-    from autoquant.evaluate.artifacts import evaluator_of
+    from autoquant.evaluate.sources import evaluator_of
     from autoquant.source import fetch
 
     snapshot = fetch(resolve("demo"))

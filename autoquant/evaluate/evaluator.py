@@ -170,17 +170,18 @@ class Evaluator:
         kept: Kept,
         *,
         threads: int,
+        chunks: int | None = None,
         children: process.Children | None = None,
         progress: process.Progress | None = None,
     ) -> Evaluation:
-        """Measure a GGUF file that llama.cpp runs."""
+        """Measure a GGUF file that llama.cpp runs, on the first ``chunks`` or all."""
         return Evaluation(
             **self.by_llama_cpp(
                 "by_llama_cpp",
                 path,
                 children=children,
                 progress=progress,
-                chunks=self.chunks(),
+                chunks=self.chunks()[:chunks],
                 threads=threads,
                 text_sha256=self.text_sha256,
                 **kept.arguments(),

@@ -46,10 +46,11 @@ def collect(
 
     model = models.opened(
         source,
+        models.place(plan, emit),
         threads=threads,
         emit=emit,
         done=done,
-        plan={**(plan or {}), "around": squares.around},
+        around=squares.around,
     )
     head.final(model, torch.tensor(chunks), 1)
     model.close()
@@ -60,7 +61,11 @@ def collect(
             " itself computes NaN or Inf on this text"
         )
     sums, counts = inputs.named(squares.found, model.parameters, made, shapes)
-    if not sums:
-        raise ProcessFailed("the importance matrix is empty: no matrix was found in a product")
+    experts = [name for name in made if "_exps." in name and name.startswith("blk.")]
+    if not sums or (experts and not any(name in sums for name in experts)):
+        raise ProcessFailed(
+            "the importance matrix is not whole: the products of"
+            f" {'experts' if sums else 'blocks'} were not found"
+        )
     imatrix.write(target, sums, counts, dataset=dataset, chunks=len(chunks), context=len(chunks[0]))
     return {"chunks": len(chunks), "tensors": len(sums)}

@@ -11,6 +11,7 @@ that it was made of, and ``converter``, ``taking`` and ``name`` (see backends.ll
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,40 @@ from autoquant.forward.blockwise import Blockwise
 from autoquant.runtime.worker import Emit
 from autoquant.source.headers import headers_of
 
+HEAD = 3_000_000_000  # bytes of a GPU that a head of 1 GB wants, with logits
 _GRAPHS: dict[str, Any] = {}  # of the model that this worker's GGUF files were made of
 
 
-def device(parts: list[list[int]], emit: Emit | None) -> tuple[str, int]:
-    """Where a model runs here, and how many chunks go through a block at a time (0: as planned):
-    on a GPU, if the bytes of one of the ``parts`` are free there.
+@dataclass(frozen=True)
+class Place:
+    """Where models run in a worker, and how (arguments of Blockwise)."""
+
+    device: str
+    how: dict[str, Any]
+
+
+def place(plan: Mapping[str, Any] | None, emit: Emit | None = None) -> Place:
+    """By a plan (see forward.cost): on a GPU, if what one of its parts takes is free there; chosen
+    once for all that a worker runs. Without a plan, of a head alone, where there is room for one.
     """
     import torch
 
+    how = dict(plan or {})
+    parts = how.pop("on_gpu", None) or [[0, HEAD]]
     if not torch.cuda.is_available():
-        return "cpu", 0
+        return Place("cpu", how)
     free = int(torch.cuda.mem_get_info()[0])
     for part, needed in parts:
         if needed < free:
-            return "cuda", part
-    if parts and emit is not None:
+            return Place("cuda", how | ({"part": part} if part else {}))
+    if plan and emit is not None:
         emit(
             {
                 "note": f"the GPU has {free / 1e9:.1f} GB free, and a block of the model takes"
                 f" {parts[-1][1] / 1e9:.1f} GB: it runs on the CPU"
             }
         )
-    return ("cpu", 0) if parts else ("cuda", 0)
+    return Place("cpu", how)
 
 
 def weights_of(what: Mapping[str, Any], threads: int, emit: Emit | None = None) -> weights.Weights:
@@ -77,20 +89,19 @@ def weights_of(what: Mapping[str, Any], threads: int, emit: Emit | None = None) 
 
 def opened(
     what: Mapping[str, Any],
+    where: Place,
     *,
     threads: int,
     emit: Emit | None = None,
     done: Callable[[], None] | None = None,
-    plan: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Blockwise:
-    """A model, ready to be run; ``done`` is called after each block, ``plan`` says how (see
-    forward.cost), ``emit`` asks for weights that are on the Hub.
+    """A model, ready to be run; ``done`` is called after each block, ``emit`` asks for weights that
+    are on the Hub.
     """
     import torch
 
     torch.set_num_threads(threads)
-    config, plan = config_of(str(what["folder"])), dict(plan or {})
-    on, part = device(plan.pop("on_gpu", []), emit)
-    if part:
-        plan["part"] = part
-    return Blockwise(config, weights_of(what, threads, emit), device=on, done=done, **plan)
+    config = config_of(str(what["folder"]))
+    found = weights_of(what, threads, emit)
+    return Blockwise(config, found, device=where.device, done=done, **{**where.how, **more})

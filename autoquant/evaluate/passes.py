@@ -52,7 +52,8 @@ def reference(
     [chunks, predictions, width]. Returns its own ``row`` and the file's ``sha256``.
     """
     progress = _Progress(report)
-    model = models.opened(source, threads=threads, emit=emit, done=progress, plan=plan)
+    where = models.place(plan, emit)
+    model = models.opened(source, where, threads=threads, emit=emit, done=progress)
     progress.total = len(model.units) + len(chunks)
     hidden = _final(model, chunks)
     with open(target, "wb") as file:
@@ -119,7 +120,8 @@ def by_llama_cpp(
     import torch
 
     torch.set_num_threads(threads)
-    measure, known = Measure(), _Reference(source, kept, sha256, threads, emit)
+    where = models.place(None)
+    measure, known = Measure(), _Reference(source, kept, sha256, where, threads, emit)
     for i, logits in enumerate(_by_llama_cpp(path, chunks, threads, repack)):
         measure.add(torch.from_numpy(logits), targets_of(chunks[i]), known.logits(i, len(chunks)))
         if report is not None:
@@ -141,12 +143,13 @@ def by_blocks(
     emit: Emit,
 ) -> list[dict[str, Any]]:
     """Measure files (see models; each with ``states``, the path where its final hidden states are
-    kept until all are measured, and a ``key`` of what they depend on) one after the other, and
+    kept until all are measured) one after the other, and
     beside the reference chunk by chunk at their heads. The rows in order.
     """
     progress, opened, hidden = _Progress(report), list[Blockwise](), list[Any]()
+    where = models.place(plan, emit)
     for file in files:
-        model = models.opened(file, threads=threads, emit=emit, done=progress, plan=plan)
+        model = models.opened(file, where, threads=threads, emit=emit, done=progress)
         opened.append(model)
         progress.total = len(files) * (len(model.units) + len(chunks))
         states = Path(file["states"])
@@ -158,7 +161,7 @@ def by_blocks(
             progress(len(model.units))
         model.close()
         hidden.append(np.load(states, mmap_mode="r"))
-    known = _Reference(source, kept, sha256, threads, emit, share=1 + len(files))
+    known = _Reference(source, kept, sha256, where, threads, emit, share=1 + len(files))
     heads = [head.Head(model, share=1 + len(files)) for model in opened]
     measures = [Measure() for _ in files]
     for i, chunk in enumerate(chunks):
@@ -181,6 +184,7 @@ class _Reference:
         source: Mapping[str, Any] | None,
         kept: str,
         sha256: str,
+        where: models.Place,
         threads: int,
         emit: Emit,
         share: int = 1,
@@ -190,7 +194,8 @@ class _Reference:
         self._kept = np.load(kept, mmap_mode="r")
         self._head = None
         if source is not None:
-            self._head = head.Head(models.opened(source, threads=threads, emit=emit), share=share)
+            model = models.opened(source, where, threads=threads, emit=emit)
+            self._head = head.Head(model, share=share)
 
     def logits(self, chunk: int, chunks: int) -> Any:
         """Those of one chunk's predictions [n, vocabulary]."""

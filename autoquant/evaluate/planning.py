@@ -7,15 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoquant.core.errors import InputError
+from autoquant.core.files import key_of
 from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Source
-from autoquant.evaluate.scoring import CONTEXT, predicting
+from autoquant.evaluate.scoring import CONTEXT
 from autoquant.forward import cost
-from autoquant.source.structure import structure
+from autoquant.source.structure import counted, structure
 
 SMALL = 2_000_000_000  # parameters; GGUF files of up to as many are run by llama.cpp on a CPU
 FEWEST = 2  # chunks that are worth a statement; fewer are not taken
+
+
+STEP = "measuring"  # the journal's: on how many chunks, as was decided
+
+
+def key(options: MethodOptions) -> str:
+    """What that decision depends on."""
+    return key_of(options.evaluate, options.eval_text, options.eval_chunks, options.eval_minutes)
 
 
 @dataclass(frozen=True)
@@ -49,23 +58,30 @@ def known(source: Source) -> bool:
     return bool(structure(source).auto)
 
 
-def of(source: Source, options: MethodOptions, files: int, done: int = 0) -> Measuring:
-    """How ``files`` of a source are measured; ``done`` are the chunks that some were measured on
-    before.
+def possible(source: Source) -> bool:
+    """Whether a block of a source fits into memory here, with all of its experts."""
+    here = cost.of(source).how(FEWEST, min(CONTEXT, source.context), memory_available())
+    return here is not None and not here["single"]
+
+
+def of(source: Source, options: MethodOptions, files: int, begun: int = 0) -> Measuring:
+    """How ``files`` of a source are measured; ``begun``: on how many chunks, if that was decided in
+    an earlier run with the same options.
     """
-    if not known(source):
-        return Measuring(options.eval_chunks, None, 0.0)
     length, wanted = min(CONTEXT, source.context), options.eval_chunks
-    found = cost.of(source)
+    ours = known(source)
+    found = cost.of(source) if ours else None
 
     def minutes(chunks: int) -> float:
-        return (1 + files) * found.seconds(chunks, length) / 60
+        if found is not None:
+            return (1 + files) * found.seconds(chunks, length) / 60
+        products = 2 * source.parameters * chunks * length
+        return (1 + files) * products / (cost.SHARE * cost.rate(gpu=False)) / 60
 
-    chunks, note = wanted, ""
-    if options.evaluate == "auto" and done and done < wanted:
-        chunks = done
-    elif options.evaluate == "auto" and minutes(wanted) > options.eval_minutes:
-        while chunks > FEWEST and minutes(chunks) > options.eval_minutes:
+    fewest = min(FEWEST, wanted)
+    chunks, note = begun or wanted, ""
+    if options.evaluate == "auto" and not begun and minutes(wanted) > options.eval_minutes:
+        while chunks > fewest and minutes(chunks) > options.eval_minutes:
             chunks -= 1
         if minutes(chunks) > options.eval_minutes:
             return Measuring(
@@ -73,17 +89,19 @@ def of(source: Source, options: MethodOptions, files: int, done: int = 0) -> Mea
                 None,
                 minutes(wanted),
                 why_not=(
-                    f"measuring takes about {spoken(minutes(chunks))} on {FEWEST} chunks of text,"
-                    f" more than {options.eval_minutes:g} (eval_minutes); evaluate='on'"
-                    " (--evaluate on) measures all the same"
+                    f"measuring takes about {spoken(minutes(chunks))} on"
+                    f" {counted(chunks, 'chunk')} of text, more than {options.eval_minutes:g}"
+                    " (eval_minutes); evaluate='on' (--evaluate on) measures all the same"
                 ),
             )
     if chunks < wanted:
         note = (
-            f"measured on {chunks} chunks of text instead of {wanted}, for {wanted} would take"
-            f" about {spoken(minutes(wanted))}; eval_minutes (--eval-minutes) allows"
+            f"measured on {counted(chunks, 'chunk')} of text instead of {wanted}, for {wanted}"
+            f" would take about {spoken(minutes(wanted))}; eval_minutes (--eval-minutes) allows"
             f" {options.eval_minutes:g}"
         )
+    if found is None:
+        return Measuring(chunks, None, minutes(chunks), note)
     available = memory_available()
     here = found.how(chunks, length, available)
     if here is None:
@@ -119,8 +137,3 @@ def spoken(minutes: float) -> str:
     if minutes < 1:
         return "a minute"
     return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-
-
-def chunks_of(tokens: int, source: Source) -> int:
-    """On how many chunks as many tokens were scored."""
-    return tokens // max(1, predicting(min(CONTEXT, source.context)))

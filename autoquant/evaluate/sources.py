@@ -5,9 +5,12 @@ the Hub.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,16 @@ from autoquant.backends.llamacpp import converter as llama
 from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.cache import cache_folder
 from autoquant.core.journal import RunFolder
+from autoquant.core.machine import cores
 from autoquant.core.records import Snapshot, Source
+from autoquant.evaluate.evaluator import Evaluator
 from autoquant.hub import look, ranges
 from autoquant.runtime import environments, process
 from autoquant.source.adapter import EXTRA
 from autoquant.source.merge import made_of
 
 log = logging.getLogger(__name__)
+COME = "coming-"  # how folders begin that have what is read from the Hub
 COMING = "(a folder for what is read from the Hub)"  # in a model that a worker is told of
 
 
@@ -37,9 +43,9 @@ def told(snapshot: Snapshot) -> dict[str, Any]:
     return found
 
 
-def file_of(snapshot: Snapshot, paths: Sequence[Path]) -> dict[str, Any]:
+def file_of(snapshot: Snapshot, paths: Sequence[Path], converter: str = "") -> dict[str, Any]:
     """A folder, or the GGUF file of a snapshot's model in its shards, as evaluate.models takes it;
-    with no paths the model itself, with what GGUF needs.
+    with no paths the model itself, with what GGUF needs. ``converter`` is the option of that name.
     """
     if paths and paths[0].is_dir():
         return {"folder": str(paths[0])}
@@ -47,7 +53,7 @@ def file_of(snapshot: Snapshot, paths: Sequence[Path]) -> dict[str, Any]:
     return {
         **told(snapshot),
         "gguf": [str(path) for path in paths],
-        "converter": str(llama.locate("")),
+        "converter": str(llama.locate(converter)),
         "taking": taking(source),
         "name": source.name,
     }
@@ -74,8 +80,10 @@ def serving(snapshot: Snapshot) -> Iterator[Callable[[dict[str, Any]], dict[str,
     if not snapshot.source.remote:
         yield lambda arguments: {**arguments, "on_part": _noted}
         return
+    _remove_leftovers()
+    prefix = f"{COME}{os.getpid()}-"
     with (
-        tempfile.TemporaryDirectory(dir=cache_folder()) as scratch,
+        tempfile.TemporaryDirectory(dir=cache_folder(), prefix=prefix) as scratch,
         ranges.Serving(listing_of(snapshot.source), Path(scratch)) as hub,
     ):
 
@@ -93,6 +101,14 @@ def serving(snapshot: Snapshot) -> Iterator[Callable[[dict[str, Any]], dict[str,
         yield lambda arguments: {**prepared(arguments), "on_part": told}
 
 
+def _remove_leftovers() -> None:
+    """Remove what killed runs have read from the Hub."""
+    for left in cache_folder().glob(f"{COME}*"):
+        owner = left.name.removeprefix(COME).partition("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _noted(part: Any) -> None:
     """Pass on what a worker has to say to the user."""
     if isinstance(part, dict) and "note" in part:
@@ -104,3 +120,24 @@ def in_worker(snapshot: Snapshot, run: RunFolder, function: str, /, **arguments:
     python = python_for(snapshot, run.logs)
     with serving(snapshot) as prepare:
         return process.call(function, python=python, **prepare(arguments))
+
+
+def evaluator_of(
+    snapshot: Snapshot, logs: Path, text: str, chunks: int, env: Mapping[str, str]
+) -> Evaluator:
+    """The evaluator of a source, with references in the cache folder."""
+    source = snapshot.source
+    return Evaluator(
+        told(snapshot),
+        snapshot.sha256,
+        text=text,
+        chunks=chunks,
+        context=source.context,
+        cache=cache_folder() / "references",
+        logs=logs,
+        threads=cores(),
+        env=env,
+        python=python_for(snapshot, logs),
+        serve=partial(serving, snapshot),
+        gguf=snapshot.folder / source.gguf if source.gguf else None,
+    )

@@ -44,9 +44,12 @@ def axis_of(tensor: Any, batch: int) -> int | None:
     """Which dimension of a tensor is the batch; None if none is. Some have a short one before it:
     positions in three directions (Qwen-VL), predictions of hidden states (Gemma 3n).
     """
+    inside = tensor.ndim >= 3 and 1 < tensor.shape[0] <= 8 and tensor.shape[1] == batch
+    if inside and tensor.ndim > 3:
+        return 1
     if tensor.ndim and tensor.shape[0] == batch:
         return 0
-    return 1 if tensor.ndim >= 3 and 1 < tensor.shape[0] <= 8 and tensor.shape[1] == batch else None
+    return 1 if inside else None
 
 
 def join(parts: list[Any], axis: int = 0) -> Any:

@@ -58,6 +58,10 @@ class Blockwise:
         self.config, self.device, self.part = config, str(device), part
         self.ahead, self.single, self.around, self.done = ahead, single, around, done
         self.model = built(config)
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = buffer.to(self.device)
         self._towers = tuple(f"{name}." for name in towers_of(self.model))
         self.parameters = Parameters(config, weights, self._towers)
         self.units = self._blocks()
@@ -97,8 +101,12 @@ class Blockwise:
         return str(self._names[id(module)])
 
     def close(self) -> None:
-        """End the thread that reads."""
+        """End the thread that reads, and give a GPU's memory back."""
+        import torch
+
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
 
     # --- weights
 
@@ -133,8 +141,8 @@ class Blockwise:
         for name in self._one_by_one(prefix) if self.single else ():
             module, _, leaf = name.rpartition(".")
             owner = self.model.get_submodule(module)
-            self._taken[name] = owner._parameters.pop(leaf)
-            owner.__dict__[leaf] = Experts(self.parameters, name, self.device)
+            self._taken[name] = taken = owner._parameters.pop(leaf)
+            owner.__dict__[leaf] = Experts(self.parameters, name, self.device, taken.shape)
         self._refuse_without_weights(prefix)
         if self.ahead and prefix in self._order:
             at = self._order.index(prefix) + ahead

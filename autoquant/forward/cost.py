@@ -16,6 +16,7 @@ from autoquant.core import rates
 from autoquant.core.machine import cores, nvidia_gpu
 from autoquant.core.records import Source
 from autoquant.forward.blockwise import PART
+from autoquant.forward.head import KEPT
 from autoquant.runtime import process
 from autoquant.source.headers import headers_of, read_json
 from autoquant.source.parts import BLOCK
@@ -49,17 +50,18 @@ class Cost:
 
     def memory(self, chunks: int, length: int, *, ahead: bool, single: bool, part: int) -> int:
         """Bytes that a run over ``chunks`` of ``length`` tokens takes."""
-        states = 4 * chunks * length * (3 * self.width)
-        running = self.running(length, single=single, part=part)
-        return LIBRARIES + states + running + (4 * self.block if ahead else 0)
+        running = self.running(chunks, length, single=single, part=part)
+        return LIBRARIES + running + (4 * self.block if ahead else 0)
 
-    def running(self, length: int, *, single: bool, part: int) -> int:
-        """Bytes of what computes: a block, what stays, and what is inside a block or at the head
-        while ``part`` chunks go through.
+    def running(self, chunks: int, length: int, *, single: bool, part: int) -> int:
+        """Bytes of what computes: a block, what stays, the hidden states, and what is inside a
+        block while ``part`` chunks go through, or at the heads (see forward.head).
         """
+        states = 4 * chunks * length * (3 * self.width)
         inside = 4 * part * length * (4 * self.inner + 6 * self.width)
-        ends = 4 * (length // 2) * self.vocabulary * 6 + (128 << 20)
-        return 4 * (self.expert if single else self.block) + 4 * self.outside + max(inside, ends)
+        weights = 4 * (self.expert if single else self.block)
+        ends = 4 * (length // 2) * self.vocabulary * 6 + max(128 << 20, min(8 * self.head, KEPT))
+        return 4 * self.outside + states + max(weights + inside, ends)
 
     def how(self, chunks: int, length: int, available: int) -> dict[str, Any] | None:
         """How it runs in ``available`` bytes (arguments of Blockwise); None if it cannot. Of a GPU
@@ -69,6 +71,7 @@ class Cost:
             (True, False, PART),
             (False, False, PART),
             (False, False, 1),
+            (False, True, chunks),  # each expert is read once then
             (False, True, PART),
             (False, True, 1),
         ):
@@ -76,7 +79,8 @@ class Cost:
             if self.memory(chunks, length, **how) <= available:
                 if nvidia_gpu():
                     how["on_gpu"] = [
-                        [one, self.running(length, single=single, part=one)] for one in ON_GPU
+                        [one, self.running(chunks, length, single=single, part=one)]
+                        for one in ON_GPU
                     ]
                 return how
         return None
@@ -89,7 +93,7 @@ class Cost:
         """Seconds of one run over the chunks."""
         tokens = chunks * length
         products = 2 * tokens * self.multiplied + tokens * self.head
-        return products / (SHARE * _rate()) + self.weights / (READ * cores())
+        return products / (SHARE * rate()) + self.weights / (READ * cores())
 
 
 def of(source: Source) -> Cost:
@@ -138,21 +142,24 @@ def of(source: Source) -> Cost:
     )
 
 
-def _rate() -> float:
-    """Floating-point operations a second of products in float32 on this machine."""
-    kind = "cuda" if nvidia_gpu() else f"{cores()} cores"
+def rate(*, gpu: bool = True) -> float:
+    """Floating-point operations a second of products in float32 on this machine; on its CPU where
+    ``gpu`` is False.
+    """
+    gpu = gpu and nvidia_gpu()
+    kind = "cuda" if gpu else f"{cores()} cores"
     name = f"products in float32 by torch {importlib.metadata.version('torch')} on {kind}"
     if (known := rates.known().get(name)) is not None:
         return known
     with tempfile.TemporaryDirectory() as scratch:
         found = process.call(
-            "autoquant.forward.cost:products", log=Path(scratch) / "log", threads=cores()
+            "autoquant.forward.cost:products", log=Path(scratch) / "log", threads=cores(), gpu=gpu
         )
     rates.note({name: found})
     return float(found)
 
 
-def products(threads: int) -> float:
+def products(threads: int, gpu: bool) -> float:
     """Floating-point operations a second of products as large as a block's. Takes half a second.
     Runs in a worker.
     """
@@ -161,7 +168,7 @@ def products(threads: int) -> float:
     import torch
 
     torch.set_num_threads(threads)
-    on = "cuda" if torch.cuda.is_available() else "cpu"
+    on = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     tokens, width = 1024, 2048
     left, right = torch.randn(tokens, width, device=on), torch.randn(width, width, device=on)
     left @ right

@@ -15,11 +15,16 @@ class Experts:
     uses all at once (Llama 4), all are read.
     """
 
-    def __init__(self, parameters: Parameters, name: str, device: str) -> None:
-        self._parameters, self._name, self._device = parameters, name, device
+    def __init__(self, parameters: Parameters, name: str, device: str, shape: Any) -> None:
+        self._parameters, self._name, self._device, self._shape = parameters, name, device, shape
+        self.read: Callable[[str, Any, int, Any], None] | None = None
+        """Is told of each that is read: the parameter, its shape, the expert, its weights."""
 
     def __getitem__(self, expert: Any) -> Any:
-        return self._read([int(expert)])[0]
+        found = self._read([int(expert)])[0]
+        if self.read is not None:
+            self.read(self._name, self._shape, int(expert), found)
+        return found
 
     @classmethod
     def __torch_function__(

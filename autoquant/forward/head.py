@@ -14,8 +14,8 @@ from typing import Any
 from autoquant.core.errors import CheckFailed
 from autoquant.forward.blockwise import Blockwise
 
-# bytes of all heads; larger ones are read again for each part of the rows
-KEPT, KEPT_ON_GPU = 1 << 30, 6 << 30
+KEPT = 512 << 20  # bytes of all heads; larger ones are read again for each part of the rows
+OF_GPU = 4  # where there is a GPU, as much as this part of what is free there
 PIECE = 64 << 20  # bytes of a head in float32 that are there at a time
 
 
@@ -59,13 +59,17 @@ class Head:
     """
 
     def __init__(self, model: Blockwise, *, share: int = 1) -> None:
+        import torch
+
         self._model, head = model, model.head
         self._name = model.name_of(head)
         self._rows, self._width = head.weight.shape
         self._bias = None
         if f"{self._name}.bias" in model.parameters and getattr(head, "bias", None) is not None:
             self._bias = model.parameters.value(f"{self._name}.bias").float().to(model.device)
-        room = KEPT if model.device == "cpu" else KEPT_ON_GPU
+        room = KEPT
+        if model.device != "cpu":
+            room = torch.cuda.mem_get_info()[0] // OF_GPU
         self._kept = None
         if 4 * self._rows * self._width <= room / share:
             self._kept = self._read(0, self._rows)

@@ -40,6 +40,7 @@ class Parameters:
         if missing or odd:
             listed = ", ".join([*missing, *map(str, odd)][:NAMED])
             raise CheckFailed(f"tensors missing or of another shape: {listed}")
+        self._whole: tuple[str, Any] = ("", None)
         # one transform may make several: which, it says of tensors without data
         self._by: dict[str, tuple[str, Maker]] = {}
         for target, maker in matched.makers.items():
@@ -79,8 +80,12 @@ class Parameters:
         _, maker = self._by[self._tied.get(name, name)]
         tensors = self._joined.parts(maker.tensors[0][0])
         if self._plain(maker) and len(tensors) == 1:
-            return self.weights.rows(tensors[0], first, last)
-        return self.value(name)[first:last]
+            found = self.weights.rows(tensors[0], first, last)
+            if found is not None:
+                return found
+        if self._whole[0] != name:  # what is read in pieces is not made anew for each
+            self._whole = (name, self.value(name))
+        return self._whole[1][first:last]
 
     def places(self) -> dict[str, tuple[str, int | None]]:
         """Of each of the checkpoint's tensors the parameter that it goes into, and which expert's
@@ -119,7 +124,10 @@ class Parameters:
             return self._joined.value(tensor)
         if len(self._joined.parts(tensor)) > 1:
             return self._joined.value(tensor, experts)
-        return torch.cat([self.weights.rows(tensor, i, i + 1) for i in experts])
+        rows = [self.weights.rows(tensor, i, i + 1) for i in experts]
+        if any(one is None for one in rows):
+            return self._joined.value(tensor)[list(experts)]
+        return torch.cat(rows)
 
     def _without_data(self, tensor: str) -> Any:
         import torch

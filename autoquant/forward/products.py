@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from autoquant.forward.experts import Experts
+
+Owner = tuple[str, Any, Any, int | None]
+"""Of a weight in memory: its parameter, that one's shape, the tensor, and which expert it is where
+that is not told by its place in the parameter."""
 LINEAR, MATMUL, ADDMM = "linear", "matmul", "addmm"
 KINDS = {
     "linear": LINEAR,
@@ -45,19 +50,31 @@ class Squares:
     @contextmanager
     def around(self, name: str, block: Any) -> Iterator[None]:
         """While a block runs."""
-        owners = {
-            parameter.untyped_storage().data_ptr(): (f"{name}.{own}", parameter)
-            for own, parameter in block.named_parameters()
-            if parameter.ndim >= 2 and not parameter.is_meta
+        owners: dict[int, Owner] = {
+            one.untyped_storage().data_ptr(): (f"{name}.{own}", one.shape, one, None)
+            for own, one in block.named_parameters()
+            if one.ndim >= 2 and not one.is_meta
         }
+        latest: dict[str, int] = {}
+
+        def read(parameter: str, shape: Any, expert: int, weight: Any) -> None:
+            # held here until the next one is read: its memory is nobody else's before
+            owners.pop(latest.get(parameter, 0), None)
+            latest[parameter] = weight.untyped_storage().data_ptr()
+            owners[latest[parameter]] = (parameter, shape, weight, expert)
+
+        for module in block.modules():
+            for one in vars(module).values():
+                if isinstance(one, Experts):
+                    one.read = read
         with _watching(owners, self._add):
             yield
 
-    def _add(self, name: str, parameter: Any, weight: Any, inputs: Any, last: bool) -> None:
+    def _add(self, owner: Owner, weight: Any, inputs: Any, last: bool) -> None:
         import torch
 
-        experts = parameter.shape[0] if parameter.ndim == 3 else 1
-        width = parameter.shape[-1 if last else -2]
+        name, shape, held, expert = owner
+        experts, width = shape[0] if len(shape) == 3 else 1, shape[-1 if last else -2]
         one = self.found.get(name)
         if one is None:
             one = self.found[name] = Inputs(torch.zeros(experts, width), torch.zeros(experts), last)
@@ -66,7 +83,8 @@ class Squares:
             one.sums += squares.sum(1).cpu()
             one.counts += squares.any(2).sum(1).cpu()
             return
-        expert = weight.storage_offset() // parameter.stride(0) if experts > 1 else 0
+        if expert is None:
+            expert = weight.storage_offset() // held.stride(0) if experts > 1 else 0
         rows = inputs.float().reshape(-1, width)
         one.sums[expert] += rows.square().sum(0).cpu()
         one.counts[expert] += len(rows)
@@ -74,7 +92,7 @@ class Squares:
 
 @contextmanager
 def _watching(
-    owners: dict[int, tuple[str, Any]], add: Callable[[str, Any, Any, Any, bool], None]
+    owners: dict[int, Owner], add: Callable[[Owner, Any, Any, bool], None]
 ) -> Iterator[None]:
     import torch
     from torch.overrides import TorchFunctionMode
@@ -93,7 +111,7 @@ def _watching(
                         last = kind == LINEAR
                         if not last and weight.stride(-1) != 1:  # the weight is transposed
                             last = True
-                        add(*owner, weight, inputs, last)
+                        add(owner, weight, inputs, last)
             return function(*args, **(kwargs or {}))
 
     with Watch():

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from autoquant.core.errors import InputError
 from autoquant.formats import dequantized
+from autoquant.formats.checkpoint import quantization
 from autoquant.formats.tensors import Tensors
 from autoquant.source.headers import Header, headers_of
 from autoquant.source.merge import Model, Plain, model_of
+from autoquant.source.unquantized import Form
 
 
 class Weights(Protocol):
@@ -23,7 +26,7 @@ class Weights(Protocol):
         """One tensor, as torch has it."""
 
     def rows(self, name: str, first: int, last: int) -> Any:
-        """Some rows of one (of its first dimension)."""
+        """Some rows of one (of its first dimension); None where only the whole can be made."""
 
     def expect(self, names: Iterable[str]) -> None:
         """Say which will be asked for soon."""
@@ -41,10 +44,8 @@ class Checkpoint:
         return self.model.value(name)
 
     def rows(self, name: str, first: int, last: int) -> Any:
-        """Some rows of one; of a plain checkpoint nothing else is read."""
-        if isinstance(self.model, Plain):
-            return self.tensors.rows(name, first, last)
-        return self.model.value(name)[first:last]
+        """Some rows of one, if nothing else need be read for them."""
+        return self.model.rows(name, first, last)
 
     def expect(self, names: Iterable[str]) -> None:
         """Say which will be asked for soon."""
@@ -55,10 +56,10 @@ class Quantized(dequantized.Values):
     """Those that a quantized folder stands for, in float32."""
 
     def rows(self, name: str, first: int, last: int) -> Any:
-        """Some rows of one; of a layer that is not quantized nothing else is read."""
+        """Some rows of one, of what is not quantized."""
         if name in self.tensors and name.removesuffix(".weight") not in self.layers:
             return self.tensors.rows(name, first, last)
-        return self.value(name)[first:last]
+        return None
 
     def expect(self, names: Iterable[str]) -> None:
         """There is nothing to prepare."""
@@ -69,7 +70,14 @@ def of_folder(folder: str) -> Weights:
     if dequantized.readable(folder):
         return Quantized(folder)
     tensors = Tensors(folder)
-    return Checkpoint(Plain(tensors), tensors.headers(), tensors)
+    if not quantization(folder):
+        return Checkpoint(Plain(tensors), tensors.headers(), tensors)
+    try:
+        form = Form(Path(folder), tensors)
+    except ValueError as error:
+        raise InputError(f"{folder} is quantized, and cannot be read back: {error}") from None
+    made = {name: ("BF16", list(one.shape)) for name, one in form.made.items()}
+    return Checkpoint(form, made, tensors)
 
 
 def of_source(folder: str, made: Mapping[str, Any] | None, tensors: Tensors) -> Checkpoint:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,8 @@ from autoquant.hub.look import Look
 
 AT_ONCE = 4  # requests
 PIECE = 64 << 20  # bytes of one request
-FAILED = "failed"  # the mark that a worker sees when a request has failed
+GOING = "going"  # the mark that is gone when a request has failed
+KEPT = 4  # tensors of which parts are read that stay on the disk
 POLL = 0.01  # seconds
 _NUMBERS = itertools.count()
 Bytes = npt.NDArray[np.uint8]
@@ -38,6 +40,7 @@ class Asked:
     ) -> None:
         self._spans, self._folder, self._ask = spans, Path(folder), ask
         self._coming: set[str] = set()
+        self._parts: list[str] = []
         self._number = next(_NUMBERS)  # several read into one folder
 
     def expect(self, names: Iterable[str]) -> None:
@@ -56,14 +59,22 @@ class Asked:
         return found
 
     def part(self, name: str, first: int, end: int) -> Bytes:
-        """Some of a tensor's bytes, all of which stay on the disk: there will be more to read."""
-        return np.memmap(self._come(name), np.uint8, "r", first, (end - first,))
+        """Some of a tensor's bytes; all of them stay on the disk for a while, for there will be
+        more to read.
+        """
+        place = self._come(name)
+        self._parts = [one for one in self._parts if one != name] + [name]
+        for old in self._parts[:-KEPT]:
+            (self._folder / self._key(old)).unlink(missing_ok=True)
+            self._coming.discard(old)
+        self._parts = self._parts[-KEPT:]
+        return np.fromfile(place, np.uint8, end - first, offset=first)
 
     def _come(self, name: str) -> Path:
         self.expect([name])
         place = self._folder / self._key(name)
         while not place.is_file():
-            if (self._folder / FAILED).exists():
+            if not (self._folder / GOING).exists():
                 raise ProcessFailed("reading from the Hub has failed")
             time.sleep(POLL)
         return place
@@ -80,7 +91,7 @@ class Serving:
 
     def __init__(self, listing: Look, folder: Path) -> None:
         self.listing, self.folder = listing, folder
-        self.bytes = 0
+        self._stopped = threading.Event()
         self._client: Client | None = None
         self._pool = ThreadPoolExecutor(AT_ONCE)
         self._failure: Exception | None = None
@@ -91,29 +102,31 @@ class Serving:
             self._pool.submit(self._fetch, key, file, offset, size).add_done_callback(self._look)
 
     def _fetch(self, key: str, file: str, offset: int, size: int) -> None:
-        if self._failure is not None:
-            return
         self._client = self._client or connect()
         part = self.folder / f"{key}.part"
         with open(part, "wb") as out:
             for at in range(offset, offset + size, PIECE):
+                if self._stopped.is_set():
+                    return
                 end = min(at + PIECE, offset + size)
                 out.write(ranged(self._client, self.listing, file, at, end))
-        self.bytes += size
         part.replace(self.folder / key)
 
     def _look(self, done: Future[None]) -> None:
         failure = None if done.cancelled() else done.exception()
         if isinstance(failure, Exception) and self._failure is None:
             self._failure = failure
-            (self.folder / FAILED).touch()
+            self._stopped.set()
+            (self.folder / GOING).unlink(missing_ok=True)
 
     def __enter__(self) -> Serving:
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / GOING).touch()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()  # nobody waits for what still comes
+        self._pool.shutdown(wait=True, cancel_futures=True)
         if self._failure is not None:
             raise self._failure from None
 

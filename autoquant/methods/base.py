@@ -104,9 +104,6 @@ class Method(ABC, Generic[O]):
     """Those whose versions the card names."""
     library_name: ClassVar[str]
     """The Hub's name for what loads the files (``library_name`` of a card)."""
-    has_unquantized_gguf: ClassVar[bool] = False
-    """Whether a run leaves the unquantized model as GGUF, to measure against through llama.cpp
-    where transformers has no room for it."""
 
     nearly_lossless: ClassVar[tuple[str, ...]] = ()
     """Types that cannot change a model much: if one does, something else is wrong."""

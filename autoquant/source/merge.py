@@ -29,6 +29,9 @@ class Model(Protocol):
     def value(self, name: str) -> Any:
         """One tensor, as torch has it."""
 
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Some rows of one (of its first dimension); None where only the whole can be made."""
+
 
 class Plain:
     """A model whose tensors are those that are stored."""
@@ -43,6 +46,10 @@ class Plain:
     def value(self, name: str) -> Any:
         """One tensor, as torch has it."""
         return self.tensors.raw(name)
+
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Some rows of one."""
+        return self.tensors.rows(name, first, last)
 
 
 class Merged:
@@ -63,6 +70,10 @@ class Merged:
             module, part = split(name)
             change = self.changes.setdefault(modules[module], {"module": module})
             change[part] = tensor.float()
+
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Some rows of one that the adapter does not change."""
+        return None if name in self.changes else self.base.rows(name, first, last)
 
     def value(self, name: str) -> Any:
         """One tensor, as torch has it. Raises InputError for values that are not finite."""

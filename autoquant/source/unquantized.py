@@ -100,6 +100,9 @@ def place_of(folder: Path, sha256: str) -> Path:
     return place
 
 
+KEPT = ("F16", "BF16", "F32", "I64")  # dtypes of tensors that are the form's own
+
+
 class Form:
     """The 16-bit form of the quantized checkpoint in ``folder``, whose values are made when they
     are asked for, of the stored ``tensors``; config and headers suffice until then.
@@ -128,10 +131,29 @@ class Form:
         import torch
 
         one = self.made[name]
-        if one.way == "plain" and self.headers[name][0] in ("F16", "BF16", "F32", "I64"):
+        if one.way == "plain" and self.headers[name][0] in KEPT:
             return self.tensors.raw(name)
-        dtype = torch.float16 if _half(self.headers) == "F16" else torch.bfloat16
-        return torch.from_numpy(stored.read(self.tensors, one, self.block)).to(dtype)
+        return torch.from_numpy(stored.read(self.tensors, one, self.block)).to(self._dtype())
+
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Some rows of one that is stored as it is, or of one of MXFP4, whose rows are experts."""
+        import torch
+
+        one = self.made[name]
+        if one.way == "plain" and self.headers[name][0] in KEPT:
+            return self.tensors.rows(name, first, last)
+        if one.way != "mxfp4":
+            return None
+        parts = [
+            self.tensors.rows(f"{one.base}_{part}", first, last).numpy()
+            for part in ("blocks", "scales")
+        ]
+        return torch.from_numpy(stored.mxfp4(*parts)).to(self._dtype())
+
+    def _dtype(self) -> Any:
+        import torch
+
+        return torch.float16 if _half(self.headers) == "F16" else torch.bfloat16
 
 
 def write(folder: str, target: str, *, report: Report) -> None:

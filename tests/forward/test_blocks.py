@@ -29,6 +29,15 @@ def test_logits_are_the_whole_models(name: str, tmp_path: Path) -> None:
     assert seen["held"] == [], "a block's weights are given back"
 
 
+@pytest.mark.parametrize("samples", [3, 4, 8])
+@pytest.mark.parametrize("name", ["gemma3n_text", "qwen25_vl"])
+def test_the_batch_is_told_from_other_dimensions(name: str, samples: int, tmp_path: Path) -> None:
+    """Four predictions of hidden states, three or four directions of positions."""
+    folder = str(tmp_path / "model")
+    asked = {"folder": folder, "name": name, "samples": samples}
+    assert in_worker("tests.helpers.forward:logits", tmp_path, **asked)["far"] < 1e-5
+
+
 @pytest.mark.parametrize("name", ["gpt_oss", "llama4", "mixtral_old", "qwen3_moe"])
 def test_experts_can_be_read_one_by_one(name: str, tmp_path: Path) -> None:
     seen = in_worker(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +12,25 @@ from autoquant import pipeline
 from autoquant.backends.llamacpp import converter
 from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.bundled import CALIBRATION_TEXT, MODEL
+from autoquant.core.errors import CheckFailed, InputError
 from autoquant.evaluate import planning
 from autoquant.result import Result
+from autoquant.runtime import process
 from autoquant.source import resolve
 from tests.gguf.conftest import QUICK
 from tests.workers import in_llama_worker
 
 # permuted rows, experts stacked and fused, transposed matrices, norms with 1 added
-ARCHITECTURES = ("llama", "mixtral_old", "gpt_oss", "gpt2", "falcon", "phi3", "qwen35_text")
+ARCHITECTURES = (
+    "gemma3_text",
+    "llama",
+    "mixtral_old",
+    "gpt_oss",
+    "gpt2",
+    "falcon",
+    "phi3",
+    "qwen35_text",
+)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -39,6 +50,7 @@ def test_what_the_converter_does_is_undone(name: str, tmp_path: Path) -> None:
     assert 0 < seen["Q8_0"]["worst"] < 0.01, seen["Q8_0"]["name"]
     for one in seen.values():
         assert one["matrices"] == one["of"], "no matrix is the source's own"
+        assert one["in rows"] >= 2, "embeddings and heads are read in pieces"
 
 
 def test_the_engine_is_one_for_all_files_of_a_table(
@@ -96,10 +108,76 @@ def test_a_large_model_is_quantized_and_measured_without_llama_cpp_running_it(
     assert [a.evaluation for a in again.artifacts] == [a.evaluation for a in made.artifacts]
 
 
-@pytest.mark.parametrize("name", ["demo", "mixtral"])
-def test_importance_matrices_are_llama_cpps(
-    name: str, tmp_path: Path, model: Callable[..., Path]
+def test_shards_are_one_file_and_what_is_missing_is_said(
+    demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(planning, "SMALL", 0)
+    split = autoquant.gguf(
+        "demo", types=["Q4_K_M"], split_size="1M", imatrix="none", out=tmp_path / "out", **QUICK
+    )
+    whole = autoquant.gguf("demo", types=["Q4_K_M"], out=tmp_path / "whole", **QUICK)
+    first = split.path("Q4_K_M")
+    assert first.name.endswith("-00001-of-00003.gguf")
+    rows = pipeline.evaluate_files([first, whole.path("Q4_K_M")], "demo", chunks=2)
+    assert rows[1][1] == rows[2][1]
+    rows = pipeline.evaluate_files([first], "demo-small", chunks=2)
+    assert rows[1][1].engine == "llama.cpp"
+    assert "; llama.cpp runs the files instead" in caplog.text
+    next(first.parent.glob("*-00002-of-*")).unlink()
+    with pytest.raises(InputError, match="is one of 3 shards, and .*-00002-of-00003.gguf is not"):
+        pipeline.evaluate_files([first], "demo", chunks=2)
+
+
+def test_a_wrong_conversion_is_found_where_weights_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp runs a chunk of it: here it is made to answer as another model does."""
+    monkeypatch.setattr(planning, "SMALL", 0)
+    monkeypatch.setattr("autoquant.evaluate.conversion.WRONG", -1.0)
+    with pytest.raises(
+        CheckFailed, match="by its weights, and .* when llama.cpp runs it: the conv"
+    ):
+        autoquant.gguf("demo", types=["Q8_0"], eval_chunks=2, out=tmp_path / "out")
+
+
+def test_a_killed_measurement_goes_on_with_the_file_it_was_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "SMALL", 0)
+    values: dict[str, Any] = {"types": ["Q8_0", "Q4_K_M"], "eval_chunks": 2}
+    wanted = autoquant.gguf("demo", **values, out=tmp_path / "whole")
+    real = process.call
+
+    def call(target: str, /, **kwargs: Any) -> Any:
+        if target.endswith(":by_blocks"):
+            real(target, **{**kwargs, "files": kwargs["files"][:1]})
+            raise KeyboardInterrupt
+        return real(target, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("autoquant.runtime.process.call", call)
+        with pytest.raises(KeyboardInterrupt):
+            autoquant.gguf("demo", **values, out=tmp_path / "out")
+    states = list((tmp_path / "out" / ".autoquant" / "states").glob("*.npy"))
+    assert len(states) == 1
+    before = states[0].stat().st_mtime_ns
+    seen: list[int] = []
+
+    def watched(target: str, /, **kwargs: Any) -> Any:
+        if target.endswith(":by_blocks"):
+            seen.append(states[0].stat().st_mtime_ns)
+        return real(target, **kwargs)
+
+    monkeypatch.setattr("autoquant.runtime.process.call", watched)
+    made = autoquant.gguf("demo", **values, out=tmp_path / "out")
+    assert seen == [before]
+    assert not states[0].parent.exists()
+    assert [a.evaluation for a in made.artifacts] == [a.evaluation for a in wanted.artifacts]
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("name", ["demo", "mixtral"])
+def test_importance_matrices_are_llama_cpps(name: str, single: bool, tmp_path: Path) -> None:
     folder = MODEL
     if name != "demo":
         folder = tmp_path / "model"
@@ -137,6 +215,7 @@ def test_importance_matrices_are_llama_cpps(
         source=source,
         chunks=chunks,
         target=str(tmp_path / "ours.gguf"),
+        plan={"single": single, "ahead": False},
         **given,
     )
     seen = in_llama_worker(

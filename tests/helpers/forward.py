@@ -32,7 +32,7 @@ def _far(one: Any, other: Any) -> float:
     return float((one - other).norm() / other.norm().clamp(min=1e-20))
 
 
-def logits(folder: str, name: str = "", **how: Any) -> dict[str, Any]:
+def logits(folder: str, name: str = "", samples: int = SAMPLES, **how: Any) -> dict[str, Any]:
     """How far the logits are from the whole model's, relative, with the head in pieces; and which
     parameters have weights when it is done. ``name``: first make this architecture there.
     """
@@ -49,10 +49,10 @@ def logits(folder: str, name: str = "", **how: Any) -> dict[str, Any]:
         make(name, folder)
     config = config_of(folder)
     model = Blockwise(config, of_folder(folder), **how)
-    ids = _ids(config)
+    ids = _ids(config, samples)
     hidden = head.final(model, ids, KEPT)
     model.close()
-    head.KEPT, head.PIECE = 0, 40_000
+    head.KEPT, head.PIECE = 0, 40_000  # in pieces
     found = head.Head(model).logits(hidden)
     with torch.no_grad():
         wanted = _whole(folder)(input_ids=ids, use_cache=False).logits[:, -KEPT:]

@@ -75,8 +75,8 @@ def of_model(
     model: str, converter: str, taking: Mapping[str, Any], name: str
 ) -> tuple[dict[str, Graph], dict[str, tuple[int, ...]]]:
     """The graph of each tensor that the converter makes of the checkpoint in a folder, of which
-    headers suffice, and the shapes of the checkpoint's tensors. Raises ProcessFailed for what the
-    converter does not take.
+    headers suffice (without sources where it is made of none), and the shapes of the checkpoint's
+    tensors. Raises ProcessFailed for what the converter does not take.
     """
     sys.path.insert(0, converter)
     with trace.library("import the converter and torch"):
@@ -126,7 +126,7 @@ def of_model(
     for new_name, one in made.items():
         leaves = leaves_of(one)[::-1]  # found last first; experts are stacked in this order
         places = [(leaf.data_range.filename.name, leaf.data_range.offset) for leaf in leaves]
-        if all(place in names for place in places) and leaves:
-            sources = {id(leaf): names[place] for leaf, place in zip(leaves, places, strict=True)}
-            graphs[new_name] = Graph(one, sources)
+        known = all(place in names for place in places)
+        pairs = zip(leaves, places, strict=True) if known else ()
+        graphs[new_name] = Graph(one, {id(leaf): names[place] for leaf, place in pairs})
     return graphs, shapes

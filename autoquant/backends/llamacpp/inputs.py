@@ -32,7 +32,9 @@ def named(
     places = parameters.places()
     for name, graph in made.items():
         known = [places[one][0] in found for one in graph.names() if one in places]
-        if not name.startswith("blk.") or len(known) < len(graph.sources) or not all(known):
+        if not name.startswith("blk.") or not known:
+            continue
+        if len(known) < len(graph.sources) or not all(known):
             continue
         summed = _through(graph, found, places, shapes, lambda one: one.sums)
         if summed is None:

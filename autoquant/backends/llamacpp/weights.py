@@ -35,6 +35,10 @@ class File:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
+    def names(self) -> list[str]:
+        """Those that it has."""
+        return list(self._where)
+
     def tensor(self, name: str) -> Tensor:
         """What the header says of one."""
         return self._where[name][1]
@@ -59,7 +63,8 @@ class GgufWeights:
     graphs.of_model; ``source`` gives the checkpoint's own: of what the converter computes, such as
     norms with 1 added, which such a file has in float32, and of what it leaves out.
 
-    Raises ProcessFailed for a file of another model, and for a quantized tensor that is computed.
+    Raises ProcessFailed for a file that lacks tensors of the model or has some of other shapes, and
+    for a quantized tensor that is computed.
     """
 
     def __init__(
@@ -71,26 +76,17 @@ class GgufWeights:
         made, shapes = known
         self.shapes, self._file, self._source, self._made = source.shapes, file, source, made
         self._by: dict[str, list[str]] = {}
+        if strange := sorted(set(file.names()) - set(made)):
+            raise ProcessFailed(f"the GGUF file has {strange[0]}, which is not of this model")
         for name, graph in made.items():
-            if name in file:
-                for one in graph.names():
-                    self._by.setdefault(one, []).append(name)
-        if not self._by:
-            raise ProcessFailed("the GGUF file has no tensor of this model")
+            _refuse_other(file, name, graph)
+            for one in graph.names():
+                self._by.setdefault(one, []).append(name)
         self._stored = shapes
         self._moves: dict[str, bool] = {}
-        self._kept: dict[str, Any] = {}
-        for name, graph in made.items():
-            if name not in file:
-                continue
-            values = sum(int(np.prod(shapes[one])) for one in graph.names())
-            if file.tensor(name).type not in UNQUANTIZED and file.tensor(name).elements > values:
-                raise ProcessFailed(f"{name} has more weights in the GGUF file than in the model")
 
     def value(self, name: str) -> Any:
         """One tensor, as torch has it."""
-        if name in self._kept:
-            return self._kept.pop(name)
         outputs = self._by.get(name, [])
         if not outputs:
             return self._source.value(name)
@@ -111,7 +107,7 @@ class GgufWeights:
             each //= shape[0]
             found = self._file.rows(outputs[0], begin + first * each, begin + last * each)
             return torch.from_numpy(found).reshape(-1, *shape[1:])
-        return self.value(name)[first:last]
+        return None
 
     def expect(self, names: Iterable[str]) -> None:
         """Say which will be asked for soon."""
@@ -171,6 +167,21 @@ class GgufWeights:
         return self._source.value(name)
 
 
+def _refuse_other(file: File, name: str, graph: graphs.Graph) -> None:
+    """Refuse a file that lacks a tensor of the model, or has one of another shape: it is of another
+    model, or of another converter.
+    """
+    if name not in file:
+        raise ProcessFailed(f"the GGUF file has no {name}, which llama.cpp's converter makes")
+    found = [size for size in reversed(file.tensor(name).shape) if size != 1]
+    wanted = [int(size) for size in graph.made.shape if size != 1]
+    if found != wanted:
+        raise ProcessFailed(
+            f"{name} has shape {found} in the GGUF file; of this model llama.cpp's converter makes"
+            f" {wanted}"
+        )
+
+
 def _straight(graph: graphs.Graph) -> bool:
     """Whether a graph takes its sources as they are, stacked if there are several."""
     import torch
@@ -179,7 +190,12 @@ def _straight(graph: graphs.Graph) -> bool:
         if len(one._args) == 1 and id(one._args[0]) in graph.sources:
             return True
         arguments = one._args
-        return len(arguments) == 2 and arguments[1] is torch.float32 and plain(arguments[0])
+        if len(arguments) != 2 or not hasattr(arguments[0], "_args"):
+            return False
+        # rows that are cut off where there are none (Gemma's of tokens that a tokenizer lacks)
+        cuts = getattr(one._func, "__name__", "") == "__getitem__"
+        same = arguments[1] is torch.float32 or (cuts and one.shape == arguments[0].shape)
+        return same and plain(arguments[0])
 
     made = graph.made
     if len(graph.sources) == 1:

@@ -47,7 +47,6 @@ class Gguf(Method[GgufOptions]):
         "numpy",
     )
     library_name: ClassVar[str] = "gguf"
-    has_unquantized_gguf: ClassVar[bool] = True
     reads_gguf: ClassVar[bool] = True
     nearly_lossless: ClassVar[tuple[str, ...]] = (*UNQUANTIZED, "Q8_0")
     demo_options: ClassVar[Mapping[str, Any]] = {"types": ("Q4_K_M", "Q8_0")}
@@ -185,7 +184,9 @@ class Gguf(Method[GgufOptions]):
         return fetch(source, make=streaming.needs_made(source))
 
     def unmeasured(self, source: Source, options: GgufOptions, out: Path) -> str:
-        """Where a model's files come and go, and there is no room for an unquantized one."""
+        """Where results go away again, or files come and go of a model that transformers does not
+        know.
+        """
         if options.adapter_only:
             return ""
         if options.delete_uploaded:

@@ -154,7 +154,7 @@ def in_blocks(
         snapshot,
         run,
         "autoquant.evaluate.importance:collect",
-        source=sources.file_of(snapshot, []),
+        source=sources.file_of(snapshot, [], options.converter),
         chunks=ids,
         plan=planning.how(snapshot.source, len(ids)),
         **given,

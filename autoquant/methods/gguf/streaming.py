@@ -55,7 +55,7 @@ def collects_in_blocks(source: Source) -> bool:
     """Whether an importance matrix is collected by transformers, block by block: of large models,
     and where there is a GPU.
     """
-    return planning.by_weights(source)
+    return planning.by_weights(source) and planning.possible(source)
 
 
 def sizes_of(source: Source, options: GgufOptions) -> Sizes:

@@ -113,8 +113,14 @@ class Work:
             self._unquantized,
             about.provenance(self.source, self.options, self.whole, self.towers, self.imatrix),
             self._extras(ordered),
-            self.converted if self.source.remote and self._converted_already() else None,
+            self._stand_in(),
         )
+
+    def _stand_in(self) -> Path | None:
+        """The converted file, where it has the very weights of a source that is not here."""
+        lossless = self.options.precision == "auto"
+        here = self.source.remote and lossless and self._converted_already()
+        return self.converted if here else None
 
     def _towers(self, folder: Path | None = None) -> None:
         """The file of what sees or hears, from ``folder`` if the source's does not have it."""
