@@ -149,7 +149,7 @@ def test_mxfp4_of_mxfp4_loses_nothing(made: Made, tmp_path: Path) -> None:
     folder = made("gpt_oss_mxfp4")
     plan = autoquant.plan("gguf", folder, pre_tokenizer="gpt-2", types="Q4_K_M,MXFP4_MOE")
     assert [item.impossible for item in plan.items] == ["", ""]
-    assert "the source is quantized (mxfp4): it is made 16-bit first" in str(plan.notes)
+    assert "the source is quantized (mxfp4): it is made 16-bit tensor by tensor" in str(plan.notes)
     result = autoquant.gguf(
         folder, out=tmp_path / "run", pre_tokenizer="gpt-2", evaluate="on", eval_chunks=1
     )
