@@ -167,3 +167,20 @@ def test_weights_that_are_no_numbers(user: User, hub: Hub, tmp_path: Path) -> No
     assert "embed_tokens.weight has NaN or Inf values (first in row 2001" in said
     assert not (user.cwd / "out").exists()
     assert weights(user.home) == []
+
+
+def test_a_failing_read_of_parts_ends_measuring_in_one_line(user: User, hub: Hub) -> None:
+    """Run again it goes on, and leaves nothing of what it read in the cache."""
+    hub.seed(REPO, in_shards(DEMO_FOLDER, 4))
+    words = ("quantize", "gguf", REPO, "--types", "Q8_0", "--pre-tokenizer", "gpt-2", "--out", "o")
+    user.run(*words, "--download", "stream", "--evaluate", "off")
+    more = ("--download", "stream", "--evaluate", "on", "--eval-chunks", "1")
+    hub.fail("GET /maker/shards/resolve/.*safetensors", status=403, times=1000)
+    said = user.run(*words, *more, status=2).stderr
+    assert "maker/shards" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    hub._faults.clear()
+    before = len(downloads(hub))
+    assert "KL mean" in user.run(*words, *more).stdout
+    assert len(downloads(hub)) == before, "no file came again as a whole"
+    assert not list(user.home.rglob("coming-*"))

@@ -47,6 +47,7 @@ def provenance(
             "" if facts["chunks"] == "given" else f", {facts['chunks']} {unit} of {length} tokens"
         )
         by = f", on the {facts['on']} file" if "on" in facts else ""
+        by += ", by transformers, block by block" if "by" in facts else ""
         said["importance matrix"] = facts["text"] + length_in_words + by
         if "calibration sha256" in facts:
             said["calibration sha256"] = facts["calibration sha256"]
