@@ -73,6 +73,10 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m bench.speed bench-work/smollm2
 	$(BIN)/python -m bench.overhead bench-work/smollm2
 	$(BIN)/python -m bench.memory bench-work
+	$(BIN)/python -m bench.measuring bench-work/measuring bench-work/smollm2
+	$(BIN)/python -m bench.blocks bench-work/blocks 14 29
+	$(BIN)/python -m bench.large bench-work/large
+	$(BIN)/python -m bench.calibrated bench-work/calibrated 4 8
 	$(BIN)/python -m bench.folders demo
 	$(BIN)/python -m bench.folders bench-work/smollm2
 	$(BIN)/python -m bench.folder_cost bench-work
