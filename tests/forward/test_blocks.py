@@ -70,7 +70,7 @@ def test_gradients_through_shared_keys_are_refused(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("way", ["missing", "misshapen", "not finite"])
+@pytest.mark.parametrize("way", ["missing", "misshapen", "not finite", "not read"])
 def test_what_a_look_at_the_source_refuses_is_refused(way: str, tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         in_worker(

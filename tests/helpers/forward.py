@@ -107,7 +107,7 @@ def gradients(folder: str, name: str) -> float:
 
 
 def spoiled(source: str, folder: str, way: str) -> None:
-    """Run a model of which a tensor is missing, misshapen or not finite."""
+    """Run a model of which a tensor is missing, misshapen, not finite, or not read by mistake."""
     from safetensors.torch import load_file, save_file
 
     from autoquant.formats.architecture import config_of
@@ -123,11 +123,15 @@ def spoiled(source: str, folder: str, way: str) -> None:
         del tensors[name]
     elif way == "misshapen":
         tensors[name] = tensors[name][:-1].contiguous()
-    else:
+    elif way == "not finite":
         tensors[name][3, 5] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
     config = config_of(folder)
-    head.final(Blockwise(config, of_folder(folder)), _ids(config), KEPT)
+    model = Blockwise(config, of_folder(folder))
+    if way == "not read":
+        own = model.names_of
+        model.names_of = lambda *of: [one for one in own(*of) if one != name]  # type: ignore[method-assign]
+    head.final(model, _ids(config), KEPT)
 
 
 def muted(source: str, folder: str) -> None:
