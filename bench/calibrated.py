@@ -28,9 +28,9 @@ COMMON: dict[str, Any] = {
     "evaluate": "off",
 }
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "AutoRound": ("awq", {"algorithm": "autoround", "iterations": 2}),
     "GPTQ": ("gptq", {}),
     "AWQ": ("awq", {"algorithm": "awq"}),
-    "AutoRound": ("awq", {"algorithm": "autoround", "iterations": 2}),
 }
 
 
