@@ -143,8 +143,8 @@ def by_blocks(
     emit: Emit,
 ) -> list[dict[str, Any]]:
     """Measure files (see models; each with ``states``, the path where its final hidden states are
-    kept until all are measured) one after the other, and
-    beside the reference chunk by chunk at their heads. The rows in order.
+    kept until all are measured), one after the other, and then beside the reference chunk by chunk
+    at their heads. The rows in order.
     """
     progress, opened, hidden = _Progress(report), list[Blockwise](), list[Any]()
     where = models.place(plan, emit)

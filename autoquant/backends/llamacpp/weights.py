@@ -150,10 +150,12 @@ class GgufWeights:
                 out = graph.run(lambda one, shapes=shapes: zero.expand(shapes[one]))  # type: ignore[misc]
             if out.count_nonzero():
                 return self._computed(name, output)
-            values = torch.from_numpy(self._file.rows(output))
-            total += graph.backward(values, shapes)[name]
-            seen += graph.backward(torch.ones(()).expand(out.shape), shapes)[name]
-        if not ((seen == 1) | (seen == 2)).all():
+            ones = graph.backward(torch.ones(()).expand(out.shape), shapes)[name]
+            if not ((ones == 0) | (ones == 1)).all():  # it is multiplied, or there several times
+                return self._computed(name, output)
+            total += graph.backward(torch.from_numpy(self._file.rows(output)), shapes)[name]
+            seen += ones
+        if not seen.all():
             return self._computed(name, outputs[0])
         return total / seen
 
