@@ -25,7 +25,7 @@ from autoquant.source.structure import structure
 LIBRARIES = 500 << 20  # bytes of torch and transformers (measured: bench/RESULTS.md)
 ON_GPU = (16, 4, 1)  # chunks that go through a block at a time there, where there is room
 # of a block's speed what is left beside products: attention, norms, reading (bench/RESULTS.md)
-SHARE = 0.8
+SHARE = 0.65
 TRIED = 1.0  # seconds
 READ = 150e6  # weights a second that a core reads of the slowest format (EXL2 apart)
 USED = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_k")

@@ -204,13 +204,14 @@ class GroupedMethod(FolderMethod[G]):
         return structure(source).experts
 
     def memory(self, source: Source, options: G) -> int:
-        """Bytes the quantizing process needs, roughly; GPTQ and AutoRound were measured on a
-        checkpoint of 1.9 GB, AWQ on one of 1.1 GB (bench/RESULTS.md).
+        """Bytes the quantizing process needs, roughly; GPTQ and AutoRound were measured on
+        checkpoints of 1.9 and 2.1 GB, AWQ on one of 1.1 GB (bench/RESULTS.md).
 
-        The whole model at 16 bits once (a process of the run had about that much; which one was not
-        looked at), the block at work in float32, its samples' activations; for GPTQ a float32
-        matrix [inputs, inputs] for each matrix of the block, for AWQ every matrix's inputs, for
-        AutoRound the block's gradients.
+        For GPTQ half of the model at 16 bits (it is read layer by layer, and finished layers are
+        parked on the disk), the block at work, and a float32 matrix [inputs, inputs] some times
+        over; for AWQ the model once, the block in float32 and every matrix's inputs; for AutoRound
+        the codes of finished blocks, and the block at work in float32 with its gradients; for all
+        the samples' activations.
         """
         layers = self.shapes(source, options)
         block, model = max(weights_of_blocks(layers).values()), 2 * source.parameters
@@ -226,7 +227,7 @@ class GroupedMethod(FolderMethod[G]):
             return libraries() + 300_000_000 + model // 3 + 4 * 5 * block + states + 3 * batch
         if self.algorithm(options) == "awq":
             return libraries() + model + 4 * 3 * block + 4 * states + batch
-        return libraries() + model + 4 * 3 * block + 3 * 4 * wide * wide + states + batch
+        return libraries() + model // 2 + 4 * block + 3 * 4 * wide * wide + states + batch
 
     def what_would_fit(self, source: Source, options: G, available: int) -> str:
         """What to change so that it fits, by the plan's own estimate."""
