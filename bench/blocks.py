@@ -10,17 +10,15 @@ A layer of width 4096 has 405 MB in bfloat16: 14 of them are a checkpoint of 6.2
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from autoquant.core.machine import cores
 from autoquant.runtime import preload, process
-from bench.memory import checkpoint, resident
+from bench.memory import checkpoint, own_memory
 
 PLANS: dict[str, dict[str, Any]] = {
     "next block read ahead": {"ahead": True},
@@ -30,22 +28,10 @@ PLANS: dict[str, dict[str, Any]] = {
 
 def peak_of(function: str, /, **arguments: Any) -> tuple[Any, int, float]:
     """Call a function in a worker; its result, its process's largest own memory, its seconds."""
-    peak, done = [0], threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.05):
-            peak[0] = max(peak[0], resident(os.getpid()).get("RssAnon", 0))
-
-    thread = threading.Thread(target=sample)
-    thread.start()
     begun = time.monotonic()
-    try:
+    with own_memory() as peak:
         found = process.call(function, **arguments)
-    finally:
-        seconds = time.monotonic() - begun
-        done.set()
-        thread.join()
-    return found, peak[0], seconds
+    return found, peak[0], time.monotonic() - begun
 
 
 @preload.kept()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 LIMIT = 2_000_000_000
@@ -158,6 +159,24 @@ def resident(pid: int) -> dict[str, int]:
                 # a process that is ending has none
                 best[key] = max(best[key], int(lines.get(key, "0").split()[0]) * 1024)
     return best
+
+
+@contextlib.contextmanager
+def own_memory() -> Iterator[list[int]]:
+    """While it lasts: the largest own (anonymous) memory of this process's descendants, so far."""
+    peak, done = [0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.05):
+            peak[0] = max(peak[0], resident(os.getpid()).get("RssAnon", 0))
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
 
 
 def main(work: Path) -> None:

@@ -9,17 +9,15 @@ neither.
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.memory import checkpoint, resident
+from bench.memory import checkpoint, own_memory
 
 ROUNDS = {"bitsandbytes": 2, "hqq": 1}  # one of hqq takes a quarter of an hour
 WHOLE = {
@@ -55,22 +53,12 @@ class Watch:
         process.call = self._call
 
     def _call(self, target: str, /, **kwargs: Any) -> Any:
-        peak, done = [0], threading.Event()
-
-        def sample() -> None:
-            while not done.wait(0.05):
-                peak[0] = max(peak[0], resident(os.getpid()).get("RssAnon", 0))
-
-        thread = threading.Thread(target=sample)
-        thread.start()
         start = time.monotonic()
-        try:
-            return self._real(target, **kwargs)
-        finally:
-            seconds = time.monotonic() - start
-            done.set()
-            thread.join()
-            self.seen[target.split(".", 1)[1]] = (seconds, peak[0])
+        with own_memory() as peak:
+            try:
+                return self._real(target, **kwargs)
+            finally:
+                self.seen[target.split(".", 1)[1]] = (time.monotonic() - start, peak[0])
 
 
 def run(method: str, model: Path, out: Path) -> dict[str, tuple[float, int]]:

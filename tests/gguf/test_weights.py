@@ -80,14 +80,9 @@ def test_a_large_model_is_quantized_and_measured_without_llama_cpp_running_it(
 ) -> None:
     """In its run no unquantized file is written: neither imatrix nor measuring needs one."""
     monkeypatch.setattr(planning, "SMALL", 0)
-    made = autoquant.gguf(
-        "demo",
-        types=["Q4_K_M", "IQ3_XXS"],
-        imatrix="builtin",
-        imatrix_chunks=4,
-        eval_chunks=3,
-        out=tmp_path / "out",
-    )
+    values: dict[str, Any] = {"types": ["Q4_K_M", "IQ3_XXS"], "out": tmp_path / "out"}
+    values |= {"imatrix": "builtin", "imatrix_chunks": 4, "eval_chunks": 3}
+    made = autoquant.gguf("demo", **values)
     assert made.reference is not None
     for one in made.artifacts:
         assert one.evaluation is not None
@@ -97,14 +92,7 @@ def test_a_large_model_is_quantized_and_measured_without_llama_cpp_running_it(
     assert [name for name in ran if "F16" in name] == []
     card = " ".join(made.card().split())
     assert "were measured by their weights" in card
-    again = autoquant.gguf(
-        "demo",
-        types=["Q4_K_M", "IQ3_XXS"],
-        imatrix="builtin",
-        imatrix_chunks=4,
-        eval_chunks=3,
-        out=tmp_path / "out",
-    )
+    again = autoquant.gguf("demo", **values)
     assert [a.evaluation for a in again.artifacts] == [a.evaluation for a in made.artifacts]
 
 

@@ -54,6 +54,16 @@ def provenance(
     return said
 
 
+def extras(
+    options: GgufOptions, artifacts: tuple[Artifact, ...], mmproj: str, *, made_here: bool
+) -> tuple[str, ...]:
+    """The files beside the artifacts; ``made_here``: the importance matrix is one of them."""
+    whole = [one for one in artifacts if options.modelfile and len(one.files) == 1]
+    modelfiles = (f"{one.name.removesuffix('.gguf')}.Modelfile" for one in whole)
+    own = [mmproj] if mmproj else []
+    return (*own, *(["imatrix.gguf"] if made_here else []), *modelfiles)
+
+
 def write_modelfile(folder: Path, artifact: Artifact, mmproj: str) -> None:
     """What Ollama makes a model of a file by, beside it."""
     if len(artifact.files) > 1:

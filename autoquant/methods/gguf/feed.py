@@ -12,8 +12,9 @@ from typing import Any
 
 from autoquant.core.files import free_bytes, sha256_of
 from autoquant.core.records import Source
+from autoquant.evaluate.sources import listing_of
 from autoquant.formats.checkpoint import weight_files
-from autoquant.hub import fetch, look
+from autoquant.hub import fetch
 
 GOING = "going"  # what the converter's worker looks for, see backends.llamacpp.arriving
 PATIENCE = 2.0  # seconds for a download to see that it is not wanted any more
@@ -31,7 +32,7 @@ class Feed:
         self, source: Source, folder: Path, spare: Sequence[tuple[str, int, int]] = ()
     ) -> None:
         self.source, self.spare = source, spare
-        self.listing = listing(source)
+        self.listing = listing_of(source)
         self.folder = folder
         self.spared = folder / "spared"
         self.failure: Exception | None = None
@@ -98,13 +99,6 @@ def origin(source: Source) -> Source:
     return source.adapted or source
 
 
-def listing(source: Source) -> look.Look:
-    """What the Hub lists of these."""
-    base = origin(source)
-    assert base.revision is not None
-    return look.known(base.id, base.revision, base.tag)
-
-
 def names(source: Source) -> set[str]:
     """The names of the weight files that come."""
     base = origin(source)
@@ -134,12 +128,12 @@ def outlined(folder: Path, target: Path) -> None:
 def largest(source: Source) -> int:
     """Bytes of the largest weight file."""
     own = names(source)
-    return max(file.bytes for file in listing(source).files if file.name in own)
+    return max(file.bytes for file in listing_of(source).files if file.name in own)
 
 
 def hashes(source: Source) -> dict[str, str]:
     """The sha256 of each file by name, as the Hub lists them; of small ones by their bytes. Of an
     adapter's source they are the base's.
     """
-    known = listing(source)
+    known = listing_of(source)
     return {file.name: file.sha256 or sha256_of(known.folder / file.name) for file in known.files}

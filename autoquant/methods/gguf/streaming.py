@@ -13,6 +13,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.files import key_of
 from autoquant.core.records import Snapshot, Source
 from autoquant.evaluate import planning
+from autoquant.evaluate.sources import listing_of
 from autoquant.hub.fetch import cache_free, same_disk
 from autoquant.methods.gguf import feed, sizes
 from autoquant.methods.gguf.convert import precision
@@ -72,7 +73,7 @@ def why_not(source: Source) -> str:
         return f"{base.id} is not on the Hub"
     if base.gguf or base.pickle:
         return f"{base.id} is no checkpoint of safetensors"
-    if not feed.names(source) <= {file.name for file in feed.listing(source).files}:
+    if not feed.names(source) <= {file.name for file in listing_of(source).files}:
         return f"{base.id} has its weights under other names than usual"
     if base.stored_in is not None and base.stored_as not in TENSORWISE:
         return f"{base.id} is quantized ({base.stored_as}), which is read from all files at once"

@@ -112,7 +112,7 @@ class Work:
             ordered,
             self._unquantized,
             about.provenance(self.source, self.options, self.whole, self.towers, self.imatrix),
-            self._extras(ordered),
+            about.extras(self.options, ordered, self.mmproj, made_here=self._own_imatrix()),
             self._stand_in(),
         )
 
@@ -207,9 +207,8 @@ class Work:
         one = self._pass(kept)
 
         def then(facts: dict[str, Any]) -> None:
-            noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
             if kept is not None and kept.path == self.converted:
-                self.run.record("convert", self.key, [kept.path], noted)
+                self.run.record("convert", self.key, [kept.path], _noted(facts))
             elif kept is not None:
                 self.run.record(TO_RUN, self.key, [kept.path], {})
             if feed is not None:  # what has stayed of its files is all there will be
@@ -220,8 +219,7 @@ class Work:
         for note in filter(None, (facts["tokens"], facts.get("ends"))):
             log.warning("%s: %s", self.source.id, note)
         if kept is None and self.converted.is_file():  # it was asked for
-            noted = {name: facts[name] for name in ("tokens", "ends", "intermediate")}
-            self.run.record("convert", self.key, [self.converted], noted)
+            self.run.record("convert", self.key, [self.converted], _noted(facts))
 
     def _quantize(self, types: list[str]) -> None:
         """One pass over a GGUF file: the source's own, or the converted one."""
@@ -350,12 +348,9 @@ class Work:
         made = next((one for one in (self.run.work, self.run.jobs) if (one / name).is_file()), None)
         return self.run.finish(made / name) if made else self.run.folder / name
 
-    # --- about
+    def _own_imatrix(self) -> bool:
+        return self.imatrix is not None and self.imatrix.path.parent == self.run.folder
 
-    def _extras(self, artifacts: tuple[Artifact, ...]) -> tuple[str, ...]:
-        """The files beside the artifacts."""
-        made_here = self.imatrix is not None and self.imatrix.path.parent == self.run.folder
-        whole = [one for one in artifacts if self.options.modelfile and len(one.files) == 1]
-        modelfiles = (f"{one.name.removesuffix('.gguf')}.Modelfile" for one in whole)
-        own = [self.mmproj] if self.mmproj else []
-        return (*own, *(["imatrix.gguf"] if made_here else []), *modelfiles)
+
+def _noted(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in ("tokens", "ends", "intermediate")}
