@@ -24,6 +24,7 @@ from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.plans import Plan
 from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
+from autoquant.display import gains
 from autoquant.evaluate import artifacts as measuring
 from autoquant.evaluate import conversion, planning
 from autoquant.evaluate.planning import Measuring
@@ -194,6 +195,9 @@ def _make(
     )
     if reference is not None:
         record.provenance["measured on"] = finished.measured_on(options)
+    for gain in gains.of(record):
+        if gain.is_none:
+            log.warning("%s", gain)
     return finished.finish(record, run)
 
 

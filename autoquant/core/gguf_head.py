@@ -232,13 +232,20 @@ class Laid:
 
 
 def quantized(
-    head: Head, types: Mapping[str, str], order: Sequence[str], file_type: int, limit: int = 0
+    head: Head,
+    types: Mapping[str, str],
+    order: Sequence[str],
+    file_type: int,
+    limit: int = 0,
+    more: Mapping[str, str] | None = None,
 ) -> list[Laid]:
     """The file that llama.cpp writes when it quantizes one: the same keys, with two at the end
     (``file_type`` is a number of its enum llama_ftype), and the tensors in its ``order`` and of
-    other ``types``. With a ``limit`` its shards, see :func:`cut`.
+    other ``types``. With a ``limit`` its shards, see :func:`cut`. ``more`` keys have texts.
     """
-    kept = [raw for name, raw in head.raw.items() if name not in (*SPLIT, *WRITTEN)]
+    more = more or {}
+    kept = [raw for name, raw in head.raw.items() if name not in (*SPLIT, *WRITTEN, *more)]
+    kept += [_text(name) + struct.pack("<I", STRING) + _text(text) for name, text in more.items()]
     kept += [_number_key(name, value) for name, value in zip(WRITTEN, (2, file_type), strict=True)]
     entries = {}
     for name in order:

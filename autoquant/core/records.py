@@ -14,6 +14,9 @@ from autoquant.core.names import plain
 
 TOWERS = "what sees or hears"  # in a result's provenance: where these parts are
 EXPERTS = "a mixture of experts"  # begins an artifact's note
+# facts of artifacts: made to be compared with, and not to be given away; the KL divergence that was
+# predicted before it was made
+COMPARED, PREDICTED = "compared", "predicted"
 PLACES = ("given", "stored_in", "adapter")  # folders of a source that it may have
 
 
@@ -301,6 +304,11 @@ class RunRecord:
             folder=folder,
             receipts=receipts,
         )
+
+    @property
+    def offered(self) -> tuple[Artifact, ...]:
+        """The artifacts that were asked for, without those that they are compared with."""
+        return tuple(one for one in self.artifacts if COMPARED not in one.facts)
 
     @property
     def adapter_alone(self) -> bool:

@@ -9,7 +9,7 @@ from html import escape
 
 from autoquant.core.plans import Plan
 from autoquant.core.records import RunRecord
-from autoquant.display import plot, tables
+from autoquant.display import gains, plot, tables
 
 BESIDE = "display:flex;flex-wrap:wrap;gap:1em"  # a table with its plot, below it where narrow
 
@@ -51,11 +51,12 @@ def result(run: RunRecord, title: str) -> str:
         for one in run.receipts
     )
     rows = table(tables.HEAD, tables.rows(run))
+    gained = "".join(f"<p><b>{escape(str(one))}</b></p>" for one in gains.of(run))
     files = f"Files: {escape(str(run.folder))}{uploads}"
     return (
         f"<div><p><b>{escape(run.source.id)}</b>: {title}</p>"
         f"<div style='{BESIDE}'>{rows}{image}</div>"
-        f"<p>{tables.protocol(run)}<br>{files}</p></div>"
+        f"{gained}<p>{tables.protocol(run)}<br>{files}</p></div>"
     )
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoquant.core.records import RunRecord
+from autoquant.core.records import COMPARED, Artifact, RunRecord
 from autoquant.display.tables import reference_name
 from autoquant.runtime import trace
 
 PLOT = "size-against-quality.png"
+STOCK = "llama.cpp's own types"  # what files whose types were chosen are compared with
+GREY = "#6c757d"
 COLORS = (
     "#2a6f97",
     "#e07a1f",
@@ -48,12 +50,13 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     """The plot as matplotlib's Figure: perplexity left, KL divergence right; None if nothing was
     measured.
     """
-    measured = {
-        name: sorted((a for a in one.artifacts if a.evaluation), key=lambda a: a.bytes)
-        for name, one in results.items()
-        if one.reference is not None
-    }
-    measured = {name: artifacts for name, artifacts in measured.items() if artifacts}
+    measured: dict[str, list[Artifact]] = {}
+    for name, one in results.items():
+        for own in (True, False) if one.reference is not None else ():
+            found = [a for a in one.artifacts if a.evaluation and own == (COMPARED not in a.facts)]
+            if found:
+                key = name if own else f"{STOCK}{f' ({name})' * (len(results) > 1)}"
+                measured[key] = sorted(found, key=lambda a: a.bytes)
     if not measured:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,6 +67,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     left, right = drawn.subplots(1, 2)
     largest = max(artifacts[-1].bytes for artifacts in measured.values())
     unit, scale = ("GB", 1e9) if largest >= 1e9 else ("MB", 1e6)
+    sizes = [a.bytes / scale for artifacts in measured.values() for a in artifacts]
     every = [
         a.evaluation.kl_mean for artifacts in measured.values() for a in artifacts if a.evaluation
     ]
@@ -76,24 +80,27 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         axis.grid(alpha=0.25)
         axis.margins(x=0.16, y=0.16)
     for i, (name, artifacts) in enumerate(measured.items()):
-        color = COLORS[i % len(COLORS)]
+        stock = all(COMPARED in a.facts for a in artifacts)
+        color = GREY if stock else COLORS[i % len(COLORS)]
         x = [a.bytes / scale for a in artifacts]
         evaluations = [a.evaluation for a in artifacts if a.evaluation]
         for axis, values in (
             (left, [e.perplexity for e in evaluations]),
             (right, [e.kl_mean for e in evaluations]),
         ):
-            axis.plot(x, values, "-", color=color, alpha=0.3, linewidth=1, zorder=1)
+            if not stock:
+                axis.plot(x, values, "-", color=color, alpha=0.3, linewidth=1, zorder=1)
             axis.scatter(x, values, color=color, zorder=2, label=name)
             for artifact, at, value in zip(artifacts, x, values, strict=True):
+                right_half = at > (min(sizes) + max(sizes)) / 2
                 axis.annotate(
                     artifact.type,
                     (at, value),
-                    xytext=(5, 5),
+                    xytext=(-5 if right_half else 5, 5),
                     textcoords="offset points",
+                    ha="right" if right_half else "left",
                     fontsize=8,
                 )
-    sizes = [a.bytes / scale for artifacts in measured.values() for a in artifacts]
     # nearly the same: some bytes more are not to look like a difference
     if max(sizes) < 1.1 * min(sizes):
         for axis in (left, right):

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from autoquant.core.plans import Plan
-from autoquant.core.records import Evaluation, RunRecord, Source
+from autoquant.core.records import COMPARED, Evaluation, RunRecord, Source
+from autoquant.display import gains
 
 WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
 
@@ -68,7 +69,7 @@ def rows(result: RunRecord) -> list[tuple[str, ...]]:
     for artifact in sorted(result.artifacts, key=lambda a: -a.bytes):
         out.append(
             (
-                artifact.type,
+                f"{artifact.type} (stock)" if COMPARED in artifact.facts else artifact.type,
                 f"{artifact.bits_per_weight:.2f}",
                 size(artifact.bytes),
                 *quality(artifact.evaluation),
@@ -134,6 +135,7 @@ def result(run: RunRecord, title: str) -> str:
         table(HEAD, rows(run)),
         "",
         protocol(run),
+        *map(str, gains.of(run)),
         *(
             f"note: {artifact.type}: {note}"
             for artifact in run.artifacts

@@ -115,11 +115,26 @@ def _noted(part: Any) -> None:
         log.warning("%s", part["note"])
 
 
-def in_worker(snapshot: Snapshot, run: RunFolder, function: str, /, **arguments: Any) -> Any:
-    """Call a function in a worker that reads a snapshot's model."""
+def in_worker(
+    snapshot: Snapshot,
+    run: RunFolder,
+    function: str,
+    /,
+    told: Callable[[Any], None] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Call a function in a worker that reads a snapshot's model; ``told`` gets what it emits."""
     python = python_for(snapshot, run.logs)
     with serving(snapshot) as prepare:
-        return process.call(function, python=python, **prepare(arguments))
+        prepared = prepare(arguments)
+        serves = prepared.pop("on_part")
+
+        def on_part(part: Any) -> None:
+            serves(part)
+            if told is not None:
+                told(part)
+
+        return process.call(function, python=python, on_part=on_part, **prepared)
 
 
 def evaluator_of(

@@ -79,18 +79,26 @@ class Joined:
         halves = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
         return [one for half in halves for one in self._groups[base][half].values()]
 
-    def value(self, name: str, experts: Sequence[int] | None = None) -> Any:
-        """One tensor; of experts that are joined here all, or some. None of another tensor's."""
+    def value(
+        self,
+        name: str,
+        experts: Sequence[int] | None = None,
+        read: Callable[[str], Any] | None = None,
+    ) -> Any:
+        """One tensor; of experts that are joined here all, or some. None of another tensor's.
+        ``read`` gives other values in the place of the files'.
+        """
         import torch
 
+        read = read or self._value
         base, _, last = name.rpartition(".")
         if base not in self._groups or last not in ("gate_up_proj", "down_proj"):
-            return self._value(name)
+            return read(name)
         halves = self._groups[base]
 
         def stacked(half: str) -> Any:
             which = sorted(halves[half]) if experts is None else experts
-            return torch.stack([self._value(halves[half][i]) for i in which])
+            return torch.stack([read(halves[half][i]) for i in which])
 
         if last == "down_proj":
             whole = stacked(last)

@@ -36,7 +36,8 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 class Cost:
     """Of a model: the weights of its largest ``block``, and of that with one ``expert`` only; of
     what lies ``outside`` and stays; ``multiplied`` by each token in the blocks, and at the
-    ``head``. ``width`` of hidden states, the widest ``inner`` one, and the ``vocabulary``.
+    ``head``. ``width`` of hidden states, the widest ``inner`` one, the ``vocabulary``, and how many
+    ``blocks`` there are.
     """
 
     weights: int
@@ -48,6 +49,17 @@ class Cost:
     width: int
     inner: int
     vocabulary: int
+    blocks: int
+
+    def gradients(self, chunks: int, length: int) -> int:
+        """Bytes that a run forward and backward takes: what enters each block, of a block its
+        weights, a sample's gradients, their squares, and both as the checkpoint has them, and the
+        logits of a chunk with what they are differentiated by.
+        """
+        states = 4 * chunks * length * self.width * (self.blocks + 4)
+        inside = 5 * 4 * self.block + 4 * length * (8 * self.inner + 12 * self.width)
+        ends = 4 * length * self.vocabulary * 6 + min(8 * self.head, KEPT)
+        return LIBRARIES + 4 * self.outside + states + max(inside, ends)
 
     def memory(self, chunks: int, length: int, *, ahead: bool, single: bool, part: int) -> int:
         """Bytes that a run over ``chunks`` of ``length`` tokens takes."""
@@ -140,6 +152,7 @@ def of(source: Source) -> Cost:
         width=width,
         inner=max(max(shape) for shape in shapes),
         vocabulary=found.rows,
+        blocks=len(sizes),
     )
 
 

@@ -7,7 +7,9 @@ is one block with its gradients, and every block's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from autoquant.core.errors import InputError
@@ -22,9 +24,21 @@ Loss = Callable[[Any, int], Any]
 """The loss of a sample's logits [1, tokens, vocabulary], and its number."""
 
 
-def backward(model: Blockwise, ids: Any, loss: Loss, sink: Sink) -> list[float]:
+@dataclass(frozen=True)
+class Ends:
+    """What the gradients of a model's two ends are made of: what enters its output head
+    (``final``), and the gradient of the ``embedded`` tokens, by the rows of the embeddings; both
+    [samples, tokens, width]. ``losses`` are the samples'.
+    """
+
+    losses: list[float]
+    final: Any
+    embedded: Any
+
+
+def backward(model: Blockwise, ids: Any, loss: Loss, sink: Sink) -> Ends:
     """Run token ids [samples, tokens] forward and backward: the gradients of each sample's own loss
-    go to ``sink``, block by block, the last first. Returns the losses.
+    go to ``sink``, block by block, the last first. Returns those of the ends.
 
     Raises InputError for a model whose blocks hand tensors to others beside the hidden states
     (shared keys and values): gradients would be lost there.
@@ -40,7 +54,8 @@ def backward(model: Blockwise, ids: Any, loss: Loss, sink: Sink) -> list[float]:
     for name, block in model.units.items():
         block.forward = _wrapped(model, name, sink)
     try:
-        final = reached(model, ids, gradients=True)
+        with _embedding(model) as rows:
+            final = reached(model, ids, gradients=True)
         head, losses, gradients = Head(model), [], []
         for i in range(len(ids)):
             hidden = final[i : i + 1].detach().requires_grad_()
@@ -52,7 +67,32 @@ def backward(model: Blockwise, ids: Any, loss: Loss, sink: Sink) -> list[float]:
     finally:
         for name in model.units:
             model.wrap(name)
-    return losses
+    (embedded, scale) = rows[0]
+    return Ends(losses, final.detach(), embedded.grad * scale)
+
+
+@contextmanager
+def _embedding(model: Blockwise) -> Iterator[list[tuple[Any, float]]]:
+    """Have what the tokens' embeddings give as a leaf of the graph, with what each row of their
+    matrix is multiplied by to give it (Gemma's square root of the width).
+    """
+    found: list[tuple[Any, float]] = []
+    module = model.model.get_input_embeddings()
+    name = f"{model.name_of(module)}.weight"
+
+    def keep(_: Any, arguments: tuple[Any, ...], out: Any) -> Any:
+        leaf = out.detach().requires_grad_()
+        first = int(arguments[0].flatten()[0])
+        row = model.parameters.rows(name, first, first + 1)[0].to(out.device).float()
+        scale = float(out.flatten(0, -2)[0].detach() @ row / (row @ row))
+        found.append((leaf, scale))
+        return leaf
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def _wrapped(model: Blockwise, name: str, sink: Sink) -> Callable[..., Any]:

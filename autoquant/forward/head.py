@@ -9,6 +9,7 @@ after the head (scales, soft caps) is done.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from autoquant.core.errors import CheckFailed
@@ -78,14 +79,25 @@ class Head:
         """The logits [rows, tokens, vocabulary] of final hidden states, on the model's device; with
         ``gradients`` they can be differentiated.
         """
+        hidden = hidden.to(self._model.device)
+        return self._after(hidden, lambda: self.product(hidden), gradients=gradients)
+
+    def after(self, product: Any) -> Any:
+        """The logits that the model makes of the head's own product [rows, tokens, any part of the
+        vocabulary]; they can be differentiated.
+        """
+        hidden = product.new_zeros((*product.shape[:2], self._width))
+        return self._after(hidden, lambda: product, gradients=True)
+
+    def _after(self, hidden: Any, product: Callable[[], Any], *, gradients: bool) -> Any:
         import torch
 
         model = self._model.model
         body = _body(model, self._model.head, next(iter(self._model.units)))
-        head, hidden = self._model.head, hidden.to(self._model.device)
+        head = self._model.head
         plain, ends = body.forward, head.forward
         body.forward = lambda *_, **__: _output(hidden)
-        head.forward = lambda _: self._product(hidden)
+        head.forward = lambda _: product()
         try:
             with torch.set_grad_enabled(gradients):
                 ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
@@ -93,17 +105,19 @@ class Head:
         finally:
             body.forward, head.forward = plain, ends
 
-    def _product(self, hidden: Any) -> Any:
+    def product(self, hidden: Any, first: int = 0, last: int | None = None) -> Any:
+        """The head's own product with final hidden states [rows, tokens, width], of its rows from
+        ``first`` to ``last``.
+        """
         import torch
 
-        if self._kept is not None:
-            return torch.nn.functional.linear(hidden, self._kept, self._bias)
-        step = max(1, PIECE // (4 * self._width))
+        last = self._rows if last is None else last
+        step = max(1, PIECE // (4 * self._width)) if self._kept is None else self._rows
         pieces = []
-        for first in range(0, self._rows, step):
-            last = min(first + step, self._rows)
-            bias = self._bias[first:last] if self._bias is not None else None
-            piece = self._read(first, last)
+        for at in range(first, last, step):
+            end = min(at + step, last)
+            bias = self._bias[at:end] if self._bias is not None else None
+            piece = self._read(at, end) if self._kept is None else self._kept[at:end]
             pieces.append(torch.nn.functional.linear(hidden, piece, bias))
         return torch.cat(pieces, dim=-1)
 

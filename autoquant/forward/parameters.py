@@ -5,7 +5,8 @@ transformers' own transforms. Runs in workers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autoquant.core.errors import CheckFailed
@@ -101,6 +102,41 @@ class Parameters:
                     found[stored] = (name, at)
             if max(counts.values(), default=0) == 0:
                 found |= {one: (name, None) for one, (owner, _) in found.items() if owner == name}
+        return found
+
+    def given_back(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of parameters (by name, in their shapes), as the checkpoint's tensors that these
+        are made of have them: what is done to a tensor is done to the places in it. Places of
+        parameters without values have zeros.
+        """
+        import torch
+
+        found: dict[str, Any] = {}
+        of: dict[str, list[str]] = {}
+        for name in values:
+            of.setdefault(self._by[self.origin(name)][0], []).append(name)
+        for target, names in of.items():
+            maker = self._by[self.origin(names[0])][1]
+            tensors = [one for tensor, _ in maker.tensors for one in self._joined.parts(tensor)]
+            if len(tensors) == 1 and self._plain(maker):
+                found[tensors[0]] = values[names[0]]
+                continue
+            places, at = {}, 0
+            for one in tensors:
+                shape = tuple(self.weights.shapes[one])
+                end = at + math.prod(shape)
+                places[one] = torch.arange(at, end, dtype=torch.int32).reshape(shape)
+                at = end
+            made = self._convert(
+                target, maker, lambda one, p=places: self._joined.value(one, read=p.__getitem__)
+            )
+            flat = torch.zeros(at, device=values[names[0]].device)
+            for name in names:
+                place = made[self.origin(name)].flatten().long().to(flat.device)
+                flat[place] = values[name].flatten().float()
+            sizes = [one.numel() for one in places.values()]
+            for one, part in zip(tensors, flat.split(sizes), strict=True):
+                found[one] = part.reshape(places[one].shape)
         return found
 
     def expect(self, names: Iterable[str]) -> None:

@@ -56,7 +56,7 @@ def _calibrating(
 ) -> list[tuple[str, Sequence[Document], int, str]]:
     """The text that a run calibrates on, or computes an importance matrix on, if it is a file."""
     values = {name: getattr(options, name) for name in type(options).model_fields}
-    kinds = ("none", "builtin", "calibration")
+    kinds = ("none", "builtin", "fisher", "calibration")
     given = values.get("imatrix", "none")
     if given not in kinds and getattr(options, "given_imatrix", None) is None:
         text = read_text(given, "imatrix", bundled.CALIBRATION_TEXT)

@@ -15,13 +15,18 @@ from autoquant.core import licenses
 from autoquant.core.bundled import MODELS
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of, write_atomically
-from autoquant.core.records import WEIGHTS, Artifact, RunRecord
+from autoquant.core.records import COMPARED, WEIGHTS, Artifact, RunRecord
 from autoquant.core.version import __version__
-from autoquant.display import plot, tables
+from autoquant.display import gains, plot, tables
 from autoquant.methods import METHODS
 
 PROJECT = "AutoQuant"
 RUNNING = "\n## How to run\n"
+CHOSEN = (
+    "**AQ** files: each tensor has the type that loses the least within the file's size, as the"
+    " Fisher information of its weights predicts (sensitivity.json has the predictions, the file's"
+    " header the whole recipe)."
+)
 
 
 def base_model(result: RunRecord) -> str | None:
@@ -141,6 +146,8 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         more = len(artifact.files) - 1
         shards = f" (+ {more} more {'files' if artifact.is_folder else 'shards'})" if more else ""
         link = f"[{artifact.name}]({(links or {}).get(artifact.type, './')}{artifact.name})"
+        if COMPARED in artifact.facts:
+            link = "(not here: made to compare with)"
         body.append(
             (
                 f"{link}{shards}",
@@ -188,9 +195,14 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
             f"![Size against quality](./{plot.PLOT})",
             "",
         ]
+    if gained := gains.of(result):
+        parts += [*(f"**{one}.**\n" for one in gained)]
     notes = [f"- {artifact.type}: {note}." for artifact in ordered for note in artifact.notes]
     if notes:
         parts += ["Worth knowing:", "", *notes, ""]
+    recipe_head, recipes = gains.recipes(result)
+    if recipes:
+        parts += [CHOSEN, "", tables.markdown(recipe_head, recipes, left=len(recipe_head)), ""]
     parts += [
         RUNNING.strip(),
         "",
@@ -217,7 +229,12 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         "sha256 of the files:",
         "",
         "```",
-        *(f"{stored.sha256}  {stored.name}" for artifact in ordered for stored in artifact.files),
+        *(
+            f"{stored.sha256}  {stored.name}"
+            for artifact in ordered
+            if COMPARED not in artifact.facts
+            for stored in artifact.files
+        ),
         *(f"{sha256_of(path)}  {path.name}" for path in _towers(result)),
         "```",
         "",

@@ -112,7 +112,7 @@ def upload_folder(folder: str | Path, values: Mapping[str, Any], *, dry_run: boo
     client = allowed.check(
         options,
         result.source,
-        [artifact.type for artifact in result.artifacts],
+        [artifact.type for artifact in result.offered],
         list(steps),
         base_model=result.base_model,
         quiet=dry_run,

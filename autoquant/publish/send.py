@@ -275,7 +275,7 @@ def commit_files(sender: Sender, target: Target, result: RunRecord, run: RunFold
     types = (
         ", ".join(
             a.type
-            for a in result.artifacts
+            for a in result.offered
             if any(item.content == run.folder / s.name for item in target.due for s in a.files)
         )
         or "card"

@@ -205,9 +205,10 @@ def _wanted(
     on_disk = (
         card_text if card_text is not None else (result.folder / CARD).read_text(encoding="utf-8")
     )
-    where = {artifact.type: place(options, artifact.type) for artifact in result.artifacts}
+    compared = [one for one in result.artifacts if one not in result.offered]
+    where = {artifact.type: place(options, artifact.type) for artifact in result.offered}
     wanted: dict[tuple[str, str], list[Item]] = {}
-    for artifact in result.artifacts:
+    for artifact in result.offered:
         wanted.setdefault(where[artifact.type], []).extend(
             Item(remote_name(options, artifact, s.name), result.folder / s.name, s.bytes, s.sha256)
             for s in artifact.files
@@ -222,17 +223,16 @@ def _wanted(
                     dataclasses.replace(s, name=remote_name(options, a, s.name)) for s in a.files
                 ),
             )
-            for a in result.artifacts
+            for a in result.offered
         ]
         cards = {
-            where[a.type]: card.text(dataclasses.replace(result, artifacts=(a,))) for a in placed
+            where[a.type]: card.text(dataclasses.replace(result, artifacts=(a, *compared)))
+            for a in placed
         }
         if options.layout == "branch-per-type":
-            links = {
-                a.type: f"{endpoint}/{options.upload}/blob/{a.type}/" for a in result.artifacts
-            }
+            links = {a.type: f"{endpoint}/{options.upload}/blob/{a.type}/" for a in result.offered}
             cards[options.upload, "main"] = card.text(
-                dataclasses.replace(result, artifacts=tuple(placed)), links=links
+                dataclasses.replace(result, artifacts=(*placed, *compared)), links=links
             )
             wanted.setdefault((options.upload, "main"), [])
     for key, said in cards.items():

@@ -233,7 +233,7 @@ def _types(
     planned = {plan["type"]: plan for plan in found["plans"]}
     jobs = []
     for job in asked.pop("jobs"):
-        plan = planned.get(job["type"], {})
+        plan = job.get("plan") or planned.get(job["type"], {})
         if job["ready"] and plan:
             plan = {**plan, "bytes": plan["converted_bytes"]}
         jobs.append({**job, "plan": plan})

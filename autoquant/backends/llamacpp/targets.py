@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp.ggml import Bytes, Floats
-from autoquant.backends.llamacpp.types import TYPES
+from autoquant.backends.llamacpp.types import file_type
 from autoquant.core import gguf_head
 
 
@@ -120,8 +120,10 @@ class Target:
             laid, imatrix = gguf_head.unchanged(head, split), {}
         else:
             types = planned["tensors"]
-            number = TYPES[job["type"]].number
-            laid = gguf_head.quantized(head, types, planned["order"], number, split)
+            number = file_type(job["type"]).number
+            laid = gguf_head.quantized(
+                head, types, planned["order"], number, split, planned.get("keys")
+            )
         names = [gguf_head.shard_name(path.name, i, len(laid)) for i in range(len(laid))]
         files = tuple(
             File(path.with_name(name), one, gone=name in gone)

@@ -9,6 +9,7 @@ nominal width is that of their blocks.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,6 +125,35 @@ TENSOR_TYPES = (
     "TQ1_0",
     "TQ2_0",
 )
+
+
+# Files in which each tensor has a type of its own are named by the type that most weights have, as
+# the Hub, llama.cpp's -hf and Ollama know it, and by their bits per weight: Q4_K_AQ-4.53bpw. The
+# Hub and runtimes look for the last name of a type in a file's name, with letters after an
+# underscore; llama.cpp's -hf for a tag that a dot or a dash follows (docs/sizes.md).
+_CHOSEN = re.compile(r"(\w+)_AQ-(\d+\.\d\d)bpw")
+
+
+def chosen_name(kind: str, bits_per_weight: float) -> str:
+    """The name of a file most of whose weights are of the tensor type ``kind``."""
+    return f"{kind}_AQ-{bits_per_weight:.2f}bpw"
+
+
+def is_chosen(name: str) -> bool:
+    """Whether a type is one of a file in which each tensor has its own."""
+    return _CHOSEN.fullmatch(name) is not None
+
+
+def file_type(name: str) -> FileType:
+    """The row of a type; of a file in which each tensor has its own type, one with the number of
+    the type that most weights have.
+    """
+    match = _CHOSEN.fullmatch(name)
+    if match is None:
+        return TYPES[name]
+    usual = TYPES.get(match[1]) or TYPES[f"{match[1]}_M"]
+    when = "each tensor in the type that loses the least at this size"
+    return FileType(name, usual.number, float(match[2]), "better", when)
 
 
 def parse(name: str) -> str:

@@ -117,7 +117,7 @@ class GgufWeights:
         """Whether a tensor of the file is one of the checkpoint as it is, or experts stacked."""
         graph = self._made[output]
         if output not in self._moves:
-            self._moves[output] = _straight(graph)
+            self._moves[output] = straight(graph)
         return self._moves[output]
 
     def _straight(self, name: str, output: str) -> Any:
@@ -184,7 +184,7 @@ def _refuse_other(file: File, name: str, graph: graphs.Graph) -> None:
         )
 
 
-def _straight(graph: graphs.Graph) -> bool:
+def straight(graph: graphs.Graph) -> bool:
     """Whether a graph takes its sources as they are, stacked if there are several."""
     import torch
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from autoquant import calibration
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, parse
+from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, file_type, parse
 from autoquant.core.bundled import CALIBRATION_TEXT, MODELS
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
@@ -17,8 +17,15 @@ from autoquant.core.plans import Plan
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.core.texts import read_text
 from autoquant.methods.base import ComparisonVariants, Method, Output
-from autoquant.methods.gguf import about, adapter_only, planning, requantize, streaming
-from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf import (
+    about,
+    adapter_only,
+    planning,
+    requantize,
+    sensitivity,
+    streaming,
+)
+from autoquant.methods.gguf.options import FISHER, GgufOptions
 from autoquant.methods.gguf.work import Work
 from autoquant.source import fetch, fetch_adapter, structure
 
@@ -56,7 +63,7 @@ class Gguf(Method[GgufOptions]):
 
     def variants(self, options: GgufOptions) -> tuple[str, ...]:
         """The types."""
-        return (adapter_only.TYPE,) if options.adapter_only else options.types
+        return (adapter_only.TYPE,) if options.adapter_only else options.files
 
     def folder_suffix(self, options: GgufOptions) -> str:
         """One folder for all types."""
@@ -72,6 +79,8 @@ class Gguf(Method[GgufOptions]):
         if source.stored_as == "mxfp4" and options.types == default:
             # its experts stay what they are: MXFP4 of MXFP4 loses nothing
             options = options.model_copy(update={"types": ("MXFP4_MOE",)})
+        if options.size and options.imatrix == "none":
+            options = options.model_copy(update={"imatrix": FISHER})
         if source.folder in MODELS.values() and not options.pre_tokenizer:
             return options.model_copy(update={"pre_tokenizer": "gpt-2"})
         return options
@@ -89,6 +98,8 @@ class Gguf(Method[GgufOptions]):
         llama.installed_version()
         requantize.check(source, options)
         streaming.check(source, options)
+        self._check_size(options)
+        sensitivity.check(source, options)
         if options.adapter_only:
             adapter_only.check(source, options)
             structure.refuse(source)
@@ -118,11 +129,26 @@ class Gguf(Method[GgufOptions]):
             structure.refuse(source)
             structure.refuse_tokenizer(source, rows=True)
 
+    def _check_size(self, options: GgufOptions) -> None:
+        """Refuse what does not go with sizes."""
+        if not options.size:
+            return
+        if options.types != GgufOptions.model_fields["types"].default:
+            raise InputError(
+                "types: with size the types are chosen; leave types out, or name what to compare"
+                " with in against (--against)"
+            )
+        if options.mixed:
+            raise InputError(
+                "size: the types of all tensors are chosen, so output_type, embedding_type,"
+                " tensor_types and pure cannot apply; leave them out"
+            )
+
     def _check_imatrix(self, options: GgufOptions) -> None:
         """Refuse an importance matrix, or a text for one, that is not there."""
         if options.imatrix == "calibration":
             calibration.check(options)
-        elif options.given_imatrix is None:
+        elif options.imatrix != FISHER and options.given_imatrix is None:
             read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
         elif options.imatrix_chunks != GgufOptions.model_fields["imatrix_chunks"].default:
             raise InputError(
@@ -197,7 +223,7 @@ class Gguf(Method[GgufOptions]):
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""
         alone = artifact.type == adapter_only.TYPE
-        return adapter_only.WHEN if alone else TYPES[artifact.type].when
+        return adapter_only.WHEN if alone else file_type(artifact.type).when
 
     def how_to_run(self, record: RunRecord) -> str:
         """The card's section on running the files."""

@@ -18,7 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def provenance(
-    source: Source, options: GgufOptions, whole: str, towers: str, imatrix: Imatrix | None
+    source: Source,
+    options: GgufOptions,
+    whole: str,
+    towers: str,
+    imatrix: Imatrix | None,
+    sensitivities: str,
 ) -> dict[str, Any]:
     """What the card says of how the files were made; ``whole`` is the type that the converter makes
     or the source has.
@@ -39,6 +44,8 @@ def provenance(
             f"{options.pre_tokenizer} (assumed; token ids equal to the source tokenizer's"
             " on a sample)"
         )
+    if sensitivities:
+        said["sensitivities"] = sensitivities
     if imatrix is not None:
         facts = imatrix.facts or {}
         length = facts.get("length", min(CONTEXT, source.context))
@@ -55,13 +62,13 @@ def provenance(
 
 
 def extras(
-    options: GgufOptions, artifacts: tuple[Artifact, ...], mmproj: str, *, made_here: bool
+    options: GgufOptions, artifacts: tuple[Artifact, ...], mmproj: str, made_here: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The files beside the artifacts; ``made_here``: the importance matrix is one of them."""
+    """The files beside the artifacts; ``made_here``: of those that types are made by."""
     whole = [one for one in artifacts if options.modelfile and len(one.files) == 1]
     modelfiles = (f"{one.name.removesuffix('.gguf')}.Modelfile" for one in whole)
     own = [mmproj] if mmproj else []
-    return (*own, *(["imatrix.gguf"] if made_here else []), *modelfiles)
+    return (*own, *made_here, *modelfiles)
 
 
 def write_modelfile(folder: Path, artifact: Artifact, mmproj: str) -> None:
@@ -80,7 +87,8 @@ def write_modelfile(folder: Path, artifact: Artifact, mmproj: str) -> None:
 
 def how_to_run(record: RunRecord) -> str:
     """The card's section on running the files."""
-    pick = next((a for a in record.artifacts if a.type == "Q4_K_M"), record.artifacts[0])
+    offered = record.offered
+    pick = next((a for a in offered if a.type == "Q4_K_M"), offered[0])
     name = record.source.name.lower()
     beside = next((name for name in record.extras if name.startswith("mmproj-")), "")
     tower = f"FROM ./{beside}\\n" if beside else ""

@@ -16,7 +16,8 @@ from autoquant.core.records import Snapshot
 from autoquant.core.texts import read_text
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.scoring import CONTEXT
-from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf import sensitivity
+from autoquant.methods.gguf.options import FISHER, GgufOptions
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
@@ -36,6 +37,8 @@ def find(
     if (path := options.given_imatrix) is not None:
         facts = {"text": f"given file {path.name}", "chunks": "given"}
         return Imatrix(path, sha256_of(path), facts)
+    if options.imatrix == FISHER:
+        return _of_gradients(options, run, converted)
     if options.imatrix == "calibration":
         key = key_of(
             converted,
@@ -55,6 +58,26 @@ def find(
     key = next(done, by_way[0])
     known = run.done("imatrix", key)
     return Imatrix(run.folder / "imatrix.gguf", key, known, in_blocks and not way.twice)
+
+
+def _of_gradients(options: GgufOptions, run: RunFolder, converted: str) -> Imatrix:
+    """The one that comes with the sensitivities: measured, or beside a table that is given."""
+    if options.size and options.sensitivity != sensitivity.MEASURE:
+        path = sensitivity.given_imatrix(options)
+        facts = {"text": f"of gradients, given with {path.parent.name}", "chunks": "given"}
+        return Imatrix(path, sha256_of(path), facts)
+    key = sensitivity.key(options, converted, "")
+    known = run.done(sensitivity.STEP, key)
+    return Imatrix(run.folder / sensitivity.IMATRIX, key, known and of_gradients(known))
+
+
+def of_gradients(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of an importance matrix, of those of the sensitivities that it came with."""
+    return {
+        "text": f"of gradients (Fisher information) on {facts['text']}",
+        "chunks": facts["chunks"],
+        "length": facts["length"],
+    }
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoquant.backends.llamacpp.types import TYPES
+from autoquant.backends.llamacpp.types import file_type
 from autoquant.core.errors import AutoQuantError, HubFailed, ProcessFailed
 from autoquant.core.files import bytes_in, free_bytes
 from autoquant.core.journal import RunFolder
@@ -41,8 +41,9 @@ class Kept:
 @dataclass(frozen=True)
 class OnePass:
     """What is made of: ``whole`` is the type that the converter writes or the source has,
-    ``imatrix`` an importance matrix's file, ``key`` what all of it depends on, and ``made`` how a
-    source that is not made is read (see convert.made_of).
+    ``imatrix`` an importance matrix's file, ``key`` what all of it depends on, ``made`` how a
+    source that is not made is read (see convert.made_of), and ``chosen`` the plans of files whose
+    types were chosen.
     """
 
     source: Source
@@ -56,6 +57,7 @@ class OnePass:
     imatrix: Path | None
     sending: Sending
     made: dict[str, Any] | None
+    chosen: Mapping[str, dict[str, Any]]
 
     def convert(
         self,
@@ -77,7 +79,7 @@ class OnePass:
         options, run = self.options, self.run
         folder = run.jobs if types else run.jobs / KEPT
         jobs = [self._job(name) for name in types]
-        planned = list(types)
+        planned = [name for name in types if name not in self.chosen]
         part = folder / f"{self.stem}.kept.gguf"
         if kept is not None:
             kept.path.parent.mkdir(exist_ok=True)
@@ -117,7 +119,8 @@ class OnePass:
                     outtype=self.whole.lower(),
                     room=NO_LIMIT if deleted else free_bytes(run.folder) + bytes_in(folder),
                     need={
-                        "other": largest(self.source) if feed else 0,
+                        "other": (largest(self.source) if feed else 0)
+                        + sum(one["bytes"] for name, one in self.chosen.items() if name in types),
                         "intermediate": int(kept is not None and kept.type == self.whole),
                     },
                     progress=progress,
@@ -236,9 +239,10 @@ class OnePass:
             "type": name,
             "target": str(self.run.jobs / f"{self.stem}-{name}.gguf"),
             "ready": name == self.whole,
-            "imatrix": TYPES[name].imatrix != "no",
+            "imatrix": file_type(name).imatrix != "no",
             "kept": False,
             "there": False,
+            **({"plan": self.chosen[name]} if name in self.chosen else {}),
         }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from autoquant.backends.llamacpp.types import TENSOR_TYPES, nearest, parse
 from autoquant.calibration import CalibrationOptions
@@ -15,8 +15,11 @@ from autoquant.core.machine import cores
 from autoquant.core.options import option
 from autoquant.core.texts import expanded
 from autoquant.formats.imatrix import is_imatrix
+from autoquant.methods.gguf.size import BPW, Size
 
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
+AUTO, NONE, FISHER = "auto", "none", "fisher"
+NEXT_TO = "next to "  # how what is compared with a size is called until it is known
 
 
 class GgufOptions(CalibrationOptions):
@@ -30,11 +33,13 @@ class GgufOptions(CalibrationOptions):
             if name.startswith("calibration")
         },
         **CalibrationOptions.applies,
-        "imatrix_chunks": "imatrix!=none|calibration",
+        "imatrix_chunks": "imatrix!=none|calibration|fisher",
+        "against": "size",
+        "candidates": "size",
         "mmproj_type": "mmproj",
         "delete_uploaded": "split_size",
     }
-    main: ClassVar[tuple[str, ...]] = ("types", "imatrix", "evaluate", "upload")
+    main: ClassVar[tuple[str, ...]] = ("types", "size", "imatrix", "evaluate", "upload")
 
     types: tuple[str, ...] = option(
         ("Q4_K_M",),
@@ -42,13 +47,56 @@ class GgufOptions(CalibrationOptions):
         metavar="TYPE,…",
         min_length=1,
     )
+    size: tuple[str, ...] = option(
+        (),
+        "in the place of types: sizes of files in which each tensor gets the type that loses the"
+        " least, as the Fisher information predicts. A number with GB, GiB, MB or MiB (5.5GB is"
+        " 5,500,000,000 bytes); with bpw, bits per weight (4.5bpw); or a type, for its size"
+        " (Q4_K_M). A file is never larger",
+        metavar="SIZE,…",
+    )
+    bpw: tuple[str, ...] = option(
+        (),
+        "the same, in bits per weight of the file's tensors: 4.5 is short for size 4.5bpw",
+        metavar="BITS,…",
+    )
+    against: tuple[str, ...] = option(
+        ("auto",),
+        "types to make and measure beside the files of a size: auto takes the one nearest to each"
+        " in size, none takes none. They stay here: nothing but the files of a size is uploaded",
+        metavar="auto|none|TYPE,…",
+        min_length=1,
+    )
+    candidates: tuple[str, ...] = option(
+        ("auto",),
+        "tensor types to choose from; auto: k-quants and IQ4, which all runtimes are fast with, and"
+        " below the size of Q3_K_S all other IQ types too",
+        metavar="auto|TENSOR-TYPE,…",
+        min_length=1,
+    )
+    sensitivity: str = option(
+        "measure",
+        "how sensitive each tensor is: measure it (forward and backward through the model, block"
+        " by block), or take it from a sensitivity.json of the same model: a file, or of a"
+        " repository on the Hub",
+        metavar="measure|FILE|OWNER/NAME",
+    )
+    sensitivity_samples: int = option(
+        32,
+        "chunks of 512 tokens (or the model's context) to measure sensitivities on; more change"
+        " little",
+        unit="chunks",
+        ge=2,
+        le=10_000,
+    )
     imatrix: str = option(
         "none",
         "importance matrix, which improves all types below Q8_0: none, builtin (computed on English"
         " novels), a UTF-8 text file to compute it on, calibration (the samples that the"
-        " calibration options give, the same as for GPTQ and AWQ), or an existing importance matrix"
-        " (llama.cpp's GGUF or older .dat format)",
-        metavar="none|builtin|FILE|calibration",
+        " calibration options give, the same as for GPTQ and AWQ), fisher (from the gradients that"
+        " sensitivities are made of; what size takes where there is none), or an existing"
+        " importance matrix (llama.cpp's GGUF or older .dat format)",
+        metavar="none|builtin|fisher|FILE|calibration",
     )
     imatrix_chunks: int = option(
         64,
@@ -139,6 +187,32 @@ class GgufOptions(CalibrationOptions):
         metavar="PATH",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bits_are_a_size(cls, values: dict[str, Any]) -> dict[str, Any]:
+        bits = (str(one) for one in values.get("bpw") or ())
+        sizes = (*(values.get("size") or ()), *(f"{one.removesuffix(BPW)}{BPW}" for one in bits))
+        return {**values, "size": sizes} if sizes else values
+
+    @field_validator("size")
+    @classmethod
+    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(Size.parse(one)) for one in value))
+
+    @field_validator("against")
+    @classmethod
+    def _against(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value in ((AUTO,), (NONE,)):
+            return value
+        return tuple(dict.fromkeys(parse(name) for name in value))
+
+    @field_validator("candidates")
+    @classmethod
+    def _candidates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == (AUTO,):
+            return value
+        return tuple(dict.fromkeys(_tensor_type_name(name) for name in value))
+
     @field_validator("types")
     @classmethod
     def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -187,6 +261,22 @@ class GgufOptions(CalibrationOptions):
         """Threads to use in all."""
         return self.threads or cores()
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is made, as far as it is known before types are chosen: types; for sizes these, and
+        for each of them one that it is compared with.
+        """
+        if not self.size:
+            return self.types
+        if self.against == (AUTO,):
+            return (*self.size, *(f"{NEXT_TO}{one}" for one in self.size))
+        return (*self.size, *(() if self.against == (NONE,) else self.against))
+
+    @property
+    def gradients(self) -> bool:
+        """Whether the model is run backwards, if that was not done before."""
+        return (bool(self.size) and self.sensitivity == "measure") or self.imatrix == FISHER
+
     def quantizing(self) -> dict[str, Any]:
         """What changes the tensors' types, in the keywords of backends.llamacpp.quantize."""
         return {
@@ -204,15 +294,15 @@ class GgufOptions(CalibrationOptions):
     @property
     def given_imatrix(self) -> Path | None:
         """The file that ``imatrix`` names, if it is an importance matrix by its content."""
-        if self.imatrix in ("none", "builtin", "calibration"):
+        if self.imatrix in ("none", "builtin", FISHER, "calibration"):
             return None
         path = expanded(self.imatrix, "imatrix")
         return path.resolve() if is_imatrix(path) else None
 
     @property
     def collects(self) -> bool:
-        """Whether an importance matrix is to be collected, for which llama.cpp runs the model."""
-        return self.imatrix != "none" and self.given_imatrix is None
+        """Whether an importance matrix is to be collected of what enters matrices."""
+        return self.imatrix not in ("none", FISHER) and self.given_imatrix is None
 
 
 def _tensor_type_name(name: str) -> str:

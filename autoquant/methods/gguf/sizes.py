@@ -13,7 +13,8 @@ from autoquant.core.options import UploadOptions
 from autoquant.core.records import Source
 from autoquant.methods.gguf import feed
 from autoquant.methods.gguf.convert import precision
-from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.options import NEXT_TO, GgufOptions
+from autoquant.methods.gguf.size import Size
 
 RUN_BY = "Q8_0"  # the type that stands for an unquantized model which has no room
 WAITING = 3  # shards, see backends.llamacpp.shards.HELD, and the one that was finished last
@@ -54,7 +55,7 @@ def of(source: Source, options: GgufOptions, *, streams: bool, copy: bool) -> Si
     """
     if (known := _PLANNED.get(_key(source, options))) is not None:
         return known
-    made = sum(estimated(source, name) for name in options.types)
+    made = sum(estimated(source, name) for name in options.files)
     if options.delete_uploaded:
         made = min(made, at_a_time(options, 2 * source.largest_tensor))
     unquantized = precision(source, options).upper()
@@ -100,13 +101,17 @@ def _not_asked(running: dict[str, int], options: GgufOptions) -> dict[str, int]:
     return {
         name: size
         for name, size in running.items()
-        if name not in options.types or options.split_bytes
+        if name not in options.files or options.split_bytes
     }
 
 
 def estimated(source: Source, name: str) -> int:
-    """Bytes of a type's file, by its usual bits per weight."""
-    return int(source.parameters * TYPES[name].bits_per_weight / 8)
+    """Bytes of a type's file, by its usual bits per weight; or of one of a size, and of what that
+    is compared with.
+    """
+    if name in TYPES:
+        return int(source.parameters * TYPES[name].bits_per_weight / 8)
+    return Size.parse(name.removeprefix(NEXT_TO)).bytes(source.parameters)
 
 
 def at_a_time(options: GgufOptions, largest: int) -> int:
@@ -115,14 +120,14 @@ def at_a_time(options: GgufOptions, largest: int) -> int:
     may lie in; and those that wait to be sent. A tensor that is larger than a shard (``largest``)
     has its own.
     """
-    return (3 * len(options.types) + WAITING) * max(options.split_bytes, largest)
+    return (3 * len(options.files) + WAITING) * max(options.split_bytes, largest)
 
 
 def written(source: Source, options: GgufOptions, out: Path) -> int:
     """Bytes of what a run has written already of what is asked for."""
     files = (
         path
-        for name in options.types
+        for name in options.files
         for path in out.glob("*.gguf")
         if path.stem.startswith(f"{source.name}-{name}")
         and path.stem.removeprefix(f"{source.name}-{name}")[:1] in ("", "-")

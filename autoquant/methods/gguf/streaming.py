@@ -49,7 +49,7 @@ def will_be_measured(source: Source, options: GgufOptions) -> bool:
     """Whether files are measured, if there is room for it."""
     if options.evaluate == "off" or options.delete_uploaded:
         return False
-    return options.evaluate == "on" or not planning.of(source, options, len(options.types)).why_not
+    return options.evaluate == "on" or not planning.of(source, options, len(options.files)).why_not
 
 
 def collects_in_blocks(source: Source) -> bool:
@@ -213,7 +213,7 @@ def made(source: Source, options: GgufOptions, out: Path) -> bool:
         return False
     wanted = {MADE}
     if will_be_measured(source, options):
-        wanted |= {"evaluate unquantized", *(f"evaluate {name}" for name in options.types)}
+        wanted |= {"evaluate unquantized", *(f"evaluate {name}" for name in options.files)}
     return wanted <= set(steps) and steps[MADE]["key"] == key_of(sizes.asked(options))
 
 

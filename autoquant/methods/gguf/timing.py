@@ -33,7 +33,7 @@ def seconds(
         for name, kind in plan.get("tensors", {}).items():
             if kind != head.tensors[name].type:
                 weights[kind] += head.tensors[name].elements
-    if way.twice and RUN_BY not in options.types:
+    if way.twice and RUN_BY not in options.files:
         weights[RUN_BY] += sum(one.elements for one in head.tensors.values())
     known = _rates([kind for kind in weights if kind.removeprefix("floats ") not in INTEGERS])
     found = {"quantize": sum(weights[kind] / rate for kind, rate in known.items()) / options.cores}

@@ -9,20 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, refuse
+from autoquant.backends.llamacpp.types import UNQUANTIZED, file_type, refuse
 from autoquant.core import gguf_head
 from autoquant.core.files import bytes_in, free_bytes, key_of
 from autoquant.core.journal import RunFolder
-from autoquant.core.records import Artifact, Check, Snapshot, Stored
+from autoquant.core.records import COMPARED, Artifact, Check, Snapshot, Stored
 from autoquant.methods.base import Output
-from autoquant.methods.gguf import about, mmproj, one_pass, requantize, sizes, streaming
+from autoquant.methods.gguf import (
+    about,
+    mmproj,
+    one_pass,
+    requantize,
+    sizes,
+    streaming,
+)
 from autoquant.methods.gguf import imatrix as imatrices
 from autoquant.methods.gguf.convert import fallback_note, precision
 from autoquant.methods.gguf.feed import Feed
 from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.one_pass import Kept, OnePass
-from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.options import FISHER, GgufOptions
 from autoquant.methods.gguf.sending import Sending
+from autoquant.methods.gguf.sized import Chosen, Sized
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
@@ -61,15 +69,25 @@ class Work:
         self.imatrix = imatrices.find(
             options, run, self.key, self.way, in_blocks=streaming.collects_in_blocks(self.source)
         )
-        self.keys = {
-            name: key_of(
-                self.key, self._imatrix_key(name), options.quantizing(), options.split_size
-            )
-            for name in options.types
-        }
+        self.types = options.types
+        self.sized = Sized(
+            snapshot, options, run, self.env, self.header, self.key, self.whole, self.imatrix
+        )
+        self.chosen = Chosen({}, {}, {})
         self.artifacts: dict[str, Artifact] = {}
         # the name of the file of what sees or hears, and what is to be said of it
         self.mmproj = self.towers = ""
+
+    def _key(self, name: str) -> str:
+        """What a type's file depends on."""
+        chosen = self.chosen.plans.get(name)
+        return key_of(
+            self.key,
+            self._imatrix_key(name),
+            self.options.quantizing(),
+            self.options.split_size,
+            *([chosen["tensors"], chosen["keys"]] if chosen else ()),
+        )
 
     def _imatrix_key(self, name: str) -> str | None:
         """What a type depends on of the importance matrix: nothing, if it does not use it."""
@@ -78,14 +96,17 @@ class Work:
 
     def output(self) -> Output:
         """Do what the journal does not know as done."""
-        for name in self.options.types:
-            facts = self.run.done(f"quantize {name}", self.keys[name])
+        if self.options.size:
+            self._settle()
+        for name in self.types:
+            facts = self.run.done(f"quantize {name}", self._key(name))
             made = Artifact.from_json(facts) if facts else None
             # what was deleted here is not made anew only where it is wanted
             elsewhere = self.options.upload if self.options.delete_uploaded else None
             if made is not None and made.facts.get("deleted", elsewhere) == elsewhere:
                 self.artifacts[name] = made
-                self.run.passed(made)
+                if COMPARED not in made.facts:
+                    self.run.passed(made)
         if self._todo():
             streaming.refuse_without_room(self.source, self.options, self.run.folder, self.way)
         if not self.source.remote:
@@ -102,7 +123,7 @@ class Work:
         self._remove_whole()
         shutil.rmtree(self.run.jobs, ignore_errors=True)  # what a killed run has left there
         self.run.record(streaming.MADE, key_of(sizes.asked(self.options)), [], {})
-        ordered = tuple(self.artifacts[name] for name in self.options.types)
+        ordered = tuple(self.artifacts[name] for name in self.types)
         for artifact in ordered:
             for note in artifact.notes:
                 log.warning("%s: %s", artifact.type, note)
@@ -111,8 +132,15 @@ class Work:
         return Output(
             ordered,
             self._unquantized,
-            about.provenance(self.source, self.options, self.whole, self.towers, self.imatrix),
-            about.extras(self.options, ordered, self.mmproj, made_here=self._own_imatrix()),
+            about.provenance(
+                self.source,
+                self.options,
+                self.whole,
+                self.towers,
+                self.imatrix,
+                self.sized.in_words(),
+            ),
+            about.extras(self.options, ordered, self.mmproj, self._made_here()),
             self._stand_in(),
         )
 
@@ -135,7 +163,17 @@ class Work:
 
     def _todo(self) -> list[str]:
         """The types that are not made yet."""
-        return [name for name in self.options.types if name not in self.artifacts]
+        return [name for name in self.types if name not in self.artifacts]
+
+    def _settle(self) -> None:
+        """Choose the types of the files of a size, unless the journal knows them."""
+        chosen = self.sized.known()
+        if chosen is None:
+            if self.imatrix is not None and self.imatrix.facts is None:
+                self._collect(self.imatrix)
+            chosen = self.sized.choose()
+        self.chosen = chosen
+        self.types = chosen.types
 
     # --- the importance matrix, and other things that run the model
 
@@ -143,10 +181,13 @@ class Work:
         """Collect the importance matrix on the unquantized file, or where there is no room for that
         on one of Q8_0, which is an artifact if it was asked for.
         """
+        if self.options.imatrix == FISHER:
+            self.sized.gradients()
+            return
         if imatrix.in_blocks:
             imatrix.collect(self.snapshot, self.options, self.run, None, self.env, self.way)
             return
-        asked = RUN_BY in self.options.types and not self.options.delete_uploaded
+        asked = RUN_BY in self.types and not self.options.delete_uploaded
         if not (self.way.twice and asked):
             one_pass.clear(self.run)
         if not self.way.twice:
@@ -253,6 +294,7 @@ class Work:
             imatrix.path if imatrix else None,
             Sending(self.run, self.options, key),
             made_of(self.source) if self.snapshot.unmade else None,
+            self.chosen.plans,
         )
 
     def _feed(self, types: list[str]) -> Feed | None:
@@ -265,7 +307,7 @@ class Work:
     def _plans(self) -> dict[str, dict[str, Any]]:
         """The plans of the asked types, of a GGUF file."""
         source, options, run = self.source, self.options, self.run
-        types = list(options.types)
+        types = [name for name in self.types if name not in self.chosen.plans]
         if source.gguf:
             if said := requantize.note(source):
                 log.warning("%s: %s", source.id, said)
@@ -288,6 +330,7 @@ class Work:
                 imatrix_file=str(options.given_imatrix or ""),
                 **options.quantizing(),
             )
+        plans += self.chosen.plans.values()
         refuse(
             plans,
             intermediate=0,
@@ -331,25 +374,29 @@ class Work:
             notes=(note,) if note else (),
             checks=tuple(Check(*seen) for seen in answer["checks"]),
             facts={
-                "imatrix": self.imatrix is not None and TYPES[name].imatrix != "no",
-                "nominal": TYPES[name].bits_per_weight,
+                "imatrix": self.imatrix is not None and file_type(name).imatrix != "no",
+                "nominal": file_type(name).bits_per_weight,
+                **self.chosen.facts(name),
                 **({} if answer["files"] else {"deleted": self.options.upload}),
             },
         )
         gone = sending.gone
         outputs = [self._placed(one.name) for one in artifact.files if one.name not in gone]
         hashes = {stored.name: stored.sha256 for stored in artifact.files}
-        run.record(f"quantize {name}", self.keys[name], outputs, artifact.to_json(), hashes)
+        run.record(f"quantize {name}", self._key(name), outputs, artifact.to_json(), hashes)
         self.artifacts[name] = artifact
-        run.passed(artifact)
+        if COMPARED not in artifact.facts:
+            run.passed(artifact)
 
     def _placed(self, name: str) -> Path:
         """A finished file in the run's folder, moved there if need be."""
         made = next((one for one in (self.run.work, self.run.jobs) if (one / name).is_file()), None)
         return self.run.finish(made / name) if made else self.run.folder / name
 
-    def _own_imatrix(self) -> bool:
-        return self.imatrix is not None and self.imatrix.path.parent == self.run.folder
+    def _made_here(self) -> tuple[str, ...]:
+        """Files of this folder that types are made by."""
+        own = self.imatrix is not None and self.imatrix.path.parent == self.run.folder
+        return (*(["imatrix.gguf"] if own else []), *self.sized.files())
 
 
 def _noted(facts: dict[str, Any]) -> dict[str, Any]:
