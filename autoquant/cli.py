@@ -123,6 +123,32 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "types", help="list the GGUF types: bits per weight, imatrix, when to take which"
     )
+    fitting = commands.add_parser(
+        "advise",
+        help="which method and type fits on a device, and how to start it",
+        description="Weights, keys and values, buffers; from config and headers alone.",
+        parents=[common],
+    )
+    fitting.add_argument(
+        "model", metavar="MODEL", help="a model on the Hub, a folder, a GGUF file, or demo"
+    )
+    fitting.add_argument(
+        "--fits",
+        metavar="DEVICE",
+        help="a name of `autoquant devices`, '8GB laptop', or 24GB free (default: this machine)",
+    )
+    fitting.add_argument(
+        "--context",
+        metavar="N",
+        help="tokens of one conversation (default: 8192, or the model's context if that is less)",
+    )
+    fitting.add_argument(
+        "--kv-type",
+        default="f16",
+        metavar="f16|q8_0|q4_0",
+        help="how llama.cpp keeps keys and values (default: f16)",
+    )
+    commands.add_parser("devices", help="list the devices that advise knows, with their memory")
     prepare = commands.add_parser(
         "setup",
         help="fetch what a method needs beforehand (for work without a network)",
@@ -231,6 +257,22 @@ def _types(_: argparse.Namespace) -> None:
     )
 
 
+def _advise(arguments: argparse.Namespace) -> None:
+    from autoquant import result
+
+    print(result.advise(arguments.model, arguments.fits, arguments.context, arguments.kv_type))
+
+
+def _devices(_: argparse.Namespace) -> None:
+    from autoquant.display import tables
+    from autoquant.sizing import devices
+
+    print(tables.table(*devices.overview(), left=3))
+    print()
+    for kind, said, _source in devices.rules()[1]:
+        print(f"{kind}: usable is {said}")
+
+
 def _setup(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
@@ -272,6 +314,8 @@ def main(argv: list[str] | None = None) -> int:
         "upload": _upload,
         "methods": _methods,
         "types": _types,
+        "advise": _advise,
+        "devices": _devices,
         "setup": _setup,
     }
     try:
