@@ -131,6 +131,7 @@ def advise(
     fits: str | None = None,
     context: int | None = None,
     kv_type: str = "f16",
+    pre_tokenizer: str = "",
 ) -> Any:
     """Which method and type of a model fits on a device, how good it is, and how to start it.
 
@@ -140,6 +141,7 @@ def advise(
         that is free; default: this machine, its NVIDIA GPU if it has one.
     context: tokens of one conversation; default 8192, or the model's own context if that is less.
     kv_type: "f16", "q8_0" or "q4_0": how llama.cpp keeps keys and values.
+    pre_tokenizer: as GGUF's, for a model whose own llama.cpp does not know.
 
     Returns an Advice, which prints as a table. Nothing is downloaded but config, tokenizer and
     headers. Sizes of GGUF files and of what llama.cpp takes beside them are its own. Raises
@@ -147,7 +149,7 @@ def advise(
     """
     from autoquant import result
 
-    return result.advise(model, fits, context, kv_type)
+    return result.advise(model, fits, context, kv_type, pre_tokenizer)
 
 
 def load(folder: str | Path) -> Any:

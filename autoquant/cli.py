@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     from autoquant.core.options import UploadOptions
     from autoquant.core.rendering import add_arguments
     from autoquant.methods import METHODS
+    from autoquant.sizing.arguments import add_arguments_of_advise
 
     for name, text in (
         ("quantize", "quantize a model with a method"),
@@ -123,30 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "types", help="list the GGUF types: bits per weight, imatrix, when to take which"
     )
-    fitting = commands.add_parser(
-        "advise",
-        help="which method and type fits on a device, and how to start it",
-        description="Weights, keys and values, buffers; from config and headers alone.",
-        parents=[common],
-    )
-    fitting.add_argument(
-        "model", metavar="MODEL", help="a model on the Hub, a folder, a GGUF file, or demo"
-    )
-    fitting.add_argument(
-        "--fits",
-        metavar="DEVICE",
-        help="a name of `autoquant devices`, '8GB laptop', or 24GB free (default: this machine)",
-    )
-    fitting.add_argument(
-        "--context",
-        metavar="N",
-        help="tokens of one conversation (default: 8192, or the model's context if that is less)",
-    )
-    fitting.add_argument(
-        "--kv-type",
-        default="f16",
-        metavar="f16|q8_0|q4_0",
-        help="how llama.cpp keeps keys and values (default: f16)",
+    add_arguments_of_advise(
+        commands.add_parser(
+            "advise",
+            help="which method and type fits on a device, and how to start it",
+            description="Weights, keys and values, buffers; from config and headers alone.",
+            parents=[common],
+        )
     )
     commands.add_parser("devices", help="list the devices that advise knows, with their memory")
     prepare = commands.add_parser(
@@ -259,8 +243,9 @@ def _types(_: argparse.Namespace) -> None:
 
 def _advise(arguments: argparse.Namespace) -> None:
     from autoquant import result
+    from autoquant.sizing.arguments import NAMES
 
-    print(result.advise(arguments.model, arguments.fits, arguments.context, arguments.kv_type))
+    print(result.advise(**{name: getattr(arguments, name) for name in NAMES}))
 
 
 def _devices(_: argparse.Namespace) -> None:

@@ -249,13 +249,15 @@ def advise(
     fits: str | None = None,
     context: int | str | None = None,
     kv_type: str = "f16",
+    pre_tokenizer: str = "",
 ) -> advice.Advice:
     """What of a model fits on a device, by its name, or on this machine; see
     :func:`autoquant.advise`.
     """
     device = devices.here() if fits is None else devices.device(fits)
     kind = advice.kv_type_of(kv_type)
-    return advice.advise(resolve(model), device, context, kind)
+    source = resolve(model)
+    return advice.advise(source, device, context, kind, pre_tokenizer=pre_tokenizer)
 
 
 def load(folder: str | Path) -> Result:

@@ -44,6 +44,7 @@ def advise(
     fits: str | None = None,
     context: int | None = None,
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16",
+    pre_tokenizer: str = "",
 ) -> Advice: ...
 def plan(
     method: str, model: str | Path, *, out: str | Path | None = None, **values: Any

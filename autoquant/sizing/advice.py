@@ -132,10 +132,16 @@ class Advice:
 
 
 def advise(
-    source: Source, device: Device, context: int | str | None = None, kv_type: str = "f16"
+    source: Source,
+    device: Device,
+    context: int | str | None = None,
+    kv_type: str = "f16",
+    *,
+    pre_tokenizer: str = "",
 ) -> Advice:
     """What of a source fits on a device at a context (tokens; default: 8192, or the model's if that
-    is less) with keys and values of ``kv_type``: f16, q8_0 or q4_0.
+    is less) with keys and values of ``kv_type``: f16, q8_0 or q4_0. ``pre_tokenizer`` is the option
+    of GGUF, for a model whose own llama.cpp does not know.
 
     Sizes of GGUF files and buffers are llama.cpp's own, from a header and without a weight, where
     its converter takes the model; else they are computed, and a note says so. Raises InputError for
@@ -143,7 +149,7 @@ def advise(
     """
     tokens, notes = context_of(source, context)
     kv = kv_type_of(kv_type)
-    files, beside, why = _sized(source, tokens, kv, _types(source))
+    files, beside, why = _sized(source, tokens, kv, _types(source), pre_tokenizer)
     found = None if source.gguf else structure.structure(source)
     rows = choices.of_gguf(files, beside, device)
     if found is not None:
@@ -165,7 +171,12 @@ def advise(
 
 
 def bytes_for_weights(
-    source: Source, device: Device, context: int | str | None = None, kv_type: str = "f16"
+    source: Source,
+    device: Device,
+    context: int | str | None = None,
+    kv_type: str = "f16",
+    *,
+    pre_tokenizer: str = "",
 ) -> int:
     """The bytes that a GGUF file of a source may have to run whole on a device, at a context and
     with keys and values as :func:`advise` takes them: what can be used of its memory, without the
@@ -174,7 +185,8 @@ def bytes_for_weights(
     :func:`advise`.
     """
     tokens, _ = context_of(source, context)
-    _, beside, _ = _sized(source, tokens, kv_type_of(kv_type), ("Q8_0",))
+    kv = kv_type_of(kv_type)
+    _, beside, _ = _sized(source, tokens, kv, ("Q8_0",), pre_tokenizer)
     room = device.usable - beside.total
     if room <= 0:
         size = tables.size
@@ -226,11 +238,11 @@ def kv_type_of(name: str) -> KvType:
 
 
 def _sized(
-    source: Source, context: int, kv_type: KvType, types: tuple[str, ...]
+    source: Source, context: int, kv_type: KvType, types: tuple[str, ...], pre_tokenizer: str
 ) -> tuple[tuple[File, ...], Beside, str]:
     """The files and what is taken beside them, and why they are only computed, if they are."""
     try:
-        said = asked.ask(source, context, kv_type, types)
+        said = asked.ask(source, context, kv_type, types, pre_tokenizer)
         return said.files, said.beside, ""
     except AutoQuantError as error:
         if source.gguf:

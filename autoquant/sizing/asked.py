@@ -52,13 +52,15 @@ class Asked:
     beside: Beside
 
 
-def ask(source: Source, context: int, kv_type: str, types: Sequence[str]) -> Asked:
+def ask(
+    source: Source, context: int, kv_type: str, types: Sequence[str], pre_tokenizer: str = ""
+) -> Asked:
     """Convert a source to a header, plan all types on it, and let llama.cpp open it without
     allocating. Raises AutoQuantError where the converter, or llama.cpp, does not take the model.
     """
     with tempfile.TemporaryDirectory() as scratch:
         header, logs = Path(scratch) / "header.gguf", Path(scratch) / "log"
-        plans = _plans(source, header, logs, list(types))
+        plans = _plans(source, header, logs, list(types), pre_tokenizer)
         head = gguf_head.read(header)
         return Asked(
             tuple(_file(plan, head) for plan in plans if "impossible" not in plan),
@@ -93,9 +95,12 @@ def by_bits(source: Source, types: Sequence[str]) -> tuple[File, ...]:
     )
 
 
-def _plans(source: Source, header: Path, logs: Path, types: list[str]) -> list[dict[str, Any]]:
+def _plans(
+    source: Source, header: Path, logs: Path, types: list[str], pre_tokenizer: str
+) -> list[dict[str, Any]]:
     """llama.cpp's plan of each type; ``header`` is written."""
-    built = build(GgufOptions, {"types": types, "evaluate": "off"})
+    given = {"types": types, "evaluate": "off", "pre_tokenizer": pre_tokenizer}
+    built = build(GgufOptions, given)
     options = Gguf().resolve_defaults(source, built)
     if source.gguf:
         return requantize.plans(
@@ -141,5 +146,7 @@ def _bytes(tensor: gguf_head.Entry, kind: str) -> int:
 
 def why_not(error: AutoQuantError) -> str:
     """Why llama.cpp was not asked, in the words of a note."""
-    kind = "it is" if isinstance(error, InputError) else "llama.cpp failed, and it is"
-    return f"{kind} computed from config.json and nominal bits per weight: {error}"
+    failed = "" if isinstance(error, InputError) else "llama.cpp failed; "
+    return (
+        f"{failed}all sizes are computed from config.json and nominal bits per weight, for: {error}"
+    )
