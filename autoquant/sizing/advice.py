@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import cast
 
-from autoquant.backends.llamacpp.types import nearest
+from autoquant.backends.llamacpp.types import TYPES, nearest
 from autoquant.core.errors import AutoQuantError, InputError
 from autoquant.core.records import Source
 from autoquant.display import html, tables
@@ -16,7 +16,7 @@ from autoquant.methods.gguf import Gguf
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.sizing import asked, choices, memory, starting
 from autoquant.sizing.asked import File
-from autoquant.sizing.choices import LADDER, Choice
+from autoquant.sizing.choices import LADDER, LLAMA, Choice
 from autoquant.sizing.devices import Device
 from autoquant.sizing.memory import KV_TYPES, Beside, KvType
 from autoquant.source import structure
@@ -83,11 +83,12 @@ class Advice:
     def _above(self) -> list[str]:
         size, beside, device = tables.size, self.beside, self.device
         state = f", {size(beside.state)} for recurrent states" if beside.state else ""
+        cache = size(beside.cache) if beside.cache else "nothing"
         return [
             f"{self.model} on {device.name}: {size(device.usable)} of {size(device.memory)} can be"
             f" used ({device.why})",
             f"beside the weights, for a context of {self.context:,} tokens:"
-            f" {size(beside.cache)} for keys and values ({self.kv_type}){state},"
+            f" {cache} for keys and values ({self.kv_type}){state},"
             f" {size(beside.compute)} for llama.cpp's compute buffers",
         ]
 
@@ -125,10 +126,10 @@ class Advice:
                 " listed first; the smaller the type, the more of it runs on the card"
             )
         spare = size(self.device.usable - best.memory)
-        return (
-            f"take {best.method} {best.type}: the most bits per weight that fit whole, {spare} to"
-            " spare"
-        )
+        why = "the most bits per weight that fit whole"
+        if best.runs == LLAMA and best.type in TYPES and TYPES[best.type].special:
+            why = "what the model was trained for"
+        return f"take {best.method} {best.type}: {why}, {spare} to spare"
 
 
 def advise(
@@ -149,14 +150,17 @@ def advise(
     """
     tokens, notes = context_of(source, context)
     kv = kv_type_of(kv_type)
+    if not source.gguf:
+        structure.refuse(source)
     files, beside, why = _sized(source, tokens, kv, _types(source), pre_tokenizer)
     found = None if source.gguf else structure.structure(source)
     rows = choices.of_gguf(files, beside, device)
-    if found is not None:
-        plain = beside if kv == "f16" else _f16(beside, kv)
-        rows += choices.of_others(source, found, plain, device)
-    ranked = choices.ranked(rows)
     notes += [why] if why else []
+    if found is not None and device.cuda:
+        refused = choices.why_not(source)
+        rows += choices.of_others(source, found, _f16(beside, kv), device, refused)
+        notes += [f"{method} is not offered: {reason}" for method, reason in refused.items()]
+    ranked = choices.ranked(rows)
     notes += _notes(ranked, device, bool(found and found.towers) or bool(source.mmproj), files)
     return Advice(
         source.id,
@@ -255,7 +259,7 @@ def _sized(
 def _types(source: Source) -> tuple[str, ...]:
     """The types to choose from: of a model whose experts are MXFP4, that first."""
     usual = Gguf().resolve_defaults(source, GgufOptions()).types
-    types = dict.fromkeys((*usual, *LADDER) if usual[0] not in LADDER else LADDER)
+    types = (*usual, *LADDER) if usual[0] not in LADDER else LADDER
     return tuple(one for one in types if not (source.gguf and one == source.dtype))
 
 
@@ -270,7 +274,7 @@ def _notes(ranked: list[Choice], device: Device, sees: bool, files: tuple[File, 
     notes = []
     if any(not one.exact for one in ranked):
         notes.append("sizes with ≈ are reckoned by bits per weight; the others are exact")
-    if any(one.method != "gguf" for one in ranked):
+    if any(one.runs != LLAMA for one in ranked):
         notes.append(
             "other methods than GGUF are reckoned with keys and values of 16 bits; vLLM takes nine"
             " tenths of the card, of which 1 GiB is set aside for its graphs and batches"

@@ -62,10 +62,12 @@ def ask(
         header, logs = Path(scratch) / "header.gguf", Path(scratch) / "log"
         plans = _plans(source, header, logs, list(types), pre_tokenizer)
         head = gguf_head.read(header)
-        return Asked(
-            tuple(_file(plan, head) for plan in plans if "impossible" not in plan),
-            beside_of(header, context, kv_type, logs),
-        )
+        files = [_file(plan, head) for plan in plans if "impossible" not in plan]
+        if source.gguf:
+            own = _own(source, head)
+            smaller = (file for file in files if file.bits_per_weight < own.bits_per_weight)
+            files = [own, *smaller]
+        return Asked(tuple(files), beside_of(header, context, kv_type, logs))
 
 
 def beside_of(header: Path, context: int, kv_type: str, logs: Path) -> Beside:
@@ -136,6 +138,19 @@ def _file(plan: dict[str, Any], head: gguf_head.Head) -> File:
         blocks=tuple(blocks[number] for number in sorted(blocks)),
         largest=max(size for name, size in sizes.items() if BLOCK.match(name)),
     )
+
+
+def _own(source: Source, head: gguf_head.Head) -> File:
+    """A source that is a GGUF file, as it is."""
+    planned = {
+        "type": source.dtype,
+        "bytes": source.bytes,
+        "bits_per_weight": 8 * source.bytes / source.parameters,
+        "needs_imatrix": False,
+        "tensors": {name: tensor.type for name, tensor in head.tensors.items()},
+        "fallbacks": {},
+    }
+    return _file(planned, head)
 
 
 def _bytes(tensor: gguf_head.Entry, kind: str) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from autoquant.backends.llamacpp.types import TYPES
+from autoquant.core.errors import InputError
 from autoquant.core.records import Source
+from autoquant.methods import METHODS
 from autoquant.methods.overview import measured
 from autoquant.sizing.asked import File
 from autoquant.sizing.devices import EXLLAMA, VLLM, Device
@@ -34,6 +36,7 @@ LADDER = (
     "IQ2_XXS",
     "IQ1_M",
 )
+LLAMA, SERVER = "llama.cpp", "vLLM"  # what runs GGUF files; what serves folders
 WHOLE = 99  # -ngl: more layers than any model has
 # share of a card that vLLM takes by default (--gpu-memory-utilization), and bytes for its CUDA
 # graphs and larger batches; the second is an assumption
@@ -59,13 +62,13 @@ class Variant:
 # in float32 a block of 256; HQQ: scale and zero of 16 bits a group of 64. Capabilities:
 # https://docs.vllm.ai/en/latest/features/quantization/
 VARIANTS = (
-    Variant("w8a8", "int8-dynamic", 8.0, "vLLM", 7.5),
-    Variant("w8a8", "fp8-dynamic", 8.0, "vLLM", 8.9),
+    Variant("w8a8", "int8-dynamic", 8.0, SERVER, 7.5),
+    Variant("w8a8", "fp8-dynamic", 8.0, SERVER, 8.9),
     Variant("exl2", "6.0bpw", 6.0, "exllamav2", EXLLAMA, 6),
     Variant("exl2", "5.0bpw", 5.0, "exllamav2", EXLLAMA, 6),
     Variant("hqq", "4bit-64g", 4.5, "transformers", EXLLAMA),
-    Variant("awq", "4bit-128g-autoround", 4 + 20 / 128, "vLLM", 7.5),
-    Variant("gptq", "4bit-128g", 4 + 20 / 128, "vLLM", VLLM),
+    Variant("awq", "4bit-128g-autoround", 4 + 20 / 128, SERVER, 7.5),
+    Variant("gptq", "4bit-128g", 4 + 20 / 128, SERVER, VLLM),
     Variant("bitsandbytes", "nf4", 4 + 8 / 64 + 32 / (64 * 256), "transformers", EXLLAMA),
     Variant("exl2", "4.0bpw", 4.0, "exllamav2", EXLLAMA, 6),
     Variant("exl2", "3.0bpw", 3.0, "exllamav2", EXLLAMA, 6),
@@ -110,17 +113,20 @@ def _gguf(file: File, beside: Beside, device: Device) -> Choice:
         elsewhere = memory - held
         if layers and (not device.beside or elsewhere <= device.beside):
             fits = "partly"
-    kind = TYPES[file.type]
+    kind = TYPES.get(file.type)
+    width = kind.bits_per_weight if kind else file.bits_per_weight
+    if kind and kind.special:
+        width = 16.0  # what a model was trained for loses nothing
     return Choice(
         "gguf",
         file.type,
-        kind.bits_per_weight,
+        width,
         file.bits_per_weight,
         file.bytes,
         memory,
         fits,
-        "llama.cpp",
-        _quality("gguf", file.type, kind.when),
+        LLAMA,
+        _quality("gguf", file.type, kind.when if kind else ""),
         file.exact,
         file.needs_imatrix,
         layers,
@@ -147,21 +153,35 @@ def on_card(file: File, beside: Beside, room: int) -> tuple[int, int]:
     return (layers + 1, held) if layers else (0, 0)
 
 
-def of_others(source: Source, found: Structure, beside: Beside, device: Device) -> list[Choice]:
-    """The other methods' usual types, on a card with CUDA; ``beside`` is that of 16-bit keys and
-    values.
+def why_not(source: Source) -> dict[str, str]:
+    """The other methods that do not take a source, and why."""
+    refused = {}
+    for name in dict.fromkeys(one.method for one in VARIANTS):
+        method = METHODS[name]
+        try:
+            method.check(source, method.resolve_defaults(source, method.Options()))
+        except InputError as error:
+            refused[name] = str(error)
+    return refused
+
+
+def of_others(
+    source: Source, found: Structure, beside: Beside, device: Device, refused: Container[str]
+) -> list[Choice]:
+    """The usual types of the other methods, but the ``refused``, on a card with CUDA; ``beside`` is
+    that of 16-bit keys and values.
     """
-    if not device.cuda or source.gguf or not found.known:
+    if not found.known:
         return []
     quantized = sum(math.prod(layer.shape) for layer in found.layers)
     head = _head(source)
     choices = []
     for one in VARIANTS:
-        if device.capability < one.least:
+        if device.capability < one.least or one.method in refused:
             continue
         rest = max(0, source.parameters - quantized - head)
         weights = int((one.bits * quantized + 16 * rest + one.head * head) / 8)
-        served = one.runs == "vLLM"
+        served = one.runs == SERVER
         memory = weights + beside.total + served * VLLM_BESIDE
         room = min(device.usable, int(VLLM_SHARE * device.memory)) if served else device.usable
         choices.append(

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from autoquant.core.records import Source
 from autoquant.methods import METHODS
-from autoquant.sizing.choices import Choice
+from autoquant.sizing.choices import LLAMA, SERVER, Choice
 from autoquant.sizing.devices import Device
+from autoquant.source.from_gguf import FREELY
 
 
 def commands(
@@ -19,9 +20,9 @@ def commands(
     """
     out = []
     fitting = [one for one in choices if one.fits != "no"]
-    if best := next((one for one in fitting if one.method == "gguf"), None):
+    if best := next((one for one in fitting if one.runs == LLAMA), None):
         out += _gguf(source, best, device, context, kv_type)
-    served = (one for one in fitting if one.runs == "vLLM")
+    served = (one for one in fitting if one.runs == SERVER)
     if best := next(served, None):
         method = METHODS[best.method]
         asked = method.Options()
@@ -38,11 +39,18 @@ def _gguf(source: Source, best: Choice, device: Device, context: int, kv_type: s
     name = f"{source.name}-{best.type}"
     path = f"./{source.name}-GGUF/{name}.gguf"
     more = " --imatrix builtin" * best.needs_imatrix + " --modelfile" * ("Ollama" in device.runs)
+    if source.gguf and source.dtype not in FREELY:
+        more += " --allow-requantize"
     moved = f" -ngl {best.layers}" if device.kind in ("gpu", "unified") else ""
     quantized = f" -fa on -ctk {kv_type} -ctv {kv_type}" if kv_type != "f16" else ""
+    start = f"-c {context} -np 1{moved}{quantized}"
+    if source.gguf and best.type == source.dtype:  # it is there already
+        from_hub = f"-hf {source.id}:{source.dtype}"
+        named = f"-m {_named(source)}" if source.revision is None else from_hub
+        return [f"llama-server {named} {start}"]
     lines = [
         f"autoquant quantize gguf {_named(source)} --types {best.type}{more}",
-        f"llama-server -m {path} -c {context} -np 1{moved}{quantized}",
+        f"llama-server -m {path} {start}",
     ]
     if "Ollama" in device.runs:
         cache = f"OLLAMA_FLASH_ATTENTION=1 OLLAMA_KV_CACHE_TYPE={kv_type} " if quantized else ""

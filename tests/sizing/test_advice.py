@@ -178,7 +178,11 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     assert said.beside.asked
     assert {one.method for one in said.choices} == {"gguf"}
     assert said.best is not None
-    assert said.best.type == "Q6_K", "it is Q8_0 already"
+    assert (said.best.type, said.best.weights) == ("Q8_0", file.stat().st_size), "as it is"
+    assert said.commands == (f"llama-server -m {file} -c 128 -np 1",)
+    autoquant.gguf("demo", types=["Q4_K_M"], out=tmp_path / "small", evaluate="off")
+    small = autoquant.advise(next((tmp_path / "small").glob("*.gguf")), fits="8GB laptop")
+    assert all(one.bits <= small.choices[0].bits for one in small.choices), "nothing larger"
 
 
 @pytest.mark.parametrize(
