@@ -66,5 +66,5 @@ def _named(source: Source) -> str:
     """How a command names the model."""
     if source.revision is not None:
         return source.id + (f":{source.tag}" if source.tag else "")
-    folder = source.given or source.folder
+    folder = source.adapter or source.given or source.folder
     return shlex.quote(str(folder / source.gguf if source.gguf else folder))
