@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import textwrap
 from dataclasses import dataclass
 from html import escape
@@ -22,7 +21,6 @@ from autoquant.sizing.memory import KV_TYPES, Beside, KvType
 from autoquant.source import structure
 from autoquant.source.headers import read_json
 
-log = logging.getLogger(__name__)
 CONTEXT = 8192  # tokens, unless the model's is shorter: what chats need; more costs memory
 HEAD = ("method", "type", "fits", "runs with", "quality", "bits/weight", "weights", "memory")
 LEFT = 5
@@ -122,8 +120,8 @@ class Advice:
         if best.fits == "partly":
             return (
                 f"nothing fits whole; of {best.type}, {best.layers} layers fit on the card and"
-                f" {size(best.elsewhere)} stay in the machine's memory: slower. The most bits are"
-                " listed first; the smaller the type, the more of it runs on the card"
+                f" {size(best.elsewhere)} stay in the machine's memory: slower. The smaller the"
+                " type, the more of it runs on the card"
             )
         spare = size(self.device.usable - best.memory)
         why = "the most bits per weight that fit whole"

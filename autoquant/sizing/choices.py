@@ -215,6 +215,13 @@ def _quality(method: str, type: str, when: str = "") -> str:
 
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
-    """What fits whole first, then what fits partly; in each the one with most bits first."""
+    """What fits whole first, in that the most bits; then what fits partly, where more bits mean that
+    less runs on the card: from the usual choice (Q4_K_M) on, the larger ones after it.
+    """
     order = ("whole", "partly", "no")
-    return sorted(choices, key=lambda one: (order.index(one.fits), -one.width))
+    usual = TYPES["Q4_K_M"].bits_per_weight
+
+    def place(one: Choice) -> tuple[int, bool, float]:
+        return order.index(one.fits), one.fits == "partly" and one.width > usual, -one.width
+
+    return sorted(choices, key=place)

@@ -133,7 +133,7 @@ def test_a_card_that_is_too_small_for_any_whole_type(llama: Source) -> None:
     said = told(llama, "RTX 3070", 49152)
     assert said.best is not None
     assert said.best.fits == "partly"
-    assert "nothing fits whole; of Q8_0, " in str(said)
+    assert "nothing fits whole; of Q4_K_M, " in str(said)
     assert f"-ngl {said.best.layers}" in said.commands[1]
 
 
