@@ -215,7 +215,7 @@ def _quality(method: str, type: str, when: str = "") -> str:
 
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
-    """What fits whole first, in that the most bits; then what fits partly, where more bits mean that
+    """What fits whole first, most bits first. Then what fits partly, where more bits mean that
     less runs on the card: from the usual choice (Q4_K_M) on, the larger ones after it.
     """
     order = ("whole", "partly", "no")
