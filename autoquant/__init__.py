@@ -26,6 +26,7 @@ from autoquant.core.errors import Stopped as Stopped
 from autoquant.core.version import __version__ as __version__
 
 _PUBLIC = (
+    "Advice",
     "AutoQuantError",
     "Calibration",
     "CheckFailed",
@@ -38,6 +39,7 @@ _PUBLIC = (
     "Result",
     "Stopped",
     "__version__",
+    "advise",
     "compare",
     "load",
     "plan",
@@ -124,6 +126,32 @@ def compare(
     return result.compare(_method(method), model, calibrations, out=out, values=values)
 
 
+def advise(
+    model: str | Path,
+    fits: str | None = None,
+    context: int | None = None,
+    kv_type: str = "f16",
+    pre_tokenizer: str = "",
+) -> Any:
+    """Which method and type of a model fits on a device, how good it is, and how to start it.
+
+        print(autoquant.advise("owner/model", fits="RTX 4090", context=16384))
+
+    fits: a device of the table (``autoquant devices``), "8GB laptop", or "24GB" for so much memory
+        that is free; default: this machine, its NVIDIA GPU if it has one.
+    context: tokens of one conversation; default 8192, or the model's own context if that is less.
+    kv_type: "f16", "q8_0" or "q4_0": how llama.cpp keeps keys and values.
+    pre_tokenizer: as GGUF's, for a model whose own llama.cpp does not know.
+
+    Returns an Advice, which prints as a table. Nothing is downloaded but config, tokenizer and
+    headers. Sizes of GGUF files and of what llama.cpp takes beside them are its own. Raises
+    InputError for a device that is not known or a context beyond the model's.
+    """
+    from autoquant import result
+
+    return result.advise(model, fits, context, kv_type, pre_tokenizer)
+
+
 def load(folder: str | Path) -> Any:
     """The Result of an earlier run, from its folder: to look at, to measure again, to upload.
     Raises InputError if it holds no finished run.
@@ -145,6 +173,10 @@ def __getattr__(name: str) -> Any:
         from autoquant import result
 
         return getattr(result, name)
+    if name == "Advice":
+        from autoquant.sizing.advice import Advice
+
+        return Advice
     # "from autoquant import core" asks for an attribute before it imports the module
     if not name.startswith("_") and importlib.util.find_spec(f"autoquant.{name}") is None:
         from autoquant.methods import METHODS

@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     from autoquant.core.options import UploadOptions
     from autoquant.core.rendering import add_arguments
     from autoquant.methods import METHODS
+    from autoquant.sizing.arguments import add_arguments_of_advise
 
     for name, text in (
         ("quantize", "quantize a model with a method"),
@@ -123,6 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "types", help="list the GGUF types: bits per weight, imatrix, when to take which"
     )
+    add_arguments_of_advise(
+        commands.add_parser(
+            "advise",
+            help="which method and type fits on a device, and how to start it",
+            description="Weights, keys and values, buffers; from config and headers alone.",
+            parents=[common],
+        )
+    )
+    commands.add_parser("devices", help="list the devices that advise knows, with their memory")
     prepare = commands.add_parser(
         "setup",
         help="fetch what a method needs beforehand (for work without a network)",
@@ -231,6 +241,23 @@ def _types(_: argparse.Namespace) -> None:
     )
 
 
+def _advise(arguments: argparse.Namespace) -> None:
+    from autoquant import result
+    from autoquant.sizing.arguments import NAMES
+
+    print(result.advise(**{name: getattr(arguments, name) for name in NAMES}))
+
+
+def _devices(_: argparse.Namespace) -> None:
+    from autoquant.display import tables
+    from autoquant.sizing import devices
+
+    print(tables.table(*devices.overview(), left=3))
+    print()
+    for kind, said, _source in devices.rules()[1]:
+        print(f"{kind}: usable is {said}")
+
+
 def _setup(arguments: argparse.Namespace) -> None:
     from autoquant.methods import METHODS
 
@@ -272,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
         "upload": _upload,
         "methods": _methods,
         "types": _types,
+        "advise": _advise,
+        "devices": _devices,
         "setup": _setup,
     }
     try:

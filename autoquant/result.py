@@ -24,6 +24,7 @@ from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 from autoquant.publish import finished
 from autoquant.runtime import preload
+from autoquant.sizing import advice, devices
 from autoquant.source import resolve
 
 
@@ -240,6 +241,23 @@ def plan(
 ) -> Plan:
     """What a run would make and need; nothing is written."""
     return Plan.of(pipeline.plan(method, model, out=out, values=values))
+
+
+@preload.kept()
+def advise(
+    model: str | Path,
+    fits: str | None = None,
+    context: int | str | None = None,
+    kv_type: str = "f16",
+    pre_tokenizer: str = "",
+) -> advice.Advice:
+    """What of a model fits on a device, by its name, or on this machine; see
+    :func:`autoquant.advise`.
+    """
+    device = devices.here() if fits is None else devices.device(fits)
+    kind = advice.kv_type_of(kv_type)
+    source = resolve(model)
+    return advice.advise(source, device, context, kind, pre_tokenizer=pre_tokenizer)
 
 
 def load(folder: str | Path) -> Result:

@@ -1,4 +1,4 @@
-"""Rewrite the generated parts of docs/methods.md and README.md. usage: python tools/sync_docs.py
+"""Rewrite the generated parts of docs and README.md. usage: python tools/sync_docs.py
 [--check]
 """
 
@@ -14,9 +14,10 @@ from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core.rendering import markdown_table
 from autoquant.display import tables
 from autoquant.methods import METHODS, overview
+from autoquant.sizing import devices
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS, README = ROOT / "docs" / "methods.md", ROOT / "README.md"
+DOCS, DEVICES, README = ROOT / "docs/methods.md", ROOT / "docs/devices.md", ROOT / "README.md"
 
 
 def generated() -> dict[str, str]:
@@ -50,7 +51,11 @@ def render(text: str, parts: dict[str, str]) -> str:
 if __name__ == "__main__":
     choosing = tables.markdown(*overview.choosing(), left=5)
     front = {"which method": choosing, "notebooks": sync_notebooks.table()}
-    for path, parts in ((DOCS, generated()), (README, front)):
+    known = {
+        "devices": tables.markdown(*devices.overview(), left=3),
+        "kinds of devices": tables.markdown(*devices.rules(), left=3),
+    }
+    for path, parts in ((DOCS, generated()), (DEVICES, known), (README, front)):
         before = path.read_text(encoding="utf-8")
         after = render(before, parts)
         if before != after and "--check" in sys.argv[1:]:

@@ -37,7 +37,15 @@ from autoquant.core.version import __version__ as __version__
 from autoquant.result import Comparison as Comparison
 from autoquant.result import Plan as Plan
 from autoquant.result import Result as Result
+from autoquant.sizing.advice import Advice as Advice
 
+def advise(
+    model: str | Path,
+    fits: str | None = None,
+    context: int | None = None,
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16",
+    pre_tokenizer: str = "",
+) -> Advice: ...
 def plan(
     method: str, model: str | Path, *, out: str | Path | None = None, **values: Any
 ) -> Plan: ...

@@ -73,7 +73,7 @@ def ends(folder: str, name: str) -> dict[str, float]:
 
 
 def given_back(folder: str, name: str) -> dict[str, Any]:
-    """Which tensors a checkpoint's parameters give back, and which of these are not as they were."""
+    """Which tensors a checkpoint's parameters give back, and which of these have changed."""
     from autoquant.formats.architecture import config_of
     from autoquant.forward.blockwise import Blockwise
     from autoquant.forward.weights import of_folder

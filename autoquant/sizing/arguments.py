@@ -1,0 +1,39 @@
+"""What the command `autoquant advise` takes."""
+
+from __future__ import annotations
+
+import argparse
+
+NAMES = ("model", "fits", "context", "kv_type", "pre_tokenizer")
+
+
+def add_arguments_of_advise(parser: argparse.ArgumentParser) -> None:
+    """Add them. Values stay strings: what takes them turns and checks them."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model on the Hub, a folder, a GGUF file, or demo"
+    )
+    parser.add_argument(
+        "--fits",
+        metavar="DEVICE",
+        help=(
+            "a device that `autoquant devices` lists, '8GB laptop', or 24GB for so much memory that"
+            " is free for the model (default: this machine)"
+        ),
+    )
+    parser.add_argument(
+        "--context",
+        metavar="N",
+        help="tokens of one conversation (default: 8192, or the model's context if that is less)",
+    )
+    parser.add_argument(
+        "--kv-type",
+        default="f16",
+        metavar="f16|q8_0|q4_0",
+        help="how llama.cpp keeps keys and values (default: f16)",
+    )
+    parser.add_argument(
+        "--pre-tokenizer",
+        default="",
+        metavar="NAME",
+        help="pre-tokenizer to assume where llama.cpp does not know the model's, e.g. gpt-2",
+    )
