@@ -119,7 +119,12 @@ def _resolve(
             f" (autoquant.gguf, `autoquant quantize gguf`); {method.title} begins with a checkpoint"
             f" of transformers. Take the model that it was made of{f', {base}' if base else ''}"
         )
-    return source, method.resolve_defaults(source, options)
+    options = method.resolve_defaults(source, options)
+    if getattr(options, "fits", ""):
+        from autoquant.sizing.fitting import fitted
+
+        options = method.resolve_defaults(source, fitted(source, options))
+    return source, options
 
 
 def _measuring(

@@ -172,23 +172,24 @@ def advise(
     )
 
 
-def bytes_for_weights(
+def room_for(
     source: Source,
     device: Device,
+    types: tuple[str, ...],
     context: int | str | None = None,
     kv_type: str = "f16",
     *,
     pre_tokenizer: str = "",
-) -> int:
+) -> tuple[int, dict[str, int]]:
     """The bytes that a GGUF file of a source may have to run whole on a device, at a context and
     with keys and values as :func:`advise` takes them: what can be used of its memory, without the
     cache and llama.cpp's compute buffers. Embeddings, which llama.cpp may leave in the machine's
-    own memory, are counted. Raises InputError if nothing is left for weights, and as
-    :func:`advise`.
+    own memory, are counted. Also the bytes of its files of some ``types``. Raises InputError if
+    nothing is left for weights, and as :func:`advise`.
     """
     tokens, _ = context_of(source, context)
     kv = kv_type_of(kv_type)
-    _, beside, _ = _sized(source, tokens, kv, ("Q8_0",), pre_tokenizer)
+    files, beside, _ = _sized(source, tokens, kv, types, pre_tokenizer)
     room = device.usable - beside.total
     if room <= 0:
         size = tables.size
@@ -198,7 +199,7 @@ def bytes_for_weights(
             " shorter context (--context), a smaller cache (--kv-type q8_0 or q4_0), or name a"
             " larger device"
         )
-    return room
+    return room, {file.type: file.bytes for file in files}
 
 
 def context_of(source: Source, context: int | str | None) -> tuple[int, list[str]]:

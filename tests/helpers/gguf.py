@@ -266,3 +266,18 @@ def in_shards(source: str, type: str, folder: str, limit: int) -> list[str]:
 
     quantized(source, type, "", folder)
     return [sha256_of(Path(path)) for path in referee.split(f"{folder}/{type}.gguf", limit)]
+
+
+def same_tensors(one: str, other: str) -> list[str]:
+    """The tensors that two files do not have alike."""
+    from autoquant.formats.gguf import Header
+
+    ours, theirs = Header(one), Header(other)
+    if ours.tensors.keys() != theirs.tensors.keys():
+        return sorted(ours.tensors.keys() ^ theirs.tensors.keys())
+    return [
+        name
+        for name, tensor in ours.tensors.items()
+        if tensor.type != theirs.tensors[name].type
+        or not (ours.rows(tensor) == theirs.rows(theirs.tensors[name])).all()
+    ]

@@ -126,7 +126,7 @@ def test_nothing_fits(llama: Source) -> None:
     assert said.commands == ()
     assert "nothing fits: the smallest needs " in str(said)
     with pytest.raises(InputError, match=r"a context of 131,072 tokens takes 17\.4. GB beside"):
-        advice.bytes_for_weights(llama, device("MacBook 8GB"), 131072, pre_tokenizer="gpt-2")
+        advice.room_for(llama, device("MacBook 8GB"), ("Q8_0",), 131072, pre_tokenizer="gpt-2")
 
 
 def test_a_card_that_is_too_small_for_any_whole_type(llama: Source) -> None:
@@ -148,13 +148,16 @@ def test_layers_go_to_the_card_from_the_last() -> None:
     assert choices.on_card(file, beside, 459) == (0, 0)
 
 
-def test_bytes_for_weights_is_the_room(llama: Source) -> None:
-    room = advice.bytes_for_weights(llama, device("T4"), 8192, pre_tokenizer="gpt-2")
+def test_the_room_for_weights(llama: Source) -> None:
+    def of(*context: int) -> int:
+        return advice.room_for(llama, device("T4"), ("Q8_0",), *context, pre_tokenizer="gpt-2")[0]
+
+    room = of(8192)
     assert room == told(llama, "T4").room
     assert room == pytest.approx(14 * GIB - GIB - 124.5 * 2**20, abs=2**16)
-    more = advice.bytes_for_weights(llama, device("T4"), 4096, pre_tokenizer="gpt-2")
+    more = of(4096)
     assert more > room
-    assert advice.bytes_for_weights(llama, device("T4"), pre_tokenizer="gpt-2") == room
+    assert of() == room
 
 
 def test_without_llama_cpp_it_is_computed_and_says_so(llama: Source) -> None:

@@ -156,13 +156,15 @@ def file_type(name: str) -> FileType:
     return FileType(name, usual.number, float(match[2]), "better", when)
 
 
-def parse(name: str) -> str:
-    """The official spelling of a type's name; raises InputError with the nearest names."""
+def parse(name: str, option: str = "types") -> str:
+    """The official spelling of a type's name, given for an option; raises InputError with the
+    nearest names.
+    """
     upper = name.strip().upper().replace("-", "_")
     if upper not in TYPES:
         raise InputError(
-            f"types: {name!r} is no GGUF type; nearest: {', '.join(nearest(upper, tuple(TYPES)))}. "
-            "`autoquant types` lists them all"
+            f"{option}: {name!r} is no GGUF type; nearest:"
+            f" {', '.join(nearest(upper, tuple(TYPES)))}. `autoquant types` lists them all"
         )
     return upper
 

@@ -132,6 +132,13 @@ class Gguf(Method[GgufOptions]):
     def _check_size(self, options: GgufOptions) -> None:
         """Refuse what does not go with sizes."""
         if not options.size:
+            for name in ("against", "candidates", "sensitivity"):
+                changed = getattr(options, name) != GgufOptions.model_fields[name].default
+                if changed and not options.fits:
+                    raise InputError(
+                        f"{name}: has an effect only with size (--size), bpw or fits; add one, or"
+                        f" leave {name} out"
+                    )
             return
         if options.types != GgufOptions.model_fields["types"].default:
             raise InputError(
@@ -157,7 +164,7 @@ class Gguf(Method[GgufOptions]):
 
     def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every type that goes with the options that are given."""
-        if given.get("adapter_only"):
+        if given.get("adapter_only") or any(given.get(one) for one in ("size", "bpw", "fits")):
             return {}
         mixing = ("output_type", "embedding_type", "tensor_types", "pure")
         mixed = any(given.get(name) for name in mixing)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.types import file_type
 from autoquant.core.files import write_atomically
-from autoquant.core.records import TOWERS, Artifact, RunRecord, Source
+from autoquant.core.records import TOWERS, Artifact, Check, RunRecord, Source, Stored
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf import requantize
+from autoquant.methods.gguf.convert import fallback_note
 from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.options import GgufOptions
 
@@ -59,6 +62,34 @@ def provenance(
         if "calibration sha256" in facts:
             said["calibration sha256"] = facts["calibration sha256"]
     return said
+
+
+def artifact(
+    answer: Mapping[str, Any],
+    *,
+    files: Iterable[Stored],
+    imatrix: bool,
+    uploaded: str,
+    more: Mapping[str, Any],
+) -> Artifact:
+    """A verified file, by what its check answers. Where that names no files they are gone: then
+    they are these ``files``, ``uploaded`` to a repository. ``more`` are facts of it.
+    """
+    name, note = answer["type"], fallback_note(answer["plan"])
+    kind = file_type(name)
+    return Artifact(
+        type=name,
+        files=tuple(Stored(*stored) for stored in answer["files"]) or tuple(files),
+        bits_per_weight=answer["bits_per_weight"],
+        notes=(note,) if note else (),
+        checks=tuple(Check(*seen) for seen in answer["checks"]),
+        facts={
+            "imatrix": imatrix and kind.imatrix != "no",
+            "nominal": kind.bits_per_weight,
+            **more,
+            **({} if answer["files"] else {"deleted": uploaded}),
+        },
+    )
 
 
 def extras(

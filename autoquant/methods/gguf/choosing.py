@@ -137,9 +137,15 @@ class Model:
                 " smaller size"
             )
 
-    def smallest(self) -> int:
-        """About the fewest bytes that a file can have, before anything was measured."""
-        return min(int(one["bytes"]) for one in self.stock.values())
+    def smallest(self, options: GgufOptions) -> int:
+        """The fewest bytes that a file can have, if all types can be made."""
+        stock = min(self.stock.values(), key=lambda one: int(one["bytes"]))
+        kinds = measured(options, self.head, stock)
+        least = {
+            name: min(every, key=lambda kind: self._bytes(name, kind))
+            for name, every in kinds.items()
+        }
+        return self._laid({**stock["tensors"], **least}, stock["order"], options, {})
 
     def chosen(self, options: GgufOptions, table: Sensitivities, size: Size) -> dict[str, Any]:
         """The plan of the best file of a size, as backends.llamacpp.quantize has plans, with the

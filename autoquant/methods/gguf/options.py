@@ -34,8 +34,8 @@ class GgufOptions(CalibrationOptions):
         },
         **CalibrationOptions.applies,
         "imatrix_chunks": "imatrix!=none|calibration|fisher",
-        "against": "size",
-        "candidates": "size",
+        "context": "fits",
+        "kv_type": "fits",
         "mmproj_type": "mmproj",
         "delete_uploaded": "split_size",
     }
@@ -59,6 +59,22 @@ class GgufOptions(CalibrationOptions):
         (),
         "the same, in bits per weight of the file's tensors: 4.5 is short for size 4.5bpw",
         metavar="BITS,…",
+    )
+    fits: str = option(
+        "",
+        "the same for a device: as large as runs whole on it beside keys, values and buffers"
+        " (`autoquant devices`; or 8GB laptop, MacBook 24GB, 24GB); Q8_0 if that fits",
+        metavar="DEVICE",
+    )
+    context: int = option(
+        0,
+        "with fits: tokens of one conversation; 0 takes 8192, or the model's if that is less",
+        unit="tokens",
+        ge=0,
+        le=10_000_000,
+    )
+    kv_type: Literal["f16", "q8_0", "q4_0"] = option(
+        "f16", "with fits: how llama.cpp will keep keys and values"
     )
     against: tuple[str, ...] = option(
         ("auto",),
@@ -190,9 +206,12 @@ class GgufOptions(CalibrationOptions):
     @model_validator(mode="before")
     @classmethod
     def _bits_are_a_size(cls, values: dict[str, Any]) -> dict[str, Any]:
-        bits = (str(one) for one in values.get("bpw") or ())
+        given = values.get("bpw") or ()
+        bits = tuple(map(str, given if isinstance(given, (tuple, list)) else (given,)))
+        if not bits:
+            return values
         sizes = (*(values.get("size") or ()), *(f"{one.removesuffix(BPW)}{BPW}" for one in bits))
-        return {**values, "size": sizes} if sizes else values
+        return {**values, "bpw": bits, "size": sizes}
 
     @field_validator("size")
     @classmethod
@@ -204,7 +223,7 @@ class GgufOptions(CalibrationOptions):
     def _against(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value in ((AUTO,), (NONE,)):
             return value
-        return tuple(dict.fromkeys(parse(name) for name in value))
+        return tuple(dict.fromkeys(parse(name, "against") for name in value))
 
     @field_validator("candidates")
     @classmethod

@@ -14,15 +14,27 @@ from autoquant.core.files import free_bytes
 from autoquant.core.machine import memory_available
 from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.records import Source
-from autoquant.methods.gguf import adapter_only, mmproj, requantize, sizes, streaming, timing
+from autoquant.evaluate.scoring import CONTEXT
+from autoquant.forward import cost
+from autoquant.methods.gguf import (
+    adapter_only,
+    choosing,
+    mmproj,
+    requantize,
+    sizes,
+    streaming,
+    timing,
+)
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.size import Size
 from autoquant.source import adapter_bytes, bytes_to_fetch, structure
 
 # bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
 CONVERTER_MEMORY = 1200 << 20
 # bytes: Python with NumPy and llama.cpp, and the rows that wait for a thread and for the disk
 QUANTIZER_MEMORY = 700 << 20
+CHOSEN = "each tensor in the type that loses the least"
 
 
 def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
@@ -53,7 +65,7 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
                 options,
                 header=header,
                 logs=folder / "log",
-                types=list(options.types),
+                types=list(choosing.STOCK if options.size else options.types),
                 outtype=precision(source, options),
                 room=None,
                 need={},
@@ -64,8 +76,20 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
             notes = [converted["tokens"], converted["ends"], mmproj.note(source, options, towers)]
             beside, memory = towers.get("bytes", 0), CONVERTER_MEMORY + 8 * _largest_whole(source)
             whole = precision(source, options).upper()
+            if options.gradients:
+                length = min(CONTEXT, source.context)
+                needed = cost.of(source).gradients(options.sensitivity_samples, length)
+                memory = max(memory, needed)
         head, intermediate = gguf_head.read(header), 0 if source.gguf else header.stat().st_size
-    items = tuple(_item(planned, whole) for planned in plans)
+    gradients, refused = dict[str, float](), ""
+    if options.gradients:
+        model = choosing.Model.of(head, plans, whole)
+        kinds = choosing.measured(options, head, next(iter(model.stock.values())))
+        gradients = timing.gradients(source, options, head, kinds)
+    if options.size:
+        items, plans, refused = _of_sizes(options, head, plans, whole)
+    else:
+        items = tuple(_item(planned, whole) for planned in plans)
     made = sum(item.bytes for item in items)
     known = sizes.plan(
         source,
@@ -95,9 +119,31 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
         memory_available=memory_available(),
         notes=tuple(filter(None, notes)),
         download=download,
-        refused=_refused(plans, needed - made, free, options),
-        seconds=timing.seconds(download, options, plans, head, way),
+        refused=refused or _refused(plans, needed - made, free, options),
+        seconds=timing.seconds(download, options, plans, head, way) | gradients,
     )
+
+
+def _of_sizes(
+    options: GgufOptions, head: gguf_head.Head, stock: list[dict[str, Any]], whole: str
+) -> tuple[tuple[PlanItem, ...], list[dict[str, Any]], str]:
+    """The files of the asked sizes, at most as large as they will be, and those that they are
+    compared with; the plans of the latter, and why a size cannot be reached.
+    """
+    model, refused = choosing.Model.of(head, stock, whole), ""
+    weights = sum(one.elements for one in head.tensors.values())
+    items, made = [], []
+    for size in map(Size.parse, options.size):
+        made.append(model.bytes(size))
+        bits = 8 * (made[-1] - head.data_offset) / weights
+        items.append(PlanItem(f"size {size}", made[-1], bits, False, CHOSEN))
+        try:
+            model.refuse(size, made[-1], model.smallest(options))
+        except InputError as error:
+            refused = refused or str(error)
+    compared = [model.stock[name] for name in model.compared(options, made) if name in model.stock]
+    compared = [{**one, "needs_imatrix": False} for one in compared]  # there will be one
+    return (*items, *(_item(one, whole) for one in compared)), compared, refused
 
 
 def _refused(plans: list[dict[str, Any]], other: int, room: int, options: GgufOptions) -> str:

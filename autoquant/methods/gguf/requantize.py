@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 from autoquant.source import from_gguf
 
+log = logging.getLogger(__name__)
 # options of converting and of checkpoints, which have no effect here
 OTHERS = (
     "precision",
@@ -89,3 +92,33 @@ def plans(
             **options.quantizing(),
         )
     )
+
+
+def plans_of_file(
+    source: Source,
+    options: GgufOptions,
+    types: list[str],
+    *,
+    folder: Path,
+    header: Path,
+    logs: Path,
+    env: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """The plan of each type of a GGUF file: of a source that is one in ``folder``, or of a
+    converted one, whose ``header`` is there.
+    """
+    if source.gguf:
+        if said := note(source):
+            log.warning("%s: %s", source.id, said)
+        return plans(source, options, types, folder=folder, header=header, logs=logs)
+    found: list[dict[str, Any]] = process.call(
+        "autoquant.backends.llamacpp.quantize:plans",
+        log=logs,
+        env=env,
+        header=str(header),
+        types=types,
+        imatrix=options.imatrix != "none",
+        imatrix_file=str(options.given_imatrix or ""),
+        **options.quantizing(),
+    )
+    return found

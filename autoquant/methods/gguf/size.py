@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED
 
-UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
+UNITS = {"B": 1, "MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
 BPW = "bpw"
-_WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB|MIB|GIB|BPW)", re.IGNORECASE)
-SPELLED = {"MB": "MB", "GB": "GB", "MIB": "MiB", "GIB": "GiB", "BPW": BPW}
+_WRITTEN = re.compile(r"(\d+(?:\.\d+)?)\s*(B|MB|GB|MIB|GIB|BPW)", re.IGNORECASE)
+SPELLED = {"B": "B", "MB": "MB", "GB": "GB", "MIB": "MiB", "GIB": "GiB", "BPW": BPW}
 
 
 class Size(NamedTuple):
@@ -35,7 +35,7 @@ class Size(NamedTuple):
         return cls(float(match[1]), SPELLED[match[2].upper()])
 
     def __str__(self) -> str:
-        return self.type or f"{self.number:g}{self.unit}"
+        return self.type or f"{self.number:.12g}{self.unit}"
 
     def bytes(self, parameters: int) -> int:
         """About how many bytes it is of a model of as many parameters, before its tensors are

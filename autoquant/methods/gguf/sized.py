@@ -72,14 +72,17 @@ class Sized:
         facts = self.run.done(STEP, self._key())
         return None if facts is None else Chosen(**facts)
 
+    def refuse(self) -> None:
+        """Refuse sizes that cannot be reached, before anything is measured. Raises InputError."""
+        model = self.model()
+        for one in map(Size.parse, self.options.size):
+            model.refuse(one, model.bytes(one), model.smallest(self.options))
+
     def choose(self) -> Chosen:
         """Choose, once there is an importance matrix, and note it. Raises InputError for a size
         that cannot be reached.
         """
-        model = self.model()
-        sizes = [Size.parse(one) for one in self.options.size]
-        for one in sizes:
-            model.refuse(one, model.bytes(one), 0)
+        model, sizes = self.model(), [Size.parse(one) for one in self.options.size]
         table = self._table(model)
         plans = [model.chosen(self.options, table, one) for one in sizes]
         made = [plan["bytes"] for plan in plans]

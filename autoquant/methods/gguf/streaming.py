@@ -163,6 +163,8 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
         )
     elif options.collects and collects_in_blocks(source):
         said += "; they come once before, to collect the importance matrix block by block"
+    if options.gradients:
+        said += "; they come twice before, for gradients"
     if will_be_measured(source, options) and not unmeasured(source, options, way):
         again = not way.runs or way.twice
         said += "; and once more, to measure" if again else ""
@@ -187,13 +189,15 @@ def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
 
 def downloads(source: Source, options: GgufOptions, way: Way) -> int:
     """How many times a source's files come: to be made into types, to collect an importance matrix
-    before, and to measure.
+    before, for gradients (forward and backward), and to measure.
     """
     if not way.stream:
         return 1
     collected = way.twice or (options.collects and collects_in_blocks(source))
     read_again = not way.runs or way.twice
-    return 1 + collected + (read_again and will_be_measured(source, options))
+    return (
+        1 + collected + 2 * options.gradients + (read_again and will_be_measured(source, options))
+    )
 
 
 def needs_made(source: Source) -> bool:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.backends.llamacpp.types import UNQUANTIZED, file_type, refuse
+from autoquant.backends.llamacpp.types import UNQUANTIZED, refuse
 from autoquant.core import gguf_head
 from autoquant.core.files import bytes_in, free_bytes, key_of
 from autoquant.core.journal import RunFolder
-from autoquant.core.records import COMPARED, Artifact, Check, Snapshot, Stored
+from autoquant.core.records import COMPARED, Artifact, Snapshot
 from autoquant.methods.base import Output
 from autoquant.methods.gguf import (
     about,
@@ -24,7 +24,7 @@ from autoquant.methods.gguf import (
     streaming,
 )
 from autoquant.methods.gguf import imatrix as imatrices
-from autoquant.methods.gguf.convert import fallback_note, precision
+from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.feed import Feed
 from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.one_pass import Kept, OnePass
@@ -33,7 +33,6 @@ from autoquant.methods.gguf.sending import Sending
 from autoquant.methods.gguf.sized import Chosen, Sized
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
-from autoquant.runtime import process
 from autoquant.source.merge import made_of
 
 log = logging.getLogger(__name__)
@@ -169,6 +168,7 @@ class Work:
         """Choose the types of the files of a size, unless the journal knows them."""
         chosen = self.sized.known()
         if chosen is None:
+            self.sized.refuse()
             if self.imatrix is not None and self.imatrix.facts is None:
                 self._collect(self.imatrix)
             chosen = self.sized.choose()
@@ -306,30 +306,16 @@ class Work:
 
     def _plans(self) -> dict[str, dict[str, Any]]:
         """The plans of the asked types, of a GGUF file."""
-        source, options, run = self.source, self.options, self.run
-        types = [name for name in self.types if name not in self.chosen.plans]
-        if source.gguf:
-            if said := requantize.note(source):
-                log.warning("%s: %s", source.id, said)
-            plans = requantize.plans(
-                source,
-                options,
-                types,
-                folder=self.snapshot.folder,
-                header=self.header,
-                logs=run.logs,
-            )
-        else:
-            plans = process.call(
-                "autoquant.backends.llamacpp.quantize:plans",
-                log=run.logs,
-                env=self.env,
-                header=str(self.header),
-                types=types,
-                imatrix=options.imatrix != "none",
-                imatrix_file=str(options.given_imatrix or ""),
-                **options.quantizing(),
-            )
+        options, run = self.options, self.run
+        plans = requantize.plans_of_file(
+            self.source,
+            options,
+            [name for name in self.types if name not in self.chosen.plans],
+            folder=self.snapshot.folder,
+            header=self.header,
+            logs=run.logs,
+            env=self.env,
+        )
         plans += self.chosen.plans.values()
         refuse(
             plans,
@@ -354,7 +340,7 @@ class Work:
 
     def _finished(self, sending: Sending, answer: dict[str, Any]) -> None:
         """Move one verified type into place and note it."""
-        run, name, note = self.run, answer["type"], fallback_note(answer["plan"])
+        run, name = self.run, answer["type"]
         sending.wait()
         if answer["repeats"] is not None and self.source.remote:
             log.warning("%s: repeats one token; the unquantized model was not asked", name)
@@ -366,19 +352,12 @@ class Work:
                 env=self.env,
                 threads=self.options.cores,
             )
-        artifact = Artifact(
-            type=name,
-            files=tuple(Stored(*stored) for stored in answer["files"])
-            or sending.files(f"{self.stem}-{name}-0"),
-            bits_per_weight=answer["bits_per_weight"],
-            notes=(note,) if note else (),
-            checks=tuple(Check(*seen) for seen in answer["checks"]),
-            facts={
-                "imatrix": self.imatrix is not None and file_type(name).imatrix != "no",
-                "nominal": file_type(name).bits_per_weight,
-                **self.chosen.facts(name),
-                **({} if answer["files"] else {"deleted": self.options.upload}),
-            },
+        artifact = about.artifact(
+            answer,
+            files=sending.files(f"{self.stem}-{name}-0"),
+            imatrix=self.imatrix is not None,
+            uploaded=self.options.upload,
+            more=self.chosen.facts(name),
         )
         gone = sending.gone
         outputs = [self._placed(one.name) for one in artifact.files if one.name not in gone]

@@ -1,0 +1,33 @@
+"""A file of a size from a model on the Hub, uploaded with what it was chosen by; and that taken
+from there for another size.
+"""
+
+from __future__ import annotations
+
+from tests.fakes.hub import Hub
+from tests.hub.conftest import MODEL, User
+
+QUICK = ("--pre-tokenizer", "gpt-2", "--sensitivity-samples", "2", "--eval-chunks", "4")
+
+
+def test_it_goes_up_with_its_table_which_serves_from_there(user: User, hub: Hub) -> None:
+    user.run("quantize", "gguf", MODEL, "--size", "2MB", *QUICK, "--upload", "tester/sized")
+    there = hub.files("tester/sized")
+    (name,) = [one for one in there if one.endswith("bpw.gguf")]
+    assert there == {
+        name, "README.md", "LICENSE", "imatrix.gguf", "sensitivity.json",
+        "size-against-quality.png",
+    }, "what it is compared with stays here"  # fmt: skip
+    assert len(list((user.cwd / "tiny-GGUF").glob("tiny-*.gguf"))) == 2
+    card = hub.content("tester/sized", "README.md").decode()
+    tag = name.removeprefix("tiny-").removesuffix(".gguf")
+    assert f"llama-cli -hf tester/sized:{tag}" in card
+    assert "(not here: made to compare with)" in card
+
+    out = ("--sensitivity", "tester/sized", "--against", "none", "--evaluate", "off")
+    user.run("quantize", "gguf", MODEL, "--bpw", "3.2", *QUICK[:2], *out, "--out", "second")
+    assert len(list((user.cwd / "second").glob("*_AQ-3.2*bpw.gguf"))) == 1
+    refused = user.run(
+        "quantize", "gguf", MODEL, "--size", "2MB", "--sensitivity", "maker/tiny", status=2
+    )
+    assert "sensitivity: maker/tiny has no sensitivity.json" in refused.stderr
