@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from autoquant.core import licenses
+from autoquant.core import bundled, licenses
 from autoquant.core import texts as texts_of
-from autoquant.core.bundled import CALIBRATION_TEXT
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.texts import Document
@@ -34,7 +33,8 @@ class CalibrationOptions(MethodOptions):
 
     calibration: str = option(
         "builtin",
-        "text to calibrate on: builtin (English novels), a file (text, JSON, CSV or Parquet,"
+        "text to calibrate on: builtin (English prose, other languages, code and conversations; or"
+        " one of them: prose, languages, code, conversations), a file (text, JSON, CSV or Parquet,"
         " by its content; conversations go through the chat template), or a"
         " dataset on the Hugging Face Hub as owner/name or owner/name@revision; a text like what"
         " the model will be used for is better",
@@ -131,9 +131,9 @@ def check(options: CalibrationOptions) -> None:
     documents(options)
 
 
-def documents(options: CalibrationOptions) -> Documents:
-    """The documents of the calibration text; those of a dataset on the Hub are fetched, and kept in
-    the cache folder.
+def documents(options: CalibrationOptions, model: Path | None = None) -> Documents:
+    """The documents of the calibration text for the model in a folder; those of a dataset on the
+    Hub are fetched, and kept in the cache folder.
 
     Raises InputError for a text that is missing, empty, unreadable, of another kind, or without the
     column; HubFailed if the Hub cannot be reached.
@@ -162,29 +162,36 @@ def documents(options: CalibrationOptions) -> Documents:
             )
             if part
         )
+    elif options.calibration in (bundled.BUILTIN, *bundled.KINDS):
+        text = bundled.suited(options.calibration, model or Path())
+        by_kind = texts_of.parts(text, "calibration", bundled.CALIBRATION)
+        needed = CHARACTERS * options.calibration_samples * options.calibration_length
+        texts = texts_of.in_turn(texts_of.evened(by_kind, needed))
+        name = builtin_in_words(text)
     else:
-        texts, name = (
-            texts_of.documents(path, "calibration", options.calibration_column),
-            (
-                "the built-in text (English novels)"
-                if options.calibration == "builtin"
-                else path.name
-            ),
-        )
+        texts = texts_of.documents(path, "calibration", options.calibration_column)
+        name = path.name
     if not any(texts_of.plain(text).strip() for text in texts):
         raise InputError(f"calibration: {name} is empty")
     return Documents(texts, name)
 
 
+def builtin_in_words(text: str) -> str:
+    """A built-in text, for cards."""
+    words = bundled.IN_WORDS if text == bundled.BUILTIN else text
+    return f"the built-in text ({'English novels' if text == bundled.PROSE else words})"
+
+
 def is_file(options: CalibrationOptions) -> bool:
     """Whether the text is a file of the user's own."""
-    return options.calibration != "builtin" and _file(options) is not None
+    own = options.calibration not in (bundled.BUILTIN, *bundled.KINDS)
+    return own and _file(options) is not None
 
 
 def _file(options: CalibrationOptions) -> Path | None:
     """The file the option names; None if it names a dataset on the Hub."""
-    if options.calibration == "builtin":
-        return CALIBRATION_TEXT
+    if options.calibration in (bundled.BUILTIN, *bundled.KINDS):
+        return bundled.CALIBRATION_TEXT
     path = texts_of.expanded(options.calibration, "calibration")
     return path if path.is_file() else None
 
@@ -268,12 +275,22 @@ def rendered(tokenizer: Any, document: Document) -> str:
         return texts_of.plain(document)
     from jinja2 import TemplateError
 
-    try:
-        return str(tokenizer.apply_chat_template(document, tokenize=False))
-    except TemplateError as error:
-        raise InputError(
-            f"calibration: the model's chat template refuses a conversation ({error})"
-        ) from None
+    refused: TemplateError | None = None
+    for messages in (document, _without_system(document)):  # which some templates do not take
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError as error:
+            refused = refused or error
+    raise InputError(f"calibration: the model's chat template refuses a conversation ({refused})")
+
+
+def _without_system(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """A conversation whose system message begins the user's first one."""
+    system = "\n\n".join(one["content"] for one in messages if one["role"] == "system")
+    rest = [dict(one) for one in messages if one["role"] != "system"]
+    if system and rest:
+        rest[0]["content"] = f"{system}\n\n{rest[0]['content']}"
+    return rest
 
 
 def fewer(samples: int, asked: int, length: int) -> str:

@@ -95,7 +95,15 @@ def _parser() -> argparse.ArgumentParser:
         "--text",
         default="builtin",
         metavar="builtin|FILE",
-        help="text to measure on (default: builtin)",
+        help=(
+            "text to measure on (default: builtin, of four kinds; or one of them: prose, languages,"
+            " code, conversations)"
+        ),
+    )
+    measure.add_argument(
+        "--by-kind",
+        action="store_true",
+        help="also show each kind of text: prose, other languages, code, conversations",
     )
     measure.add_argument(
         "--chunks", default="20", metavar="N", help="chunks of 512 tokens (default: 20)"
@@ -191,6 +199,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         chunks=checked.eval_chunks,
     )
     print(tables.evaluations(rows))
+    if arguments.by_kind and (kinds := tables.kinds_of(rows)):
+        print(f"\n{kinds}")
 
 
 def _upload(arguments: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.plans import Plan
 from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
-from autoquant.core.texts import read_text
+from autoquant.core.texts import parts
 from autoquant.display import gains
 from autoquant.evaluate import artifacts as measuring
 from autoquant.evaluate import conversion, planning
@@ -56,7 +56,7 @@ def quantize(
     source, options = _resolve(method, model, values)
     method.check(source, options)
     if options.evaluate != "off":
-        read_text(options.eval_text, "eval_text", bundled.EVALUATION_TEXT)
+        parts(options.eval_text, "eval_text", bundled.EVALUATION)
     folder = output_folder(method, source, out, options)
     journal.check_place(folder, method.name, source.id)
     method.check_hardware(options, folder)
@@ -199,7 +199,7 @@ def _make(
         provenance=_provenance(method, snapshot, options, provenance),
     )
     if reference is not None:
-        record.provenance["measured on"] = finished.measured_on(options)
+        record.provenance["measured on"] = finished.measured_on(options, snapshot.source)
     for gain in gains.of(record):
         if gain.is_none:
             log.warning("%s", gain)
@@ -282,7 +282,7 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
             env=method.environment(options),
             how=planning.how(snapshot.source, chunks),
         )
-        provenance = {**record.provenance, "measured on": finished.measured_on(options)}
+        provenance = {**record.provenance, "measured on": finished.measured_on(options, source)}
         again = dataclasses.replace(
             record, artifacts=artifacts, reference=reference, provenance=provenance
         )

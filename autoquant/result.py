@@ -126,6 +126,13 @@ class Result(RunRecord):
         """What was looked at on each file, and what was seen; prints as a table."""
         return Checks(self)
 
+    def by_kind(self) -> str:
+        """A table of what each file loses on each kind of text (prose, other languages, code,
+        conversations); empty if it was measured on one.
+        """
+        head, body = tables.by_kind(self)
+        return tables.table(head, body) if body else ""
+
     def look(self, type: str = "", layer: str = "") -> looking.Look:
         """Look inside one quantized layer: its weights before and after, the error, one group of
         weights code by code. In a notebook it shows itself as pictures.

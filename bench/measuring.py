@@ -79,7 +79,7 @@ def main(work: Path, folder: str, chunks: int, types: list[str]) -> None:
             "autoquant.evaluate.scoring:tokenize",
             log=Path(scratch) / "log",
             folder=folder,
-            text=EVALUATION_TEXT.read_text(encoding="utf-8"),
+            parts={"": [EVALUATION_TEXT.read_text(encoding="utf-8")]},
             chunks=chunks,
             context=512,
         )["chunks"]
@@ -87,6 +87,7 @@ def main(work: Path, folder: str, chunks: int, types: list[str]) -> None:
         ours: dict[str, Any] = {
             "source": {"folder": folder},
             "text_sha256": "",
+            "kinds": [],
             "target": f"{scratch}/states",
         }
         for _ in range(2):

@@ -51,7 +51,7 @@ def test_tokens_are_the_source_tokenizers_in_whole_chunks(tmp_path: Path) -> Non
         "autoquant.evaluate.scoring:tokenize",
         log=tmp_path / "log",
         folder=str(DEMO_FOLDER),
-        text=text,
+        parts={"": [text]},
         chunks=5,
         context=256,
     )["chunks"]
@@ -62,7 +62,7 @@ def test_tokens_are_the_source_tokenizers_in_whole_chunks(tmp_path: Path) -> Non
             "autoquant.evaluate.scoring:tokenize",
             log=tmp_path / "log",
             folder=str(DEMO_FOLDER),
-            text="Too short.",
+            parts={"": ["Too short."]},
             chunks=5,
             context=256,
         )
@@ -88,7 +88,7 @@ def test_a_bos_token_starts_every_chunk(tmp_path: Path) -> None:
         "autoquant.evaluate.scoring:tokenize",
         log=tmp_path / "log",
         folder=str(folder),
-        text=EVALUATION_TEXT.read_text()[:20_000],
+        parts={"": [EVALUATION_TEXT.read_text()[:20_000]]},
         chunks=3,
         context=128,
     )["chunks"]

@@ -55,7 +55,7 @@ def test_recognized(name: str, content: str | bytes, wanted: list[Any], tmp_path
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     assert documents(path, "calibration") == wanted
-    assert read_text(str(path), "eval_text", path) == "\n\n".join(map(plain, wanted))
+    assert read_text(str(path), "eval_text", "evaluation") == "\n\n".join(map(plain, wanted))
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,9 @@ class MethodOptions(UploadOptions):
     )
     eval_text: str = option(
         "builtin",
-        "text to measure on: builtin (from Jane Austen's Persuasion, held out from the calibration"
-        " text) or a UTF-8 text file",
+        "text to measure on: builtin (English prose, other languages, code and conversations, held"
+        " out from the calibration text; or one of them: prose, languages, code, conversations), or"
+        " a UTF-8 text file",
         metavar="builtin|FILE",
     )
     eval_chunks: int = option(

@@ -49,7 +49,8 @@ class Evaluation:
 
     ``perplexity_error`` is one standard error of the perplexity. KL divergence is KL(unquantized ‖
     quantized) in nats per token. ``agreement`` is the share of positions where both models' most
-    probable token is the same. ``tokens`` counts the scored predictions.
+    probable token is the same. ``tokens`` counts the scored predictions. Of a text of several kinds
+    ``by_kind`` has perplexity, kl_mean and agreement of each.
     """
 
     perplexity: float
@@ -61,6 +62,7 @@ class Evaluation:
     tokens: int
     engine: str
     text_sha256: str
+    by_kind: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import gzip
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from autoquant.core import bundled
 from autoquant.core.errors import InputError
 
 Document: TypeAlias = "str | list[dict[str, str]]"
@@ -20,6 +23,9 @@ Document: TypeAlias = "str | list[dict[str, str]]"
 CONVERSATIONS = ("messages", "conversations", "conversation", "chat")
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 TABLES, JSON = (".csv", ".tsv"), (".json", ".jsonl", ".ndjson")
+# of a token, more than any tokenizer takes: no library is tokenized for 20 chunks
+CHARACTERS = 12
+PIECE = 2000  # characters of a built-in text that are one document
 TEXT = "text"  # the column that is looked for unless another is named
 MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -61,18 +67,90 @@ def documents(path: Path, option: str, column: str = TEXT) -> list[Document]:
     return [one for one in found if one]
 
 
-def read_text(name: str, option: str, builtin: Path) -> str:
-    """A text by its option's value: "builtin" or the name of a file, whose documents are joined.
-    Raises InputError.
+def parts(name: str, option: str, part: str) -> dict[str, list[Document]]:
+    """The documents of a text by kind: of "builtin" every kind, of a kind's name that one (see
+    core.bundled; ``part`` is which part of it), else those of a file. Raises InputError.
     """
-    path = builtin if name == "builtin" else expanded(name, option)
+    if name == bundled.BUILTIN:
+        return {kind: cut(_builtin(kind, part)) for kind in bundled.KINDS}
+    if name in bundled.KINDS:
+        return {name: _builtin(name, part)}
+    path = expanded(name, option)
     if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{option}: {kind}: {name}; give a UTF-8 text file, or builtin")
-    text = "\n\n".join(map(plain, documents(path, option)))
-    if not text.strip():
+        said = "is a folder" if path.is_dir() else "no such file"
+        known = ", ".join((bundled.BUILTIN, *bundled.KINDS))
+        raise InputError(f"{option}: {said}: {name}; give a UTF-8 text file, or one of {known}")
+    found = documents(path, option)
+    if not any(plain(one).strip() for one in found):
         raise InputError(f"{option}: {name} is empty")
-    return text
+    return {"": found}
+
+
+def enough(by_kind: Mapping[str, Sequence[Document]], tokens: int) -> dict[str, list[Document]]:
+    """Of each kind the first documents, with as many ``tokens`` if there are."""
+    found: dict[str, list[Document]] = {}
+    for kind, documents in by_kind.items():
+        left, found[kind] = tokens * CHARACTERS, []
+        for one in documents:
+            if left <= 0:
+                break
+            found[kind].append(one[:left] if isinstance(one, str) else one)
+            left -= len(plain(one))
+    return found
+
+
+def evened(by_kind: Mapping[str, Sequence[Document]], characters: int) -> dict[str, list[Document]]:
+    """Of each kind about as much as of the second longest, unless more ``characters`` are needed
+    than that leaves.
+    """
+    sizes = {kind: sum(len(plain(one)) for one in every) for kind, every in by_kind.items()}
+    if len(sizes) < 2:
+        return {kind: list(every) for kind, every in by_kind.items()}
+    most = sorted(sizes.values())[-2]
+    if sum(min(most, size) for size in sizes.values()) < characters:
+        most = max(sizes.values())
+    return {
+        kind: list(every[: max(1, len(every) * min(most, sizes[kind]) // sizes[kind])])
+        for kind, every in by_kind.items()
+    }
+
+
+def in_turn(by_kind: Mapping[str, Sequence[Document]]) -> list[Document]:
+    """Documents of all kinds, one of each after the other."""
+    rounds = itertools.zip_longest(*by_kind.values())
+    return [one for every in rounds for one in every if one is not None]
+
+
+def read_text(name: str, option: str, part: str) -> str:
+    """A text by its option's value, see :func:`parts`; documents are joined. Raises InputError."""
+    return "\n\n".join(map(plain, in_turn(parts(name, option, part))))
+
+
+@functools.cache
+def _builtin(kind: str, part: str) -> list[Document]:
+    """The documents of a built-in text: a novel as one, other texts in pieces."""
+    path = bundled.text_of(kind, part)
+    if path.suffix == ".jsonl":
+        return documents(path, "builtin")
+    found: list[Document] = [path.read_text(encoding="utf-8")]  # code may look like JSON
+    return found if kind == bundled.PROSE else cut(found)
+
+
+def cut(documents: Sequence[Document]) -> list[Document]:
+    """Long texts in pieces, between paragraphs."""
+    found: list[Document] = []
+    for one in documents:
+        if not isinstance(one, str) or len(one) < 4 * PIECE:
+            found.append(one)
+            continue
+        piece = ""
+        for paragraph in one.split("\n\n"):
+            piece += f"{paragraph}\n\n"
+            if len(piece) > PIECE:
+                found.append(piece.rstrip())
+                piece = ""
+        found += [piece.rstrip()] * bool(piece.strip())
+    return found
 
 
 def expanded(name: str, option: str) -> Path:

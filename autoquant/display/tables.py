@@ -122,6 +122,36 @@ def protocol(result: RunRecord) -> str:
     )
 
 
+def by_kind(run: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Mean KL divergence on each kind of text: head and rows; none if there is one kind."""
+    measured = [one for one in run.artifacts if one.evaluation and one.evaluation.by_kind]
+    ordered = sorted(measured, key=lambda a: -a.bytes)
+    kinds = dict.fromkeys(k for a in ordered if a.evaluation for k in a.evaluation.by_kind)
+    body = [
+        (a.type, *(f"{a.evaluation.by_kind[kind]['kl_mean']:.4f}" for kind in kinds))
+        for a in ordered
+        if a.evaluation
+    ]
+    return ("type", *kinds), body if kinds else []
+
+
+def kinds_of(measured: Sequence[tuple[str, Evaluation]]) -> str:
+    """A table of measured files with a row for each kind of text; empty if there is one."""
+    body = [
+        (
+            name,
+            kind,
+            f"{one['perplexity']:.3f}",
+            f"{one['kl_mean']:.4f}",
+            f"{one['agreement']:.1%}",
+        )
+        for name, row in measured
+        for kind, one in row.by_kind.items()
+    ]
+    head = ("model", "text", "perplexity", "KL mean", "top-1 agreement")
+    return table(head, body, left=2) if body else ""
+
+
 def result(run: RunRecord, title: str) -> str:
     """A run's table for a terminal, with what it means and where the files are. ``title`` is the
     method's.

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoquant.core.bundled import EVALUATION_TEXT
+from autoquant.core.bundled import EVALUATION
 from autoquant.core.errors import ProcessFailed
 from autoquant.core.files import write_atomically
 from autoquant.core.records import Evaluation
-from autoquant.core.texts import read_text
+from autoquant.core.texts import enough, parts
 from autoquant.core.version import __version__
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.runtime import environments, process
@@ -78,10 +78,11 @@ class Evaluator:
         self.source_sha256, self.cache, self.logs = source_sha256, cache, logs
         self.threads, self.env, self.python = threads, dict(env or {}), python
         self.serve = serve
-        self.text = read_text(text, "eval_text", EVALUATION_TEXT)
-        self.text_sha256 = hashlib.sha256(self.text.encode()).hexdigest()
+        self.parts = parts(text, "eval_text", EVALUATION)
+        said = json.dumps(self.parts, ensure_ascii=False)
+        self.text_sha256 = hashlib.sha256(said.encode()).hexdigest()
         self.wanted, self.context = chunks, min(CONTEXT, context)
-        self._chunks: list[list[int]] | None = None
+        self._cut: tuple[list[list[int]], list[str]] | None = None
         self._lock = threading.Lock()  # several artifacts are measured at once
         self._repack = True
 
@@ -92,31 +93,36 @@ class Evaluator:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def chunks(self) -> list[list[int]]:
-        """The token ids, [n][context]; kept beside the references, for starting a process to
-        tokenize takes longer than the run of a small model.
+        """The token ids, [n][context]."""
+        return self._tokens()[0]
+
+    def kinds(self) -> list[str]:
+        """Of which kind of text each chunk is."""
+        return self._tokens()[1]
+
+    def _tokens(self) -> tuple[list[list[int]], list[str]]:
+        """Both; kept beside the references, for starting a process to tokenize takes longer than
+        the run of a small model.
         """
         with self._lock:
-            if self._chunks is None:
+            if self._cut is None:
                 kept = self.cache / f"{self.key()}.tokens.json"
                 if kept.is_file():
-                    self._chunks = json.loads(kept.read_text(encoding="utf-8"))
+                    answer = json.loads(kept.read_text(encoding="utf-8"))
                 else:
-                    # 12 characters a token is more than any tokenizer needs: do not tokenize a
-                    # whole library for 20 chunks
-                    text = self.text[: self.wanted * self.context * 12]
                     answer = process.call(
                         "autoquant.evaluate.scoring:tokenize",
                         log=self.logs,
                         env=self.env,
                         folder=str(self.gguf or self.source["folder"]),
-                        text=text,
+                        parts=enough(self.parts, self.wanted * self.context),
                         chunks=self.wanted,
                         context=self.context,
                     )
                     self.cache.mkdir(parents=True, exist_ok=True)
-                    write_atomically(kept, json.dumps(answer["chunks"]), shared=True)
-                    self._chunks = [list(chunk) for chunk in answer["chunks"]]
-            return self._chunks
+                    write_atomically(kept, json.dumps(answer), shared=True)
+                self._cut = (answer["chunks"], answer["kinds"])
+            return self._cut
 
     def reference(
         self,
@@ -142,6 +148,7 @@ class Evaluator:
                 "target": str(part),
                 "threads": self.threads,
                 "text_sha256": self.text_sha256,
+                "kinds": self.kinds(),
             }
             try:
                 if gguf:
@@ -184,6 +191,7 @@ class Evaluator:
                 chunks=self.chunks()[:chunks],
                 threads=threads,
                 text_sha256=self.text_sha256,
+                kinds=self.kinds()[:chunks],
                 **kept.arguments(),
             )
         )
@@ -204,6 +212,7 @@ class Evaluator:
             chunks=self.chunks(),
             threads=self.threads,
             text_sha256=self.text_sha256,
+            kinds=self.kinds(),
             plan=plan,
             **kept.arguments(),
         )

@@ -44,6 +44,7 @@ def reference(
     *,
     threads: int,
     text_sha256: str,
+    kinds: list[str],
     plan: Mapping[str, Any] | None = None,
     report: Report | None = None,
     emit: Emit,
@@ -63,7 +64,7 @@ def reference(
         measure.add(last.logits(hidden[i : i + 1])[0], targets_of(chunk))
         progress()
     return {
-        "row": asdict(measure.result(TRANSFORMERS, text_sha256)),
+        "row": asdict(measure.result(TRANSFORMERS, text_sha256, kinds)),
         "sha256": sha256_of(Path(target)),
     }
 
@@ -75,6 +76,7 @@ def log_probabilities(
     *,
     threads: int,
     text_sha256: str,
+    kinds: list[str],
     repack: bool,
     report: Report | None = None,
 ) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def log_probabilities(
             report(i + 1, len(chunks))
     del out  # written
     return {
-        "row": asdict(measure.result(LLAMA_CPP, text_sha256)),
+        "row": asdict(measure.result(LLAMA_CPP, text_sha256, kinds)),
         "sha256": sha256_of(Path(target)),
     }
 
@@ -110,6 +112,7 @@ def by_llama_cpp(
     sha256: str,
     threads: int,
     text_sha256: str,
+    kinds: list[str],
     repack: bool,
     report: Report | None = None,
     emit: Emit,
@@ -126,7 +129,7 @@ def by_llama_cpp(
         measure.add(torch.from_numpy(logits), targets_of(chunks[i]), known.logits(i, len(chunks)))
         if report is not None:
             report(i + 1, len(chunks))
-    return asdict(measure.result(LLAMA_CPP, text_sha256))
+    return asdict(measure.result(LLAMA_CPP, text_sha256, kinds))
 
 
 def by_blocks(
@@ -138,6 +141,7 @@ def by_blocks(
     sha256: str,
     threads: int,
     text_sha256: str,
+    kinds: list[str],
     plan: Mapping[str, Any] | None = None,
     report: Report | None = None,
     emit: Emit,
@@ -171,7 +175,7 @@ def by_blocks(
             progress()
     engines = [WEIGHTS if file.get("gguf") else TRANSFORMERS for file in files]
     return [
-        asdict(measure.result(engine, text_sha256))
+        asdict(measure.result(engine, text_sha256, kinds))
         for measure, engine in zip(measures, engines, strict=True)
     ]
 

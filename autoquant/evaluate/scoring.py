@@ -8,15 +8,18 @@ next-token distribution.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autoquant.calibration import rendered
 from autoquant.core.errors import InputError
 from autoquant.core.records import Evaluation
+from autoquant.core.texts import CHARACTERS, Document, plain
 from autoquant.runtime import trace
 
 CONTEXT = 512  # tokens per chunk; less for models with a shorter context
@@ -40,7 +43,7 @@ class Measure:
     def __init__(self) -> None:
         self.nll: list[Any] = []
         self.kl: list[Any] = []
-        self.agree = 0
+        self.agree: list[Any] = []
 
     def add(self, logits: Any, targets: Sequence[int], reference: Any = None) -> None:
         """``logits`` [n, vocabulary] of the model, ``targets`` [n] the true next tokens, logits of
@@ -60,67 +63,120 @@ class Measure:
             self.nll.append(-log_q.gather(1, wanted)[:, 0].double().cpu().numpy())
             if reference is None:
                 self.kl.append(np.zeros(len(targets)))
-                self.agree += len(targets)
+                self.agree.append(np.ones(len(targets), bool))
                 return
             log_p = torch.log_softmax(reference, dim=1)
-            self.agree += int((log_p.argmax(1) == log_q.argmax(1)).sum())
+            self.agree.append((log_p.argmax(1) == log_q.argmax(1)).cpu().numpy())
             terms = log_p.exp().mul_(log_p.sub_(log_q))
             self.kl.append(terms.sum(1, dtype=torch.float64).cpu().numpy())
 
-    def result(self, engine: str, text_sha256: str) -> Evaluation:
-        """The metrics. The perplexity's error is exp(mean) times the standard error of the mean, as
-        llama.cpp reports it.
+    def result(self, engine: str, text_sha256: str, kinds: Sequence[str] = ()) -> Evaluation:
+        """The metrics, and of a text of several ``kinds`` (one a chunk) some of each. The
+        perplexity's error is exp(mean) times the standard error of the mean, as llama.cpp reports
+        it.
         """
         nll, kl = np.concatenate(self.nll), np.concatenate(self.kl)
-        perplexity = math.exp(float(nll.mean())) if nll.mean() < 700 else math.inf
+        perplexity = _perplexity(nll)
         error = perplexity * math.sqrt(float(nll.var()) / max(1, len(nll) - 1))
+        by_kind = {}
+        for kind in dict.fromkeys(kinds) if len(set(kinds)) > 1 else ():
+            own = [i for i, one in enumerate(kinds) if one == kind]
+            by_kind[kind] = {
+                "perplexity": _perplexity(np.concatenate([self.nll[i] for i in own])),
+                "kl_mean": float(np.concatenate([self.kl[i] for i in own]).mean()),
+                "agreement": float(np.concatenate([self.agree[i] for i in own]).mean()),
+            }
         return Evaluation(
             perplexity=perplexity,
             perplexity_error=error,
             kl_mean=float(kl.mean()),
             kl_median=float(np.median(kl)),
             kl_99=float(np.quantile(kl, 0.99)),
-            agreement=self.agree / len(nll),
+            agreement=float(np.concatenate(self.agree).mean()),
             tokens=len(nll),
             engine=engine,
             text_sha256=text_sha256,
+            by_kind=by_kind,
         )
 
 
-def tokenize(folder: str, text: str, chunks: int, context: int) -> dict[str, Any]:
-    """Cut a text into chunks of token ids with the source's own tokenizer: of a ``folder``, or of
-    a GGUF file. Runs in a worker.
+def _perplexity(nll: Any) -> float:
+    return math.exp(float(nll.mean())) if nll.mean() < 700 else math.inf
+
+
+def tokenize(
+    folder: str, parts: Mapping[str, Sequence[Document]], chunks: int, context: int
+) -> dict[str, Any]:
+    """Cut a text into ``chunks`` of token ids with the source's own tokenizer: of a ``folder``, or
+    of a GGUF file. Of one of several kinds (``parts``) each gives as many, one after the other:
+    ``kinds`` says which. Conversations are put through the model's chat template, if it has one.
+    Runs in a worker.
+    """
+    encode, bos, eos = _encoder(folder)
+    share, more = divmod(chunks, len(parts))
+    cut: dict[str, list[list[int]]] = {}
+    for i, (kind, documents) in enumerate(parts.items()):
+        wanted = share + (i < more)
+        if wanted:
+            ids = encode(documents, wanted * context)
+            cut[kind] = _cut(ids, wanted, context, bos=bos, eos=eos, least=len(parts) == 1)
+    rounds = itertools.zip_longest(*cut.values())
+    found = [
+        (kind, chunk)
+        for every in rounds
+        for kind, chunk in zip(cut, every, strict=True)
+        if chunk is not None
+    ]
+    return {"chunks": [chunk for _, chunk in found], "kinds": [kind for kind, _ in found]}
+
+
+def _encoder(folder: str) -> tuple[Any, int | None, int | None]:
+    """What gives the token ids of documents, at least as many as asked if there are; the token that
+    each text begins with, and the one that ends it.
     """
     if Path(folder).is_file():
         from autoquant.backends.llamacpp.library import encode
 
-        ids, bos, eos = encode(folder, text)
-        return {"chunks": _cut(ids, chunks, context, bos=bos, eos=eos)}
+        def by_llama_cpp(documents: Sequence[Document], needed: int) -> list[int]:
+            text = "\n\n".join(map(plain, documents))
+            return list(encode(folder, text[: needed * CHARACTERS])[0])
+
+        _, bos, eos = encode(folder, "a")
+        return by_llama_cpp, bos, eos
     with trace.library("tokenizer"):
         from transformers import AutoTokenizer
 
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        ids = list(tokenizer.encode(text))
-        plain = list(tokenizer.encode(text[:200], add_special_tokens=False))
-    starts_with_bos = (
+
+    def by_tokenizer(documents: Sequence[Document], needed: int) -> list[int]:
+        text = ""
+        for one in documents:
+            text += ("\n\n" if text else "") + rendered(tokenizer, one)
+            if len(text) > needed * CHARACTERS:
+                break
+        return list(tokenizer.encode(text[: needed * CHARACTERS]))
+
+    ids = by_tokenizer(["The beginning of a text."], 100)
+    plain_ids = list(tokenizer.encode("The beginning of a text.", add_special_tokens=False))
+    begins = (
         tokenizer.bos_token_id is not None
         and ids[:1] == [tokenizer.bos_token_id]
-        and plain[:1] != ids[:1]
+        and plain_ids[:1] != ids[:1]
     )
-    bos = tokenizer.bos_token_id if starts_with_bos else None
-    return {"chunks": _cut(ids, chunks, context, bos=bos, eos=tokenizer.eos_token_id)}
+    return by_tokenizer, tokenizer.bos_token_id if begins else None, tokenizer.eos_token_id
 
 
 def _cut(
-    ids: list[int], chunks: int, context: int, *, bos: int | None, eos: int | None
+    ids: list[int], chunks: int, context: int, *, bos: int | None, eos: int | None, least: bool
 ) -> list[list[int]]:
     """The chunks of a text's tokens. ``bos`` replaces the first of each, where the tokenizer begins
-    with one; ``eos`` is taken off the end. Raises InputError without a whole chunk.
+    with one; ``eos`` is taken off the end. Raises InputError without a whole chunk, if one is the
+    ``least``.
     """
     if ids and eos is not None and ids[-1] == eos:
         ids.pop()
     n = min(chunks, len(ids) // context)
-    if n < 1:
+    if n < 1 and least:
         raise InputError(
             f"eval_text: the text has {len(ids)} tokens; at least one chunk of {context} is needed"
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.backends.llamacpp.taking import taking
+from autoquant.core import bundled
 from autoquant.core.cache import cache_folder
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores
@@ -145,7 +146,7 @@ def evaluator_of(
     return Evaluator(
         told(snapshot),
         snapshot.sha256,
-        text=text,
+        text=bundled.suited(text, source.folder),
         chunks=chunks,
         context=source.context,
         cache=cache_folder() / "references",

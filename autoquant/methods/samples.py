@@ -28,7 +28,7 @@ class Samples:
         """Those of the options, if they have any."""
         if not isinstance(options, CalibrationOptions):
             return None
-        text = calibration.documents(options)
+        text = calibration.documents(options, source.folder)
         length = min(options.calibration_length, source.context)
         seed = options.calibration_seed
         return cls(text.texts, text.name, options.calibration_samples, length, seed)

@@ -17,6 +17,7 @@ from autoquant.core.texts import Document, plain, read_text
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.runtime import process
 
+OURS = (bundled.BUILTIN, *bundled.KINDS)  # texts that are long enough
 SURE = 12  # characters; no tokenizer takes more for a token of running text
 
 
@@ -27,8 +28,8 @@ def refuse_short(
     on: by the model's tokenizer, in a worker, where it is short enough to be doubted.
     """
     asked: list[tuple[str, Sequence[Document], int, str]] = []
-    if measured and options.eval_text != "builtin":
-        text = read_text(options.eval_text, "eval_text", bundled.EVALUATION_TEXT)
+    if measured and options.eval_text not in OURS:
+        text = read_text(options.eval_text, "eval_text", bundled.EVALUATION)
         asked.append(("eval_text", [text], min(CONTEXT, source.context), "a longer text"))
     asked += _calibrating(source, options)
     for option, documents, needed, instead in asked:
@@ -56,10 +57,10 @@ def _calibrating(
 ) -> list[tuple[str, Sequence[Document], int, str]]:
     """The text that a run calibrates on, or computes an importance matrix on, if it is a file."""
     values = {name: getattr(options, name) for name in type(options).model_fields}
-    kinds = ("none", "builtin", "fisher", "calibration")
+    kinds = ("none", "fisher", "calibration", *OURS)
     given = values.get("imatrix", "none")
     if given not in kinds and getattr(options, "given_imatrix", None) is None:
-        text = read_text(given, "imatrix", bundled.CALIBRATION_TEXT)
+        text = read_text(given, "imatrix", bundled.CALIBRATION)
         least = min(CONTEXT, source.context)
         return [("imatrix", [text], least, "a longer one; 50,000 tokens are recommended")]
     if not isinstance(options, CalibrationOptions) or not calibration.is_file(options):
@@ -67,5 +68,5 @@ def _calibrating(
     if not meant(type(options), "calibration_length", values):
         return []
     length = min(options.calibration_length, source.context)
-    texts = calibration.documents(options).texts
+    texts = calibration.documents(options, source.folder).texts
     return [("calibration", texts, length, "a longer text or a smaller calibration_length")]

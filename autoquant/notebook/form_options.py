@@ -14,7 +14,7 @@ from pydantic import field_validator
 from pydantic.fields import FieldInfo
 
 from autoquant.backends.llamacpp.types import parse
-from autoquant.core import options
+from autoquant.core import bundled, options
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, UploadOptions, option
 from autoquant.methods import METHODS
@@ -38,8 +38,9 @@ def _calibrating() -> str:
 
 CALIBRATION = option(
     "builtin",
-    f"text for the methods that calibrate ({_calibrating()}): builtin (English novels, or the"
-    " method's own mixture), a file (text, JSON, CSV, Parquet), or a dataset on the Hugging Face"
+    f"text for the methods that calibrate ({_calibrating()}): builtin (prose, other languages, code"
+    " and conversations, or the method's own mixture; prose, languages, code or conversations take"
+    " one of them), a file (text, JSON, CSV, Parquet), or a dataset on the Hugging Face"
     " Hub as owner/name",
     metavar="builtin|FILE|OWNER/NAME",
 )
@@ -243,7 +244,7 @@ def meant(name: str, one: str, values: Mapping[str, Any]) -> bool:
                 METHODS[owner].Options, one.removeprefix(f"{owner}_"), of_method(owner, values)
             )
     text = str(values.get("calibration", ""))
-    file = text == "builtin" or existing(text) is not None
+    file = text in (bundled.BUILTIN, *bundled.KINDS) or existing(text) is not None
     if (file and one in ("calibration_split", "calibration_subset")) or (
         file and one == "calibration_column" and not text.endswith((".parquet", ".jsonl", ".json"))
     ):

@@ -43,7 +43,7 @@ def _refusal(method: str, options: MethodOptions, stamps: tuple[tuple[str, int, 
         source = resolve("demo")
         own.check(source, own.resolve_defaults(source, options))
         if options.evaluate != "off":
-            texts.read_text(options.eval_text, "eval_text", bundled.EVALUATION_TEXT)
+            texts.parts(options.eval_text, "eval_text", bundled.EVALUATION)
     except InputError as error:
         return str(error)
     except (OSError, RuntimeError, ValueError) as error:

@@ -195,6 +195,9 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
             f"![Size against quality](./{plot.PLOT})",
             "",
         ]
+    kinds_head, kinds = tables.by_kind(result)
+    if kinds:
+        parts += ["Mean KL divergence by kind of text:", "", tables.markdown(kinds_head, kinds), ""]
     if gained := gains.of(result):
         parts += [*(f"**{one}.**\n" for one in gained)]
     notes = [f"- {artifact.type}: {note}." for artifact in ordered for note in artifact.notes]

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoquant.core import files, journal
+from autoquant.core import bundled, files, journal
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions, UploadOptions, build
-from autoquant.core.records import Receipt, RunRecord
+from autoquant.core.records import Receipt, RunRecord, Source
 from autoquant.methods import METHODS
 
 log = logging.getLogger(__name__)
@@ -63,13 +63,16 @@ def finish(result: RunRecord, run: RunFolder) -> RunRecord:
     return result
 
 
-def measured_on(options: MethodOptions) -> str:
+def measured_on(options: MethodOptions, source: Source) -> str:
     """The evaluation text in words, for the card."""
-    return (
-        "Jane Austen's Persuasion, held out from the built-in calibration text"
-        if options.eval_text == "builtin"
-        else Path(options.eval_text).name
-    )
+    text = bundled.suited(options.eval_text, source.folder)
+    if text == bundled.BUILTIN:
+        return f"{bundled.IN_WORDS}, held out from the built-in calibration text"
+    if text == bundled.PROSE:
+        return "Jane Austen's Persuasion, held out from the built-in calibration text"
+    if text in bundled.KINDS:
+        return f"{text}, held out from the built-in calibration text"
+    return Path(text).name
 
 
 def load(folder: str | Path) -> RunRecord:

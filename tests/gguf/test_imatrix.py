@@ -90,7 +90,7 @@ def test_imatrix_has_llama_cpps_layout(demo: Result, tmp_path: Path) -> None:
     assert seen["type"] == "imatrix"
     assert seen["chunks"] == 20
     assert seen["chunk_size"] == 256
-    assert seen["datasets"] == ["austen_calibration.txt"]
+    assert seen["datasets"] == ["the built-in text (English novels)"]
     assert len(seen["tensors"]) == 2 * 7 * 4
     assert seen["tensors"]["blk.0.ffn_down.weight.in_sum2"] == [768, 1]
     assert seen["counts"]["blk.0.ffn_down.weight.counts"] == [20 * 256]

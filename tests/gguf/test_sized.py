@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant.core import bundled, gguf_head
+from autoquant.core import gguf_head
 from autoquant.core.errors import InputError
 from autoquant.core.records import COMPARED, PREDICTED
 from autoquant.display import gains
@@ -250,15 +250,3 @@ def test_a_plan_of_sizes(tmp_path: Path) -> None:
     assert planned.seconds["measure sensitivities"] > 1
     refused = autoquant.plan("gguf", "demo", size="0.3MB").refused
     assert "the smallest file that can be made" in refused
-
-
-def test_texts_to_calibrate_to_be_sensitive_and_to_measure_on_share_nothing() -> None:
-    texts = [
-        path.read_text(encoding="utf-8")
-        for path in (bundled.CALIBRATION_TEXT, bundled.SENSITIVITY_TEXT, bundled.EVALUATION_TEXT)
-    ]
-    lines = [{line for line in text.split("\n") if len(line) > 80} for text in texts]
-    assert all(len(one) > 100 for one in lines)
-    assert not lines[0] & lines[1]
-    assert not lines[0] & lines[2]
-    assert not lines[1] & lines[2]

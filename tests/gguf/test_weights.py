@@ -175,7 +175,7 @@ def test_importance_matrices_are_llama_cpps(name: str, single: bool, tmp_path: P
         "autoquant.evaluate.scoring:tokenize",
         tmp_path,
         folder=str(folder),
-        text=CALIBRATION_TEXT.read_text()[:60_000],
+        parts={"": [CALIBRATION_TEXT.read_text()[:60_000]]},
         chunks=6,
         context=256,
     )["chunks"]

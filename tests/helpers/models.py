@@ -136,3 +136,24 @@ def dequantized_by_transformers(folder: str, form: str) -> float:
     return max(
         float((ours[name].float() - one.float()).abs().max()) for name, one in theirs.items()
     )
+
+
+def templated(source: str) -> str:
+    """A conversation with a system message, in a template that takes none. Runs in a worker."""
+    from transformers import AutoTokenizer
+
+    from autoquant.calibration import rendered
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    )
+    return rendered(
+        tokenizer,
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "Hi"},
+        ],
+    )

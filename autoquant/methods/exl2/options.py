@@ -77,7 +77,8 @@ class Exl2Options(CalibrationOptions):
     calibration: str = option(
         OWN,
         "text to calibrate on: exllamav2 (the mixture that comes with it: web, encyclopedia, code,"
-        " other languages, stories), builtin (English novels), a file (text, JSON, CSV, Parquet),"
+        " other languages, stories), builtin (prose, other languages, code and conversations; or"
+        " one of them: prose, languages, code, conversations), a file (text, JSON, CSV, Parquet),"
         " or a dataset on the Hugging Face Hub as owner/name or owner/name@revision",
         metavar=f"{OWN}|builtin|FILE|OWNER/NAME",
     )

@@ -112,7 +112,7 @@ class Work:
         self.weights = sum(self.blocks.values())
         self.length = min(options.calibration_length, self.source.context)
         self.version = f"exllamav2 {environments.version('exllamav2')}"
-        self.text = None if options.own_text else calibration.documents(options)
+        self.text = None if options.own_text else calibration.documents(options, self.source.folder)
         # all that the samples depend on; the number of them is the measurement's or the
         # quantization's own
         self.calibrated = (

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 from autoquant import calibration
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.backends.llamacpp.types import TYPES, UNQUANTIZED, file_type, parse
-from autoquant.core.bundled import CALIBRATION_TEXT, MODELS
+from autoquant.core.bundled import CALIBRATION, MODELS
 from autoquant.core.errors import InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions
 from autoquant.core.plans import Plan
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
-from autoquant.core.texts import read_text
+from autoquant.core.texts import parts
 from autoquant.methods.base import ComparisonVariants, Method, Output
 from autoquant.methods.gguf import (
     about,
@@ -156,7 +156,7 @@ class Gguf(Method[GgufOptions]):
         if options.imatrix == "calibration":
             calibration.check(options)
         elif options.imatrix != FISHER and options.given_imatrix is None:
-            read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
+            parts(options.imatrix, "imatrix", CALIBRATION)
         elif options.imatrix_chunks != GgufOptions.model_fields["imatrix_chunks"].default:
             raise InputError(
                 f"imatrix_chunks: {options.imatrix} is computed already; leave imatrix_chunks out"

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from autoquant import calibration
-from autoquant.core.bundled import CALIBRATION_TEXT
+from autoquant.calibration import builtin_in_words
+from autoquant.core.bundled import BUILTIN, CALIBRATION, KINDS, suited
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
-from autoquant.core.records import Snapshot
-from autoquant.core.texts import read_text
+from autoquant.core.records import Snapshot, Source
+from autoquant.core.texts import CHARACTERS, parts, read_text
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf import sensitivity
+from autoquant.methods.gguf.cutting import tokens
 from autoquant.methods.gguf.options import FISHER, GgufOptions
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
@@ -26,7 +28,13 @@ BLOCKS = "blocks"  # in keys: collected by transformers
 
 
 def find(
-    options: GgufOptions, run: RunFolder, converted: str, way: Way, *, in_blocks: bool
+    source: Source,
+    options: GgufOptions,
+    run: RunFolder,
+    converted: str,
+    way: Way,
+    *,
+    in_blocks: bool,
 ) -> Imatrix | None:
     """The importance matrix that is given or is to be made, with its facts if it is there.
     ``converted`` is the key of the unquantized file, on which it depends; where there was no room
@@ -38,18 +46,18 @@ def find(
         facts = {"text": f"given file {path.name}", "chunks": "given"}
         return Imatrix(path, sha256_of(path), facts)
     if options.imatrix == FISHER:
-        return _of_gradients(options, run, converted)
+        return _of_gradients(source, options, run, converted)
     if options.imatrix == "calibration":
         key = key_of(
             converted,
-            calibration.documents(options).texts,
+            calibration.documents(options, source.folder).texts,
             options.calibration_samples,
             options.calibration_length,
             options.calibration_seed,
         )
     else:
-        text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)
-        key = key_of(converted, text, options.imatrix_chunks)
+        by_kind = parts(suited(options.imatrix, source.folder), "imatrix", CALIBRATION)
+        key = key_of(converted, by_kind, options.imatrix_chunks)
     # what was collected is not collected again, whatever room or card there is now
     first = RUN_BY if way.twice else BLOCKS if in_blocks else ""
     ways = dict.fromkeys((first, "", BLOCKS, RUN_BY))
@@ -60,13 +68,13 @@ def find(
     return Imatrix(run.folder / "imatrix.gguf", key, known, in_blocks and not way.twice)
 
 
-def _of_gradients(options: GgufOptions, run: RunFolder, converted: str) -> Imatrix:
+def _of_gradients(source: Source, options: GgufOptions, run: RunFolder, converted: str) -> Imatrix:
     """The one that comes with the sensitivities: measured, or beside a table that is given."""
     if options.size and options.sensitivity != sensitivity.MEASURE:
         path = sensitivity.given_imatrix(options)
         facts = {"text": f"of gradients, given with {path.parent.name}", "chunks": "given"}
         return Imatrix(path, sha256_of(path), facts)
-    key = sensitivity.key(options, converted, "")
+    key = sensitivity.key(source, options, converted, "")
     known = run.done(sensitivity.STEP, key)
     return Imatrix(run.folder / sensitivity.IMATRIX, key, known and of_gradients(known))
 
@@ -106,7 +114,7 @@ class Imatrix:
         ids: list[list[int]] = []
         text, about = "", dict[str, Any]()
         if options.imatrix == "calibration":
-            documents = calibration.documents(options)
+            documents = calibration.documents(options, snapshot.source.folder)
             context = min(options.calibration_length, snapshot.source.context)
             name = documents.name
             ids = process.call(
@@ -123,11 +131,15 @@ class Imatrix:
             about |= {"calibration sha256": calibration.digest(ids)}
         else:
             context = min(CONTEXT, snapshot.source.context)
-            builtin = options.imatrix == "builtin"
-            name = CALIBRATION_TEXT.name if builtin else Path(options.imatrix).name
-            # 12 characters a token is more than any tokenizer needs
-            needed = options.imatrix_chunks * context * 12
-            text = read_text(options.imatrix, "imatrix", CALIBRATION_TEXT)[:needed]
+            given_text = suited(options.imatrix, snapshot.source.folder)
+            ours = given_text in (BUILTIN, *KINDS)
+            name = builtin_in_words(given_text) if ours else Path(given_text).name
+            by_kind = parts(given_text, "imatrix", CALIBRATION)
+            if len(by_kind) > 1 and not snapshot.source.gguf:
+                ids = tokens(by_kind, snapshot, options.imatrix_chunks, context, run, env)
+            else:
+                needed = options.imatrix_chunks * context * CHARACTERS
+                text = read_text(given_text, "imatrix", CALIBRATION)[:needed]
         part = run.work / self.path.name
         with Bar("importance matrix") as progress:
             given: dict[str, Any] = {"log": run.logs, "env": env, "progress": progress}
@@ -164,15 +176,8 @@ def in_blocks(
 ) -> dict[str, Any]:
     """Collect by transformers, block by block, on a text or on ready-made ``ids``."""
     if not ids:
-        ids = process.call(
-            "autoquant.evaluate.scoring:tokenize",
-            log=run.logs,
-            env=given["env"],
-            folder=str(snapshot.folder),
-            text=text,
-            chunks=options.imatrix_chunks,
-            context=context,
-        )["chunks"]
+        chunks = options.imatrix_chunks
+        ids = tokens({"": [text]}, snapshot, chunks, context, run, given["env"])
     found: dict[str, Any] = sources.in_worker(
         snapshot,
         run,

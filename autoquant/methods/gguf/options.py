@@ -11,6 +11,7 @@ from pydantic import field_validator, model_validator
 
 from autoquant.backends.llamacpp.types import TENSOR_TYPES, nearest, parse
 from autoquant.calibration import CalibrationOptions
+from autoquant.core.bundled import BUILTIN, KINDS
 from autoquant.core.machine import cores
 from autoquant.core.options import option
 from autoquant.core.texts import expanded
@@ -108,9 +109,10 @@ class GgufOptions(CalibrationOptions):
     imatrix: str = option(
         "none",
         "importance matrix, which improves all types below Q8_0: none, builtin (computed on English"
-        " novels), a UTF-8 text file to compute it on, calibration (the samples that the"
-        " calibration options give, the same as for GPTQ and AWQ), fisher (from the gradients that"
-        " sensitivities are made of; what size takes where there is none), or an existing"
+        " prose, other languages, code and conversations; or on one of them: prose, languages,"
+        " code, conversations), a UTF-8 text file to compute it on, calibration (the samples that"
+        " the calibration options give, the same as for GPTQ and AWQ), fisher (from the gradients"
+        " that sensitivities are made of; what size takes where there is none), or an existing"
         " importance matrix (llama.cpp's GGUF or older .dat format)",
         metavar="none|builtin|fisher|FILE|calibration",
     )
@@ -313,7 +315,7 @@ class GgufOptions(CalibrationOptions):
     @property
     def given_imatrix(self) -> Path | None:
         """The file that ``imatrix`` names, if it is an importance matrix by its content."""
-        if self.imatrix in ("none", "builtin", FISHER, "calibration"):
+        if self.imatrix in (NONE, FISHER, "calibration", BUILTIN, *KINDS):
             return None
         path = expanded(self.imatrix, "imatrix")
         return path.resolve() if is_imatrix(path) else None
@@ -321,7 +323,7 @@ class GgufOptions(CalibrationOptions):
     @property
     def collects(self) -> bool:
         """Whether an importance matrix is to be collected of what enters matrices."""
-        return self.imatrix not in ("none", FISHER) and self.given_imatrix is None
+        return self.imatrix not in (NONE, FISHER) and self.given_imatrix is None
 
 
 def _tensor_type_name(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 from autoquant import calibration
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core import licenses
-from autoquant.core.bundled import SENSITIVITY_TEXT
+from autoquant.core.bundled import BUILTIN, KINDS, SENSITIVITY, suited
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import memory_available
 from autoquant.core.progress import Bar
 from autoquant.core.records import Snapshot, Source
-from autoquant.core.texts import expanded, read_text
+from autoquant.core.texts import Document, expanded, parts
 from autoquant.core.version import __version__
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.scoring import CONTEXT
@@ -27,6 +27,7 @@ from autoquant.fisher import table
 from autoquant.fisher.table import SAMPLE, Row, Sensitivities
 from autoquant.forward import cost
 from autoquant.hub import download
+from autoquant.methods.gguf.cutting import tokens
 from autoquant.methods.gguf.options import FISHER, GgufOptions
 from autoquant.runtime import process
 from autoquant.source.headers import read_json
@@ -41,11 +42,11 @@ MEASURE = "measure"
 
 @dataclass(frozen=True)
 class Text:
-    """What sensitivities are measured on: chunks of a text (``ids`` if they are cut already)."""
+    """What sensitivities are measured on: documents by kind, or a calibration set (``samples``)."""
 
     name: str
-    text: str
-    documents: Any = None
+    by_kind: Mapping[str, Sequence[Document]]
+    samples: bool = False
 
 
 def check(source: Source, options: GgufOptions) -> None:
@@ -105,35 +106,34 @@ def how(source: Source, options: GgufOptions) -> dict[str, Any]:
     )
 
 
-def key(options: GgufOptions, converted: str, imatrix: str) -> str:
+def key(source: Source, options: GgufOptions, converted: str, imatrix: str) -> str:
     """What sensitivities depend on: the unquantized file's key, the importance matrix's, and the
     text.
     """
-    text = _text(options)
+    text = _text(source, options)
     return key_of(
         converted,
         imatrix,
-        text.text,
-        text.documents,
+        text.by_kind,
+        text.samples,
         options.sensitivity_samples,
         options.calibration_seed,
         bool(options.size) and options.candidates,
-        FISHER,
     )
 
 
-def _text(options: GgufOptions) -> Text:
+def _text(source: Source, options: GgufOptions) -> Text:
     """The user's own text, if an importance matrix is computed on one; else the built-in text for
     this, which is neither the one to calibrate on nor the one to measure on.
     """
     if options.imatrix == "calibration":
-        found = calibration.documents(options)
-        return Text(found.name, "", list(found.texts))
-    if options.collects and options.imatrix != "builtin":
-        return Text(
-            Path(options.imatrix).name, read_text(options.imatrix, "imatrix", SENSITIVITY_TEXT)
-        )
-    return Text(SENSITIVITY_TEXT.name, SENSITIVITY_TEXT.read_text(encoding="utf-8"))
+        found = calibration.documents(options, source.folder)
+        return Text(found.name, {"": found.texts}, samples=True)
+    ours = not options.collects or options.imatrix in (BUILTIN, *KINDS)
+    name = options.imatrix if options.collects else BUILTIN
+    name = suited(name, source.folder)
+    said = calibration.builtin_in_words(name) if ours else Path(name).name
+    return Text(said, parts(name, "imatrix", SENSITIVITY))
 
 
 def given(options: GgufOptions, snapshot: Snapshot, shapes: Mapping[str, Any]) -> Sensitivities:
@@ -192,7 +192,7 @@ def measure(
     """Measure; without an ``imatrix`` one is made of the gradients too, in the run's folder. Notes
     the step, and gives its facts. Interrupted, it begins again with what was quantized already.
     """
-    text, length = _text(options), min(CONTEXT, snapshot.source.context)
+    text, length = _text(snapshot.source, options), min(CONTEXT, snapshot.source.context)
     chunks = _chunks(snapshot, options, run, text, length, env)
     if len(chunks) < options.sensitivity_samples:
         log.warning(
@@ -269,27 +269,20 @@ def _chunks(
     env: Mapping[str, str],
 ) -> list[list[int]]:
     """The text in chunks that begin as those that are measured on."""
-    given: dict[str, Any] = {"log": run.logs, "env": env, "folder": str(snapshot.folder)}
-    if text.documents is not None:
-        found: list[list[int]] = process.call(
-            "autoquant.calibration:pack",
-            texts=text.documents,
-            samples=options.sensitivity_samples,
-            length=length,
-            seed=options.calibration_seed,
-            **given,
-        )
-        return found
-    needed = options.sensitivity_samples * length * 12  # characters; no token has more
-    return list(
-        process.call(
-            "autoquant.evaluate.scoring:tokenize",
-            text=text.text[:needed],
-            chunks=options.sensitivity_samples,
-            context=length,
-            **given,
-        )["chunks"]
+    if not text.samples:
+        samples = options.sensitivity_samples
+        return tokens(text.by_kind, snapshot, samples, length, run, env)
+    found: list[list[int]] = process.call(
+        "autoquant.calibration:pack",
+        log=run.logs,
+        env=env,
+        folder=str(snapshot.folder),
+        texts=list(text.by_kind[""]),
+        samples=options.sensitivity_samples,
+        length=length,
+        seed=options.calibration_seed,
     )
+    return found
 
 
 def _begun(run: RunFolder, key: str, shapes: Mapping[str, Any]) -> tuple[Path, dict[str, Row]]:

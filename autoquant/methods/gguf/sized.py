@@ -174,7 +174,7 @@ class Sized:
     def _measured(self) -> str:
         """What measured sensitivities depend on."""
         other = "" if self._own() or self.imatrix is None else self.imatrix.key
-        return sensitivity.key(self.options, self.key, other)
+        return sensitivity.key(self.snapshot.source, self.options, self.key, other)
 
     def _key(self) -> str:
         """What a choice depends on."""

@@ -66,7 +66,12 @@ class Work:
             self.way = streaming.choose(self.source, options, run.folder)
             run.keeps = True
         self.imatrix = imatrices.find(
-            options, run, self.key, self.way, in_blocks=streaming.collects_in_blocks(self.source)
+            self.source,
+            options,
+            run,
+            self.key,
+            self.way,
+            in_blocks=streaming.collects_in_blocks(self.source),
         )
         self.types = options.types
         self.sized = Sized(
