@@ -25,6 +25,7 @@ WHEELS ?= $(HOME)/.cache/autoquant/wheels/$(shell echo '$(LLAMA) $(CMAKE_ARGS)' 
 demo: $(VENV)/.ready
 	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT)/GGUF --imatrix builtin --eval-chunks 60 \
 	  --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K,IQ3_XXS
+	$(BIN)/autoquant quantize gguf demo --out $(DEMO_OUT)/Sizes --size Q4_K_M,Q3_K_M,IQ3_XXS,Q2_K --eval-chunks 60
 	$(BIN)/autoquant quantize gptq demo --out $(DEMO_OUT)/GPTQ --calibration-length 256 --eval-chunks 60
 	$(BIN)/autoquant quantize awq demo --out $(DEMO_OUT)/AWQ --calibration-samples 32 --calibration-length 256 --eval-chunks 60
 	$(BIN)/autoquant quantize hqq demo --out $(DEMO_OUT)/HQQ --eval-chunks 60
@@ -33,7 +34,7 @@ demo: $(VENV)/.ready
 	$(BIN)/autoquant quantize w8a8 demo --out $(DEMO_OUT)/W8A8 --eval-chunks 60
 	$(BIN)/autoquant quantize w8a8 demo --scheme int8-static --calibration-length 256 --out $(DEMO_OUT)/W8A8-static --eval-chunks 60
 	$(BIN)/autoquant quantize w8a8 demo --scheme fp8-dynamic --out $(DEMO_OUT)/FP8 --eval-chunks 60
-	@echo "tables above; plot: $(DEMO_OUT)/GGUF/size-against-quality.png; a model card (README.md) in each folder of $(DEMO_OUT)"
+	@echo "tables above; plots: size-against-quality.png in $(DEMO_OUT)/Sizes (files of a size against llama.cpp's own types) and $(DEMO_OUT)/GGUF; a model card (README.md) in each folder of $(DEMO_OUT)"
 
 test: $(VENV)/.ready $(COLAB)/.ready chromium
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
@@ -77,6 +78,10 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m bench.blocks bench-work/blocks 14 29
 	$(BIN)/python -m bench.large bench-work/large
 	$(BIN)/python -m bench.calibrated bench-work/calibrated 4 8
+	$(BIN)/python -m bench.sized bench-work/sized autoquant/demo/tiny-austen-4m --chunks 80
+	$(BIN)/python -m bench.sized bench-work/sized bench-work/smollm2 --dither
+	$(BIN)/python -m bench.sensitivity bench-work/smollm2
+	$(BIN)/python -m bench.texts bench-work/texts bench-work/smollm2
 	$(BIN)/python -m bench.folders demo
 	$(BIN)/python -m bench.folders bench-work/smollm2
 	$(BIN)/python -m bench.folder_cost bench-work

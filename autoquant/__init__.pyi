@@ -137,6 +137,7 @@ def exl2(
     calibration_samples: int = 100,
     calibration_length: int = 2048,
     bpw: str | float | Sequence[str | float] = ("4.0",),
+    size: str | Sequence[str] = (),
     head_bits: int = 6,
     measurement: str = "",
     measurement_samples: int = 16,

@@ -81,7 +81,9 @@ def paired(files: Sequence[dict[str, Any]], *, emit: Emit, **given: Any) -> dict
 @preload.kept()
 def main(work: Path, folder: Path, chunks: int, types: list[str]) -> None:
     """Make the files, measure them, and print a table in Markdown."""
-    made = autoquant.gguf(folder, size=types, against=types, evaluate="off", out=work / folder.name)
+    made = autoquant.gguf(
+        folder, size=types, against=types, evaluate="off", out=work / f"{folder.name}-gguf"
+    )
     snapshot = fetch(resolve(folder))
     pairs = []
     for asked, chosen in zip(types, made.offered, strict=True):
@@ -147,7 +149,7 @@ if __name__ == "__main__":
     parser.add_argument("types", nargs="*", default=list(TYPES))
     parser.add_argument("--dither", action="store_true")
     parser.add_argument("--chunks", type=int, default=40)
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     own = given.work.resolve()
     own.mkdir(parents=True, exist_ok=True)
     source = given.folder.resolve()

@@ -140,3 +140,19 @@ def test_architectures_are_refused_not_converted_as_llama(model: Path, tmp_path:
 def test_the_stand_in_is_nowhere_in_the_package() -> None:
     for path in (Path(autoquant.__file__).parent).rglob("*.py"):
         assert "fakes" not in path.read_text()
+
+
+def test_a_size_is_the_bits_that_it_allows(model: Path, tmp_path: Path) -> None:
+    usual = autoquant.plan("exl2", str(model), bpw="4.25", out=tmp_path)
+    asked = f"{usual.items[0].bytes / 1e6:.4f}MB"
+    plan = autoquant.plan("exl2", str(model), size=asked, out=tmp_path)
+    assert [item.type for item in plan.items] in (["4.25bpw"], ["4.24bpw"])
+    assert 0.99 * usual.items[0].bytes < plan.items[0].bytes <= usual.items[0].bytes
+    for wrong, said in (
+        ({"size": "1MB"}, "size: 1MB is 1.00 MB, and with 2 to 8 bits this model has"),
+        ({"size": "90MB"}, "Ask for a size in between"),
+        ({"size": "4bpw"}, "'4bpw' is no size in bytes; write 5.5GB, or bits as bpw"),
+        ({"size": asked, "bpw": "3"}, "size: bpw says the same in bits; leave one of them out"),
+    ):
+        with pytest.raises(InputError, match=said):
+            autoquant.plan("exl2", str(model), **wrong, out=tmp_path)

@@ -21,10 +21,12 @@ from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
 from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
+from autoquant.display.tables import size as in_words
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output
 from autoquant.methods.exl2 import work
 from autoquant.methods.exl2.options import OWN_ROWS, Exl2Options, bitrate
+from autoquant.methods.gguf.size import Size
 from autoquant.source import bytes_to_fetch, shapes
 from autoquant.source import layers as layers_of
 
@@ -110,6 +112,15 @@ class Exl2(Method[Exl2Options]):
         """One for each bitrate."""
         return options.types
 
+    def resolve_defaults(self, source: Source, options: Exl2Options) -> Exl2Options:
+        """Sizes as the bits that they allow."""
+        if not options.size:
+            return options
+        if options.bpw != Exl2Options.model_fields["bpw"].default:
+            raise InputError("size: bpw says the same in bits; leave one of them out")
+        bits = tuple(dict.fromkeys(bits_for(source, options, one) for one in options.size))
+        return options.model_copy(update={"bpw": bits, "size": ()})
+
     def folder_suffix(self, options: Exl2Options) -> str:
         """One folder for all bitrates."""
         return "EXL2"
@@ -145,7 +156,7 @@ class Exl2(Method[Exl2Options]):
 
     def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The usual bitrates."""
-        return {"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}
+        return {} if given.get("size") else {"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}
 
     def plan(self, source: Source, options: Exl2Options, out: Path) -> Plan:
         """Sizes from the headers alone. ``refused`` if this machine has no GPU for it."""
@@ -301,3 +312,18 @@ def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head
         )
     outputs = -(-source.vocab_size // 32) * 32
     return int(blocks * bpw / 8 + outputs * (stored + 4 * groups) / 8 + 4 * hidden + 2 * rest)
+
+
+def bits_for(source: Source, options: Exl2Options, asked: str) -> str:
+    """The most bits per weight with which a model's weights take no more than a size. Raises
+    InputError for a size that 2 to 8 bits do not reach.
+    """
+    wanted, layers = Size.parse(asked).bytes(0), refuse(source, options)
+    least, most = (size(source, layers, bits, options.head_bits) for bits in (2.0, 8.0))
+    bits = 2.0 + 6.0 * (wanted - least) / (most - least)
+    if not least <= wanted <= most * 1.01:
+        raise InputError(
+            f"size: {asked} is {in_words(wanted)}, and with 2 to 8 bits this model has"
+            f" {in_words(least)} to {in_words(most)}. Ask for a size in between"
+        )
+    return bitrate(math.floor(100 * min(8.0, bits)) / 100)

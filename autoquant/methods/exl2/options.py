@@ -11,6 +11,7 @@ from autoquant.backends.exllamav2 import measurement
 from autoquant.calibration import CalibrationOptions
 from autoquant.core.options import option
 from autoquant.methods.base import choice
+from autoquant.methods.gguf.size import BPW, Size
 
 OWN = "exllamav2"  # the calibration text that comes with the library
 OWN_ROWS, OWN_MEASURED = 115, 19  # its samples: for quantizing, and for measuring
@@ -57,6 +58,12 @@ class Exl2Options(CalibrationOptions):
         metavar="BITS,…",
         accepts="str | float | Sequence[str | float]",
         min_length=1,
+    )
+    size: tuple[str, ...] = option(
+        (),
+        "in the place of bpw: sizes of the model folder's weights, which give the bits; a number"
+        " with GB, GiB, MB or MiB",
+        metavar="SIZE,…",
     )
     head_bits: int = option(
         6, "bits per weight of the output head; 8 for the highest bitrates", metavar="2|3|4|5|6|8"
@@ -111,6 +118,15 @@ class Exl2Options(CalibrationOptions):
         if not isinstance(given, (list, tuple)):
             return value
         return tuple(dict.fromkeys(bitrate(one) for one in given))
+
+    @field_validator("size")
+    @classmethod
+    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = [Size.parse(one) for one in value]
+        for one in found:
+            if one.type or one.unit == BPW:
+                raise ValueError(f"'{one}' is no size in bytes; write 5.5GB, or bits as bpw")
+        return tuple(dict.fromkeys(map(str, found)))
 
     @field_validator("head_bits")
     @classmethod
