@@ -11,6 +11,7 @@ from autoquant.backends.llamacpp.types import TYPES, nearest
 from autoquant.core.errors import AutoQuantError, InputError
 from autoquant.core.records import Source
 from autoquant.display import html, tables
+from autoquant.evaluate import planning
 from autoquant.methods.gguf import Gguf
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.sizing import asked, choices, memory, starting
@@ -159,6 +160,11 @@ def advise(
         rows += choices.of_others(source, found, _f16(beside, kv), device, refused)
         notes += [f"{method} is not offered: {reason}" for method, reason in refused.items()]
     ranked = choices.ranked(rows)
+    if not source.gguf and planning.known(source):
+        notes.append(
+            "a file that takes all the room there is, each tensor in the type that loses the least:"
+            f" autoquant quantize gguf MODEL --fits '{device.name}'"
+        )
     notes += _notes(ranked, device, bool(found and found.towers) or bool(source.mmproj), files)
     return Advice(
         source.id,

@@ -8,10 +8,11 @@ from tests.fakes.hub import Hub
 from tests.hub.conftest import MODEL, User
 
 QUICK = ("--pre-tokenizer", "gpt-2", "--sensitivity-samples", "2", "--eval-chunks", "4")
+FAST = ("--candidates", "Q8_0,Q6_K,Q4_K,Q3_K,Q2_K")
 
 
 def test_it_goes_up_with_its_table_which_serves_from_there(user: User, hub: Hub) -> None:
-    user.run("quantize", "gguf", MODEL, "--size", "2MB", *QUICK, "--upload", "tester/sized")
+    user.run("quantize", "gguf", MODEL, "--size", "2MB", *QUICK, *FAST, "--upload", "tester/sized")
     there = hub.files("tester/sized")
     (name,) = [one for one in there if one.endswith("bpw.gguf")]
     assert there == {
@@ -31,3 +32,15 @@ def test_it_goes_up_with_its_table_which_serves_from_there(user: User, hub: Hub)
         "quantize", "gguf", MODEL, "--size", "2MB", "--sensitivity", "maker/tiny", status=2
     )
     assert "sensitivity: maker/tiny has no sensitivity.json" in refused.stderr
+
+
+def test_shards_of_what_is_compared_with_are_not_sent(user: User, hub: Hub) -> None:
+    words = ("--size", "2MB", *QUICK[:4], *FAST, "--eval-chunks", "2", "--split-size", "1M")
+    user.run("quantize", "gguf", MODEL, *words, "--upload", "tester/cut")
+    there = {one for one in hub.files("tester/cut") if one.endswith(".gguf")}
+    assert len(there - {"imatrix.gguf"}) == 2
+    assert all("bpw-0000" in one for one in there - {"imatrix.gguf"})
+    here = {path.name for path in (user.cwd / "tiny-GGUF").glob("tiny-*.gguf")}
+    assert len(here - there) >= 2, "of the other one"
+    uploaded = sum((user.cwd / "tiny-GGUF" / one).stat().st_size for one in there)
+    assert uploaded <= hub.sent() < uploaded + 400_000, "card, plot, table; no other shard"

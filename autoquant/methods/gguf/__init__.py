@@ -76,7 +76,7 @@ class Gguf(Method[GgufOptions]):
         if options.adapter_only and options.evaluate == "auto":
             return options.model_copy(update={"evaluate": "off"})
         default = GgufOptions.model_fields["types"].default
-        if source.stored_as == "mxfp4" and options.types == default:
+        if source.stored_as == "mxfp4" and options.types == default and not options.size:
             # its experts stay what they are: MXFP4 of MXFP4 loses nothing
             options = options.model_copy(update={"types": ("MXFP4_MOE",)})
         if options.size and options.imatrix == "none":
@@ -149,6 +149,12 @@ class Gguf(Method[GgufOptions]):
             raise InputError(
                 "size: the types of all tensors are chosen, so output_type, embedding_type,"
                 " tensor_types and pure cannot apply; leave them out"
+            )
+
+        if options.delete_uploaded and options.against != ("auto",):
+            raise InputError(
+                "against: with delete_uploaded nothing is measured, so there is nothing to compare"
+                " with; leave against out"
             )
 
     def _check_imatrix(self, options: GgufOptions) -> None:

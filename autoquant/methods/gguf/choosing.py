@@ -20,12 +20,13 @@ from autoquant.display.tables import size as in_words
 from autoquant.fisher import choice
 from autoquant.fisher.choice import Cost
 from autoquant.fisher.table import Sensitivities
-from autoquant.methods.gguf.options import AUTO, NONE, GgufOptions
+from autoquant.methods.gguf.options import AUTO, GgufOptions
 from autoquant.methods.gguf.size import BPW, UNITS, Size
 
 # what every runtime is fast with; for rows that are no multiple of 256 there is less
 FAST = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K")
 SLOW = ("IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+ALWAYS = "Q8_0"  # fits the shortest rows that llama.cpp quantizes
 LEGACY = ("Q5_1", "Q5_0", "Q4_1", "Q4_0")
 SMALL = "Q3_K_S"  # below its size the slow types are worth their time
 STOCK = tuple(name for name, row in TYPES.items() if not row.special and name not in UNQUANTIZED)
@@ -36,17 +37,19 @@ def measured(
     options: GgufOptions, head: gguf_head.Head, stock: Mapping[str, Any]
 ) -> dict[str, list[str]]:
     """The types that each tensor of a model is tried with, by the tensors that llama.cpp quantizes:
-    those that may ever be chosen, for a table serves any size. ``stock`` is the plan of a type.
+    those that may ever be chosen, for a table serves any size; or the candidates that are asked
+    for. ``stock`` is the plan of a type.
     """
-    asked = () if options.candidates == (AUTO,) else options.candidates
     found = {}
     for name, kind in stock["tensors"].items():
         entry = head.tensors[name]
         if kind in UNQUANTIZED or entry.type not in UNQUANTIZED or len(entry.shape) < 2:
             continue
         width = entry.shape[0]
-        kinds = (*FAST, *SLOW, *(LEGACY if width % 256 else ()), *asked)
-        found[name] = [kind for kind in dict.fromkeys(kinds) if _fits(kind, width)]
+        kinds = (*FAST, *SLOW, *(LEGACY if width % 256 else ()))
+        if options.candidates != (AUTO,):
+            kinds = options.candidates
+        found[name] = [kind for kind in kinds if _fits(kind, width)] or [ALWAYS]
     return found
 
 
@@ -66,8 +69,14 @@ def candidates(
         usual = (*FAST, *(SLOW if small else ()), *(LEGACY if width % 256 else ()))
         kinds = usual if options.candidates == (AUTO,) else options.candidates
         fitting = tuple(kind for kind in kinds if _fits(kind, width))
+        lacking = [kind for kind in fitting if kind not in row.nats]
+        if lacking and options.candidates != (AUTO,):
+            raise InputError(
+                f"candidates: the table of sensitivities has nothing of {lacking[0]} for {name};"
+                " measure again (leave sensitivity out), or leave that out"
+            )
         # of what was asked for nothing fits such rows: what always does
-        found[name] = (*(fitting or ("Q8_0",)), whole)
+        found[name] = (*(fitting or (ALWAYS,)), whole)
     return found
 
 
@@ -108,7 +117,7 @@ class Model:
 
     def compared(self, options: GgufOptions, sizes: Sequence[int]) -> tuple[str, ...]:
         """The types that files of these sizes are compared with."""
-        if options.against == (NONE,):
+        if not options.compares:
             return ()
         if options.against == (AUTO,):
             return tuple(dict.fromkeys(map(self.nearest, sizes)))
@@ -249,4 +258,5 @@ def recipe(plan: Mapping[str, Any]) -> dict[str, dict[str, int]]:
 
 def asked(options: GgufOptions) -> list[Any]:
     """The options that a choice depends on."""
-    return [options.size, options.against, options.candidates, options.split_size]
+    against = options.against if options.compares else ()
+    return [options.size, against, options.candidates, options.split_size]

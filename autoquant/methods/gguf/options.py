@@ -289,9 +289,17 @@ class GgufOptions(CalibrationOptions):
         """
         if not self.size:
             return self.types
-        if self.against == (AUTO,):
+        if self.compares and self.against == (AUTO,):
             return (*self.size, *(f"{NEXT_TO}{one}" for one in self.size))
-        return (*self.size, *(() if self.against == (NONE,) else self.against))
+        return (*self.size, *(self.against if self.compares else ()))
+
+    @property
+    def compares(self) -> bool:
+        """Whether files of a size are compared with others: unless nothing is measured, or files
+        are deleted before.
+        """
+        unmeasured = self.evaluate == "off" and self.against == (AUTO,)
+        return not (self.against == (NONE,) or unmeasured or self.delete_uploaded)
 
     @property
     def gradients(self) -> bool:

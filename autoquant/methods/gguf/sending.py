@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ STEP = "sent"  # begins the journal's name for a shard that is on the Hub, and n
 
 class Sending:
     """What is done with the shards of a run: nothing if it is not uploaded, or is not cut. What the
-    worker tells of them is for :meth:`told`. ``key`` is what they depend on.
+    worker tells of them is for :meth:`told`. ``key`` is what they depend on; those of the types
+    that ``stay`` are not sent.
     """
 
-    def __init__(self, run: RunFolder, options: GgufOptions, key: str) -> None:
-        self.run, self.key = run, key
+    def __init__(
+        self, run: RunFolder, options: GgufOptions, key: str, stay: Container[str] = ()
+    ) -> None:
+        self.run, self.key, self.stay = run, key, stay
         self.how = ""
         if run.on_shard is not None and options.split_bytes:
             self.how = TAKEN if options.delete_uploaded else SENT
@@ -52,6 +56,8 @@ class Sending:
             return False
         stored = Stored(answer["whole"], answer["bytes"], answer["sha256"])
         self.known[stored.name] = stored
+        if answer["type"] in self.stay:
+            return True
         place = self.run.jobs / stored.name
         if self.how == SENT:
             # it is moved when all is checked: what is sent has a name of its own

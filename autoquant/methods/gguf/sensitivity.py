@@ -16,7 +16,7 @@ from autoquant.core.bundled import BUILTIN, KINDS, SENSITIVITY, suited
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available
+from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.core.progress import Bar
 from autoquant.core.records import Snapshot, Source
 from autoquant.core.texts import Document, expanded, parts
@@ -90,7 +90,9 @@ def how(source: Source, options: GgufOptions) -> dict[str, Any]:
     found, available = cost.of(source), memory_available()
     needed = found.gradients(options.sensitivity_samples, length)
     if needed <= available:
-        return {"ahead": needed + 4 * found.block <= available, "part": 1}
+        chosen = {"ahead": needed + 4 * found.block <= available, "part": 1}
+        # what enters the blocks is kept where they run
+        return chosen | ({"on_gpu": [[1, needed]]} if nvidia_gpu() else {})
     least = found.gradients(2, length)
     each = (needed - least) / max(1, options.sensitivity_samples - 2)
     fit = 2 + int((available - least) / each) if available > least else 0

@@ -297,7 +297,7 @@ class Work:
             self.whole,
             key,
             imatrix.path if imatrix else None,
-            Sending(self.run, self.options, key),
+            Sending(self.run, self.options, key, self.chosen.against),
             made_of(self.source) if self.snapshot.unmade else None,
             self.chosen.plans,
         )
