@@ -56,9 +56,15 @@ def run(stage: Stage) -> None:
         one = call("gpu.blocks:both_devices", limit=limit)
         return Seen(one["apart"] <= 1e-5, f"relative {one['apart']:.0e}", "1e-5", one)
 
+    def gradients() -> Seen:
+        one = call("gpu.blocks:squared_gradients", limit=limit)
+        said = f"relative {one['apart']:.0e} over {one['matrices']:.0f} matrices"
+        return Seen(one["apart"] <= 1e-3, said, "1e-3", one)
+
     stage.check("8B in blocks", blocks, needs_cuda=True, cpu_too=True)
     stage.check("8B by accelerate's offloading", offloaded, needs_cuda=True, cpu_too=True)
     stage.check("the bundled model on CUDA and the CPU", apart, needs_cuda=True, cpu_too=True)
+    stage.check("its squared gradients on both", gradients, needs_cuda=True, cpu_too=True)
 
 
 EIGHT_BILLION = {
@@ -167,3 +173,22 @@ def both_devices() -> dict[str, float]:
         model = internals.blockwise(folder, on, part=2)
         found.append(internals.logits(model, _chunks(4, 128, 2000)).cpu())
     return {"apart": float((found[0] - found[1]).norm() / found[1].norm())}
+
+
+def squared_gradients() -> dict[str, float]:
+    """How far the bundled model's squared gradients on CUDA are from the CPU's, relative, at most;
+    and of how many matrices, those of the two ends among them.
+    """
+    import torch
+
+    from gpu import internals
+
+    devices = ["cuda" if torch.cuda.is_available() else "cpu", "cpu"]
+    ids = _chunks(4, 128, 2000)
+    one, other = (
+        internals.squared_gradients(internals.blockwise(str(internals.DEMO), on, part=2), ids)
+        for on in devices
+    )
+    assert one.keys() == other.keys()
+    apart = [float((one[name] - other[name]).norm() / other[name].norm()) for name in one]
+    return {"apart": max(apart), "matrices": float(len(apart))}

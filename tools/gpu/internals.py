@@ -20,6 +20,7 @@ from autoquant.formats.checkpoint import quantization
 from autoquant.formats.tensors import Tensors
 from autoquant.forward import head
 from autoquant.forward.blockwise import Blockwise
+from autoquant.forward.gradients import backward
 from autoquant.forward.weights import of_folder
 from autoquant.methods import METHODS
 from autoquant.runtime import environments, process
@@ -105,3 +106,25 @@ def logits(model: Any, ids: Any) -> Any:
     model.close()
     last = head.Head(model)
     return [last.logits(one[None]) for one in hidden][-1]
+
+
+def squared_gradients(model: Blockwise, ids: Any) -> dict[str, Any]:
+    """Squared gradients of the blocks' matrices, sample by sample, and of the embeddings' output;
+    labels are the tokens in the opposite order.
+    """
+    import torch
+
+    labels, found = ids.flip(1), dict[str, Any]()
+
+    def loss(logits: Any, sample: int) -> Any:
+        wanted = labels[sample].to(logits.device)
+        return torch.nn.functional.cross_entropy(logits[0], wanted, reduction="sum")
+
+    def sink(block: str, _: int, gradients: Any) -> None:
+        for name, one in gradients.items():
+            if one.ndim > 1:
+                key = f"{block}.{name}"
+                found[key] = found.get(key, 0) + one.square().cpu()
+
+    ends = backward(model, ids, loss, sink)
+    return {**found, "embedded": ends.embedded.cpu(), "final": ends.final.cpu()}
