@@ -37,12 +37,14 @@ _PUBLIC = (
     "Plan",
     "ProcessFailed",
     "Result",
+    "Sensitivities",
     "Stopped",
     "__version__",
     "advise",
     "compare",
     "load",
     "plan",
+    "sensitivity",
 )
 
 
@@ -152,6 +154,34 @@ def advise(
     return result.advise(model, fits, context, kv_type, pre_tokenizer)
 
 
+def sensitivity(model: str | Path, *, out: str | Path | None = None, **values: Any) -> Any:
+    """How sensitive each tensor of a model is to quantization: what it would lose, in nats per
+    token of KL divergence, by each type; and so what the best GGUF file of any size would lose.
+    No such file is made.
+
+        found = autoquant.sensitivity("owner/model")
+        print(found, found.frontier(["4GB", "4.5bpw", "Q4_K_M"]))
+        autoquant.gguf("owner/model", size="4GB")  # measures nothing again
+
+    model: as for :func:`autoquant.gguf`, but no GGUF file: gradients are needed.
+    out: the folder to write to; default ./<model>-GGUF, where a later run of GGUF with the same
+        options finds the table. What is measured there already is not measured again.
+    The options are those of GGUF that a table depends on, with the same meaning and defaults:
+    sensitivity_samples, candidates, imatrix, imatrix_chunks, precision, the calibration options,
+    pre_tokenizer, base; and threads, download, allow_pickle, converter.
+
+    Returns Sensitivities: prints as a table, in a notebook with a picture, has
+    ``frontier(sizes)`` and ``path``. Writes sensitivity.json and, unless another importance matrix
+    is named, imatrix.gguf (the mean Fisher information of the columns). The prediction is half the
+    sum of Fisher information times squared error (docs/sizes.md has the sources). Raises InputError
+    for an option that has nothing to do with it, a model whose gradients cannot be computed, or too
+    little memory.
+    """
+    from autoquant import result
+
+    return result.sensitivity(model, out=out, values=values)
+
+
 def load(folder: str | Path) -> Any:
     """The Result of an earlier run, from its folder: to look at, to measure again, to upload.
     Raises InputError if it holds no finished run.
@@ -177,6 +207,10 @@ def __getattr__(name: str) -> Any:
         from autoquant.sizing.advice import Advice
 
         return Advice
+    if name == "Sensitivities":
+        from autoquant.sizing.sensitivities import Sensitivities
+
+        return Sensitivities
     # "from autoquant import core" asks for an attribute before it imports the module
     if not name.startswith("_") and importlib.util.find_spec(f"autoquant.{name}") is None:
         from autoquant.methods import METHODS

@@ -17,6 +17,7 @@ from autoquant.result import Comparison as Comparison
 from autoquant.result import Plan as Plan
 from autoquant.result import Result as Result
 from autoquant.sizing.advice import Advice as Advice
+from autoquant.sizing.sensitivities import Sensitivities as Sensitivities
 
 def advise(
     model: str | Path,
@@ -37,6 +38,29 @@ def compare(
     **values: Any,
 ) -> Comparison: ...
 def load(folder: str | Path) -> Result: ...
+def sensitivity(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    candidates: str | Sequence[str] = ("auto",),
+    sensitivity_samples: int = 32,
+    imatrix: str | Calibration = "none",
+    imatrix_chunks: int = 64,
+    precision: Literal["auto", "f16", "bf16", "f32"] = "auto",
+    pre_tokenizer: str = "",
+    threads: int = 0,
+    download: Literal["auto", "whole", "stream"] = "auto",
+    allow_pickle: bool = False,
+    converter: str = "",
+    calibration: str = "builtin",
+    calibration_column: str = "text",
+    calibration_split: str = "train",
+    calibration_subset: str = "",
+    calibration_samples: int = 128,
+    calibration_length: int = 512,
+    calibration_seed: int = 0,
+    base: str = "",
+) -> Sensitivities: ...
 def gguf(
     model: str | Path,
     *,

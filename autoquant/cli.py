@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     from autoquant.core.options import UploadOptions
     from autoquant.core.rendering import add_arguments
     from autoquant.methods import METHODS
-    from autoquant.sizing.arguments import add_arguments_of_advise
+    from autoquant.sizing.arguments import add_arguments_of_advise, add_arguments_of_sensitivity
 
     for name, text in (
         ("quantize", "quantize a model with a method"),
@@ -137,6 +137,14 @@ def _parser() -> argparse.ArgumentParser:
             "advise",
             help="which method and type fits on a device, and how to start it",
             description="Weights, keys and values, buffers; from config and headers alone.",
+            parents=[common],
+        )
+    )
+    add_arguments_of_sensitivity(
+        commands.add_parser(
+            "sensitivity",
+            help="how sensitive each tensor of a model is; what files of any size would lose",
+            description="Measures and predicts; `quantize gguf MODEL --size` uses what it finds.",
             parents=[common],
         )
     )
@@ -258,6 +266,15 @@ def _advise(arguments: argparse.Namespace) -> None:
     print(result.advise(**{name: getattr(arguments, name) for name in NAMES}))
 
 
+def _sensitivity(arguments: argparse.Namespace) -> None:
+    from autoquant import result
+    from autoquant.methods.gguf.measured import OPTIONS
+
+    given = {name: value for name, value in vars(arguments).items() if name in OPTIONS}
+    found = result.sensitivity(arguments.model, out=arguments.out, values=given)
+    print(f"{found}\n\n{found.frontier()}")
+
+
 def _devices(_: argparse.Namespace) -> None:
     from autoquant.display import tables
     from autoquant.sizing import devices
@@ -310,6 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         "methods": _methods,
         "types": _types,
         "advise": _advise,
+        "sensitivity": _sensitivity,
         "devices": _devices,
         "setup": _setup,
     }

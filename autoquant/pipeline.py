@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import platform
-import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from autoquant.core import bundled, journal, licenses
+from autoquant.core import bundled, journal
 from autoquant.core.errors import HubFailed, InputError
 from autoquant.core.journal import RunFolder
-from autoquant.core.options import MethodOptions, UploadOptions, build
+from autoquant.core.options import MethodOptions, build
 from autoquant.core.plans import Plan
 from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
 from autoquant.core.texts import parts
@@ -30,7 +26,11 @@ from autoquant.evaluate import conversion, planning
 from autoquant.evaluate.planning import Measuring
 from autoquant.methods import METHODS, texts
 from autoquant.methods.base import AnyMethod
-from autoquant.runtime import environments, preload
+from autoquant.methods.gguf import Gguf, measured
+from autoquant.methods.gguf.measured import Measured
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.publish.provenance import carry_licence, provenance_of
+from autoquant.runtime import preload
 from autoquant.source import bytes_to_fetch, fetch, resolve
 
 log = logging.getLogger(__name__)
@@ -193,10 +193,10 @@ def _make(
         source=snapshot.source,
         artifacts=artifacts,
         reference=reference,
-        extras=("README.md", *_carry_licence(snapshot, run.folder), *output.extras),
+        extras=("README.md", *carry_licence(snapshot, run.folder), *output.extras),
         base_model=options.base_model,
         seconds=time.monotonic() - started,
-        provenance=_provenance(method, snapshot, options, provenance),
+        provenance=provenance_of(method, snapshot, options, provenance),
     )
     if reference is not None:
         record.provenance["measured on"] = finished.measured_on(options, snapshot.source)
@@ -226,6 +226,33 @@ def plan(
             seconds["measure"] = 60 * found.minutes
         notes += [one for one in (found.note, found.why_not) if one]
     return dataclasses.replace(planned, notes=tuple(notes), seconds=seconds)
+
+
+@preload.kept()
+def sensitivities(
+    model: str | Path, *, out: str | Path | None = None, values: Mapping[str, Any]
+) -> Measured:
+    """Measure how sensitive a model's tensors are, or find that in the run's folder; see
+    :func:`autoquant.sensitivity`.
+
+    Writes into ``out`` (default: that of GGUF) sensitivity.json, imatrix.gguf and ``.autoquant/``;
+    a run of GGUF with the same options continues from there. Called again after an interrupt, it
+    continues with the next tensor.
+    """
+    method = Gguf()
+    source, resolved = _resolve(method, model, measured.options(values))
+    options = cast(GgufOptions, resolved)
+    method.check_sensitivities(source, options)
+    folder = output_folder(method, source, out, options)
+    journal.check_place(folder, method.name, source.id)
+    texts.refuse_short(source, options, method.environment(options), measured=False)
+    for note in method.about(source, options):
+        log.warning("%s: %s", source.id, note)
+    snapshot = method.fetch(source, options, folder)
+    with RunFolder(
+        folder, method=method.name, source_id=source.id, source_sha256=snapshot.sha256
+    ) as run:
+        return method.sensitivities(snapshot, options, run)
 
 
 def output_folder(
@@ -298,55 +325,3 @@ def evaluate_files(
     """
     measuring.refuse_other_files(paths)
     return measuring.evaluate_files(paths, fetch(resolve(reference)), text=text, chunks=chunks)
-
-
-def _carry_licence(snapshot: Snapshot, folder: Path) -> list[str]:
-    """Copy the source's licence files beside the artifacts; their names."""
-    if snapshot.source.gguf and snapshot.source.tag and snapshot.source.revision is None:
-        return []  # a file that was named: what lies beside it is not known to be of it
-    paths = (path for pattern in licenses.FILES for path in snapshot.folder.glob(pattern))
-    names = sorted({path.name for path in paths if path.is_file()})
-    for name in names:
-        part = folder / f".{name}.part"
-        shutil.copyfile(snapshot.folder / name, part)
-        os.replace(part, folder / name)
-    return names
-
-
-def _provenance(
-    method: AnyMethod, snapshot: Snapshot, options: MethodOptions, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the card says about how the files were made; nothing in it names this machine."""
-    from autoquant.core.version import __version__
-
-    known = {package: environments.version(package) for package in method.packages}
-    versions = [f"{package} {version}" for package, version in known.items() if version]
-    fields = type(options).model_fields
-    changed = {
-        name: value
-        for name, value in options.model_dump().items()
-        if value != fields[name].default and name not in UploadOptions.model_fields
-    }
-    shown = {
-        # a file is named without the folders of this machine; else it is something on the Hub
-        name: Path(value).name if _is_file(value) else value
-        for name, value in changed.items()
-    }
-    system = f"Python {platform.python_version()} on {sys.platform}"
-    revision = snapshot.source.revision
-    alone = snapshot.folder == snapshot.source.adapter
-    how = "adapter of" if alone else "merged into"
-    return {
-        "source": snapshot.source.id,
-        "source sha256": snapshot.sha256,
-        **({"source commit": revision} if revision else {}),
-        **({"source stored as": stored} if (stored := snapshot.source.stored_as) else {}),
-        **({how: adapted.id} if (adapted := snapshot.source.adapted) else {}),
-        **facts,
-        "options": shown,
-        "versions": ", ".join([f"autoquant {__version__}", *versions, system]),
-    }
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, str) and Path(value).expanduser().exists()

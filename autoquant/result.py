@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from autoquant.core import plans
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, build
 from autoquant.core.records import Artifact, RunRecord
-from autoquant.display import html, tables
+from autoquant.display import gains, html, tables
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 from autoquant.publish import finished
 from autoquant.runtime import preload
 from autoquant.sizing import advice, devices
+from autoquant.sizing.sensitivities import Sensitivities
 from autoquant.source import resolve
+
+NO_RECIPE = "no types were chosen in this run: it was asked for types, not for a size"
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,6 +137,12 @@ class Result(RunRecord):
         head, body = tables.by_kind(self)
         return tables.table(head, body) if body else ""
 
+    def recipe(self) -> Recipe:
+        """Of files of a size (``size=``): how many tensors of each kind have which type; prints as
+        a table.
+        """
+        return Recipe(self)
+
     def look(self, type: str = "", layer: str = "") -> looking.Look:
         """Look inside one quantized layer: its weights before and after, the error, one group of
         weights code by code. In a notebook it shows itself as pictures.
@@ -182,6 +192,23 @@ class Checks:
 
     def _repr_html_(self) -> str:
         return html.checks(self.result)
+
+
+@dataclass(frozen=True, repr=False)
+class Recipe:
+    """The types that were chosen for a result's files, to be shown."""
+
+    result: Result
+
+    def __str__(self) -> str:
+        head, body = gains.recipes(self.result)
+        return tables.table(head, body, left=len(head)) if body else NO_RECIPE
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, body = gains.recipes(self.result)
+        return html.table(head, body, left=len(head)) if body else escape(NO_RECIPE)
 
 
 @dataclass(frozen=True, repr=False)
@@ -248,6 +275,13 @@ def plan(
 ) -> Plan:
     """What a run would make and need; nothing is written."""
     return Plan.of(pipeline.plan(method, model, out=out, values=values))
+
+
+def sensitivity(
+    model: str | Path, *, out: str | Path | None = None, values: Mapping[str, Any]
+) -> Sensitivities:
+    """How sensitive a model's tensors are; see :func:`autoquant.sensitivity`."""
+    return Sensitivities.of(pipeline.sensitivities(model, out=out, values=values))
 
 
 @preload.kept()

@@ -17,6 +17,8 @@ from autoquant.core import options
 from autoquant.core.options import MethodOptions
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
+from autoquant.methods.gguf.measured import OPTIONS
+from autoquant.methods.gguf.options import GgufOptions
 
 TARGET = Path(__file__).resolve().parents[1] / "autoquant" / "__init__.pyi"
 HEAD = '''"""The public functions and classes. Written by tools/sync_stub.py (`make sync`)."""
@@ -38,6 +40,7 @@ from autoquant.result import Comparison as Comparison
 from autoquant.result import Plan as Plan
 from autoquant.result import Result as Result
 from autoquant.sizing.advice import Advice as Advice
+from autoquant.sizing.sensitivities import Sensitivities as Sensitivities
 
 def advise(
     model: str | Path,
@@ -92,9 +95,25 @@ def function(method: AnyMethod) -> str:
 '''
 
 
+def sensitivity() -> str:
+    """The function that takes some of GGUF's options."""
+    own = "\n".join(
+        f"    {name}: {annotation(GgufOptions, name, field)} = {field.default!r},"
+        for name, field in options.ordered(GgufOptions)
+        if name in OPTIONS
+    )
+    return f"""def sensitivity(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+{own}
+) -> Sensitivities: ...
+"""
+
+
 def stub() -> str:
     """The whole file, formatted as the rest."""
-    text = HEAD + "".join(map(function, METHODS.values()))
+    text = HEAD + sensitivity() + "".join(map(function, METHODS.values()))
     command = [
         str(Path(sys.executable).with_name("ruff")),
         "format",

@@ -33,10 +33,11 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
     return f"<table><thead>{line(head, 'th')}</thead><tbody>{lines}</tbody></table>"
 
 
-def picture(png: bytes, alt: str) -> str:
-    """A picture."""
+def picture(png: bytes, alt: str, *, wide: bool = False) -> str:
+    """A picture; ``wide``: as wide as there is room."""
+    width = "100%" if wide else "min(100%,680px)"
     return (
-        f'<img alt="{escape(alt)}" style="max-width:min(100%,680px)"'
+        f'<img alt="{escape(alt)}" style="max-width:{width}"'
         f' src="data:image/png;base64,{base64.b64encode(png).decode()}">'
     )
 

@@ -128,12 +128,12 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         right.set_yscale("log")
     if len(measured) > 1:
         left.legend(fontsize=8)
-    _thin_out(drawn, (left, right))
+    thin_out(drawn, (left, right))
     drawn.suptitle(f"{' and '.join(models)}: size against quality", fontsize=11)
     return drawn
 
 
-def _thin_out(figure: Any, axes: Sequence[Any]) -> None:
+def thin_out(figure: Any, axes: Sequence[Any]) -> None:
     """Take labels of points away that would lie on another one: such points are close together
     here, and the table has them.
     """

@@ -1,8 +1,12 @@
-"""What the command `autoquant advise` takes."""
+"""What the commands `autoquant advise` and `autoquant sensitivity` take."""
 
 from __future__ import annotations
 
 import argparse
+
+from autoquant.core.rendering import add_arguments
+from autoquant.methods.gguf.measured import OPTIONS
+from autoquant.methods.gguf.options import GgufOptions
 
 NAMES = ("model", "fits", "context", "kv_type", "pre_tokenizer")
 
@@ -37,3 +41,11 @@ def add_arguments_of_advise(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="pre-tokenizer to assume where llama.cpp does not know the model's, e.g. gpt-2",
     )
+
+
+def add_arguments_of_sensitivity(parser: argparse.ArgumentParser) -> None:
+    """Add them: the options of GGUF that a table depends on."""
+    parser.add_argument("model", metavar="MODEL", help="a model on the Hub, a folder, or demo")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default: ./<model>-GGUF)")
+    others = [name for name in GgufOptions.model_fields if name not in OPTIONS]
+    add_arguments(parser, GgufOptions, without=others)

@@ -25,6 +25,7 @@ from autoquant.methods.gguf import (
     sensitivity,
     streaming,
 )
+from autoquant.methods.gguf.measured import Measured
 from autoquant.methods.gguf.options import FISHER, GgufOptions
 from autoquant.methods.gguf.work import Work
 from autoquant.source import fetch, fetch_adapter, structure
@@ -129,6 +130,15 @@ class Gguf(Method[GgufOptions]):
             structure.refuse(source)
             structure.refuse_tokenizer(source, rows=True)
 
+    def check_sensitivities(self, source: Source, options: GgufOptions) -> None:
+        """What of them alone can be refused within a second."""
+        llama.installed_version()
+        streaming.check(source, options)
+        sensitivity.check(source, options, "model")
+        self._check_imatrix(options)
+        structure.refuse(source)
+        structure.refuse_tokenizer(source, rows=True)
+
     def _check_size(self, options: GgufOptions) -> None:
         """Refuse what does not go with sizes."""
         if not options.size:
@@ -204,6 +214,12 @@ class Gguf(Method[GgufOptions]):
         if options.adapter_only:
             return adapter_only.make(snapshot, options, run)
         return Work(snapshot, options, run).output()
+
+    def sensitivities(self, snapshot: Snapshot, options: GgufOptions, run: RunFolder) -> Measured:
+        """Measure how sensitive each tensor is, or find that in the journal; no type is made."""
+        work = Work(snapshot, options, run)
+        found = work.sensitivities()
+        return Measured(run.folder, snapshot.source, options, found, work.sized.model())
 
     def about(self, source: Source, options: GgufOptions) -> list[str]:
         """Of an adapter alone nothing: it is not merged."""

@@ -156,27 +156,25 @@ class Model:
         }
         return self._laid({**stock["tensors"], **least}, stock["order"], options, {})
 
+    def least(self, options: GgufOptions, table: Sensitivities) -> int:
+        """The fewest bytes that a file of a table's types can have, within a thousandth."""
+        found = self.smallest(options)
+        for small in (True, False):  # without the slow types, if they come too late
+            costs = self._costs(options, table, small=small)
+            found = self._least(options, Size(found, "B"), found, costs)
+            if self._small(found) == small:
+                break
+        return found
+
     def chosen(self, options: GgufOptions, table: Sensitivities, size: Size) -> dict[str, Any]:
         """The plan of the best file of a size, as backends.llamacpp.quantize has plans, with the
         predicted damage (``nats``) and the ``keys`` that its header gets. Raises InputError for a
         size that cannot be reached.
         """
         budget = self.bytes(size)
-        small = budget < int(self.stock.get(SMALL, {}).get("bytes", 0))
-        allowed = candidates(options, table, self.whole, small=small)
-        costs = table.costs(allowed, self.head.alignment)
-        for name, kinds in costs.items():
-            kinds[self.whole] = Cost(self._bytes(name, self.whole), 0.0)
-        # what was not measured has the type of the file of llama.cpp that is nearest
-        base = self.stock[self.nearest(budget)]
-        order = [name for name in base["order"] if name in base["tensors"]]
-        others = {name: kind for name, kind in base["tensors"].items() if name not in costs}
-        smallest = {
-            name: min(kinds, key=lambda kind: kinds[kind].bytes) for name, kinds in costs.items()
-        }
-        least = self._laid(
-            others | smallest, order, options, self._keys(size, others | smallest, 0)
-        )
+        costs = self._costs(options, table, small=self._small(budget))
+        others, order = self._base(budget, costs)
+        least = self._least(options, size, budget, costs)
         self.refuse(size, budget, least)
         # the header says which types were chosen: how long it is, is known when they are
         beside = least - choice.least(costs)
@@ -209,6 +207,40 @@ class Model:
             "keys": keys,
             "nats": found.nats,
         }
+
+    def _small(self, budget: int) -> bool:
+        """Whether a file of so many bytes may have slow types."""
+        return budget < int(self.stock.get(SMALL, {}).get("bytes", 0))
+
+    def _costs(
+        self, options: GgufOptions, table: Sensitivities, *, small: bool
+    ) -> dict[str, dict[str, Cost]]:
+        allowed = candidates(options, table, self.whole, small=small)
+        costs = table.costs(allowed, self.head.alignment)
+        for name, kinds in costs.items():
+            kinds[self.whole] = Cost(self._bytes(name, self.whole), 0.0)
+        return costs
+
+    def _base(self, budget: int, costs: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+        """The types of what was not measured, which are those of the file of llama.cpp that is
+        nearest; and the order of all tensors.
+        """
+        base = self.stock[self.nearest(budget)]
+        order = [name for name in base["order"] if name in base["tensors"]]
+        return {name: kind for name, kind in base["tensors"].items() if name not in costs}, order
+
+    def _least(
+        self,
+        options: GgufOptions,
+        size: Size,
+        budget: int,
+        costs: Mapping[str, Mapping[str, Cost]],
+    ) -> int:
+        others, order = self._base(budget, costs)
+        types = others | {
+            name: min(kinds, key=lambda kind: kinds[kind].bytes) for name, kinds in costs.items()
+        }
+        return self._laid(types, order, options, self._keys(size, types, 0))
 
     def _bytes(self, name: str, kind: str, *, aligned: bool = True) -> int:
         _, block, size = gguf_head.TYPES[gguf_head.NUMBERS[kind]]

@@ -49,8 +49,10 @@ class Text:
     samples: bool = False
 
 
-def check(source: Source, options: GgufOptions) -> None:
-    """Refuse what cannot be measured, and a file that is not there. Raises InputError."""
+def check(source: Source, options: GgufOptions, asked: str = "") -> None:
+    """Refuse what cannot be measured, and a file that is not there; ``asked`` is the option that
+    asks for it, if not one of these. Raises InputError.
+    """
     default = GgufOptions.model_fields["sensitivity_samples"].default
     if not options.gradients:
         if options.sensitivity_samples != default:
@@ -61,7 +63,7 @@ def check(source: Source, options: GgufOptions) -> None:
         if options.size:
             _given(options)
         return
-    asked = "size" if options.size else "imatrix"
+    asked = asked or ("size" if options.size else "imatrix")
     if source.gguf:
         base = f", {source.base_model}" if source.base_model else ""
         raise InputError(

@@ -83,7 +83,7 @@ class Sized:
         that cannot be reached.
         """
         model, sizes = self.model(), [Size.parse(one) for one in self.options.size]
-        table = self._table(model)
+        table = self.table(model)
         plans = [model.chosen(self.options, table, one) for one in sizes]
         made = [plan["bytes"] for plan in plans]
         chosen = Chosen(
@@ -160,7 +160,10 @@ class Sized:
             f" ({facts['text']}), with labels drawn from the model"
         )
 
-    def _table(self, model: Model) -> Sensitivities:
+    def table(self, model: Model) -> Sensitivities:
+        """The table that is given, or is measured once there is an importance matrix. Raises
+        InputError for one of another model.
+        """
         if self.options.sensitivity == sensitivity.MEASURE:
             self.gradients()
             return read(self.run.folder / FILE)

@@ -14,15 +14,9 @@ from autoquant.core import gguf_head
 from autoquant.core.files import bytes_in, free_bytes, key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.records import COMPARED, Artifact, Snapshot
+from autoquant.fisher.table import Sensitivities
 from autoquant.methods.base import Output
-from autoquant.methods.gguf import (
-    about,
-    mmproj,
-    one_pass,
-    requantize,
-    sizes,
-    streaming,
-)
+from autoquant.methods.gguf import about, mmproj, one_pass, requantize, sizes, streaming
 from autoquant.methods.gguf import imatrix as imatrices
 from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.feed import Feed
@@ -115,8 +109,7 @@ class Work:
             streaming.refuse_without_room(self.source, self.options, self.run.folder, self.way)
         if not self.source.remote:
             self._towers()
-        if self.imatrix is not None and self.imatrix.facts is None:
-            self._collect(self.imatrix)
+        self._have_imatrix()
         if todo := self._todo():
             self._make(todo)
         if self.source.remote and not self.towers:
@@ -174,13 +167,21 @@ class Work:
         chosen = self.sized.known()
         if chosen is None:
             self.sized.refuse()
-            if self.imatrix is not None and self.imatrix.facts is None:
-                self._collect(self.imatrix)
+            self._have_imatrix()
             chosen = self.sized.choose()
         self.chosen = chosen
         self.types = chosen.types
 
+    def sensitivities(self) -> Sensitivities:
+        """The table alone, measured unless the journal knows it."""
+        self._have_imatrix()
+        return self.sized.table(self.sized.model())
+
     # --- the importance matrix, and other things that run the model
+
+    def _have_imatrix(self) -> None:
+        if self.imatrix is not None and self.imatrix.facts is None:
+            self._collect(self.imatrix)
 
     def _collect(self, imatrix: Imatrix) -> None:
         """Collect the importance matrix on the unquantized file, or where there is no room for that
