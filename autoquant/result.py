@@ -138,9 +138,7 @@ class Result(RunRecord):
         return tables.table(head, body) if body else ""
 
     def recipe(self) -> Recipe:
-        """Of files of a size (``size=``): how many tensors of each kind have which type; prints as
-        a table.
-        """
+        """How many tensors of each kind have which type, in files of a size (``size=``)."""
         return Recipe(self)
 
     def look(self, type: str = "", layer: str = "") -> looking.Look:

@@ -34,6 +34,7 @@ def test_what_is_generated_is_fresh(tool: str) -> None:
         "docs/hub.md",
         "docs/methods.md",
         "docs/models.md",
+        "docs/sizes.md",
         "docs/testing.md",
         "bench/RESULTS.md",
     ],

@@ -12,8 +12,8 @@ from autoquant.display.plot import COLORS, GREY, STOCK, thin_out
 from autoquant.display.sensitivities import Grid, Point
 from autoquant.runtime import trace
 
-SHADES = ("#eef4f8", "#8fb1c7", COLORS[0], "#12344a")  # of COLORS' first, from light to dark
-NOTHING = "#f4f4f4"  # where a layer has no such tensor
+SHADES = ("#dbe8f0", "#8fb1c7", COLORS[0], "#12344a")  # of COLORS' first, from light to dark
+NOTHING = "#ffffff"  # where a layer has no such tensor
 RANGE = 1e4  # of shades; what matters less is as light as the least
 TICKS = 12  # numbers below the layers, at most
 
@@ -55,8 +55,7 @@ def _matters(figure: Any, grid: Grid) -> None:
     outside = [[lost] for lost in grid.outside.values()]
     every = [one for row in (*inside, *outside) for one in row if one > 0]
     most = max(every, default=1.0)
-    shades = LinearSegmentedColormap.from_list("sensitive", SHADES)
-    shades.set_bad(NOTHING)
+    shades = LinearSegmentedColormap.from_list("sensitive", SHADES).with_extremes(bad=NOTHING)
     least = max(min(every, default=most / 10), most / RANGE)
     scale = LogNorm(least, most * 1.0001, clip=True)
     parts = [

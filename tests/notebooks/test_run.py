@@ -132,6 +132,11 @@ def test_run_all_ends_well_without_network_and_gpu(
             "what it made beside the run"
         )
         assert "data:image/png;base64," in said["size"], "the plot beside the table"
+    if name == "02_GGUF_llama_cpp":
+        assert "less KL divergence than Q3_K_M" in said["best"], "what the choice gains"
+        assert "data:image/png;base64," in said["best"]
+        assert "suffers most" in said["best"]
+        assert "ffn_down" in said["best"]
     assert ("VBox" in said["form"]) is not COLAB, (
         "widgets in Jupyter; in Colab the parameters cell is the form"
     )
