@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 from autoquant.display.tables import size as in_words
 
-FEW = 0.9995  # of a share, above which a part is written as all of it
 ABOUT = (
     "Predicted KL divergence, nats per token, if all tensors of a kind had one type and everything"
     " else were unquantized; what several lose adds up. Sensitive: the loss of a weight at {type},"
     " by the average weight's. Suffers most: the layer with the largest part of its kind's loss."
 )
-LEFT = 1  # columns that are set to the left, of both tables
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,11 @@ def nats(value: float) -> str:
     return f"{value:.4f}" if value >= 1e-3 or not value else f"{value:.1e}"
 
 
+def _times(value: float) -> str:
+    digits = 0 if value >= 9.95 else 1 if value >= 0.1 else 3
+    return f"{value:.{digits}f} ×"
+
+
 def parts(
     found: Sequence[Part], types: Sequence[str]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -75,7 +78,7 @@ def parts(
             one.kind,
             f"{one.tensors}",
             f"{one.share:.1%}",
-            f"{one.sensitive:.1f} ×" if one.sensitive < 9.95 else f"{one.sensitive:.0f} ×",
+            _times(one.sensitive),
             *(nats(one.nats[kind]) if kind in one.nats else "–" for kind in types),
             "–" if one.worst is None else f"layer {one.worst} ({one.worst_share:.0%})",
         )

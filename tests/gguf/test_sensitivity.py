@@ -33,7 +33,7 @@ PNG = b"\x89PNG"
 def some_rows() -> Iterator[None]:
     """Some of the rows are quantized to each type: it is what is done with large tensors."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoquant.methods.gguf.sensitivity.SAMPLE", 1 << 14)
+        patch.setattr("autoquant.methods.gguf.sensitivity.SAMPLE", 1 << 13)
         yield
 
 
@@ -91,10 +91,9 @@ def test_other_options_are_another_measurement(
     monkeypatch.setattr("autoquant.methods.gguf.sensitivity.measure", measure)
     asked: dict[str, Any] = {"out": found.folder, "sensitivity_samples": SAMPLES}
     autoquant.sensitivity("demo-small", imatrix="fisher", **asked)  # what is taken without it
-    for other in ({"sensitivity_samples": 5}, {"candidates": "Q4_K"}, {"calibration_seed": 1}):
-        given = {"imatrix": "calibration"} if "calibration_seed" in other else {}
+    for other in ({"sensitivity_samples": 5}, {"candidates": "Q4_K"}):
         with pytest.raises(Measured):
-            autoquant.sensitivity("demo-small", **{**asked, **given, **other})
+            autoquant.sensitivity("demo-small", **{**asked, **other})
 
 
 def test_it_prints_the_kinds_of_tensors_the_most_sensitive_first(found: Sensitivities) -> None:

@@ -44,3 +44,17 @@ def test_shards_of_what_is_compared_with_are_not_sent(user: User, hub: Hub) -> N
     assert len(here - there) >= 2, "of the other one"
     uploaded = sum((user.cwd / "tiny-GGUF" / one).stat().st_size for one in there)
     assert uploaded <= hub.sent() < uploaded + 400_000, "card, plot, table; no other shard"
+
+
+def test_the_table_alone_of_a_model_whose_files_come_and_go(user: User) -> None:
+    """A file of a size that is asked for afterwards finds it."""
+    given = (*QUICK[:4], "--download", "stream")
+    said = user.run("sensitivity", MODEL, *given).stdout
+    assert "suffers most" in said
+    table = user.cwd / "tiny-GGUF" / "sensitivity.json"
+    assert not list(table.parent.glob("tiny-*"))
+    before = table.stat().st_mtime_ns
+    made = ("--size", "2MB", "--against", "none", "--evaluate", "off")
+    user.run("quantize", "gguf", MODEL, *given, *made)
+    assert len(list(table.parent.glob("tiny-*bpw.gguf"))) == 1
+    assert table.stat().st_mtime_ns == before, "not measured again"
