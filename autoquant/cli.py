@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     from autoquant.core.options import UploadOptions
     from autoquant.core.rendering import add_arguments
     from autoquant.methods import METHODS
-    from autoquant.sizing.arguments import add_arguments_of_advise, add_arguments_of_sensitivity
+    from autoquant.sizing.arguments import add_arguments_of_advise, add_sensitivity
 
     for name, text in (
         ("quantize", "quantize a model with a method"),
@@ -140,14 +140,7 @@ def _parser() -> argparse.ArgumentParser:
             parents=[common],
         )
     )
-    add_arguments_of_sensitivity(
-        commands.add_parser(
-            "sensitivity",
-            help="how sensitive each tensor of a model is; what files of any size would lose",
-            description="Measures and predicts; `quantize gguf MODEL --size` uses what it finds.",
-            parents=[common],
-        )
-    )
+    add_sensitivity(commands, common)
     commands.add_parser("devices", help="list the devices that advise knows, with their memory")
     prepare = commands.add_parser(
         "setup",

@@ -9,7 +9,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from autoquant.runtime import preload
 from autoquant.sizing import advice, devices
 from autoquant.sizing.sensitivities import Sensitivities
 from autoquant.source import resolve
-
-NO_RECIPE = "no types were chosen in this run: it was asked for types, not for a size"
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,9 +134,12 @@ class Result(RunRecord):
         head, body = tables.by_kind(self)
         return tables.table(head, body) if body else ""
 
-    def recipe(self) -> Recipe:
-        """How many tensors of each kind have which type, in files of a size (``size=``)."""
-        return Recipe(self)
+    def recipe(self) -> str:
+        """A table of how many tensors of each kind have which type, in files of a size (``size=``);
+        empty if types were asked for.
+        """
+        head, body = gains.recipes(self)
+        return tables.table(head, body, left=len(head)) if body else ""
 
     def look(self, type: str = "", layer: str = "") -> looking.Look:
         """Look inside one quantized layer: its weights before and after, the error, one group of
@@ -190,23 +190,6 @@ class Checks:
 
     def _repr_html_(self) -> str:
         return html.checks(self.result)
-
-
-@dataclass(frozen=True, repr=False)
-class Recipe:
-    """The types that were chosen for a result's files, to be shown."""
-
-    result: Result
-
-    def __str__(self) -> str:
-        head, body = gains.recipes(self.result)
-        return tables.table(head, body, left=len(head)) if body else NO_RECIPE
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head, body = gains.recipes(self.result)
-        return html.table(head, body, left=len(head)) if body else escape(NO_RECIPE)
 
 
 @dataclass(frozen=True, repr=False)

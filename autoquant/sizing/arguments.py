@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from autoquant.core.rendering import add_arguments
 from autoquant.methods.gguf.measured import OPTIONS
@@ -43,8 +44,20 @@ def add_arguments_of_advise(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_arguments_of_sensitivity(parser: argparse.ArgumentParser) -> None:
-    """Add them: the options of GGUF that a table depends on."""
+def add_sensitivity(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command, with the options of GGUF that a table depends on; ``common`` has those of
+    every command.
+    """
+    parser = commands.add_parser(
+        "sensitivity",
+        help="how sensitive each tensor of a model is; what files of any size would lose",
+        description=(
+            "Measures what each tensor would lose by each GGUF type, and predicts what the best"
+            " file of any size would lose; makes none. `autoquant quantize gguf MODEL --size SIZE`"
+            " with the same options uses the table."
+        ),
+        parents=[common],
+    )
     parser.add_argument("model", metavar="MODEL", help="a model on the Hub, a folder, or demo")
     parser.add_argument("--out", metavar="FOLDER", help="where to write (default: ./<model>-GGUF)")
     others = [name for name in GgufOptions.model_fields if name not in OPTIONS]

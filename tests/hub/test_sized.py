@@ -48,7 +48,7 @@ def test_shards_of_what_is_compared_with_are_not_sent(user: User, hub: Hub) -> N
 
 def test_the_table_alone_of_a_model_whose_files_come_and_go(user: User) -> None:
     """A file of a size that is asked for afterwards finds it."""
-    given = (*QUICK[:4], "--download", "stream")
+    given = (*QUICK[:4], *FAST, "--download", "stream")
     said = user.run("sensitivity", MODEL, *given).stdout
     assert "suffers most" in said
     table = user.cwd / "tiny-GGUF" / "sensitivity.json"
