@@ -76,10 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     measure = commands.add_parser(
         "evaluate",
         help="measure files against the unquantized model",
-        description=(
-            "Perplexity, KL divergence and top-1 agreement of GGUF files or model folders, on the"
-            " same tokens."
-        ),
+        description="Perplexity, KL divergence and top-1 agreement of models, on the same tokens.",
         parents=[common],
     )
     measure.add_argument(
