@@ -119,7 +119,7 @@ class Sensitivities(Measured):
         about = self.table.about
         return (
             f"sensitivities by squared gradients on {about.get('chunks', '?')} chunks of"
-            f" {about.get('tokens in a chunk', '?')} tokens ({about.get('text', 'unknown text')})"
+            f" {about.get('tokens in a chunk', '?')} tokens, {about.get('text', 'unknown text')}"
         )
 
     def _below(self) -> list[str]:
