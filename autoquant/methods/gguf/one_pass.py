@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp.types import file_type
+from autoquant.core import gguf_head
 from autoquant.core.errors import AutoQuantError, HubFailed, ProcessFailed
 from autoquant.core.files import bytes_in, free_bytes
 from autoquant.core.journal import RunFolder
@@ -19,6 +20,7 @@ from autoquant.core.records import Source
 from autoquant.methods.gguf.convert import convert
 from autoquant.methods.gguf.feed import Feed, largest
 from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.requantize import NO_LIMIT
 from autoquant.methods.gguf.sending import Sending
 from autoquant.methods.gguf.streaming import sizes_of
 from autoquant.runtime import process
@@ -26,7 +28,6 @@ from autoquant.runtime import process
 log = logging.getLogger(__name__)
 JOURNAL = "one-pass.txt"  # the tensors that are written
 KEPT = "kept"  # the folder of a pass that makes nothing but a file for ourselves
-NO_LIMIT = 1 << 62  # bytes: results go away again, so what is needed was asked before
 Finished = Callable[[dict[str, Any]], None]
 
 
@@ -253,6 +254,15 @@ def clear(run: RunFolder) -> None:
             left.unlink()
         elif left.name != KEPT:
             shutil.rmtree(left)
+
+
+def take_back(run: RunFolder, names: list[str]) -> None:
+    """Files of these names that a run has moved into place, and was killed before it could note
+    that, are where they were.
+    """
+    for path in run.folder.glob("*.gguf") if run.jobs.is_dir() else ():
+        if gguf_head.SHARD.sub("", path.name).removesuffix(".gguf") in names:
+            path.replace(run.jobs / path.name)
 
 
 def _each(answers: list[dict[str, Any]], finished: Finished) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
+from autoquant.backends.llamacpp.types import refuse
 from autoquant.core import gguf_head
 from autoquant.core.errors import InputError
+from autoquant.core.files import bytes_in, free_bytes
+from autoquant.core.journal import RunFolder
 from autoquant.core.records import Source
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 from autoquant.source import from_gguf
 
 log = logging.getLogger(__name__)
+NO_LIMIT = 1 << 62  # bytes: results go away again, so what is needed was asked before
 # options of converting and of checkpoints, which have no effect here
 OTHERS = (
     "precision",
@@ -101,24 +105,38 @@ def plans_of_file(
     *,
     folder: Path,
     header: Path,
-    logs: Path,
+    run: RunFolder,
     env: Mapping[str, str],
-) -> list[dict[str, Any]]:
+    chosen: Mapping[str, dict[str, Any]],
+    finished: set[str],
+) -> dict[str, dict[str, Any]]:
     """The plan of each type of a GGUF file: of a source that is one in ``folder``, or of a
-    converted one, whose ``header`` is there.
+    converted one, whose ``header`` is there; and those that are ``chosen`` already. Raises
+    InputError for what cannot be made, or has no room beside what is ``finished``.
     """
     if source.gguf:
         if said := note(source):
             log.warning("%s: %s", source.id, said)
-        return plans(source, options, types, folder=folder, header=header, logs=logs)
-    found: list[dict[str, Any]] = process.call(
-        "autoquant.backends.llamacpp.quantize:plans",
-        log=logs,
-        env=env,
-        header=str(header),
-        types=types,
+        found = plans(source, options, types, folder=folder, header=header, logs=run.logs)
+    else:
+        found = process.call(
+            "autoquant.backends.llamacpp.quantize:plans",
+            log=run.logs,
+            env=env,
+            header=str(header),
+            types=types,
+            imatrix=options.imatrix != "none",
+            imatrix_file=str(options.given_imatrix or ""),
+            **options.quantizing(),
+        )
+    found += chosen.values()
+    room = free_bytes(run.folder) + bytes_in(run.jobs)
+    refuse(
+        found,
+        intermediate=0,
+        other=0,
+        room=NO_LIMIT if options.delete_uploaded else room,
         imatrix=options.imatrix != "none",
-        imatrix_file=str(options.given_imatrix or ""),
-        **options.quantizing(),
+        finished=finished,
     )
-    return found
+    return {planned["type"]: planned for planned in found}

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.backends.llamacpp.types import UNQUANTIZED, refuse
-from autoquant.core import gguf_head
-from autoquant.core.files import bytes_in, free_bytes, key_of
+from autoquant.backends.llamacpp.types import UNQUANTIZED
+from autoquant.core.files import key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.records import COMPARED, Artifact, Snapshot
 from autoquant.fisher.table import Sensitivities
@@ -117,7 +116,10 @@ class Work:
                 self._convert([])  # its types were made, and then a run was killed
             else:
                 self._towers()
-        self._remove_whole()
+        if self.kept and self.options.split_bytes and not self.options.keep_intermediate:
+            named = {stored.name for one in self.artifacts.values() for stored in one.files}
+            if self.converted.name not in named:  # only its shards were asked for
+                self.converted.unlink(missing_ok=True)
         shutil.rmtree(self.run.jobs, ignore_errors=True)  # what a killed run has left there
         self.run.record(streaming.MADE, key_of(sizes.asked(self.options)), [], {})
         ordered = tuple(self.artifacts[name] for name in self.types)
@@ -232,20 +234,11 @@ class Work:
         if self._converted_already():
             self._quantize(todo)
             return
-        self._take_back(todo)
+        one_pass.take_back(self.run, [f"{self.stem}-{name}" for name in todo])
         # it is asked for, or something will run it
         keep = self.options.keep_intermediate or (self.way.stream and self.way.runs == self.whole)
         there = self.whole in todo and not self.options.split_bytes
         self._convert(todo, Kept(self.whole, self.converted) if keep and not there else None)
-
-    def _take_back(self, todo: list[str]) -> None:
-        """Files that a run has moved into place, and was killed before it could note that, are
-        where they were.
-        """
-        names = [f"{self.stem}-{name}" for name in todo]
-        for path in self.run.folder.glob("*.gguf") if self.run.jobs.is_dir() else ():
-            if gguf_head.SHARD.sub("", path.name).removesuffix(".gguf") in names:
-                path.replace(self.run.jobs / path.name)
 
     def _convert(self, types: list[str], kept: Kept | None = None) -> None:
         """One pass over the source."""
@@ -270,7 +263,17 @@ class Work:
 
     def _quantize(self, types: list[str]) -> None:
         """One pass over a GGUF file: the source's own, or the converted one."""
-        plans = self._plans()
+        plans = requantize.plans_of_file(
+            self.source,
+            self.options,
+            [name for name in self.types if name not in self.chosen.plans],
+            folder=self.snapshot.folder,
+            header=self.header,
+            run=self.run,
+            env=self.env,
+            chosen=self.chosen.plans,
+            finished=set(self.artifacts),
+        )
         paths = [self.converted]
         if self.source.gguf:
             paths = [self.snapshot.folder / name for name in self.source.weights]
@@ -309,40 +312,6 @@ class Work:
             return None
         place = self.run.jobs / "shards" if types else self.run.jobs / one_pass.KEPT / "shards"
         return Feed(self.source, place, mmproj.reads(self.source, self.options, self.run, self.key))
-
-    def _plans(self) -> dict[str, dict[str, Any]]:
-        """The plans of the asked types, of a GGUF file."""
-        options, run = self.options, self.run
-        plans = requantize.plans_of_file(
-            self.source,
-            options,
-            [name for name in self.types if name not in self.chosen.plans],
-            folder=self.snapshot.folder,
-            header=self.header,
-            logs=run.logs,
-            env=self.env,
-        )
-        plans += self.chosen.plans.values()
-        refuse(
-            plans,
-            intermediate=0,
-            other=0,
-            room=one_pass.NO_LIMIT
-            if options.delete_uploaded
-            else free_bytes(run.folder) + bytes_in(run.jobs),
-            imatrix=options.imatrix != "none",
-            finished=set(self.artifacts),
-        )
-        return {planned["type"]: planned for planned in plans}
-
-    def _remove_whole(self) -> None:
-        """Take the converted file away where only its shards were asked for."""
-        options = self.options
-        if not (self.kept and options.split_bytes) or options.keep_intermediate:
-            return
-        named = {stored.name for one in self.artifacts.values() for stored in one.files}
-        if self.converted.name not in named:
-            self.converted.unlink(missing_ok=True)
 
     def _finished(self, sending: Sending, answer: dict[str, Any]) -> None:
         """Move one verified type into place and note it."""
