@@ -273,14 +273,15 @@ def rendered(tokenizer: Any, document: Document) -> str:
     """A document as the model reads it: a conversation in its chat template, if it has one."""
     if isinstance(document, str) or not getattr(tokenizer, "chat_template", None):
         return texts_of.plain(document)
-    from jinja2 import TemplateError
-
-    refused: TemplateError | None = None
+    refused: Exception | None = None
     for messages in (document, _without_system(document)):  # which some templates do not take
         try:
             return str(tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError as error:
+        except Exception as error:  # noqa: BLE001
+            # a template is a program of whoever made the model: it raises what it likes
             refused = refused or error
+    if texts_of.is_builtin(document):  # which nobody has asked to go through it
+        return texts_of.plain(document)
     raise InputError(f"calibration: the model's chat template refuses a conversation ({refused})")
 
 

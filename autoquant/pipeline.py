@@ -65,7 +65,7 @@ def quantize(
         from autoquant.publish import allowed, background
 
         steps = list(journal.read(folder)[1])
-        client = allowed.check(options, source, method.variants(options), steps)
+        client = allowed.check(options, source, method.uploaded(options), steps)
     measured = _measuring(method, source, options, folder)
     asked = planning.key(options)
     if measured is not None:
@@ -142,9 +142,10 @@ def _measuring(
     if reason := (method.unmeasured(source, options, folder) or found.why_not):
         if options.evaluate == "on":
             raise InputError(f"evaluate: {reason}")
+        made = method.made_before(options, steps)
         # what was measured stays so; what was not is not
         found = dataclasses.replace(found, why_not=reason, note="")
-        if not all(f"evaluate {name}" in steps for name in ("unquantized", *variants)):
+        if not all(f"evaluate {name}" in steps for name in ("unquantized", *made)):
             log.warning("it will not be measured: %s", reason)
             return None
     if found.note:

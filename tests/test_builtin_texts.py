@@ -72,7 +72,7 @@ def test_a_mix_has_about_as_much_of_each_kind_and_all_of_it_where_that_is_needed
 
 def test_a_template_without_a_system_role_gets_its_message_with_the_users(tmp_path: Path) -> None:
     said = in_worker("tests.helpers.models:templated", tmp_path, source=str(MODEL))
-    assert said == "<user>Be brief.\n\nHello<assistant>Hi"
+    assert said[0] == "<user>Be brief.\n\nHello<assistant>Hi"
 
 
 def test_quality_is_told_by_kind_of_text(
@@ -108,3 +108,9 @@ def test_quality_is_told_by_kind_of_text(
     assert demo.by_kind() == ""
     one = json.loads((tmp_path / "demo/.autoquant/journal.json").read_text())
     assert "Persuasion" in one["steps"]["result"]["facts"]["provenance"]["measured on"]
+
+
+def test_built_in_conversations_need_no_template_that_takes_them(tmp_path: Path) -> None:
+    said = in_worker("tests.helpers.models:templated", tmp_path, source=str(MODEL))
+    assert said[1] == plain(texts.parts("conversations", "x", EVALUATION)["conversations"][0])
+    assert "the model's chat template refuses a conversation" in said[2]

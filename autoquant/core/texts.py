@@ -11,6 +11,7 @@ import gzip
 import io
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 from autoquant.core import bundled
 from autoquant.core.errors import InputError
 
+log = logging.getLogger(__name__)
 Document: TypeAlias = "str | list[dict[str, str]]"
 """A text, or a conversation: messages with ``role`` and ``content``."""
 CONVERSATIONS = ("messages", "conversations", "conversation", "chat")
@@ -71,6 +73,8 @@ def parts(name: str, option: str, part: str) -> dict[str, list[Document]]:
     """The documents of a text by kind: of "builtin" every kind, of a kind's name that one (see
     core.bundled; ``part`` is which part of it), else those of a file. Raises InputError.
     """
+    if name in (bundled.BUILTIN, *bundled.KINDS) and Path(name).is_file():
+        log.warning("%s: %s is a built-in text; write ./%s for the file", option, name, name)
     if name == bundled.BUILTIN:
         return {kind: cut(_builtin(kind, part)) for kind in bundled.KINDS}
     if name in bundled.KINDS:
@@ -134,6 +138,12 @@ def _builtin(kind: str, part: str) -> list[Document]:
         return documents(path, "builtin")
     found: list[Document] = [path.read_text(encoding="utf-8")]  # code may look like JSON
     return found if kind == bundled.PROSE else cut(found)
+
+
+def is_builtin(document: Document) -> bool:
+    """Whether a conversation is one of the built-in ones."""
+    parts_ = (bundled.CALIBRATION, bundled.EVALUATION, bundled.SENSITIVITY)
+    return any(document in _builtin("conversations", part) for part in parts_)
 
 
 def cut(documents: Sequence[Document]) -> list[Document]:

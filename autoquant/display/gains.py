@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from autoquant.core.records import COMPARED, PREDICTED, Artifact, RunRecord
 
+UNLIKE = 0.15  # files whose sizes differ by more are not compared
 SAME = 0.003  # sizes that differ by less are called the same
 RECIPE = (
     "recipe"  # a fact of a file whose types were chosen: of each kind of tensor how many have which
@@ -53,6 +54,8 @@ def of(run: RunRecord) -> list[Gain]:
         if RECIPE not in one.facts or not stock:
             continue
         near = min(stock, key=lambda other: abs(math.log(other.bytes / one.bytes)))
+        if abs(near.bytes / one.bytes - 1) > UNLIKE:
+            continue
         assert near.evaluation is not None
         assert one.evaluation is not None
         theirs, ours = near.evaluation.kl_mean, one.evaluation.kl_mean

@@ -32,13 +32,6 @@ def least(costs: Mapping[str, Mapping[str, Cost]]) -> int:
     return sum(min(one.bytes for one in kinds.values()) for kinds in costs.values())
 
 
-def most(costs: Mapping[str, Mapping[str, Cost]]) -> int:
-    """The bytes that they take where nothing more can be gained."""
-    return sum(
-        min(kinds.values(), key=lambda one: (one.nats, one.bytes)).bytes for kinds in costs.values()
-    )
-
-
 def choose(costs: Mapping[str, Mapping[str, Cost]], budget: int) -> Choice:
     """A type for each tensor by its ``costs``, in at most ``budget`` bytes, which must suffice for
     the smallest types.

@@ -107,7 +107,7 @@ def collect(
         if report is not None:
             report(done, total)
         if number == len(ids) - 1:
-            unseen += _fill_unseen(squares)
+            unseen = max(unseen, _fill_unseen(squares))
             of_block(block)
             squares.clear()
 

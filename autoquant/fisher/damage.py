@@ -48,14 +48,13 @@ class Matrix:
 @dataclass(frozen=True)
 class Found:
     """Of one matrix: its damage in ``nats`` per token by type; the ``importance`` [experts, width]
-    of its columns, which is their mean Fisher information; how many rows were quantized; and its
-    whole information.
+    of its columns, which is their mean Fisher information; and how many rows were quantized. Of one
+    whose information is not finite all are NaN.
     """
 
     nats: dict[str, float]
     importance: Floats
     quantized: int
-    information: float
 
 
 def measure(
@@ -79,6 +78,8 @@ def measure(
         for expert in range(first // each, (first + len(squares) - 1) // each + 1):
             rows = slice(max(0, expert * each - first), max(0, (expert + 1) * each - first))
             columns[expert] += squares[rows].sum(0, dtype=np.float64)
+    if not np.isfinite(costs).all():
+        return Found(dict.fromkeys(kinds, float("nan")), columns.astype(np.float32), 0)
     own = (columns / each).astype(np.float32)
     used = _floored(own) if importance is None else importance
     chosen, shares = _rows(costs, max(1, sample // matrix.width), seed)
@@ -100,7 +101,7 @@ def measure(
                 tasks += [(kind, pool.submit(damage, kind, *part)) for kind in kinds]
             for kind, task in tasks:
                 totals[kind] += task.result()
-    return Found(totals, own, len(chosen), float(columns.sum()))
+    return Found(totals, own, len(chosen))
 
 
 def _rows(costs: Any, count: int, seed: int) -> tuple[Any, Any]:

@@ -53,11 +53,13 @@ class Cost:
 
     def gradients(self, chunks: int, length: int) -> int:
         """Bytes that a run forward and backward takes: what enters each block, of a block its
-        weights, a sample's gradients, their squares, and both as the checkpoint has them, and the
+        weights, a sample's gradients, their squares, and both as the checkpoint has them (of
+        experts that are stacked with the places of weights, measured: bench/RESULTS.md), and the
         logits of a chunk with what they are differentiated by.
         """
         states = 4 * chunks * length * self.width * (self.blocks + 4)
-        inside = 5 * 4 * self.block + 4 * length * (8 * self.inner + 12 * self.width)
+        times = 9 if self.expert < self.block else 5
+        inside = times * 4 * self.block + 4 * length * (8 * self.inner + 12 * self.width)
         ends = 4 * length * self.vocabulary * 6 + min(8 * self.head, KEPT)
         return LIBRARIES + 4 * self.outside + states + max(inside, ends)
 

@@ -119,6 +119,14 @@ class Method(ABC, Generic[O]):
     def variants(self, options: O) -> Sequence[str]:
         """The artifact types that options will make."""
 
+    def made_before(self, options: O, steps: Mapping[str, Any]) -> Sequence[str]:
+        """The artifact types that a run with these options has made, by its journal's steps."""
+        return self.variants(options)
+
+    def uploaded(self, options: O) -> Sequence[str]:
+        """The artifact types that will be uploaded, as far as they are known before a run."""
+        return self.variants(options)
+
     def resolve_defaults(self, source: Source, options: O) -> O:
         """The options with what they leave to the source."""
         return options

@@ -160,10 +160,13 @@ def advise(
         rows += choices.of_others(source, found, _f16(beside, kv), device, refused)
         notes += [f"{method} is not offered: {reason}" for method, reason in refused.items()]
     ranked = choices.ranked(rows)
-    if not source.gguf and planning.known(source):
+    room = device.usable - beside.total
+    whole = [one.weights for one in ranked if one.type == LADDER[0]]
+    if not source.gguf and planning.known(source) and whole and 0 < room < whole[0]:
         notes.append(
-            "a file that takes all the room there is, each tensor in the type that loses the least:"
-            f" autoquant quantize gguf MODEL --fits '{device.name}'"
+            "a file that takes all the room there is, each tensor in the type that loses the"
+            f" least: autoquant quantize gguf {starting.named(source)} --size"
+            f" {room // 10**7 / 100:.2f}GB"
         )
     notes += _notes(ranked, device, bool(found and found.towers) or bool(source.mmproj), files)
     return Advice(
@@ -174,7 +177,7 @@ def advise(
         beside,
         tuple(ranked),
         tuple(notes),
-        tuple(starting.commands(source, ranked, device, tokens, kv)),
+        tuple(starting.commands(source, ranked, device, tokens, kv, pre_tokenizer)),
     )
 
 

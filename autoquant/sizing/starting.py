@@ -13,7 +13,12 @@ from autoquant.source.from_gguf import FREELY
 
 
 def commands(
-    source: Source, choices: Sequence[Choice], device: Device, context: int, kv_type: str
+    source: Source,
+    choices: Sequence[Choice],
+    device: Device,
+    context: int,
+    kv_type: str,
+    pre_tokenizer: str = "",
 ) -> list[str]:
     """To make and start the best of ``choices`` with llama.cpp and Ollama, and the best that vLLM
     serves. Nothing for what does not fit.
@@ -21,7 +26,7 @@ def commands(
     out = []
     fitting = [one for one in choices if one.fits != "no"]
     if best := next((one for one in fitting if one.runs == LLAMA), None):
-        out += _gguf(source, best, device, context, kv_type)
+        out += _gguf(source, best, device, context, kv_type, pre_tokenizer)
     served = (one for one in fitting if one.runs == SERVER)
     if best := next(served, None):
         method = METHODS[best.method]
@@ -29,27 +34,36 @@ def commands(
         folder = f"{source.name}-{method.folder_suffix(asked)}"
         out += [
             "# for many requests at once, with vLLM",
-            f"autoquant quantize {best.method} {_named(source)}",
+            f"autoquant quantize {best.method} {named(source)}",
             f"vllm serve ./{folder} --max-model-len {context}",
         ]
     return out
 
 
-def _gguf(source: Source, best: Choice, device: Device, context: int, kv_type: str) -> list[str]:
+def _gguf(
+    source: Source,
+    best: Choice,
+    device: Device,
+    context: int,
+    kv_type: str,
+    pre_tokenizer: str,
+) -> list[str]:
     name = f"{source.name}-{best.type}"
     path = f"./{source.name}-GGUF/{name}.gguf"
     more = " --imatrix builtin" * best.needs_imatrix + " --modelfile" * ("Ollama" in device.runs)
     if source.gguf and source.dtype not in FREELY:
         more += " --allow-requantize"
+    if pre_tokenizer and not source.gguf:
+        more += f" --pre-tokenizer {shlex.quote(pre_tokenizer)}"
     moved = f" -ngl {best.layers}" if device.kind in ("gpu", "unified") else ""
     quantized = f" -fa on -ctk {kv_type} -ctv {kv_type}" if kv_type != "f16" else ""
     start = f"-c {context} -np 1{moved}{quantized}"
     if source.gguf and best.type == source.dtype:  # it is there already
         from_hub = f"-hf {source.id}:{source.dtype}"
-        named = f"-m {_named(source)}" if source.revision is None else from_hub
-        return [f"llama-server {named} {start}"]
+        given = f"-m {named(source)}" if source.revision is None else from_hub
+        return [f"llama-server {given} {start}"]
     lines = [
-        f"autoquant quantize gguf {_named(source)} --types {best.type}{more}",
+        f"autoquant quantize gguf {named(source)} --types {best.type}{more}",
         f"llama-server -m {path} {start}",
     ]
     if "Ollama" in device.runs:
@@ -62,7 +76,7 @@ def _gguf(source: Source, best: Choice, device: Device, context: int, kv_type: s
     return lines
 
 
-def _named(source: Source) -> str:
+def named(source: Source) -> str:
     """How a command names the model."""
     if source.revision is not None:
         return source.id + (f":{source.tag}" if source.tag else "")

@@ -13,9 +13,13 @@ import pytest
 import autoquant
 from autoquant.core import gguf_head
 from autoquant.core.errors import InputError
+from autoquant.core.options import build
 from autoquant.core.records import COMPARED, PREDICTED
 from autoquant.display import gains
 from autoquant.fisher import table
+from autoquant.methods.gguf.choosing import Model
+from autoquant.methods.gguf.options import GgufOptions
+from autoquant.methods.gguf.size import Size
 from autoquant.result import Result
 from tests.workers import in_llama_worker
 
@@ -194,6 +198,7 @@ def test_an_importance_matrix_of_gradients_alone(tmp_path: Path) -> None:
     ("options", "said"),
     [
         ({"size": "2.2"}, "'2.2' is no size; write a number with GB"),
+        ({"bpw": "4.5MB"}, "bpw: '4.5MB' is no number of bits; write one such as 4.5"),
         ({"size": "0MB"}, "'0MB' is no size"),
         ({"size": "2MB", "types": ["Q8_0"]}, "with size the types are chosen"),
         ({"size": "0.3MB"}, r"the smallest file that can be made of this model has 0.89 MB"),
@@ -243,10 +248,82 @@ def test_a_device_is_a_size(tmp_path: Path, sized: Result) -> None:
     assert [item.type for item in plenty.items] == ["Q8_0"]
 
 
-def test_a_plan_of_sizes(tmp_path: Path) -> None:
+def test_a_plan_of_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoquant.forward.cost.rate", lambda *, gpu=True: 1e9)
     planned = autoquant.plan("gguf", "demo", size=["2.2MB", "4.5bpw"])
     assert [item.type for item in planned.items][:2] == ["size 2.2MB", "size 4.5bpw"]
     assert {item.type for item in planned.items[2:]} == {"Q3_K_M", "IQ4_XS"}
     assert planned.seconds["measure sensitivities"] > 1
     refused = autoquant.plan("gguf", "demo", size="0.3MB").refused
     assert "the smallest file that can be made" in refused
+
+
+def test_a_type_is_compared_with_in_one_run_and_asked_for_in_another(
+    sized: Result, tmp_path: Path
+) -> None:
+    """In the same folder, either first."""
+    out = tmp_path / "run"
+    asked: dict[str, Any] = {"size": "2.5MB", "against": "Q8_0", "sensitivity": sized.folder}
+    both = autoquant.gguf("demo", **asked, evaluate="off", out=out)
+    assert [one.type for one in both.offered] == [one.type for one in both.artifacts[:1]]
+    alone = autoquant.gguf("demo", types=["Q8_0"], evaluate="off", out=out)
+    assert [one.type for one in alone.offered] == ["Q8_0"]
+    assert "(stock)" not in str(alone)
+    again = autoquant.gguf("demo", **asked, evaluate="off", out=out)
+    assert again.artifacts == both.artifacts
+
+
+def test_a_given_table_needs_no_gradients(
+    sized: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoquant.methods.gguf.sensitivity.memory_available", lambda: 1000)
+    planned = autoquant.plan("gguf", "demo", size="2MB", sensitivity=sized.folder)
+    assert "measure sensitivities" not in planned.seconds
+    made = autoquant.gguf(
+        "demo", size="2MB", sensitivity=sized.folder, evaluate="off", out=tmp_path / "out"
+    )
+    assert len(made.artifacts) == 1
+    file = sized.path("Q2_K")
+    with pytest.raises(InputError, match="is a GGUF file"):
+        autoquant.gguf(file, size="1MB", allow_requantize=True, sensitivity=sized.folder)
+
+
+@pytest.mark.parametrize("split", ["", "100K", "300K"])
+def test_shards_are_counted(split: str, sized: Result) -> None:
+    """Of any size, however the types that are chosen are cut into shards."""
+    found = table.read(sized.folder / table.FILE)
+    head = gguf_head.read(sized.folder / ".autoquant" / "header.gguf")
+    stock = [
+        {"type": name, "bytes": size, "tensors": types, "order": list(types)}
+        for name, size, types in (
+            ("Q2_K", 1_827_392, tensors(sized, "Q2_K")),
+            ("Q3_K_M", 2_245_184, tensors(sized, "Q3_K_M")),
+        )
+    ]
+    model = Model.of(head, stock, "F16")
+    options = build(GgufOptions, {"size": "2MB", **({"split_size": split} if split else {})})
+    for size in range(1_500_000, 3_000_000, 71_003):
+        plan = model.chosen(options, found, Size(size, "B"))
+        laid = gguf_head.quantized(
+            head, plan["tensors"], plan["order"], 0, options.split_bytes, plan["keys"]
+        )
+        assert sum(one.size for one in laid) == plan["bytes"] <= size
+
+
+def tensors(result: Result, type: str) -> dict[str, str]:
+    head = gguf_head.read(result.path(type))
+    return {name: one.type for name, one in head.tensors.items()}
+
+
+def test_two_sizes_that_are_one_file(
+    sized: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = autoquant.gguf(
+        "demo",
+        size=["2MB", "2.0001MB"],
+        sensitivity=sized.folder,
+        evaluate="off",
+        out=tmp_path / "out",
+    )
+    assert len(made.artifacts) == 1
+    assert "size 2.0001MB: nearly the file of another size" in caplog.text

@@ -138,22 +138,31 @@ def dequantized_by_transformers(folder: str, form: str) -> float:
     )
 
 
-def templated(source: str) -> str:
-    """A conversation with a system message, in a template that takes none. Runs in a worker."""
+def templated(source: str) -> tuple[str, str, str]:
+    """A conversation with a system message in a template that takes none; a built-in one, and what
+    is said of another, in a template that takes nothing. Runs in a worker.
+    """
     from transformers import AutoTokenizer
 
     from autoquant.calibration import rendered
+    from autoquant.core import bundled, texts
+    from autoquant.core.errors import InputError
 
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}"
         "{% endif %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     )
-    return rendered(
-        tokenizer,
-        [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "Hello"},
-            {"role": "assistant", "content": "Hi"},
-        ],
-    )
+    own: texts.Document = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+    ]
+    without = rendered(tokenizer, own)
+    tokenizer.chat_template = "{{ messages + 1 }}"
+    kind = "conversations"
+    builtin = rendered(tokenizer, texts.parts(kind, "x", bundled.EVALUATION)[kind][0])
+    try:
+        return without, builtin, rendered(tokenizer, own)
+    except InputError as error:
+        return without, builtin, str(error)

@@ -58,3 +58,11 @@ def test_the_table_alone_of_a_model_whose_files_come_and_go(user: User) -> None:
     user.run("quantize", "gguf", MODEL, *given, *made)
     assert len(list(table.parent.glob("tiny-*bpw.gguf"))) == 1
     assert table.stat().st_mtime_ns == before, "not measured again"
+
+
+def test_a_repository_for_each_file_of_a_size(user: User, hub: Hub) -> None:
+    words = ("--size", "2MB", *QUICK, *FAST, "--layout", "repo-per-type")
+    user.run("quantize", "gguf", MODEL, *words, "--upload", "tester/sized")
+    (repo,) = [name for name in hub.repos if name.startswith("tester/")]
+    assert repo.startswith("tester/sized-")
+    assert repo.endswith("bpw")

@@ -88,7 +88,7 @@ def test_a_large_model_on_a_small_card(llama: Source) -> None:
     assert best.memory == best.weights + said.beside.total <= said.device.usable
     assert best.weights <= said.room
     assert said.commands[:2] == (
-        "autoquant quantize gguf owner/Llama-8B --types Q5_K_M --modelfile",
+        "autoquant quantize gguf owner/Llama-8B --types Q5_K_M --modelfile --pre-tokenizer gpt-2",
         "llama-server -m ./Llama-8B-GGUF/Llama-8B-Q5_K_M.gguf -c 8192 -np 1 -ngl 99",
     )
     order = [one.fits for one in said.choices]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -122,11 +123,15 @@ class Exl2Options(CalibrationOptions):
     @field_validator("size")
     @classmethod
     def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        found = [Size.parse(one) for one in value]
-        for one in found:
-            if one.type or one.unit == BPW:
-                raise ValueError(f"'{one}' is no size in bytes; write 5.5GB, or bits as bpw")
-        return tuple(dict.fromkeys(map(str, found)))
+        found = []
+        for text in value:
+            one = None
+            with contextlib.suppress(ValueError):
+                one = Size.parse(text)
+            if one is None or one.type or one.unit == BPW:
+                raise ValueError(f"{text!r} is no size in bytes; write 5.5GB, or bits as bpw")
+            found.append(str(one))
+        return tuple(dict.fromkeys(found))
 
     @field_validator("head_bits")
     @classmethod

@@ -23,10 +23,11 @@ from autoquant.methods.gguf import (
     planning,
     requantize,
     sensitivity,
+    sizes,
     streaming,
 )
 from autoquant.methods.gguf.measured import Measured
-from autoquant.methods.gguf.options import FISHER, GgufOptions
+from autoquant.methods.gguf.options import FISHER, MEASURE, GgufOptions
 from autoquant.methods.gguf.work import Work
 from autoquant.source import fetch, fetch_adapter, structure
 
@@ -139,6 +140,18 @@ class Gguf(Method[GgufOptions]):
         structure.refuse(source)
         structure.refuse_tokenizer(source, rows=True)
 
+    def without_slow_checks(self, options: GgufOptions) -> GgufOptions:
+        """A table of sensitivities is another model's, and may lie on the Hub."""
+        return options.model_copy(update={"sensitivity": MEASURE})
+
+    def made_before(self, options: GgufOptions, steps: Mapping[str, Any]) -> tuple[str, ...]:
+        """Of sizes the types that were chosen."""
+        return sizes.chosen_before(options, steps) or tuple(self.variants(options))
+
+    def uploaded(self, options: GgufOptions) -> tuple[str, ...]:
+        """Of sizes none before they are chosen."""
+        return () if options.size else tuple(self.variants(options))
+
     def _check_size(self, options: GgufOptions) -> None:
         """Refuse what does not go with sizes."""
         if not options.size:
@@ -234,6 +247,7 @@ class Gguf(Method[GgufOptions]):
         """
         if options.adapter_only:
             return fetch_adapter(source)
+        sensitivity.refuse_without_memory(source, options, out)
         if streaming.choose(source, options, out).stream or streaming.made(source, options, out):
             return streaming.snapshot(source)
         return fetch(source, make=streaming.needs_made(source))

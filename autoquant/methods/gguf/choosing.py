@@ -178,14 +178,17 @@ class Model:
         self.refuse(size, budget, least)
         # the header says which types were chosen: how long it is, is known when they are
         beside = least - choice.least(costs)
-        for _ in range(4):
-            found = choice.choose(costs, budget - beside)
+        fewest = choice.least(costs)
+        while True:
+            found = choice.choose(costs, max(fewest, budget - beside))
             types = others | found.types
             keys = self._keys(size, types, found.nats)
             taken = self._laid(types, order, options, keys)
             if taken <= budget:
                 break
-            beside += taken - budget
+            if found.bytes == fewest:
+                self.refuse(size, budget, taken)
+            beside += taken - budget  # shards: where they are cut depends on the types
         stored = sum(self._bytes(name, kind, aligned=False) for name, kind in types.items())
         elements = sum(one.elements for one in self.head.tensors.values())
         weights = Counter[str]()

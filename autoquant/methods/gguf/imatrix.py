@@ -19,7 +19,7 @@ from autoquant.evaluate import planning, sources
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.methods.gguf import sensitivity
 from autoquant.methods.gguf.cutting import tokens
-from autoquant.methods.gguf.options import FISHER, GgufOptions
+from autoquant.methods.gguf.options import FISHER, MEASURE, GgufOptions
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
 from autoquant.runtime import process
@@ -70,7 +70,7 @@ def find(
 
 def _of_gradients(source: Source, options: GgufOptions, run: RunFolder, converted: str) -> Imatrix:
     """The one that comes with the sensitivities: measured, or beside a table that is given."""
-    if options.size and options.sensitivity != sensitivity.MEASURE:
+    if options.size and options.sensitivity != MEASURE:
         path = sensitivity.given_imatrix(options)
         facts = {"text": f"of gradients, given with {path.parent.name}", "chunks": "given"}
         return Imatrix(path, sha256_of(path), facts)
@@ -135,7 +135,8 @@ class Imatrix:
             ours = given_text in (BUILTIN, *KINDS)
             name = builtin_in_words(given_text) if ours else Path(given_text).name
             by_kind = parts(given_text, "imatrix", CALIBRATION)
-            if len(by_kind) > 1 and not snapshot.source.gguf:
+            told = any(not isinstance(one, str) for every in by_kind.values() for one in every)
+            if (told or len(by_kind) > 1) and not snapshot.source.gguf:
                 ids = tokens(by_kind, snapshot, options.imatrix_chunks, context, run, env)
             else:
                 needed = options.imatrix_chunks * context * CHARACTERS

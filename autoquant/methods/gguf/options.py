@@ -18,8 +18,9 @@ from autoquant.core.texts import expanded
 from autoquant.formats.imatrix import is_imatrix
 from autoquant.methods.gguf.size import BPW, Size
 
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}
-AUTO, NONE, FISHER = "auto", "none", "fisher"
+AUTO, NONE, FISHER, MEASURE = "auto", "none", "fisher", "measure"
 NEXT_TO = "next to "  # how what is compared with a size is called until it is known
 
 
@@ -92,7 +93,7 @@ class GgufOptions(CalibrationOptions):
         min_length=1,
     )
     sensitivity: str = option(
-        "measure",
+        MEASURE,
         "how sensitive each tensor is: measure it (forward and backward through the model, block"
         " by block), or take it from a sensitivity.json of the same model: a file, or of a"
         " repository on the Hub",
@@ -212,8 +213,17 @@ class GgufOptions(CalibrationOptions):
         bits = tuple(map(str, given if isinstance(given, (tuple, list)) else (given,)))
         if not bits:
             return values
-        sizes = (*(values.get("size") or ()), *(f"{one.removesuffix(BPW)}{BPW}" for one in bits))
+        right = [one for one in bits if _NUMBER.fullmatch(one.removesuffix(BPW))]
+        sizes = (*(values.get("size") or ()), *(f"{one.removesuffix(BPW)}{BPW}" for one in right))
         return {**values, "bpw": bits, "size": sizes}
+
+    @field_validator("bpw")
+    @classmethod
+    def _bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not _NUMBER.fullmatch(one.removesuffix(BPW)):
+                raise ValueError(f"{one!r} is no number of bits; write one such as 4.5")
+        return value
 
     @field_validator("size")
     @classmethod
@@ -304,7 +314,7 @@ class GgufOptions(CalibrationOptions):
     @property
     def gradients(self) -> bool:
         """Whether the model is run backwards, if that was not done before."""
-        return (bool(self.size) and self.sensitivity == "measure") or self.imatrix == FISHER
+        return self.sensitivity == MEASURE if self.size else self.imatrix == FISHER
 
     def quantizing(self) -> dict[str, Any]:
         """What changes the tensors' types, in the keywords of backends.llamacpp.quantize."""

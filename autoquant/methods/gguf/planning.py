@@ -132,10 +132,13 @@ def _of_sizes(
     """
     model, refused = choosing.Model.of(head, stock, whole), ""
     weights = sum(one.elements for one in head.tensors.values())
-    items, made = [], []
+    items, made, plans = [], [], list[dict[str, Any]]()
     for size in map(Size.parse, options.size):
         made.append(model.bytes(size))
         bits = 8 * (made[-1] - head.data_offset) / weights
+        # about as long to make as the type that is nearest, and as large as asked
+        near = model.stock[model.nearest(made[-1])]
+        plans.append({**near, "type": f"size {size}", "bytes": made[-1], "needs_imatrix": False})
         items.append(PlanItem(f"size {size}", made[-1], bits, False, CHOSEN))
         try:
             model.refuse(size, made[-1], model.smallest(options))
@@ -143,7 +146,7 @@ def _of_sizes(
             refused = refused or str(error)
     compared = [model.stock[name] for name in model.compared(options, made) if name in model.stock]
     compared = [{**one, "needs_imatrix": False} for one in compared]  # there will be one
-    return (*items, *(_item(one, whole) for one in compared)), compared, refused
+    return (*items, *(_item(one, whole) for one in compared)), [*plans, *compared], refused
 
 
 def _refused(plans: list[dict[str, Any]], other: int, room: int, options: GgufOptions) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from autoquant import calibration
 from autoquant.backends.llamacpp import converter as llama
-from autoquant.core import licenses
+from autoquant.core import journal, licenses
 from autoquant.core.bundled import BUILTIN, KINDS, SENSITIVITY, suited
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, sha256_of
@@ -29,24 +29,20 @@ from autoquant.forward import cost
 from autoquant.hub import download
 from autoquant.methods.gguf.cutting import tokens
 from autoquant.methods.gguf.options import FISHER, GgufOptions
-from autoquant.runtime import process
 from autoquant.source.headers import read_json
 
 log = logging.getLogger(__name__)
 STEP, IMATRIX = "sensitivity", "imatrix.gguf"
-BEGUN = (
-    "sensitivity.jsonl"  # in the journal's folder: the tensors of a measurement that is not done
-)
-MEASURE = "measure"
+# in the journal's folder: the tensors of a measurement that is not done
+BEGUN = "sensitivity.jsonl"
 
 
 @dataclass(frozen=True)
 class Text:
-    """What sensitivities are measured on: documents by kind, or a calibration set (``samples``)."""
+    """What sensitivities are measured on: documents by kind."""
 
     name: str
     by_kind: Mapping[str, Sequence[Document]]
-    samples: bool = False
 
 
 def check(source: Source, options: GgufOptions, asked: str = "") -> None:
@@ -54,22 +50,25 @@ def check(source: Source, options: GgufOptions, asked: str = "") -> None:
     asks for it, if not one of these. Raises InputError.
     """
     default = GgufOptions.model_fields["sensitivity_samples"].default
-    if not options.gradients:
-        if options.sensitivity_samples != default:
-            raise InputError(
-                "sensitivity_samples: sensitivities are not measured in this run; add size"
-                " (--size) or imatrix='fisher', or leave sensitivity_samples out"
-            )
-        if options.size:
-            _given(options)
-        return
+    idle = not options.gradients and not options.fits and not options.size
+    if idle and options.sensitivity_samples != default:
+        raise InputError(
+            "sensitivity_samples: sensitivities are not measured in this run; add size"
+            " (--size) or imatrix='fisher', or leave sensitivity_samples out"
+        )
     asked = asked or ("size" if options.size else "imatrix")
-    if source.gguf:
+    if source.gguf and (options.size or options.gradients):
         base = f", {source.base_model}" if source.base_model else ""
         raise InputError(
             f"{asked}: gradients are computed by transformers, and {source.id} is a GGUF file."
             f" Take the model that it was made of{base}"
         )
+    if not options.gradients:
+        if options.size:
+            given_path(options)
+        if options.size and options.imatrix == FISHER:
+            given_imatrix(options)
+        return
     if not planning.known(source):
         raise InputError(
             f"{asked}: gradients are computed by transformers, which does not know"
@@ -81,7 +80,14 @@ def check(source: Source, options: GgufOptions, asked: str = "") -> None:
             f"{asked}: the blocks of {source.architecture} share keys and values, through which"
             " gradients are not followed. Take types (--types) with imatrix='builtin'"
         )
-    how(source, options)
+
+
+def refuse_without_memory(source: Source, options: GgufOptions, folder: Path) -> None:
+    """Refuse gradients that there is no memory for, unless the run in a folder has done with them.
+    Raises InputError.
+    """
+    if options.gradients and STEP not in journal.read(folder)[1]:
+        how(source, options)
 
 
 def how(source: Source, options: GgufOptions) -> dict[str, Any]:
@@ -119,7 +125,6 @@ def key(source: Source, options: GgufOptions, converted: str, imatrix: str) -> s
         converted,
         imatrix,
         text.by_kind,
-        text.samples,
         options.sensitivity_samples,
         options.calibration_seed,
         bool(options.size) and options.candidates,
@@ -132,7 +137,7 @@ def _text(source: Source, options: GgufOptions) -> Text:
     """
     if options.imatrix == "calibration":
         found = calibration.documents(options, source.folder)
-        return Text(found.name, {"": found.texts}, samples=True)
+        return Text(found.name, {"": found.texts})
     ours = not options.collects or options.imatrix in (BUILTIN, *KINDS)
     name = options.imatrix if options.collects else BUILTIN
     name = suited(name, source.folder)
@@ -256,6 +261,11 @@ def measure(
         outputs.append(path)
     run.record(STEP, key, outputs, facts, {path.name: sha256_of(path) for path in outputs})
     begun.unlink()
+    if facts["unknown"]:
+        log.warning(
+            "sensitivities: nothing is known of %d tensors (%s …), which keep llama.cpp's types",
+            len(facts["unknown"]), facts["unknown"][0],
+        )  # fmt: skip
     if facts["unseen"]:
         log.warning(
             "sensitivities: in a block as many as %d experts got no token of the text; they count"
@@ -273,20 +283,7 @@ def _chunks(
     env: Mapping[str, str],
 ) -> list[list[int]]:
     """The text in chunks that begin as those that are measured on."""
-    if not text.samples:
-        samples = options.sensitivity_samples
-        return tokens(text.by_kind, snapshot, samples, length, run, env)
-    found: list[list[int]] = process.call(
-        "autoquant.calibration:pack",
-        log=run.logs,
-        env=env,
-        folder=str(snapshot.folder),
-        texts=list(text.by_kind[""]),
-        samples=options.sensitivity_samples,
-        length=length,
-        seed=options.calibration_seed,
-    )
-    return found
+    return tokens(text.by_kind, snapshot, options.sensitivity_samples, length, run, env)
 
 
 def _begun(run: RunFolder, key: str, shapes: Mapping[str, Any]) -> tuple[Path, dict[str, Row]]:

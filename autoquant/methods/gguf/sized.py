@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autoquant.core import gguf_head
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
-from autoquant.core.records import COMPARED, PREDICTED, Snapshot
+from autoquant.core.records import COMPARED, PREDICTED, Artifact, Snapshot
+from autoquant.display.gains import RECIPE
 from autoquant.display.tables import size as in_words
 from autoquant.fisher.table import FILE, Sensitivities, read
 from autoquant.methods.gguf import choosing, imatrix, sensitivity
 from autoquant.methods.gguf.choosing import Model
 from autoquant.methods.gguf.convert import convert
 from autoquant.methods.gguf.imatrix import Imatrix
-from autoquant.methods.gguf.options import FISHER, GgufOptions
+from autoquant.methods.gguf.options import FISHER, MEASURE, GgufOptions
 from autoquant.methods.gguf.size import Size
+from autoquant.methods.gguf.sizes import CHOICE
 
 log = logging.getLogger(__name__)
-STEP = "choice"  # the journal's
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The ``plans`` of the files by type; the types that they are compared ``against``, each with
-    its predicted damage; and for each file the type that is ``near`` in size.
+    """The ``plans`` of the files by type, and the types that they are compared ``against``, each
+    with its predicted damage.
     """
 
     plans: dict[str, dict[str, Any]]
     against: dict[str, float | None]
-    near: dict[str, str]
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -44,11 +44,20 @@ class Chosen:
         """What is noted of an artifact of a type."""
         if (plan := self.plans.get(name)) is not None:
             recipe = choosing.recipe(plan)
-            return {PREDICTED: plan["nats"], "recipe": recipe, "near": self.near[name]}
+            return {PREDICTED: plan["nats"], RECIPE: recipe}
         if name not in self.against:
             return {}
         predicted = self.against[name]
         return {COMPARED: True, **({PREDICTED: predicted} if predicted is not None else {})}
+
+    def told(self, artifact: Artifact) -> Artifact:
+        """An artifact of the journal, with what it is in this run: in another one of the same
+        folder a type may have been asked for that is only compared with in this.
+        """
+        own = {
+            n: one for n, one in artifact.facts.items() if n not in (COMPARED, PREDICTED, RECIPE)
+        }
+        return replace(artifact, facts={**own, **self.facts(artifact.type)})
 
 
 @dataclass
@@ -69,7 +78,7 @@ class Sized:
 
     def known(self) -> Chosen | None:
         """What the journal knows was chosen."""
-        facts = self.run.done(STEP, self._key())
+        facts = self.run.done(CHOICE, self._key())
         return None if facts is None else Chosen(**facts)
 
     def refuse(self) -> None:
@@ -86,21 +95,30 @@ class Sized:
         table = self.table(model)
         plans = [model.chosen(self.options, table, one) for one in sizes]
         made = [plan["bytes"] for plan in plans]
+        files: dict[str, dict[str, Any]] = {}
+        for plan in plans:
+            files.setdefault(plan["type"], plan)
         chosen = Chosen(
-            {plan["type"]: plan for plan in plans},
+            files,
             {
                 name: table.predicted(model.stock[name]["tensors"]) if name in model.stock else 0.0
                 for name in model.compared(self.options, made)
             },
-            {plan["type"]: model.nearest(plan["bytes"]) for plan in plans},
         )
         for size, plan in zip(sizes, plans, strict=True):
+            if plan is not chosen.plans[plan["type"]]:
+                log.warning("size %s: nearly the file of another size, %s", size, plan["type"])
             log.info(
                 "size %s: %s, %s, predicted KL divergence %.4f",
                 size, plan["type"], in_words(plan["bytes"]), plan["nats"],
             )  # fmt: skip
-        facts = {"plans": chosen.plans, "against": chosen.against, "near": chosen.near}
-        self.run.record(STEP, self._key(), [], facts)
+        if any("_exps." in name for name in table.tensors):
+            log.warning(
+                "a mixture of experts: what is predicted is a lower bound, for that other experts"
+                " are asked no gradient tells"
+            )
+        facts = {"plans": chosen.plans, "against": chosen.against}
+        self.run.record(CHOICE, self._key(), [], facts)
         return chosen
 
     def model(self) -> Model:
@@ -144,14 +162,14 @@ class Sized:
 
     def files(self) -> tuple[str, ...]:
         """The table, if it was measured here."""
-        measured = self.options.sensitivity == sensitivity.MEASURE
+        measured = self.options.sensitivity == MEASURE
         return (FILE,) if self.options.size and measured else ()
 
     def in_words(self) -> str:
         """How sensitivities were had, for the card; empty if there are none."""
         if not self.options.size:
             return ""
-        if self.options.sensitivity != sensitivity.MEASURE:
+        if self.options.sensitivity != MEASURE:
             given = self.options.sensitivity
             return f"given: {Path(given).name if Path(given).exists() else given}"
         facts = self.run.steps[sensitivity.STEP]["facts"]
@@ -164,7 +182,7 @@ class Sized:
         """The table that is given, or is measured once there is an importance matrix. Raises
         InputError for one of another model.
         """
-        if self.options.sensitivity == sensitivity.MEASURE:
+        if self.options.sensitivity == MEASURE:
             self.gradients()
             return read(self.run.folder / FILE)
         shapes = {name: one.shape for name, one in model.head.tensors.items()}
@@ -181,7 +199,7 @@ class Sized:
 
     def _key(self) -> str:
         """What a choice depends on."""
-        measured = self.options.sensitivity == sensitivity.MEASURE
+        measured = self.options.sensitivity == MEASURE
         table = self._measured() if measured else sha256_of(sensitivity.given_path(self.options))
         used = self.imatrix.key if self.imatrix is not None else ""
-        return key_of(table, used, choosing.asked(self.options))
+        return key_of(table, used, choosing.asked(self.options), self.key, self.whole)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core import journal
@@ -17,6 +19,7 @@ from autoquant.methods.gguf.options import NEXT_TO, GgufOptions
 from autoquant.methods.gguf.size import Size
 
 RUN_BY = "Q8_0"  # the type that stands for an unquantized model which has no room
+CHOICE = "choice"  # the journal's step of types that are chosen for sizes
 WAITING = 3  # shards, see backends.llamacpp.shards.HELD, and the one that was finished last
 
 
@@ -127,7 +130,7 @@ def written(source: Source, options: GgufOptions, out: Path) -> int:
     """Bytes of what a run has written already of what is asked for."""
     files = (
         path
-        for name in options.files
+        for name in chosen_before(options, journal.read(out)[1]) or options.files
         for path in out.glob("*.gguf")
         if path.stem.startswith(f"{source.name}-{name}")
         and path.stem.removeprefix(f"{source.name}-{name}")[:1] in ("", "-")
@@ -145,3 +148,13 @@ def room(source: Source, options: GgufOptions, out: Path) -> int:
 def beside_copies(out: Path) -> bool:
     """Whether 16-bit copies of sources lie on the same disk as ``out``."""
     return cache_folder().stat().st_dev == existing_parent(out).stat().st_dev
+
+
+def chosen_before(options: GgufOptions, steps: Mapping[str, Any]) -> tuple[str, ...]:
+    """The types that were chosen for sizes and those that they were compared with, by a journal's
+    steps; none if that is not known.
+    """
+    if not options.size or CHOICE not in steps:
+        return ()
+    facts = steps[CHOICE]["facts"]
+    return (*facts["plans"], *facts["against"])

@@ -217,7 +217,8 @@ def made(source: Source, options: GgufOptions, out: Path) -> bool:
         return False
     wanted = {MADE}
     if will_be_measured(source, options):
-        wanted |= {"evaluate unquantized", *(f"evaluate {name}" for name in options.files)}
+        types = sizes.chosen_before(options, steps) or options.files
+        wanted |= {"evaluate unquantized", *(f"evaluate {name}" for name in types)}
     return wanted <= set(steps) and steps[MADE]["key"] == key_of(sizes.asked(options))
 
 

@@ -70,7 +70,7 @@ class Work:
         self.sized = Sized(
             snapshot, options, run, self.env, self.header, self.key, self.whole, self.imatrix
         )
-        self.chosen = Chosen({}, {}, {})
+        self.chosen = Chosen({}, {})
         self.artifacts: dict[str, Artifact] = {}
         # the name of the file of what sees or hears, and what is to be said of it
         self.mmproj = self.towers = ""
@@ -97,7 +97,7 @@ class Work:
             self._settle()
         for name in self.types:
             facts = self.run.done(f"quantize {name}", self._key(name))
-            made = Artifact.from_json(facts) if facts else None
+            made = self.chosen.told(Artifact.from_json(facts)) if facts else None
             # what was deleted here is not made anew only where it is wanted
             elsewhere = self.options.upload if self.options.delete_uploaded else None
             if made is not None and made.facts.get("deleted", elsewhere) == elsewhere:
@@ -290,6 +290,7 @@ class Work:
             kept.type if kept else "",
             self.options.quantizing(),
             self.options.split_size,
+            [[plan["tensors"], plan["keys"]] for plan in self.chosen.plans.values()],
         )
         return OnePass(
             self.source,
