@@ -65,7 +65,8 @@ def test_measured_once_quantized_twice(made: tuple[Result, list[str]], model: Pa
         )
     record = json.loads((result.folder / "measurement.json").read_text())["autoquant"]
     assert record["model"] == "tiny"
-    assert record["calibration"] == "the built-in text (English novels)"
+    words = "English prose, other languages, code, conversations"
+    assert record["calibration"] == f"the built-in text ({words})"
     assert (record["samples"], record["length"]) == (2, 64)
     card = result.card()
     for wanted in (

@@ -214,7 +214,7 @@ def test_a_model_that_the_disk_does_not_hold(
     assert weights(user.home) == []
 
 
-COLLECT = ("--imatrix", "builtin", "--imatrix-chunks", "2")
+COLLECT = ("--imatrix", "prose", "--imatrix-chunks", "2")
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         types="Q4_K_M",
         pre_tokenizer="gpt-2",
         evaluate="off",
-        imatrix="builtin",
+        imatrix="prose",
         imatrix_chunks=2,
         out=tmp_path_factory.mktemp("imatrix") / "out",
     )
