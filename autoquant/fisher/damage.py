@@ -81,6 +81,8 @@ def measure(
     if not np.isfinite(costs).all():
         return Found(dict.fromkeys(kinds, float("nan")), columns.astype(np.float32), 0)
     own = (columns / each).astype(np.float32)
+    if not kinds:
+        return Found({}, own, 0)
     used = _floored(own) if importance is None else importance
     chosen, shares = _rows(costs, max(1, sample // matrix.width), seed)
     totals = dict.fromkeys(kinds, 0.0)
