@@ -61,7 +61,6 @@ def collect(
     done, unseen = 0, 0
 
     def finished(matrix: Matrix) -> None:
-        nonlocal done
         earlier = (known or {}).get(matrix.name)
         importance = damage.by_tensor(given, matrix.name, matrix.experts)
         usable = _usable(kinds[matrix.name], with_importance=importance is not None or not imatrix)
@@ -69,7 +68,8 @@ def collect(
             matrix,
             usable if earlier is None else (),
             ggml,
-            importance=importance if imatrix else None,
+            importance=importance,
+            by_itself=not imatrix,
             sample=sample,
             threads=threads,
             seed=zlib.crc32(matrix.name.encode()) + seed,

@@ -20,9 +20,7 @@ from autoquant.fisher.table import SAMPLE
 
 TASK = 1 << 18  # weights that one thread quantizes at a time
 PIECE = 1 << 22  # weights of a matrix that are looked at at a time
-FLOOR = (
-    1e-6  # of a matrix's mean importance, which no column's is below: ggml divides by sums of it
-)
+FLOOR = 1e-6  # of the mean importance; no column has less, for ggml divides by sums of it
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,14 @@ def measure(
     ggml: Ggml,
     *,
     importance: Floats | None = None,
+    by_itself: bool = True,
     sample: int = SAMPLE,
     threads: int = 1,
     seed: int = 0,
 ) -> Found:
     """The damage of a matrix by each of ``kinds``. ``importance`` [experts, width] is what its
-    columns weigh when it is quantized: that of an importance matrix, or without one its own.
+    columns weigh when it is quantized: that of an importance matrix, or without one its own; or
+    nothing, where it is not ``by_itself``.
     """
     columns = np.zeros((matrix.experts, matrix.width))
     costs = np.zeros(matrix.rows)
@@ -83,13 +83,14 @@ def measure(
     own = (columns / each).astype(np.float32)
     if not kinds:
         return Found({}, own, 0)
-    used = _floored(own) if importance is None else importance
+    used = _floored(own) if importance is None and by_itself else importance
     chosen, shares = _rows(costs, max(1, sample // matrix.width), seed)
     totals = dict.fromkeys(kinds, 0.0)
 
     def damage(kind: str, expert: int, rows: Any, squares: Floats, weights: Floats) -> float:
         values = np.ascontiguousarray(weights)
-        back = ggml.floats(ggml.quantize(values, kind, used[expert]), kind)
+        weighed = None if used is None else used[expert]
+        back = ggml.floats(ggml.quantize(values, kind, weighed), kind)
         back -= values
         return float(shares[rows] @ np.einsum("rc,rc,rc->r", squares, back, back)) / 2
 

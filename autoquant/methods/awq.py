@@ -13,7 +13,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, Source
 from autoquant.methods import grouped
-from autoquant.methods.base import ComparisonVariants, choice, parse_choice
+from autoquant.methods.base import ComparisonVariants, UsualType, choice, parse_choice
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
 from autoquant.methods.recipe import Recipe
 from autoquant.runtime import environments
@@ -65,6 +65,10 @@ class Awq(GroupedMethod[AwqOptions]):
     name: ClassVar[str] = "awq"
     title: ClassVar[str] = "AWQ"
     cards: ClassVar[str] = "NVIDIA H200"
+    # groups of 128: a scale of 16 bits, a zero point of 4
+    usual_types: ClassVar[tuple[UsualType, ...]] = (
+        UsualType("4bit-128g-autoround", 4 + 20 / 128, "vLLM", 7.5),
+    )
     summary: ClassVar[str] = (
         "weights of 4 bits in the AWQ format, calibrated on text; for GPUs with vLLM, SGLang,"
         " transformers"

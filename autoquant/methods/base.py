@@ -46,6 +46,21 @@ class ComparisonVariants:
     kind: str
 
 
+@dataclass(frozen=True)
+class UsualType:
+    """A type that a method usually makes, for who asks what fits. ``bits`` are those of a quantized
+    weight with its share of scales and zero points; embeddings, norms and what else is not
+    quantized have 16, the output head ``head``. ``least`` is the CUDA compute capability that
+    ``runs``, what loads it, needs for it.
+    """
+
+    type: str
+    bits: float
+    runs: str
+    least: float
+    head: int = 16
+
+
 def parse_choice(*allowed: str) -> Callable[[str], str]:
     """For :class:`ComparisonVariants`: a name that is one of a few."""
 
@@ -109,6 +124,8 @@ class Method(ABC, Generic[O]):
     """Types that cannot change a model much: if one does, something else is wrong."""
 
     # what notebooks and tests make with it
+    usual_types: ClassVar[tuple[UsualType, ...]] = ()
+    """What :mod:`autoquant.sizing` offers of it; GGUF's types are there by themselves."""
     demo_options: ClassVar[Mapping[str, Any]] = {}
     """Options that suit the bundled model."""
     notebook_defaults: ClassVar[Mapping[str, Any]] = {}

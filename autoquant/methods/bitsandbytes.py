@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.methods import how_to_run
+from autoquant.methods.base import UsualType
 from autoquant.methods.recipe import Recipe
 from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
@@ -67,6 +68,10 @@ class Bitsandbytes(TensorwiseMethod[BitsandbytesOptions]):
     requires_calibration: ClassVar[str] = "no"
     gpu_to_run: ClassVar[str] = "no"
     runtimes: ClassVar[str] = "transformers, vLLM"
+    # absmax of 8 bits a block of 64, theirs in float32 a block of 256
+    usual_types: ClassVar[tuple[UsualType, ...]] = (
+        UsualType("nf4", 4 + 8 / 64 + 32 / (64 * 256), "transformers", 6.0),
+    )
     extra: ClassVar[str] = "bitsandbytes"
     heavy_imports: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
     packages: ClassVar[tuple[str, ...]] = (

@@ -16,7 +16,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.methods import grouped
-from autoquant.methods.base import ComparisonVariants, choice, parse_choice
+from autoquant.methods.base import ComparisonVariants, UsualType, choice, parse_choice
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
 from autoquant.methods.recipe import Recipe
 from autoquant.runtime import environments, process
@@ -91,6 +91,10 @@ class Gptq(GroupedMethod[GptqOptions]):
 
     name: ClassVar[str] = "gptq"
     title: ClassVar[str] = "GPTQ"
+    # groups of 128: a scale of 16 bits, a zero point of 4
+    usual_types: ClassVar[tuple[UsualType, ...]] = (
+        UsualType("4bit-128g", 4 + 20 / 128, "vLLM", 7.0),
+    )
     summary: ClassVar[str] = (
         "weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers"
     )

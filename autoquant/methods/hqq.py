@@ -11,7 +11,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, option
 from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import hqq as hqq_format
-from autoquant.methods.base import ComparisonVariants, choice, parse_choice
+from autoquant.methods.base import ComparisonVariants, UsualType, choice, parse_choice
 from autoquant.methods.grouped import AUTO, group
 from autoquant.methods.recipe import Recipe
 from autoquant.methods.tensorwise import TensorwiseMethod
@@ -87,6 +87,10 @@ class Hqq(TensorwiseMethod[HqqOptions]):
     heavy_imports: ClassVar[tuple[str, ...]] = ("hqq.core.quantize",)
     packages: ClassVar[tuple[str, ...]] = ("hqq", "torch", "transformers", "tokenizers", "numpy")
     library_name: ClassVar[str] = "hqq"
+    # scale and zero of 16 bits a group of 64
+    usual_types: ClassVar[tuple[UsualType, ...]] = (
+        UsualType("4bit-64g", 4.5, "transformers", 6.0),
+    )
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
         TECHNIQUES,
         parse_choice(*TECHNIQUES, *MORE),

@@ -15,6 +15,7 @@ from autoquant.core.records import Artifact, RunRecord, Source
 from autoquant.formats import compressed_tensors
 from autoquant.forward import cost
 from autoquant.methods import how_to_run
+from autoquant.methods.base import UsualType
 from autoquant.methods.recipe import Recipe
 from autoquant.methods.tensorwise import TensorwiseMethod
 from autoquant.runtime import environments
@@ -60,6 +61,11 @@ class W8a8(TensorwiseMethod[W8a8Options]):
     requires_calibration: ClassVar[str] = f"for {STATIC} only"
     gpu_to_run: ClassVar[str] = "yes: Turing (INT8), Ada (FP8)"
     runtimes: ClassVar[str] = "vLLM, SGLang; transformers (for inspection only)"
+    # vLLM: https://docs.vllm.ai/en/latest/features/quantization/
+    usual_types: ClassVar[tuple[UsualType, ...]] = (
+        UsualType("int8-dynamic", 8.0, "vLLM", 7.5),
+        UsualType("fp8-dynamic", 8.0, "vLLM", 8.9),
+    )
     extra: ClassVar[str] = "w8a8"
     heavy_imports: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
     packages: ClassVar[tuple[str, ...]] = (

@@ -13,7 +13,7 @@ from autoquant.core.records import Source
 from autoquant.methods import METHODS
 from autoquant.methods.overview import measured
 from autoquant.sizing.asked import File
-from autoquant.sizing.devices import EXLLAMA, VLLM, Device
+from autoquant.sizing.devices import Device
 from autoquant.sizing.memory import Beside
 from autoquant.source import shapes
 from autoquant.source.structure import Structure
@@ -41,38 +41,6 @@ WHOLE = 99  # -ngl: more layers than any model has
 # share of a card that vLLM takes by default (--gpu-memory-utilization), and bytes for its CUDA
 # graphs and larger batches; the second is an assumption
 VLLM_SHARE, VLLM_BESIDE = 0.9, 1 << 30
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What another method makes. ``bits`` are those of a quantized weight with its share of scales
-    and zero points; embeddings, norms and what else is not quantized have 16, the output head
-    ``head``. ``least`` is the compute capability that ``runs`` needs for it.
-    """
-
-    method: str
-    type: str
-    bits: float
-    runs: str
-    least: float
-    head: int = 16
-
-
-# groups of 128: a scale of 16 bits, a zero point of 4; NF4: absmax of 8 bits a block of 64, theirs
-# in float32 a block of 256; HQQ: scale and zero of 16 bits a group of 64. Capabilities:
-# https://docs.vllm.ai/en/latest/features/quantization/
-VARIANTS = (
-    Variant("w8a8", "int8-dynamic", 8.0, SERVER, 7.5),
-    Variant("w8a8", "fp8-dynamic", 8.0, SERVER, 8.9),
-    Variant("exl2", "6.0bpw", 6.0, "exllamav2", EXLLAMA, 6),
-    Variant("exl2", "5.0bpw", 5.0, "exllamav2", EXLLAMA, 6),
-    Variant("hqq", "4bit-64g", 4.5, "transformers", EXLLAMA),
-    Variant("awq", "4bit-128g-autoround", 4 + 20 / 128, SERVER, 7.5),
-    Variant("gptq", "4bit-128g", 4 + 20 / 128, SERVER, VLLM),
-    Variant("bitsandbytes", "nf4", 4 + 8 / 64 + 32 / (64 * 256), "transformers", EXLLAMA),
-    Variant("exl2", "4.0bpw", 4.0, "exllamav2", EXLLAMA, 6),
-    Variant("exl2", "3.0bpw", 3.0, "exllamav2", EXLLAMA, 6),
-)
 
 
 @dataclass(frozen=True)
@@ -156,8 +124,9 @@ def on_card(file: File, beside: Beside, room: int) -> tuple[int, int]:
 def why_not(source: Source) -> dict[str, str]:
     """The other methods that do not take a source, and why."""
     refused = {}
-    for name in dict.fromkeys(one.method for one in VARIANTS):
-        method = METHODS[name]
+    for name, method in METHODS.items():
+        if not method.usual_types:
+            continue
         try:
             method.check(source, method.resolve_defaults(source, method.Options()))
         except InputError as error:
@@ -176,8 +145,9 @@ def of_others(
     quantized = sum(math.prod(layer.shape) for layer in found.layers)
     head = _head(source)
     choices = []
-    for one in VARIANTS:
-        if device.capability < one.least or one.method in refused:
+    usual = [(name, one) for name, method in METHODS.items() for one in method.usual_types]
+    for method, one in usual:
+        if device.capability < one.least or method in refused:
             continue
         rest = max(0, source.parameters - quantized - head)
         weights = int((one.bits * quantized + 16 * rest + one.head * head) / 8)
@@ -186,7 +156,7 @@ def of_others(
         room = min(device.usable, int(VLLM_SHARE * device.memory)) if served else device.usable
         choices.append(
             Choice(
-                one.method,
+                method,
                 one.type,
                 one.bits,
                 8 * weights / source.parameters,
@@ -194,7 +164,7 @@ def of_others(
                 memory,
                 "whole" if memory <= room else "no",
                 one.runs,
-                _quality(one.method, one.type),
+                _quality(method, one.type),
                 exact=False,
             )
         )

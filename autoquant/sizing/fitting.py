@@ -8,7 +8,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.records import Source
 from autoquant.display.tables import size as in_words
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.methods.gguf.size import BPW, Size
+from autoquant.methods.size import BPW, Size
 from autoquant.sizing import advice, devices
 
 log = logging.getLogger(__name__)

@@ -32,9 +32,15 @@ def test_damage_is_half_the_information_times_the_squared_error(tmp_path: Path) 
     seen = in_llama_worker("tests.helpers.fisher:damage", tmp_path, sample=10**9)
     assert seen["found"] == pytest.approx(seen["wanted"], rel=1e-4)
     assert seen["importance"] < 1e-4
+    assert seen["unweighed"] == pytest.approx(1, rel=1e-4), "where an importance matrix has nothing"
 
 
 def test_some_rows_tell_of_all(tmp_path: Path) -> None:
     seen = in_llama_worker("tests.helpers.fisher:damage", tmp_path, sample=120 * 512)
     assert seen["quantized"] <= 120
     assert seen["found"] == pytest.approx(seen["wanted"], rel=0.12)
+
+
+def test_experts_that_no_token_was_sent_to_count_like_the_others(tmp_path: Path) -> None:
+    seen = in_llama_worker("tests.helpers.fisher:unseen", tmp_path)
+    assert seen == {"count": 2, "means": [3.0, 2.0, 3.0, 4.0]}

@@ -122,10 +122,27 @@ def damage(sample: int) -> dict[str, Any]:
             error = ggml.floats(made, kind) - weights[own]
             total += 0.5 * float((squares[own] * error**2).sum())
         wanted[kind] = total
+    plain = measure(matrix, ("Q4_K",), ggml, by_itself=False, sample=sample)
+    unweighed = ggml.floats(ggml.quantize(weights, "Q4_K", None), "Q4_K") - weights
     columns = np.stack([squares[:half].mean(0), squares[half:].mean(0)])
     return {
         "found": found.nats,
         "wanted": wanted,
         "quantized": found.quantized,
+        "unweighed": plain.nats["Q4_K"] / (0.5 * float((squares * unweighed**2).sum())),
         "importance": float(np.abs(found.importance / columns - 1).max()),
     }
+
+
+def unseen() -> dict[str, Any]:
+    """What becomes of the information of four experts, two of which no token was sent to."""
+    import torch
+
+    from autoquant.fisher.collect import _fill_unseen
+
+    squares = {
+        "experts": torch.tensor([0.0, 2.0, 0.0, 4.0])[:, None, None].expand(4, 2, 3).clone(),
+        "matrix": torch.zeros(2, 3),
+    }
+    count = _fill_unseen(squares)
+    return {"count": count, "means": squares["experts"].mean((1, 2)).tolist()}

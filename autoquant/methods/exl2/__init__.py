@@ -23,10 +23,10 @@ from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.display.tables import size as in_words
 from autoquant.hub.fetch import same_disk
-from autoquant.methods.base import ComparisonVariants, Method, Output
+from autoquant.methods.base import ComparisonVariants, Method, Output, UsualType
 from autoquant.methods.exl2 import work
 from autoquant.methods.exl2.options import OWN_ROWS, Exl2Options, bitrate
-from autoquant.methods.gguf.size import Size
+from autoquant.methods.size import Size
 from autoquant.source import bytes_to_fetch, shapes
 from autoquant.source import layers as layers_of
 
@@ -97,6 +97,9 @@ class Exl2(Method[Exl2Options]):
         "numpy",
     )
     library_name: ClassVar[str] = "exllamav2"
+    usual_types: ClassVar[tuple[UsualType, ...]] = tuple(
+        UsualType(f"{bits}bpw", bits, "exllamav2", 6.0, head=6) for bits in (6.0, 5.0, 4.0, 3.0)
+    )
     demo_options: ClassVar[Mapping[str, Any]] = {
         "calibration": "builtin",
         "calibration_samples": 6,

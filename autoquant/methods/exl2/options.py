@@ -12,7 +12,7 @@ from autoquant.backends.exllamav2 import measurement
 from autoquant.calibration import CalibrationOptions
 from autoquant.core.options import option
 from autoquant.methods.base import choice
-from autoquant.methods.gguf.size import BPW, Size
+from autoquant.methods.size import BPW, Size
 
 OWN = "exllamav2"  # the calibration text that comes with the library
 OWN_ROWS, OWN_MEASURED = 115, 19  # its samples: for quantizing, and for measuring

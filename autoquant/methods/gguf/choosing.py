@@ -21,7 +21,7 @@ from autoquant.fisher import choice
 from autoquant.fisher.choice import Cost
 from autoquant.fisher.table import Sensitivities
 from autoquant.methods.gguf.options import AUTO, GgufOptions
-from autoquant.methods.gguf.size import BPW, UNITS, Size
+from autoquant.methods.size import BPW, UNITS, Size
 
 # what every runtime is fast with; for rows that are no multiple of 256 there is less
 FAST = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K")

@@ -19,7 +19,7 @@ from autoquant.display.sensitivities import Point
 from autoquant.fisher.table import FILE, Sensitivities
 from autoquant.methods.gguf.choosing import Model
 from autoquant.methods.gguf.options import NONE, GgufOptions
-from autoquant.methods.gguf.size import Size
+from autoquant.methods.size import Size
 
 # the options of GGUF that a table depends on, or how its model is had
 OPTIONS = (

@@ -16,7 +16,7 @@ from autoquant.core.machine import cores
 from autoquant.core.options import option
 from autoquant.core.texts import expanded
 from autoquant.formats.imatrix import is_imatrix
-from autoquant.methods.gguf.size import BPW, Size
+from autoquant.methods.size import BPW, Size
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 SIZES = {"K": 10**3, "M": 10**6, "G": 10**9}

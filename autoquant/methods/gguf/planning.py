@@ -27,7 +27,7 @@ from autoquant.methods.gguf import (
 )
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
-from autoquant.methods.gguf.size import Size
+from autoquant.methods.size import Size
 from autoquant.source import adapter_bytes, bytes_to_fetch, structure
 
 # bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top

@@ -20,8 +20,8 @@ from autoquant.methods.gguf.choosing import Model
 from autoquant.methods.gguf.convert import convert
 from autoquant.methods.gguf.imatrix import Imatrix
 from autoquant.methods.gguf.options import FISHER, MEASURE, GgufOptions
-from autoquant.methods.gguf.size import Size
 from autoquant.methods.gguf.sizes import CHOICE
+from autoquant.methods.size import Size
 
 log = logging.getLogger(__name__)
 

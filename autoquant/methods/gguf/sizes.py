@@ -16,7 +16,7 @@ from autoquant.core.records import Source
 from autoquant.methods.gguf import feed
 from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.options import NEXT_TO, GgufOptions
-from autoquant.methods.gguf.size import Size
+from autoquant.methods.size import Size
 
 RUN_BY = "Q8_0"  # the type that stands for an unquantized model which has no room
 CHOICE = "choice"  # the journal's step of types that are chosen for sizes
