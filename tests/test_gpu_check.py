@@ -151,6 +151,17 @@ def test_without_failures_the_status_is_0(tmp_path: Path) -> None:
     assert seen["rehearsal"] is True
 
 
+def test_only_some_checks_of_the_stages(tmp_path: Path) -> None:
+    status, said, seen = check(
+        tmp_path, {"bad": 60, "good": 60}, "--rehearse", "--only", "figure,after"
+    )
+    assert status == 0, said
+    assert [row["check"] for row in seen["rows"]] == ["after it", "a figure"]
+    status, _, seen = check(tmp_path, {"good": 60}, "--rehearse", "--only", "figrue")
+    assert status == 1
+    assert [row["figure"] for row in seen["rows"]] == ["the stage did no check called 'figrue'"]
+
+
 def test_without_a_gpu_it_does_not_start(tmp_path: Path) -> None:
     status, said, seen = check(tmp_path, {"good": 60})
     if "torch finds no CUDA GPU" not in said:

@@ -1,6 +1,6 @@
 """Everything that has been proved on a CPU only, tried on an NVIDIA GPU: `make gpu-check`.
 
-usage: python tools/gpu_check.py [--stages exl2,gptq] [--out DIR] [--wheels DIR] [--rehearse]
+usage: python tools/gpu_check.py [--stages exl2,gptq] [--only WORDS] [--out DIR] [--rehearse]
 
 Needs Python 3.11 or newer with torch and transformers; what else is missing is taken from a folder
 of wheels (`--wheels`, see tools/gpu_pack.sh), so that no network is needed. Each stage runs in a
@@ -59,6 +59,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--stages", default=",".join(STAGES), help="some of: %(default)s")
+    parser.add_argument("--only", default="", help="checks with one of these in their names: A,B")
     parser.add_argument("--out", type=Path, default=Path("gpu-output"), help="for results")
     parser.add_argument("--work", type=Path, help="for models; default: a temporary folder")
     parser.add_argument("--wheels", type=Path, help="a folder of wheels to take packages from")
@@ -98,7 +99,13 @@ def figures(path: Path) -> dict[str, Any]:
 def one(name: str, target: str, options: argparse.Namespace) -> None:
     """A stage's own process."""
     stage = Stage(
-        name, options.out, options.work, options.rehearse, options.cuda, figures(options.reference)
+        name,
+        options.out,
+        options.work,
+        options.rehearse,
+        options.cuda,
+        figures(options.reference),
+        tuple(word for word in options.only.split(",") if word),
     )
     stage.save()
     _function(target)(stage)
@@ -129,6 +136,8 @@ def run_stage(
         str(work),
         "--reference",
         str(options.reference),
+        "--only",
+        options.only,
         *(["--rehearse"] if options.rehearse else []),
         *(["--cuda"] if cuda else []),
     ]
@@ -153,7 +162,8 @@ def run_stage(
                 children.end(child)
     rows, kept = results.read(options.work / f"{name}.json")
     if not said and not rows:
-        said = "the stage did no check"
+        called = f" called {options.only!r}" if options.only else ""
+        said = f"the stage did no check{called}"
     if said:
         rows.append(Row(name, "the stage's end", FAILED, time.monotonic() - begin, 0, 0, said, ""))
         print(results.line(rows[-1]), flush=True)

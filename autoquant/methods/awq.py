@@ -64,7 +64,7 @@ class Awq(GroupedMethod[AwqOptions]):
 
     name: ClassVar[str] = "awq"
     title: ClassVar[str] = "AWQ"
-    cards: ClassVar[str] = "NVIDIA H200"
+    cards: ClassVar[str] = "NVIDIA H100, H200"
     # groups of 128: a scale of 16 bits, a zero point of 4
     usual_types: ClassVar[tuple[UsualType, ...]] = (
         UsualType("4bit-128g-autoround", 4 + 20 / 128, "vLLM", 7.5),

@@ -57,6 +57,7 @@ class Bitsandbytes(TensorwiseMethod[BitsandbytesOptions]):
     """bitsandbytes."""
 
     name: ClassVar[str] = "bitsandbytes"
+    cards: ClassVar[str] = "NVIDIA H100"
     title: ClassVar[str] = "bitsandbytes"
     summary: ClassVar[str] = (
         "NF4 or FP4 weights of 4 bits, or LLM.int8(), without calibration data, in seconds; for"

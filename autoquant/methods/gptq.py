@@ -90,6 +90,7 @@ class Gptq(GroupedMethod[GptqOptions]):
     """GPTQ."""
 
     name: ClassVar[str] = "gptq"
+    cards: ClassVar[str] = "NVIDIA H100"
     title: ClassVar[str] = "GPTQ"
     # groups of 128: a scale of 16 bits, a zero point of 4
     usual_types: ClassVar[tuple[UsualType, ...]] = (

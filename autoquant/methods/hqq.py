@@ -72,6 +72,7 @@ class Hqq(TensorwiseMethod[HqqOptions]):
     """HQQ."""
 
     name: ClassVar[str] = "hqq"
+    cards: ClassVar[str] = "NVIDIA H100"
     title: ClassVar[str] = "HQQ"
     summary: ClassVar[str] = (
         "weights of 8, 4, 3, 2 or 1 bits, without calibration data, in seconds to minutes; run by"

@@ -50,6 +50,7 @@ class W8a8(TensorwiseMethod[W8a8Options]):
     """W8A8 and FP8."""
 
     name: ClassVar[str] = "w8a8"
+    cards: ClassVar[str] = "NVIDIA H100"
     title: ClassVar[str] = "W8A8 / FP8"
     summary: ClassVar[str] = (
         "weights and activations of 8 bits, integers or floating point, in the compressed-tensors"

@@ -15,6 +15,7 @@ CHUNKS, LENGTH, OFFLOADED = 20, 512, 2
 LAYERS, VOCABULARY = 32, 128_256
 MEMORY = 12_000_000_000  # bytes of the GPU's memory
 RATIO = 0.7  # of accelerate's seconds
+LARGE = ("8B in blocks", "8B by accelerate's offloading")
 
 
 def run(stage: Stage) -> None:
@@ -30,7 +31,8 @@ def run(stage: Stage) -> None:
         "vocabulary": vocabulary,
     }
     limit = 90
-    call("gpu.blocks:random_checkpoint", limit=limit, **asked)
+    if stage.wanted(*LARGE):
+        call("gpu.blocks:random_checkpoint", limit=limit, **asked)
 
     def blocks() -> Seen:
         seen["blocks"] = call("gpu.blocks:in_blocks", limit=limit, folder=folder)
@@ -61,8 +63,8 @@ def run(stage: Stage) -> None:
         said = f"relative {one['apart']:.0e} over {one['matrices']:.0f} matrices"
         return Seen(one["apart"] <= 1e-3, said, "1e-3", one)
 
-    stage.check("8B in blocks", blocks, needs_cuda=True, cpu_too=True)
-    stage.check("8B by accelerate's offloading", offloaded, needs_cuda=True, cpu_too=True)
+    stage.check(LARGE[0], blocks, needs_cuda=True, cpu_too=True)
+    stage.check(LARGE[1], offloaded, needs_cuda=True, cpu_too=True)
     stage.check("the bundled model on CUDA and the CPU", apart, needs_cuda=True, cpu_too=True)
     stage.check("its squared gradients on both", gradients, needs_cuda=True, cpu_too=True)
 

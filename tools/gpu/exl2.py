@@ -49,7 +49,7 @@ def run(stage: Stage) -> None:
         f"{what} {rate}": partial(_probe, stage, made, what, rate)
         for rate in RATES
         for what in ("matrices", "logits")
-        if stage.cuda or what == "matrices"
+        if (stage.cuda or what == "matrices") and stage.wanted(f"{what} at {rate}")
     }
     probed = at_once(probes, 1 if making.processors() < 8 else 4)
     for rate in RATES:

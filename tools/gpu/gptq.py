@@ -31,6 +31,7 @@ def run(stage: Stage) -> None:
     jobs = {
         name: partial(making.run, method, "demo", stage.work / name, options, limit=limit)
         for name, (method, options) in RUNS.items()
+        if stage.wanted(f"{name}, demo", f"{name} kernels")
     }
     made = at_once(jobs, 1 if making.processors() < 8 else 3)
     for name in RUNS:
@@ -107,7 +108,8 @@ def _billion(stage: Stage, made: dict[str, Any], name: str) -> Seen:
         limit=600 if stage.rehearse else 120,
     )
     work = making.in_worker(seen["took"], ":quantize")
-    fixed = making.in_worker(found(made, name)["took"], ":quantize")
+    before = found(made, name)["took"] if name in made else []
+    fixed = making.in_worker(before, ":quantize")
     host, planned = seen["host bytes"], seen["plan"]["memory"]
     said = (
         f"{work:.1f} s (demo {fixed:.1f}){making.scaled(work, fixed, shape)}; "

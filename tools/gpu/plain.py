@@ -24,6 +24,19 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "fp8": ("w8a8", {"scheme": "fp8-dynamic"}),
 }
 RUNTIMES = ("hqq", "nf4", "fp4", "int8")  # whose libraries' own products are looked at
+REAL = {  # whose products the hardware makes of rounded activations; how close they must be
+    "w8a8": ("real int8 products", 1e-4),
+    "fp8": ("real FP8 products", 1e-2),
+}
+CHECKS = {
+    name: (
+        f"{name}: CPU's file",
+        f"{name}: GPU's file",
+        *([f"{name}: the library's logits"] if name in RUNTIMES else []),
+        *([f"{name}: {REAL[name][0]}"] if name in REAL else []),
+    )
+    for name in RUNS
+}
 
 
 def run(stage: Stage) -> None:
@@ -42,6 +55,7 @@ def run(stage: Stage) -> None:
         )
         for side, env in sides.items()
         for name, (method, options) in RUNS.items()
+        if stage.wanted(*CHECKS[name])
     }
     workers = 1 if making.processors() < 8 else 7
     made = at_once(jobs, workers)
@@ -50,30 +64,24 @@ def run(stage: Stage) -> None:
     def probe(target: str, name: str, **more: Any) -> Any:
         return call(target, limit=120, folder=_folder(made, f"{name} {side}"), **more)
 
-    probes = {f"runtime {name}": partial(probe, "gpu.probes:runtime", name) for name in RUNTIMES}
-    probes |= {
-        f"real {name}": partial(probe, "gpu.probes:real_activations", name)
-        for name in ("w8a8", "fp8")
-    }
-    if stage.cuda:
-        probes |= {f"differences {name}": partial(_differences, made, name) for name in RUNS}
+    probes: dict[str, Any] = {}
+    for name in RUNS:
+        if name in RUNTIMES and stage.wanted(CHECKS[name][2]):
+            probes[f"runtime {name}"] = partial(probe, "gpu.probes:runtime", name)
+        if name in REAL and stage.wanted(CHECKS[name][2]):
+            probes[f"real {name}"] = partial(probe, "gpu.probes:real_activations", name)
+        if stage.cuda and stage.wanted(CHECKS[name][1]):
+            probes[f"differences {name}"] = partial(_differences, made, name)
     seen = at_once(probes, workers)
     for name in RUNS:
-        stage.check(f"{name}: CPU's file", partial(_cpu, stage, made, name))
-        stage.check(f"{name}: GPU's file", partial(_gpu, made, seen, name), needs_cuda=True)
+        stage.check(CHECKS[name][0], partial(_cpu, stage, made, name))
+        stage.check(CHECKS[name][1], partial(_gpu, made, seen, name), needs_cuda=True)
     for name in RUNTIMES:
-        stage.check(
-            f"{name}: the library's logits",
-            partial(_runtime, seen, name),
-            needs_cuda=True,
-            cpu_too=True,
-        )
-    stage.check(
-        "w8a8: real int8 products", lambda: _real(seen, "w8a8", 1e-4), needs_cuda=True, cpu_too=True
-    )
-    stage.check(
-        "fp8: real FP8 products", lambda: _real(seen, "fp8", 1e-2), needs_cuda=True, cpu_too=True
-    )
+        look = partial(_runtime, seen, name)
+        stage.check(CHECKS[name][2], look, needs_cuda=True, cpu_too=True)
+    for name, (_, most) in REAL.items():
+        look = partial(_real, seen, name, most)
+        stage.check(CHECKS[name][2], look, needs_cuda=True, cpu_too=True)
 
 
 def _folder(made: dict[str, Any], key: str) -> str:

@@ -87,7 +87,8 @@ class Stage:
     """One stage at work, in a process of its own.
 
     ``work`` is a folder for what is made; ``reference`` holds figures of a CPU, by name; ``kept``
-    collects those that this run would hand on as such. ``cuda`` says whether there is a GPU.
+    collects those that this run would hand on as such. ``cuda`` says whether there is a GPU. If
+    words are given (``only``), checks whose names contain none of them are left out.
     """
 
     name: str
@@ -96,8 +97,13 @@ class Stage:
     rehearse: bool
     cuda: bool
     reference: dict[str, Any]
+    only: tuple[str, ...] = ()
     rows: list[Row] = field(default_factory=list)
     kept: dict[str, Any] = field(default_factory=dict)
+
+    def wanted(self, *names: str) -> bool:
+        """Whether any of some checks is to be done."""
+        return not self.only or any(word in name for word in self.only for name in names)
 
     def check(
         self,
@@ -113,6 +119,8 @@ class Stage:
         rehearsal it is tried all the same if it can run on a CPU (``cpu_too``), so that its code
         is: what it then sees is told, and what it raises is a failure.
         """
+        if not self.wanted(name):
+            return False
         without = needs_cuda and not self.cuda
         if without and not (self.rehearse and cpu_too):
             result = NOT_REHEARSED if self.rehearse else FAILED

@@ -87,6 +87,7 @@ class Exl2(Method[Exl2Options]):
     gpu_to_run: ClassVar[str] = "yes"
     runtimes: ClassVar[str] = "exllamav2, TabbyAPI, text-generation-webui"
     tested_on: ClassVar[str] = "CPU, with CUDA kernels mocked"
+    cards: ClassVar[str] = "NVIDIA H100"
     extra: ClassVar[str] = "exl2"
     heavy_imports: ClassVar[tuple[str, ...]] = ("exllamav2",)
     packages: ClassVar[tuple[str, ...]] = (
