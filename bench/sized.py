@@ -28,11 +28,13 @@ from autoquant.source import fetch, resolve
 TYPES = (
     "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ3_XXS", "Q2_K", "IQ2_M",
 )  # fmt: skip
-GROUP, STEPS = 32, 15  # of Q4_1
+GROUP = 32  # weights that shared a step, in llama.cpp's types
 
 
 def dithered(folder: Path, target: Path) -> Path:
-    """A copy of a checkpoint with noise of half a step of its old grid on every matrix."""
+    """A copy of a checkpoint with noise of half a step of its old grid on every matrix. A group's
+    step is the smallest difference of two of its weights.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -45,7 +47,9 @@ def dithered(folder: Path, target: Path) -> Path:
         for name, tensor in tensors.items():
             if tensor.ndim == 2 and tensor.shape[1] % GROUP == 0:
                 groups = tensor.float().reshape(-1, GROUP)
-                step = (groups.amax(1) - groups.amin(1))[:, None] / STEPS
+                gaps = groups.sort(1).values.diff(dim=1)
+                step = gaps.where(gaps > 0, torch.inf).amin(1, keepdim=True)
+                step[step.isinf()] = 0  # all weights are equal
                 noise = torch.rand(groups.shape, generator=generator) - 0.5
                 tensors[name] = (groups + step * noise).reshape(tensor.shape).to(tensor.dtype)
         save_file(tensors, target / path.name, metadata={"format": "pt"})

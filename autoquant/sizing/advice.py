@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import cast
 
@@ -82,13 +82,14 @@ class Advice:
     def _above(self) -> list[str]:
         size, beside, device = tables.size, self.beside, self.device
         state = f", {size(beside.state)} for recurrent states" if beside.state else ""
+        tower = f", {size(beside.tower)} for what it sees or hears with" if beside.tower else ""
         cache = size(beside.cache) if beside.cache else "nothing"
         return [
             f"{self.model} on {device.name}: {size(device.usable)} of {size(device.memory)} can be"
             f" used ({device.why})",
             f"beside the weights, for a context of {self.context:,} tokens:"
             f" {cache} for keys and values ({self.kv_type}){state},"
-            f" {size(beside.compute)} for llama.cpp's compute buffers",
+            f" {size(beside.compute)} for llama.cpp's compute buffers{tower}",
         ]
 
     def _rows(self) -> list[tuple[str, ...]]:
@@ -168,7 +169,9 @@ def advise(
             f" least: autoquant quantize gguf {starting.named(source)} --size"
             f" {room // 10**7 / 100:.2f}GB"
         )
-    notes += _notes(ranked, device, bool(found and found.towers) or bool(source.mmproj), files)
+    sees = bool(found and found.towers) or bool(source.mmproj)
+    notes += _notes(ranked, device, files, sees=sees, tower=bool(beside.tower))
+    tower = asked.tower_name(source) if beside.tower else ""
     return Advice(
         source.id,
         device,
@@ -177,7 +180,7 @@ def advise(
         beside,
         tuple(ranked),
         tuple(notes),
-        tuple(starting.commands(source, ranked, device, tokens, kv, pre_tokenizer)),
+        tuple(starting.commands(source, ranked, device, tokens, kv, pre_tokenizer, tower)),
     )
 
 
@@ -189,16 +192,20 @@ def room_for(
     kv_type: str = "f16",
     *,
     pre_tokenizer: str = "",
+    mmproj: bool = True,
 ) -> tuple[int, dict[str, int]]:
     """The bytes that a GGUF file of a source may have to run whole on a device, at a context and
     with keys and values as :func:`advise` takes them: what can be used of its memory, without the
     cache and llama.cpp's compute buffers. Embeddings, which llama.cpp may leave in the machine's
-    own memory, are counted. Also the bytes of its files of some ``types``. Raises InputError if
+    own memory, are counted, and so is what the model sees or hears with, if it is taken along
+    (``mmproj``). Also the bytes of its files of some ``types``. Raises InputError if
     nothing is left for weights, and as :func:`advise`.
     """
     tokens, _ = context_of(source, context)
     kv = kv_type_of(kv_type)
     files, beside, _ = _sized(source, tokens, kv, types, pre_tokenizer)
+    if not mmproj:
+        beside = replace(beside, tower=0)
     room = device.usable - beside.total
     if room <= 0:
         size = tables.size
@@ -274,10 +281,17 @@ def _types(source: Source) -> tuple[str, ...]:
 def _f16(beside: Beside, kv_type: KvType) -> Beside:
     """The same with keys and values of 16 bits: other runtimes have no types of llama.cpp's."""
     cache = int(beside.cache * 16 / memory.KV_BITS[kv_type])
-    return Beside(cache, beside.state, beside.compute, beside.asked)
+    return Beside(cache, beside.state, beside.compute, beside.asked)  # a folder has its towers
 
 
-def _notes(ranked: list[Choice], device: Device, sees: bool, files: tuple[File, ...]) -> list[str]:
+def _notes(
+    ranked: list[Choice],
+    device: Device,
+    files: tuple[File, ...],
+    *,
+    sees: bool,
+    tower: bool,
+) -> list[str]:
     """What to know of the figures."""
     notes = []
     if any(not one.exact for one in ranked):
@@ -290,7 +304,8 @@ def _notes(ranked: list[Choice], device: Device, sees: bool, files: tuple[File, 
     elif not device.cuda:
         notes.append("GPTQ, AWQ, EXL2 and W8A8 want an NVIDIA GPU: name one to see them")
     if sees:
-        notes.append("what the model sees or hears with (mmproj) comes on top")
+        what = "what the model sees or hears with (mmproj)"
+        notes.append(f"the buffers of {what} come on top" if tower else f"{what} comes on top")
     fallen = {file.note for file in files if file.note}
     if fallen:
         notes.append(

@@ -9,7 +9,7 @@ import math
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from autoquant.core import gguf_head
 from autoquant.core.errors import AutoQuantError, InputError
 from autoquant.core.options import build
 from autoquant.core.records import Source
-from autoquant.methods.gguf import Gguf, requantize
+from autoquant.methods.gguf import Gguf, mmproj, requantize
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 from autoquant.sizing.memory import Beside
+from autoquant.source.from_gguf import MMPROJ
 
 BLOCK = re.compile(r"^blk\.(\d+)\.")
 
@@ -67,7 +68,8 @@ def ask(
             own = _own(source, head)
             smaller = (file for file in files if file.bits_per_weight < own.bits_per_weight)
             files = [own, *smaller]
-        return Asked(tuple(files), beside_of(header, context, kv_type, logs))
+        beside = beside_of(header, context, kv_type, logs)
+        return Asked(tuple(files), replace(beside, tower=tower_of(source)))
 
 
 def beside_of(header: Path, context: int, kv_type: str, logs: Path) -> Beside:
@@ -82,6 +84,26 @@ def beside_of(header: Path, context: int, kv_type: str, logs: Path) -> Beside:
         kv_type=kv_type,
     )
     return Beside(said["cache"], said["state"], said["compute"] + said["output"], asked=True)
+
+
+def tower_of(source: Source) -> int:
+    """Bytes of the mmproj file of a model that sees or hears, which is made with its GGUF files or
+    lies beside them; 0 if there is none.
+    """
+    if source.gguf:
+        name = tower_name(source)
+        return (source.folder / name).stat().st_size if name else 0
+    return int(mmproj.plan(source, GgufOptions()).get("bytes", 0))
+
+
+def tower_name(source: Source) -> str:
+    """How that file is called; of a GGUF file's, empty if none lies beside it, or several do."""
+    if not source.gguf:
+        return mmproj.file_name(source, GgufOptions())
+    if source.mmproj:
+        return source.mmproj if (source.folder / source.mmproj).is_file() else ""
+    lie = [one.name for one in source.folder.glob("*.gguf") if MMPROJ.search(one.name)]
+    return lie[0] if len(lie) == 1 and not MMPROJ.search(source.gguf) else ""
 
 
 def by_bits(source: Source, types: Sequence[str]) -> tuple[File, ...]:

@@ -105,12 +105,12 @@ def _gguf(file: File, beside: Beside, device: Device) -> Choice:
 def on_card(file: File, beside: Beside, room: int) -> tuple[int, int]:
     """How many layers go to a card of so much ``room`` (-ngl), and the bytes that they take there.
 
-    llama.cpp moves the output layer first, then blocks from the last to the first, each with its
-    keys and values; the input embeddings stay. For a long prompt it copies tensors of the others
-    over, one at a time.
+    llama.cpp moves what sees or hears and the output layer first, then blocks from the last to the
+    first, each with its keys and values; the input embeddings stay. For a long prompt it copies
+    tensors of the others over, one at a time.
     """
     each = (beside.cache + beside.state) // len(file.blocks)
-    held = file.bytes - sum(file.blocks) + beside.compute + file.largest
+    held = file.bytes - sum(file.blocks) + beside.compute + beside.tower + file.largest
     layers = 0
     if held > room:
         return 0, 0
@@ -138,7 +138,7 @@ def of_others(
     source: Source, found: Structure, beside: Beside, device: Device, refused: Container[str]
 ) -> list[Choice]:
     """The usual types of the other methods, but the ``refused``, on a card with CUDA; ``beside`` is
-    that of 16-bit keys and values.
+    that of 16-bit keys and values, without what sees or hears, which their folders have.
     """
     if not found.known:
         return []

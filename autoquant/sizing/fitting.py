@@ -36,6 +36,7 @@ def fitted(source: Source, options: GgufOptions) -> GgufOptions:
         options.context or None,
         options.kv_type,
         pre_tokenizer=options.pre_tokenizer,
+        mmproj=options.mmproj,
     )
     wanted = {name: known[name] for name in given if name in known}
     for one in map(Size.parse, options.size):

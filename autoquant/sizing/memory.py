@@ -35,18 +35,20 @@ NEMOTRON = {"M": "mamba", "*": "attention", "-": "none", "E": "none"}
 class Beside:
     """Bytes that a model takes beside its weights: ``cache`` is that of keys and values, ``state``
     that of layers which have a recurrent one instead, ``compute`` what is held between operations.
-    ``asked``: llama.cpp itself has said them; else they are computed.
+    ``asked``: llama.cpp itself has said them; else they are computed. ``tower`` is the file of what
+    a model sees or hears with (mmproj).
     """
 
     cache: int
     state: int
     compute: int
     asked: bool = False
+    tower: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.cache + self.state + self.compute
+        return self.cache + self.state + self.compute + self.tower
 
 
 def beside(config: Mapping[str, Any], context: int, kv_type: str = "f16") -> Beside:

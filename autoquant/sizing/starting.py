@@ -19,14 +19,16 @@ def commands(
     context: int,
     kv_type: str,
     pre_tokenizer: str = "",
+    mmproj: str = "",
 ) -> list[str]:
     """To make and start the best of ``choices`` with llama.cpp and Ollama, and the best that vLLM
-    serves. Nothing for what does not fit.
+    serves. Nothing for what does not fit. ``mmproj`` is the file of what the model sees or hears
+    with, by its name in the folder that is made.
     """
     out = []
     fitting = [one for one in choices if one.fits != "no"]
     if best := next((one for one in fitting if one.runs == LLAMA), None):
-        out += _gguf(source, best, device, context, kv_type, pre_tokenizer)
+        out += _gguf(source, best, device, context, kv_type, pre_tokenizer, mmproj)
     served = (one for one in fitting if one.runs == SERVER)
     if best := next(served, None):
         method = METHODS[best.method]
@@ -47,9 +49,10 @@ def _gguf(
     context: int,
     kv_type: str,
     pre_tokenizer: str,
+    mmproj: str,
 ) -> list[str]:
-    name = f"{source.name}-{best.type}"
-    path = f"./{source.name}-GGUF/{name}.gguf"
+    name, folder = f"{source.name}-{best.type}", f"./{source.name}-GGUF"
+    path = f"{folder}/{name}.gguf"
     more = " --imatrix builtin" * best.needs_imatrix + " --modelfile" * ("Ollama" in device.runs)
     if source.gguf and source.dtype not in FREELY:
         more += " --allow-requantize"
@@ -61,10 +64,11 @@ def _gguf(
     if source.gguf and best.type == source.dtype:  # it is there already
         from_hub = f"-hf {source.id}:{source.dtype}"
         given = f"-m {named(source)}" if source.revision is None else from_hub
-        return [f"llama-server {given} {start}"]
+        sees = f" --mmproj {shlex.quote(str(source.folder / mmproj))}" if mmproj else ""
+        return [f"llama-server {given}{sees if source.revision is None else ''} {start}"]
     lines = [
         f"autoquant quantize gguf {named(source)} --types {best.type}{more}",
-        f"llama-server -m {path} {start}",
+        f"llama-server -m {path}{f' --mmproj {folder}/{mmproj}' if mmproj else ''} {start}",
     ]
     if "Ollama" in device.runs:
         cache = f"OLLAMA_FLASH_ATTENTION=1 OLLAMA_KV_CACHE_TYPE={kv_type} " if quantized else ""

@@ -23,6 +23,7 @@ from autoquant.sizing.devices import GIB, device
 from autoquant.sizing.memory import Beside
 from autoquant.source import resolve
 from bench import methods
+from tests.workers import in_worker
 
 LLAMA = {
     "hidden_size": 4096,
@@ -146,6 +147,28 @@ def test_layers_go_to_the_card_from_the_last() -> None:
     assert choices.on_card(file, beside, 460 + 219) == (2, 460 + 110)
     assert choices.on_card(file, beside, 460 + 109) == (0, 0)
     assert choices.on_card(file, beside, 459) == (0, 0)
+    sees = dataclasses.replace(beside, tower=60)
+    assert choices.on_card(file, sees, 460 + 220 + 60) == (3, 460 + 220 + 60), "that goes first"
+
+
+def test_what_a_model_sees_with_takes_room(tmp_path: Path) -> None:
+    folder = tmp_path / "sees"
+    in_worker("bench.cases.architectures:make", tmp_path, name="gemma3_vision", folder=str(folder))
+    said = autoquant.advise(folder, fits="T4", context=128)
+    run = autoquant.gguf(folder, types=["Q8_0"], out=tmp_path / "out", evaluate="off")
+    (mmproj,) = (tmp_path / "out").glob("mmproj-*.gguf")
+    assert said.beside.tower == mmproj.stat().st_size
+    assert said.room == 14 * GIB - said.beside.total
+    source = resolve(folder)
+    room, _ = advice.room_for(source, device("T4"), ("Q8_0",), 128, mmproj=False)
+    assert room == said.room + said.beside.tower
+    assert f"--mmproj ./sees-GGUF/{mmproj.name}" in said.commands[1]
+    assert "for what it sees or hears with" in " ".join(str(said).split())
+    whole = {one.type: one.weights for one in said.choices if one.method == "gguf"}
+    assert whole["Q8_0"] == run.path("Q8_0").stat().st_size, "which is not in the file itself"
+    again = autoquant.advise(run.path("Q8_0"), fits="T4", context=128)
+    assert again.beside.tower == said.beside.tower
+    assert f"--mmproj {mmproj}" in again.commands[0]
 
 
 def test_the_room_for_weights(llama: Source) -> None:
