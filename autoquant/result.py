@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoquant import answering, pipeline
 from autoquant import look as looking
-from autoquant import pipeline
 from autoquant.calibration import Calibration
 from autoquant.core import plans
 from autoquant.core.errors import InputError
@@ -150,6 +150,20 @@ class Result(RunRecord):
         layer that does not exist, or that the format stores in another order.
         """
         return looking.look(self, self.artifact(type), layer)
+
+    def answer(
+        self, prompt: str = answering.PROMPT, *, type: str = "", tokens: int = answering.TOKENS
+    ) -> answering.Answers:
+        """What the unquantized model and each file say to a prompt, token by token the likeliest,
+        so that they can be compared. In a notebook the words appear as they come.
+
+        prompt: put through the model's chat template, if it has one. type: one of the run's types;
+        default all. tokens: at most so many each. GGUF files are run by llama.cpp, folders by the
+        library that loads them where it is here, else from what AutoQuant's reader reads. What does
+        not fit into memory, or was deleted, says so. Raises InputError.
+        """
+        chosen = [self.artifact(type)] if type else list(self.artifacts)
+        return answering.answer(self, chosen, prompt, tokens)
 
 
 class Card(str):

@@ -211,6 +211,7 @@ def render(path: Path, found: Any) -> Any:
         if translated
         else {}
     )
+    ids = {cell.id for cell in made.cells}
     for cell in made.cells:
         cell.metadata = nbformat.from_dict({})
         if cell.id == "badge":
@@ -221,9 +222,16 @@ def render(path: Path, found: Any) -> Any:
         if cell.id == "install":
             cell.source, cell.metadata = install(parts), nbformat.from_dict({**FOLDED})
         elif cell.id == "parameters":
-            cell.metadata = nbformat.from_dict({**FOLDED, "tags": ["parameters"]})
+            # papermill puts its values after the cell with this tag
+            tagged = {"tags": ["parameters"]} if "more" not in ids else {}
+            cell.metadata = nbformat.from_dict({**FOLDED, **tagged})
             if form:
                 cell.source = forms.cell(form, changed)
+        elif cell.id == "prompt":
+            cell.metadata = nbformat.from_dict({**FOLDED})
+        elif cell.id == "more":
+            cell.metadata = nbformat.from_dict({**FOLDED, "tags": ["parameters"]})
+            cell.source = forms.more(form, changed)
         elif translated:
             cell.source = original[cell.id].source
     return made

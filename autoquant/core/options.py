@@ -8,6 +8,7 @@ they cannot drift apart.
 from __future__ import annotations
 
 import os
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
@@ -19,6 +20,7 @@ from autoquant.core import licenses
 from autoquant.core.errors import InputError
 
 O = TypeVar("O", bound="UploadOptions")
+SEPARATORS = re.compile(r"\s*[,;]\s*|\s+(?!(?:[mg]i?b|b|bpw)\b)", re.IGNORECASE)
 
 
 def option(
@@ -222,15 +224,18 @@ def refuse_idle(options: UploadOptions) -> None:
         raise InputError(f"{name}: {default_text(values[name])} {reason}, or leave {name} out")
 
 
-def _split(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def split(text: str) -> tuple[str, ...]:
+    """The parts of a list that is written as one text, with commas, semicolons or blanks between
+    them; a number and its unit stay together (5.5 GB).
+    """
+    return tuple(part for part in SEPARATORS.split(text) if part)
 
 
 def build(cls: type[O], values: Mapping[str, Any]) -> O:
     """Make the options from keyword arguments or from the command line's strings; both give the
     same errors.
 
-    A list may be given as one comma-separated text, a file as a path, and a
+    A list may be given as one text (see :func:`split`), a file as a path, and a
     :class:`~autoquant.calibration.Calibration` for the option that names a calibration text.
 
     Raises :class:`~autoquant.core.errors.InputError` with one line: the option, the value, what is
@@ -238,7 +243,7 @@ def build(cls: type[O], values: Mapping[str, Any]) -> O:
     """
     given: dict[str, Any] = {
         name: (
-            _split(value)
+            split(value)
             if isinstance(value, str)
             and name in cls.model_fields
             and typing.get_origin(cls.model_fields[name].annotation) is tuple

@@ -74,6 +74,7 @@ class Awq(GroupedMethod[AwqOptions]):
         " transformers"
     )
     Options: ClassVar[type[MethodOptions]] = AwqOptions
+    start: ClassVar[str] = "vllm serve {path}"
     take_when: ClassVar[str] = "you run it on a GPU with vLLM or SGLang, at 4 bits"
     bits: ClassVar[str] = "4"
     demo_options: ClassVar[Mapping[str, Any]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
@@ -51,7 +51,7 @@ class UsualType:
     """A type that a method usually makes, for who asks what fits. ``bits`` are those of a quantized
     weight with its share of scales and zero points; embeddings, norms and what else is not
     quantized have 16, the output head ``head``. ``least`` is the CUDA compute capability that
-    ``runs``, what loads it, needs for it.
+    ``runs``, what loads it, needs for it. ``options`` make it, where the defaults do not.
     """
 
     type: str
@@ -59,6 +59,7 @@ class UsualType:
     runs: str
     least: float
     head: int = 16
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_choice(*allowed: str) -> Callable[[str], str]:
@@ -103,6 +104,10 @@ class Method(ABC, Generic[O]):
     """Whether its files need a GPU to run, in words."""
     runtimes: ClassVar[str]
     """What loads its files."""
+    start: ClassVar[str] = ""
+    """The command that runs what lies at ``{path}`` ({name} in {folder}); empty if a script does
+    (:meth:`how_to_run`).
+    """
     reads_gguf: ClassVar[bool] = False
     """Whether it takes a GGUF file for a model."""
     tested_on: ClassVar[str] = "CPU"

@@ -100,6 +100,7 @@ class Gptq(GroupedMethod[GptqOptions]):
         "weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers"
     )
     Options: ClassVar[type[MethodOptions]] = GptqOptions
+    start: ClassVar[str] = "vllm serve {path}"
     take_when: ClassVar[str] = "you run it on a GPU with vLLM or SGLang, at 8, 4, 3 or 2 bits"
     bits: ClassVar[str] = ", ".join(WIDTHS)
     demo_options: ClassVar[Mapping[str, Any]] = {

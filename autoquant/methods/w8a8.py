@@ -57,6 +57,7 @@ class W8a8(TensorwiseMethod[W8a8Options]):
         " format; for GPUs with vLLM"
     )
     Options: ClassVar[type[MethodOptions]] = W8a8Options
+    start: ClassVar[str] = "vllm serve {path}"
     take_when: ClassVar[str] = "you serve many users at once, in INT8 or FP8"
     bits: ClassVar[str] = "8, activations too"
     requires_calibration: ClassVar[str] = f"for {STATIC} only"
@@ -65,7 +66,7 @@ class W8a8(TensorwiseMethod[W8a8Options]):
     # vLLM: https://docs.vllm.ai/en/latest/features/quantization/
     usual_types: ClassVar[tuple[UsualType, ...]] = (
         UsualType("int8-dynamic", 8.0, "vLLM", 7.5),
-        UsualType("fp8-dynamic", 8.0, "vLLM", 8.9),
+        UsualType("fp8-dynamic", 8.0, "vLLM", 8.9, options={"scheme": "fp8-dynamic"}),
     )
     extra: ClassVar[str] = "w8a8"
     heavy_imports: ClassVar[tuple[str, ...]] = ("compressed_tensors",)

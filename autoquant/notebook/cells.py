@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from autoquant.core import options
 from autoquant.methods import METHODS
-from autoquant.notebook.form_options import TITLES, entries
+from autoquant.notebook.form_options import PRESETS, TITLES, entries
 
 
 def about(name: str, field: FieldInfo) -> str:
@@ -29,34 +29,37 @@ def plain(value: Any) -> Any:
 
 
 def cell(name: str, changed: Mapping[str, Any] | None = None) -> str:
-    """The ``# @param`` cell of a form: plain assignments that Colab draws as a form and papermill
-    fills in. ``changed``: other defaults of this notebook.
+    """The ``# @param`` cell of a form, with what it asks for at first: plain assignments that Colab
+    draws as a form and papermill fills in. ``changed``: other defaults of this notebook.
     """
-    shown, folded = entries(name)
     title = TITLES.get(name) or f"Model and options of {METHODS[name].title}"
+    return _cell(title, entries(name)[0], changed or {})
+
+
+def more(name: str, changed: Mapping[str, Any] | None = None) -> str:
+    """The same with the options that are folded."""
+    return _cell("More options (the defaults are sensible)", entries(name)[1], changed or {})
+
+
+def _cell(title: str, fields: list[tuple[str, FieldInfo]], changed: Mapping[str, Any]) -> str:
     lines = [f'# @title {title} {{ display-mode: "form" }}']
-    for i, part in enumerate((shown, folded)):
-        if i and part:
-            lines.append(
-                "# @markdown ---\n# @markdown ### More options (the defaults are sensible)"
-            )
-        for one, field in part:
-            value = (changed or {}).get(one, plain(field.default))
-            literal = (
-                json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-            )
-            lines += [
-                f"# @markdown **{one}**: {about(one, field)}",
-                f"{one} = {literal}  # @param {_kind(field)}",
-            ]
+    for one, field in fields:
+        value = changed.get(one, plain(field.default))
+        literal = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+        lines += [
+            f"# @markdown **{one}**: {about(one, field)}",
+            f"{one} = {literal}  # @param {_kind(one, field)}",
+        ]
     return "\n".join(lines)
 
 
-def _kind(field: FieldInfo) -> str:
+def _kind(name: str, field: FieldInfo) -> str:
     """How Colab draws an option."""
     if field.annotation is bool:
         return '{type:"boolean"}'
     offered, free = options.choices(field)
+    if name == "device":
+        offered = list(PRESETS)
     if offered and field.annotation is int and not free:
         return json.dumps(offered) + ' {type:"raw"}'
     if offered:

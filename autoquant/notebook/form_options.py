@@ -18,6 +18,7 @@ from autoquant.core import bundled, options
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, UploadOptions, option
 from autoquant.methods import METHODS
+from autoquant.notebook import choosing
 from autoquant.notebook.page import LARGER, MODEL, SMALLER
 
 OUT = option(
@@ -130,11 +131,24 @@ def _all() -> type[MethodOptions]:
     names = tuple(METHODS)
 
     class Base(ModelOptions):
+        device: str = option(
+            "",
+            "where the files will run: T4, RTX 4090, MacBook 16GB, 8GB laptop … (`autoquant"
+            " devices` lists more), or so much memory, such as 24GB; empty: on this machine",
+            metavar="DEVICE",
+        )
+        context: int = option(
+            0,
+            "tokens of one conversation there; 0 takes 8192, or the model's if that is less",
+            unit="tokens",
+            ge=0,
+            le=10_000_000,
+        )
         methods: tuple[str, ...] = option(
-            ("gguf",),
-            f"methods, one or several with commas between: {', '.join(names)}",
+            (),
+            f"what to make, one or several of {', '.join(names)}; none: what is best for the"
+            " device",
             metavar="METHOD,…",
-            min_length=1,
         )
         owner: str = option(
             "",
@@ -146,12 +160,32 @@ def _all() -> type[MethodOptions]:
         applies: ClassVar[Mapping[str, str]] = {**MethodOptions.applies, "private": "owner"}
         main: ClassVar[tuple[str, ...]] = (
             "model",
+            "device",
+            "context",
             "methods",
             *fields,
             "calibration",
             "evaluate",
             "owner",
         )
+
+        @field_validator("device")
+        @classmethod
+        def _device(cls, value: str) -> str:
+            try:
+                choosing.device(value)
+            except InputError as error:
+                raise ValueError(str(error).removeprefix("device: ")) from None
+            return value.strip()
+
+        @field_validator("methods")
+        @classmethod
+        def _methods(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+            asked = tuple(dict.fromkeys(one.lower() for one in value))
+            for one in asked:
+                if one not in METHODS:
+                    raise ValueError(f"no method is called {one!r}; there are: {', '.join(names)}")
+            return asked
 
         @field_validator("owner")
         @classmethod
@@ -166,6 +200,8 @@ def _all() -> type[MethodOptions]:
     return declared_options
 
 
+# devices that a form offers; others can be typed
+PRESETS = (choosing.HERE, "8GB laptop", "16GB laptop", "MacBook 16GB", "T4", "RTX 4090")
 TITLES = {"all": "Model, methods and options", "compare": "Models to compare"}
 HIDDEN = {
     "compare": tuple(UploadOptions.model_fields),
@@ -232,9 +268,7 @@ def meant(name: str, one: str, values: Mapping[str, Any]) -> bool:
     """
     if name == "all":
         asked = [
-            method
-            for method in METHODS
-            if method in [part.strip() for part in str(values["methods"]).split(",")]
+            method for method in METHODS if method in options.split(str(values["methods"]).lower())
         ]
         if one == "calibration":
             return any(calibrates(method, values) for method in asked)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoquant import source
-from autoquant.core import bundled, options
+from autoquant.core import options
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, UploadOptions
 from autoquant.core.progress import in_notebook
 from autoquant.methods import METHODS
+from autoquant.notebook import choosing, uploading
 from autoquant.notebook.form_options import (
     HIDDEN,
     calibrates,
@@ -32,6 +33,7 @@ from autoquant.notebook.page import (
     MODEL,
     SMALLER,
     Note,
+    Question,
     can_stop,
     drive,
     in_colab,
@@ -43,7 +45,8 @@ from autoquant.notebook.page import (
 
 if TYPE_CHECKING:
     from autoquant.result import Result
-from autoquant.notebook.cells import about, cell, plain
+from autoquant.notebook.cells import about, cell, more, plain
+from autoquant.notebook.files import Files
 from autoquant.notebook.refusals import refused
 from autoquant.notebook.widgets import Widgets, stripped
 
@@ -54,8 +57,10 @@ __all__ = [
     "LARGER",
     "MODEL",
     "SMALLER",
+    "Files",
     "Form",
     "Note",
+    "Question",
     "about",
     "can_stop",
     "cell",
@@ -64,6 +69,7 @@ __all__ = [
     "form",
     "in_colab",
     "login",
+    "more",
     "plain",
     "reachable",
     "reachable_pair",
@@ -117,10 +123,25 @@ class Form:
             )
             for one, field in self.fields.items()
         }
+        if name == "all" and not self.initial["methods"]:  # who names types wants them made
+            self.initial["methods"] = ",".join(self._implied())
+        self.recommended: dict[str, dict[str, Any]] = {}
+        self.one_by_one = choosing.OthersGoOn(1)
         self.widgets: Widgets | None = None
         if in_notebook() and not in_colab():
             self.widgets = Widgets(self, {**self.initial, **typed})
             self.widgets.changed()
+
+    def _implied(self) -> list[str]:
+        """The methods whose options the parameters cell has changed."""
+        return [
+            method
+            for method in METHODS
+            if any(
+                one.startswith(f"{method}_") and self.initial[one] != plain(field.default)
+                for one, field in self.fields.items()
+            )
+        ]
 
     def typed(self) -> dict[str, Any]:
         """What the widgets say now where it is not what they began with."""
@@ -153,15 +174,31 @@ class Form:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods that are asked for, checked. Raises InputError for one that there is not."""
-        if self.name != "all":
-            return (self.name,)
-        asked: tuple[str, ...] = tuple(dict.fromkeys(self.options.methods))
-        for one in asked:
-            if one not in METHODS:
-                raise InputError(
-                    f"methods: no method is called {one!r}; there are: {', '.join(METHODS)}"
-                )
+        """The methods that are named, checked. Raises InputError for one that there is not."""
+        return (self.name,) if self.name != "all" else tuple(self.options.methods)
+
+    def chosen(self, model: str) -> tuple[str, ...]:
+        """The methods to run on ``model`` (what :func:`reachable` gave): those that the form names,
+        or what is best for its device, which is said. Of several, those that this model or machine
+        cannot have are left out, and why is said; one alone is left to say so itself. Raises
+        InputError where nothing fits.
+        """
+        asked = self.methods
+        if not asked:
+            said = choosing.advised(model, self.options.device, self.options.context)
+            taken = choosing.best(said)
+            self.recommended = {taken.method: choosing.made_by(taken)}
+            choosing.show(choosing.said_of(said, taken))
+            asked = (taken.method,)
+        if len(asked) > 1:
+            reasons = {one: choosing.impossible(one, model, self.values(one)) for one in asked}
+            asked = tuple(one for one in asked if not reasons[one])
+            if not asked:
+                raise InputError(next(iter(reasons.values())))
+            for one, reason in reasons.items():
+                if reason:
+                    choosing.show(choosing.Refusal(f"{METHODS[one].title} is left out: {reason}"))
+        self.one_by_one = choosing.OthersGoOn(len(asked))
         return asked
 
     def values(self, method: str = "") -> dict[str, Any]:
@@ -186,6 +223,7 @@ class Form:
         """Every option of a method, checked."""
         built = self.options
         cls = METHODS[method].Options
+        recommended = {} if self.methods else self.recommended.get(method, {})
         # what is hidden is as the method has it
         own = [
             one
@@ -202,6 +240,7 @@ class Form:
                     if one.startswith(f"{method}_")
                 }
             )
+            given.update(recommended)
             # builtin leaves each method its own default text: EXL2 has another
             if built.calibration != "builtin" and calibrates(method, self._raw()):
                 given["calibration"] = built.calibration
@@ -221,40 +260,14 @@ class Form:
 
     def upload(self, result: Result) -> Any:
         """Upload a run if the form names a repository; otherwise say how. Returns the receipts,
-        which show themselves; nothing is sent twice.
+        which show themselves; nothing is sent twice. Where no token is found, a field for one.
         """
         given = {
             one: value
             for one, value in self._chosen(result.method).items()
             if one in UploadOptions.model_fields
         }
-        repo = given.pop("upload")
-        if self.name == "all":
-            owner = self.options.owner
-            repo = f"{owner}/{result.source.name}-{result.method.upper()}" if owner else ""
-        if (
-            repo
-            and result.source.folder in bundled.MODELS.values()
-            and self.model not in bundled.MODELS
-        ):
-            raise InputError(
-                "upload: these files were made from the bundled demo model, which replaced"
-                f" {self.model}; nothing is sent under another model's name. Rerun from the form"
-                " when the Hub can be reached"
-            )
-        if not repo:
-            name = "owner" if self.name == "all" else "upload"
-            return Note(
-                f"Nothing is uploaded. To upload, fill in {name} in the form and run this cell"
-                " again. The token is the Colab secret HF_TOKEN, the environment variable"
-                " HF_TOKEN, or the login of `hf auth login`; forms.login() shows a field for it."
-            )
-        with stoppable():
-            receipts = result.upload(repo, **given)
-        return Note(
-            "Uploaded, and compared with the server file by file:",
-            *(f"{one.url} (commit {one.commit[:10]}, {len(one.files)} files)" for one in receipts),
-        )
+        return uploading.upload(result, given, self)
 
     def check(self) -> None:
         """Raise InputError if a value cannot be as it is, by all that a run looks at beside the
@@ -263,6 +276,7 @@ class Form:
         if self.name == "compare":
             self.options  # noqa: B018 (looked at by being made)
             return
+        self.options  # noqa: B018 (looked at by being made)
         for method in self.methods:
             asked = options.build(METHODS[method].Options, self._chosen(method))
             reason = refused(method, asked)
@@ -293,7 +307,8 @@ class Form:
     def plans(self) -> list[tuple[str, str, dict[str, Any]]]:
         """The runs to plan: method, model and options."""
         if self.name != "compare":
-            return [(method, self.model, self.values(method)) for method in self.methods]
+            chosen = self.methods or self.chosen(self.model)
+            return [(method, self.model, self.values(method)) for method in chosen]
         return self._compared_plans()
 
     def _compared_plans(self) -> list[tuple[str, str, dict[str, Any]]]:
@@ -327,6 +342,7 @@ class Form:
         show: Any = display
         text: Any = HTML
         if self.widgets is not None:
+            self.widgets.look_at_models()
             show(self.widgets.box)
             return
         self.check()  # in Colab the parameters cell is the form: here is what it says
@@ -337,7 +353,7 @@ class Form:
         }
         rest = ", ".join(f"{one} = {value}" for one, value in different.items()) or "the defaults"
         what = (
-            f"{', '.join(METHODS[one].title for one in self.methods)} of {self.model}"
+            f"{', '.join(METHODS[one].title for one in self.methods) or 'the best'} of {self.model}"
             if self.name != "compare"
             else f"{self.options.small} and {self.options.large}"
         )

@@ -50,6 +50,34 @@ class Note:
         )
 
 
+class Question:
+    """A question to models: a text box in Jupyter, whose ``text`` cells read; elsewhere what it
+    began with.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self._box = text, None
+        if in_notebook() and not in_colab():
+            import ipywidgets
+
+            self._box = ipywidgets.Textarea(
+                value=text,
+                description="prompt",
+                rows=3,
+                layout={"width": "48em", "max_width": "98%"},
+            )
+            tooltip(self._box, "what the models are asked; run the next cell to see what they say")
+
+    @property
+    def text(self) -> str:
+        """What stands there now."""
+        return str(self._box.value) if self._box is not None else self._text
+
+    def _ipython_display_(self) -> None:
+        show = importlib.import_module("IPython.display").display
+        show(self._box if self._box is not None else Note(f"Prompt: {self._text}"))
+
+
 def tooltip(widget: Any, text: str) -> None:
     """A tooltip; ipywidgets 7 calls it otherwise."""
     name = next((one for one in ("tooltip", "description_tooltip") if widget.has_trait(one)), None)

@@ -11,13 +11,20 @@ from pydantic.fields import FieldInfo
 
 from autoquant.core import options
 from autoquant.core.errors import AutoQuantError, InputError
+from autoquant.core.machine import nvidia_gpu
+from autoquant.display import tables
 from autoquant.methods import METHODS
+from autoquant.notebook import choosing, ticks
 from autoquant.notebook.cells import about
-from autoquant.notebook.form_options import TITLES, meant
-from autoquant.notebook.page import tooltip
+from autoquant.notebook.form_options import PRESETS, TITLES, meant
+from autoquant.notebook.page import LARGER, SMALLER, tooltip
+from autoquant.sizing import devices
+from autoquant.sizing.choices import Choice
+from autoquant.source import resolve
 
 NOTE = "line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px"
 GOOD, BAD = "--jp-success-color1,#2e7d32", "--jp-error-color1,#b00020"
+MODELS = ("model", "small", "large")  # fields that name one: looked at when it has been typed
 
 
 class Form(Protocol):
@@ -27,6 +34,16 @@ class Form(Protocol):
     fields: dict[str, FieldInfo]
     folded: list[str]
     initial: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The model that is asked for."""
+        ...
+
+    @property
+    def options(self) -> Any:
+        """All values, checked."""
+        ...
 
     def check(self) -> None:
         """Raise InputError if a value cannot be as it is."""
@@ -43,7 +60,7 @@ def _unit(field: FieldInfo) -> str:
     return f" ({unit})" if unit and unit not in str(field.description) else ""
 
 
-def _refusal(error: Exception) -> str:
+def _refusal(error: Exception | str) -> str:
     said = html.escape(str(error))
     return f'<span role="alert" style="color:var({BAD})">✗ {said}</span>'
 
@@ -55,25 +72,38 @@ class Widgets:
         import ipywidgets
 
         self._form = form
-        self.by_name = {
-            name: widget(name, field, values[name]) for name, field in form.fields.items()
+        self.by_name: dict[str, Any] = {
+            name: _methods(values[name]) if name == "methods" else widget(name, field, values[name])
+            for name, field in form.fields.items()
         }
-        rows = {name: self._row(name, field) for name, field in form.fields.items()}
-        folded = ipywidgets.VBox([rows[name] for name in form.folded])
+        self.helps: dict[str, Any] = {}
+        self.seen: dict[str, str] = {}  # what was said of a model, by its field
+        self.rows = {name: self._row(name, field) for name, field in form.fields.items()}
+        folded = ipywidgets.VBox([self.rows[name] for name in form.folded])
         more = ipywidgets.Accordion([folded], selected_index=None)
         more.set_title(0, f"More options ({len(form.folded)}; the defaults are sensible)")
         self.said, self.planned = ipywidgets.HTML(), ipywidgets.HTML()
-        plan = ipywidgets.Button(
-            description="Will it fit?", icon="balance-scale", layout={"width": "10em"}
-        )
-        tooltip(
-            plan,
-            "show the size and the memory that this would need, for the chosen model; downloads no"
-            " weights, writes nothing",
+        self.advised = ipywidgets.VBox([])
+        title = html.escape(TITLES.get(form.name) or METHODS[form.name].title)
+        shown = [row for name, row in self.rows.items() if name not in form.folded]
+        if form.name == "all":
+            fits = _button(
+                "What fits there?",
+                "mobile",
+                "show all types that this model can have,"
+                " what fits on the device, and tick what to make; downloads no weights",
+            )
+            fits.on_click(lambda _: self.advise())
+            shown.insert(
+                list(form.fields).index("context") + 1, ipywidgets.VBox([fits, self.advised])
+            )
+        plan = _button(
+            "Will it fit?",
+            "balance-scale",
+            "show the size and the memory that this"
+            " would need, for the chosen model; downloads no weights, writes nothing",
         )
         plan.on_click(lambda _: self.plan())
-        title = html.escape(TITLES.get(form.name) or METHODS[form.name].title)
-        shown = [row for name, row in rows.items() if name not in form.folded]
         self.box = ipywidgets.VBox(
             [ipywidgets.HTML(f"<b>{title}</b>"), *shown, more, self.said, plan, self.planned],
             layout={"border": "1px solid var(--jp-border-color2,#ccc)", "padding": "8px 12px"},
@@ -84,13 +114,23 @@ class Widgets:
         import ipywidgets
 
         widget = self.by_name[name]
+        self.helps[name] = ipywidgets.HTML(layout={"flex": "1 1 20em"})
+        self._help(name)
+        if name in MODELS:
+            widget.observe(lambda _: self.look(name), "value")
         widget.observe(lambda _: self.changed(), "value")
-        help = ipywidgets.HTML(
-            f'<div style="{NOTE}">{html.escape(about(name, field))}{_unit(field)}</div>',
-            layout={"flex": "1 1 20em"},
-        )
-        layout = {"align_items": "center", "margin": "0 0 4px 0"}
-        return ipywidgets.HBox([widget, help], layout=layout)
+        layout = {"align_items": "center", "margin": "0 0 4px 0", "flex_flow": "row wrap"}
+        return ipywidgets.HBox([getattr(widget, "box", widget), self.helps[name]], layout=layout)
+
+    def _help(self, name: str, wrong: str = "") -> None:
+        """Beside a field: what is wrong with its value, or what it is for."""
+        field = self._form.fields[name]
+        said = f"<div>{_refusal(wrong)}</div>" if wrong else self.seen.get(name, "")
+        if name == "methods" and (lacking := _lacking()):
+            said += f"<div>{html.escape(lacking)}</div>"
+        note = f'<div style="{NOTE}">{html.escape(about(name, field))}{_unit(field)}</div>'
+        if self.helps[name].value != said + note:
+            self.helps[name].value = said + note
 
     def typed(self) -> dict[str, Any]:
         """What the widgets say now where it is not what they began with."""
@@ -102,12 +142,14 @@ class Widgets:
         }
 
     def changed(self) -> None:
-        """Look at the values as they are typed: say what is wrong, grey out what has no effect
+        """Look at the values as they are typed: mark what is wrong, take away what has no effect
         beside the others.
         """
         now = stripped({name: widget.value for name, widget in self.by_name.items()})
         for name, widget in self.by_name.items():
             widget.disabled = not meant(self._form.name, name, now)
+            self.rows[name].layout.display = ticks.HIDDEN if widget.disabled else ticks.SHOWN
+        wrong, said = "", ""
         try:
             self._form.check()
             self.said.value = (
@@ -115,8 +157,81 @@ class Widgets:
                 " next cells to use them</span>"
             )
         except InputError as error:
+            wrong, _, said = str(error).partition(": ")
             self.said.value = _refusal(error)
+        for name in self.by_name:
+            self._help(name, said if name == wrong else "")
         self.planned.value = ""
+
+    def look(self, name: str) -> None:
+        """Say beside a model's field what that model is, or why it cannot be had."""
+        given = str(self.by_name[name].value).strip()
+        try:
+            source = resolve(given)
+            said = (
+                f"{html.escape(source.architecture)}, {source.parameters / 1e6:,.0f} million"
+                f" weights, {tables.size(source.bytes)}"
+            )
+            self.seen[name] = f'<div role="status" style="color:var({GOOD})">✓ {said}</div>'
+        except (AutoQuantError, OSError) as error:
+            instead = (
+                ""
+                if given not in (SMALLER, LARGER)
+                else (" The notebook goes on with the bundled demo model.")
+            )
+            self.seen[name] = f"<div>{_refusal(f'{error}{instead}')}</div>"
+        self._help(name)
+
+    def look_at_models(self) -> None:
+        """The same of all fields that name one."""
+        for name in MODELS:
+            if name in self.by_name:
+                self.look(name)
+
+    def advise(self) -> None:
+        """Show what of the model fits on the device, to be ticked."""
+        import ipywidgets
+
+        self.advised.children = (ipywidgets.HTML('<span role="status">looking …</span>'),)
+        try:
+            asked = self._form.options
+            said = choosing.advised(self._form.model, asked.device, asked.context)
+            verdict = ipywidgets.HTML(f"<div>{html.escape(said.verdict)}</div>")
+            table = ticks.table(said, self._taken, self._take)
+            self.advised.children = (verdict, table)
+        except (AutoQuantError, OSError) as error:
+            self.advised.children = (ipywidgets.HTML(_refusal(error)),)
+
+    def _taken(self, choice: Choice) -> bool:
+        methods = options.split(self.by_name["methods"].value)
+        now = stripped({name: widget.value for name, widget in self.by_name.items()})
+        return choice.method in methods and all(
+            set(_texts(value)) <= set(options.split(str(now.get(f"{choice.method}_{name}", ""))))
+            for name, value in choosing.made_by(choice).items()
+            if f"{choice.method}_{name}" in now
+        )
+
+    def _take(self, choice: Choice, ticked: bool) -> None:
+        """Have a choice made, or no more."""
+        methods = [*options.split(self.by_name["methods"].value)]
+        began = choice.method not in methods
+        left = False
+        for name, value in choosing.made_by(choice).items():
+            field = self.by_name.get(f"{choice.method}_{name}")
+            if field is None:
+                continue
+            if isinstance(value, tuple):
+                before = [] if began else [*options.split(field.value)]
+                kept = [one for one in before if one not in value]
+                field.value = ",".join([*kept, *value] if ticked else kept or value)
+                left = left or bool(kept)
+            elif ticked:
+                field.value = value
+        if ticked and began:
+            methods.append(choice.method)
+        elif not ticked and not left and not began:
+            methods.remove(choice.method)
+        self.by_name["methods"].value = ",".join(methods)
 
     def plan(self) -> None:
         """Show what a run would make and need."""
@@ -134,6 +249,32 @@ class Widgets:
             )
         except (AutoQuantError, OSError) as error:
             self.planned.value = _refusal(error)
+
+
+def _button(description: str, icon: str, about: str) -> Any:
+    import ipywidgets
+
+    button = ipywidgets.Button(description=description, icon=icon, layout={"width": "12em"})
+    tooltip(button, about)
+    return button
+
+
+def _methods(value: str) -> ticks.Ticks:
+    """A tick box for each method."""
+    offered = {name: f"take it when {method.take_when}" for name, method in METHODS.items()}
+    return ticks.Ticks("methods", offered, value)
+
+
+def _lacking() -> str:
+    """Which methods cannot quantize on this machine, in words."""
+    names = [one for one, method in METHODS.items() if "cpu" not in method.runs_on]
+    if not names or nvidia_gpu():
+        return ""
+    return f"{', '.join(names)} needs an NVIDIA GPU, which this machine has not"
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return value if isinstance(value, tuple) else (str(value),)
 
 
 def _shown(value: Any, widget: Any) -> Any:
@@ -158,6 +299,8 @@ def widget(name: str, field: FieldInfo, value: Any) -> Any:
         "layout": {"width": "38em", "flex": "0 1 38em"},
     }
     offered, free = options.choices(field)
+    if name == "device":
+        offered = [*PRESETS, *(one.name for one in devices.table() if one.name not in PRESETS)]
     widget: Any
     if field.annotation in (bool, int, float) and type(value) is not field.annotation:
         # it is wrong, or a text from papermill: shown as it is, and looked at by the options
@@ -171,8 +314,13 @@ def widget(name: str, field: FieldInfo, value: Any) -> Any:
     elif field.annotation is int:
         widget = ipywidgets.IntText(value=value, continuous_update=True, **look)
     elif offered:
+        # a model is looked for when its name is complete
         widget = ipywidgets.Combobox(
-            value=str(value), options=[str(one) for one in offered], ensure_option=False, **look
+            value=str(value),
+            options=[str(one) for one in offered],
+            ensure_option=False,
+            continuous_update=name not in MODELS,
+            **look,
         )
     else:
         widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)

@@ -108,9 +108,11 @@ class Advice:
         ]
 
     def _below(self) -> list[str]:
-        return [self._verdict(), *(f"note: {note}" for note in self.notes)]
+        return [self.verdict, *(f"note: {note}" for note in self.notes)]
 
-    def _verdict(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """What to take, in a sentence; or what to do where nothing fits."""
         best, size = self.best, tables.size
         if best is None:
             least = min(self.choices, key=lambda one: one.memory, default=None)

@@ -19,8 +19,9 @@ def widgets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The variables that a form's cell sets."""
+    """The variables that a form's cells set."""
     space: dict[str, Any] = {}
     exec(forms.cell(name), space)  # as a kernel runs it
+    exec(forms.more(name), space)
     space.pop("__builtins__")
     return space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,9 @@ class TestWidgets:
         assert form.widgets.by_name["types"].value == "Q8_0"
         for name, widget in form.widgets.by_name.items():
             assert widget.description == name, "the label, which screen readers read"
+            assert (
+                html.escape(forms.about(name, form.fields[name])) in form.widgets.helps[name].value
+            )
             text = widget.tooltip if widget.has_trait("tooltip") else widget.description_tooltip
             assert text == forms.about(name, form.fields[name])
 
@@ -31,6 +35,10 @@ class TestWidgets:
             options.build(METHODS["gguf"].Options, {"types": "Q4_K_X"})
         assert 'role="alert"' in form.widgets.said.value
         assert str(said.value)[:40].replace("'", "&#x27;") in form.widgets.said.value
+        beside = {name: help.value for name, help in form.widgets.helps.items()}
+        assert [name for name, text in beside.items() if 'role="alert"' in text] == ["types"], (
+            "the field itself is marked"
+        )
         form.widgets.by_name["types"].value = "Q8_0, Q2_K"
         assert form.values() == {"types": ("Q8_0", "Q2_K")}
 
@@ -51,9 +59,20 @@ class TestWidgets:
     def test_in_the_form_for_all_methods_each_ones_own_rules_hold(self) -> None:
         form = forms.form("all", settings_of("all"))
         active = {name for name, widget in form.widgets.by_name.items() if not widget.disabled}
-        assert {"gguf_types", "model"} <= active
-        assert not {"gptq_bits", "bitsandbytes_double_quant", "calibration", "private"} & active
-        form.widgets.by_name["methods"].value = "gptq, bitsandbytes"
+        assert {"methods", "model", "device", "context"} <= active
+        assert not {"gguf_types", "gptq_bits", "calibration", "private"} & active
+        shown = [name for name, row in form.widgets.rows.items() if row.layout.display != "none"]
+        assert [name for name in shown if name not in form.folded] == [
+            "model",
+            "device",
+            "context",
+            "methods",
+            "evaluate",
+            "owner",
+        ], "what has no meaning is not there"
+        form.widgets.by_name["methods"].value = "gptq; BITSANDBYTES"
+        assert form.methods == ("gptq", "bitsandbytes")
+        assert form.widgets.rows["gptq_bits"].layout.display != "none"
         assert not form.widgets.by_name["calibration"].disabled
         assert not form.widgets.by_name["bitsandbytes_double_quant"].disabled
         form.widgets.by_name["bitsandbytes_quant_type"].value = "int8"

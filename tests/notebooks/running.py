@@ -49,7 +49,7 @@ def run(
     """
     notebook = nbformat.read(path, as_version=4)
     if parameters:
-        at = next(i for i, cell in enumerate(notebook.cells) if cell.id == "parameters")
+        at = max(i for i, cell in enumerate(notebook.cells) if cell.id in ("parameters", "more"))
         notebook.cells.insert(
             at + 1,
             nbformat.v4.new_code_cell(

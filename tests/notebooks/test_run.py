@@ -142,6 +142,13 @@ def test_run_all_ends_well_without_network_and_gpu(
     )
     if COLAB:
         assert "Change them in the form above" in said["form"]
+    if name == "00_AutoQuant":
+        assert "tiny-austen-4m on" in said["plan"], "no method was named: what is best, and why"
+        assert "gguf Q8_0" in said["plan"]
+        assert str(tmp_path / "work" / "tiny-austen-4m-GGUF") in said["files"]
+        assert "llama-server -m " in said["files"]
+        assert "unquantized" in said["try"]
+        assert "Q8_0" in said["try"]
 
 
 def test_exl2_without_a_gpu_shows_the_sizes_and_says_what_to_do(

@@ -78,6 +78,7 @@ class Exl2(Method[Exl2Options]):
         " exllamav2, TabbyAPI, text-generation-webui"
     )
     Options: ClassVar[type[MethodOptions]] = Exl2Options
+    start: ClassVar[str] = "python main.py --model-dir {folder} --model-name {name}"  # TabbyAPI
     take_when: ClassVar[str] = (
         "you want the largest version that fits your NVIDIA GPU (any average of 2 to 8 bits)"
     )
@@ -99,7 +100,8 @@ class Exl2(Method[Exl2Options]):
     )
     library_name: ClassVar[str] = "exllamav2"
     usual_types: ClassVar[tuple[UsualType, ...]] = tuple(
-        UsualType(f"{bits}bpw", bits, "exllamav2", 6.0, head=6) for bits in (6.0, 5.0, 4.0, 3.0)
+        UsualType(f"{bits}bpw", bits, "exllamav2", 6.0, head=6, options={"bpw": (str(bits),)})
+        for bits in (6.0, 5.0, 4.0, 3.0)
     )
     demo_options: ClassVar[Mapping[str, Any]] = {
         "calibration": "builtin",

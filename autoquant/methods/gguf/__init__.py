@@ -41,6 +41,7 @@ class Gguf(Method[GgufOptions]):
         "one file that runs on CPUs and GPUs with llama.cpp, Ollama, LM Studio; 1.1 to 16 bits"
     )
     Options: ClassVar[type[MethodOptions]] = GgufOptions
+    start: ClassVar[str] = "llama-server -m {path}"
     take_when: ClassVar[str] = "you are in doubt, or run it on a CPU, a Mac or with Ollama"
     bits: ClassVar[str] = "1.1 to 16, some thirty types"
     requires_calibration: ClassVar[str] = "optional (importance matrix)"

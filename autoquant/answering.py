@@ -1,0 +1,176 @@
+"""result.answer(): what the unquantized model and the quantized ones say to one prompt."""
+
+from __future__ import annotations
+
+import functools
+import html
+import importlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoquant.backends.llamacpp import converter as llama
+from autoquant.core.errors import AutoQuantError, InputError
+from autoquant.core.machine import cores
+from autoquant.core.progress import in_notebook
+from autoquant.core.records import Artifact, RunRecord
+from autoquant.methods import METHODS
+from autoquant.runtime import preload, process
+
+PROMPT = "Write two sentences about the sea."
+TOKENS, MOST = 64, 4096
+UNQUANTIZED = "unquantized"
+
+
+@dataclass
+class Answers:
+    """What each model says to ``prompt``: ``said`` by name, the unquantized one first; ``why`` one
+    has said nothing. Prints one below the other; a notebook shows them side by side.
+    """
+
+    prompt: str
+    said: dict[str, str] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    def text_of(self, name: str) -> str:
+        """What one has said so far, or why it says nothing."""
+        return self.said.get(name) or f"({self.why.get(name, '…')})"
+
+    def __str__(self) -> str:
+        parts = (f"--- {name}\n{self.text_of(name)}\n" for name in self.said)
+        return "\n".join([f"{self.prompt}\n", *parts])
+
+    __repr__ = __str__  # what a Python prompt shows
+
+    def _repr_html_(self) -> str:
+        columns = "".join(
+            "<div style='flex:1 1 18em;min-width:15em;border-top:2px solid #2a6f97;padding:4px 0'>"
+            f"<b>{html.escape(name)}</b><p style='white-space:pre-wrap;margin:4px 0'>"
+            f"{html.escape(self.text_of(name))}</p></div>"
+            for name in self.said
+        )
+        return (
+            f"<div><p><b>Prompt:</b> {html.escape(self.prompt)}</p>"
+            f"<div style='display:flex;flex-wrap:wrap;gap:1.5em'>{columns}</div></div>"
+        )
+
+
+@preload.kept()
+def answer(record: RunRecord, artifacts: list[Artifact], prompt: str, tokens: int) -> Answers:
+    """Let a run's source and some of its artifacts answer a prompt, one after the other; in a
+    notebook the words appear as they come. Raises InputError.
+    """
+    if not prompt.strip():
+        raise InputError("prompt: it is empty; write some words")
+    if not 1 <= tokens <= MOST:
+        raise InputError(f"tokens: {tokens} is not allowed; allowed: 1 to {MOST}")
+    made = Answers(prompt)
+    shown = _Shown(made)
+    names = [UNQUANTIZED, *(one.type for one in artifacts)]
+    made.said = dict.fromkeys(names, "")
+    jobs: dict[str, Callable[..., dict[str, Any]]] = {
+        UNQUANTIZED: functools.partial(_source, record, prompt, tokens),
+        **{
+            one.type: functools.partial(_artifact, record, one, prompt, tokens) for one in artifacts
+        },
+    }
+    for name, job in jobs.items():
+
+        def heard(text: str, name: str = name) -> None:
+            made.said[name] = text
+            shown.update()
+
+        try:
+            told = job(heard)
+            made.said[name] = told["text"]
+            if told["lacking"]:
+                made.why[name] = f"it needs {told['lacking'] / 1e9:.1f} GB of memory to be run here"
+        except AutoQuantError as error:
+            made.why[name] = str(error)
+        shown.update()
+    shown.done()
+    return made
+
+
+class _Shown:
+    """The answers on the page, where there is one, while they come."""
+
+    def __init__(self, made: Answers) -> None:
+        self._made, self._handle = made, None
+        if in_notebook():
+            display = importlib.import_module("IPython.display").display
+            self._handle = display(made, display_id=True)
+
+    def update(self) -> None:
+        """Show what there is now."""
+        if self._handle is not None:
+            self._handle.update(self._made)
+
+    def done(self) -> None:
+        """Leave the page to what the cell itself shows."""
+        if self._handle is not None:
+            self._handle.update(importlib.import_module("IPython.display").HTML(""))
+
+
+def _source(record: RunRecord, prompt: str, tokens: int, heard: Any) -> dict[str, Any]:
+    source = record.source
+    if not source.at_hand or source.remote or not _weights_at_hand(record):
+        raise InputError("the unquantized model does not lie here any more")
+    if source.gguf:
+        return _gguf(source.folder / source.gguf, "", prompt, tokens, heard)
+    return _folder(source.folder, {}, prompt, tokens, heard, quantized=False)
+
+
+def _weights_at_hand(record: RunRecord) -> bool:
+    return all((record.source.folder / name).is_file() for name in record.source.weights)
+
+
+def _artifact(
+    record: RunRecord, artifact: Artifact, prompt: str, tokens: int, heard: Any
+) -> dict[str, Any]:
+    if artifact.facts.get("deleted"):
+        raise InputError(f"it was deleted here as it was uploaded to {artifact.facts['deleted']}")
+    path = artifact.path_in(record.folder)
+    if path.suffix == ".gguf":
+        folder = "" if record.source.gguf else str(record.source.folder)
+        return _gguf(path, folder, prompt, tokens, heard)
+    method = METHODS[record.method]
+    env = method.environment(method.Options())
+    return _folder(path, env, prompt, tokens, heard, quantized=True)
+
+
+def _gguf(path: Path, tokenizer: str, prompt: str, tokens: int, heard: Any) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return dict(
+            process.call(
+                "autoquant.backends.llamacpp.answers:answer",
+                log=Path(scratch) / "log",
+                env=llama.environment(llama.locate()),
+                on_part=heard,
+                path=str(path),
+                prompt=prompt,
+                tokens=tokens,
+                tokenizer=tokenizer,
+                threads=cores(),
+            )
+        )
+
+
+def _folder(
+    path: Path, env: dict[str, str], prompt: str, tokens: int, heard: Any, *, quantized: bool
+) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return dict(
+            process.call(
+                "autoquant.backends.answers:answer",
+                log=Path(scratch) / "log",
+                env=env or {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                on_part=heard,
+                folder=str(path),
+                prompt=prompt,
+                tokens=tokens,
+                quantized=quantized,
+            )
+        )

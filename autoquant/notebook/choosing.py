@@ -1,0 +1,140 @@
+"""Which methods a notebook runs: those that its form names, or what is best for its device; and
+which of them cannot run here, so that the others do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import html
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoquant.core import options
+from autoquant.core.errors import AutoQuantError, InputError, Stopped
+from autoquant.core.progress import in_notebook
+from autoquant.display import tables
+from autoquant.methods import METHODS
+from autoquant.notebook.page import Note
+from autoquant.runtime import preload
+from autoquant.sizing import advice, devices
+from autoquant.sizing.advice import Advice
+from autoquant.sizing.choices import Choice
+from autoquant.source import resolve
+
+HERE = "this machine"
+
+
+def device(name: str) -> devices.Device:
+    """The device that a form names; nothing, or "this machine", is this one. Raises InputError."""
+    try:
+        return devices.here() if name.strip().lower() in ("", HERE) else devices.device(name)
+    except InputError as error:
+        raise InputError(f"device: {str(error).removeprefix('fits: ')}") from None
+
+
+def advised(model: str, name: str, context: int) -> Advice:
+    """What of a model fits on a device; ``context`` in tokens, 0 as ``autoquant advise`` has it.
+    Raises InputError.
+    """
+    return _advised(model, device(name), context)
+
+
+@functools.lru_cache(maxsize=16)
+@preload.kept()
+def _advised(model: str, on: devices.Device, context: int) -> Advice:
+    return advice.advise(resolve(model), on, context or None)
+
+
+def best(said: Advice) -> Choice:
+    """What a form makes that names no method: the best GGUF type, which everything runs. Raises
+    InputError where none fits.
+    """
+    found = next((one for one in said.choices if one.method == "gguf" and one.fits != "no"), None)
+    if found is None:
+        raise InputError(
+            f"device: no GGUF type of {said.model} fits on {said.device.name} with a context of"
+            f" {said.context:,} tokens. Ask for a shorter context, take a smaller model or a larger"
+            " device, or name the methods yourself"
+        )
+    return found
+
+
+def made_by(choice: Choice) -> dict[str, Any]:
+    """The options that make a choice."""
+    if choice.method == "gguf":
+        return {
+            "types": (choice.type,),
+            **({"imatrix": "builtin"} if choice.needs_imatrix else {}),
+        }
+    usual = METHODS[choice.method].usual_types
+    return dict(next((one.options for one in usual if one.type == choice.type), {}))
+
+
+def said_of(said: Advice, taken: Choice) -> Note:
+    """Why that is taken."""
+    size = tables.size
+    partly = f"; {taken.layers} layers of it on the card" if taken.fits == "partly" else ""
+    return Note(
+        f"{said.model} on {said.device.name}, for {said.context:,} tokens: gguf {taken.type}"
+        f" ({size(taken.weights)}; with cache and buffers {size(taken.memory)} of the"
+        f" {size(said.device.usable)} that can be used{partly}). {taken.quality}".rstrip(),
+        "To make something else, name methods and types in the form, and run again from there.",
+    )
+
+
+def impossible(method: str, model: str, values: Mapping[str, Any]) -> str:
+    """Why a method cannot make what is asked for of a model on this machine; empty if it can, as
+    far as can be told before a weight is read.
+    """
+    entry = METHODS[method]
+    try:
+        asked = options.build(entry.Options, values)
+        source = resolve(model, allow_pickle=asked.pickled, base=asked.base)
+        if source.gguf and not entry.reads_gguf:
+            return f"{source.id} is a GGUF file; {entry.title} begins with a checkpoint"
+        complete = entry.resolve_defaults(source, asked)
+        entry.check(source, complete)
+        entry.check_hardware(complete, Path(f"{source.name}-{entry.folder_suffix(complete)}"))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def show(note: Note) -> None:
+    """Show lines where a cell's output goes."""
+    if in_notebook():
+        importlib.import_module("IPython.display").display(note)
+
+
+class OthersGoOn:
+    """Methods one after the other, of which a failed one does not stop the others."""
+
+    def __init__(self, asked: int) -> None:
+        self.left, self.done = asked, 0
+
+    @contextlib.contextmanager
+    def __call__(self, method: str) -> Iterator[None]:
+        """Around the work of one method. What it cannot do is said in a line, and raised only if
+        no method has ended well.
+        """
+        self.left -= 1
+        try:
+            yield
+            self.done += 1
+        except Stopped:
+            raise
+        except AutoQuantError as error:
+            if not self.left and not self.done:
+                raise
+            show(Refusal(f"{METHODS[method].title} has not ended: {error}"))
+
+
+class Refusal(Note):
+    """Lines that say what cannot be."""
+
+    def _repr_html_(self) -> str:
+        said = "<br>".join(html.escape(line) for line in self.lines)
+        return f'<p role="alert" style="color:#b00020">✗ {said}</p>'
