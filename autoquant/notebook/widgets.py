@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from pydantic.fields import FieldInfo
 
 from autoquant.core import options
-from autoquant.core.errors import AutoQuantError, InputError
+from autoquant.core.errors import AutoQuantError, HubFailed, InputError
 from autoquant.core.machine import nvidia_gpu
 from autoquant.display import tables
+from autoquant.hub.client import offline
 from autoquant.methods import METHODS
 from autoquant.notebook import choosing, ticks
 from autoquant.notebook.cells import about
@@ -62,7 +63,7 @@ def _unit(field: FieldInfo) -> str:
 
 def _refusal(error: Exception | str) -> str:
     said = html.escape(str(error))
-    return f'<span role="alert" style="color:var({BAD})">✗ {said}</span>'
+    return f'<div role="alert" style="line-height:1.3;color:var({BAD})">✗ {said}</div>'
 
 
 class Widgets:
@@ -125,7 +126,7 @@ class Widgets:
     def _help(self, name: str, wrong: str = "") -> None:
         """Beside a field: what is wrong with its value, or what it is for."""
         field = self._form.fields[name]
-        said = f"<div>{_refusal(wrong)}</div>" if wrong else self.seen.get(name, "")
+        said = _refusal(wrong) if wrong else self.seen.get(name, "")
         if name == "methods" and (lacking := _lacking()):
             said += f"<div>{html.escape(lacking)}</div>"
         note = f'<div style="{NOTE}">{html.escape(about(name, field))}{_unit(field)}</div>'
@@ -174,12 +175,12 @@ class Widgets:
             )
             self.seen[name] = f'<div role="status" style="color:var({GOOD})">✓ {said}</div>'
         except (AutoQuantError, OSError) as error:
-            instead = (
-                ""
-                if given not in (SMALLER, LARGER)
-                else (" The notebook goes on with the bundled demo model.")
-            )
-            self.seen[name] = f"<div>{_refusal(f'{error}{instead}')}</div>"
+            self.seen[name] = _refusal(error)
+            if given in (SMALLER, LARGER) and (isinstance(error, HubFailed) or offline()):
+                self.seen[name] = (
+                    '<div role="status">⚠ the Hub cannot be reached: the notebook goes on with the'
+                    " bundled demo model</div>"
+                )
         self._help(name)
 
     def look_at_models(self) -> None:
