@@ -227,7 +227,7 @@ def render(path: Path, found: Any) -> Any:
             cell.metadata = nbformat.from_dict({**FOLDED, **tagged})
             if form:
                 cell.source = forms.cell(form, changed)
-        elif cell.id == "prompt":
+        elif cell.id == "prompt":  # a form field in Colab
             cell.metadata = nbformat.from_dict({**FOLDED})
         elif cell.id == "more":
             cell.metadata = nbformat.from_dict({**FOLDED, "tags": ["parameters"]})

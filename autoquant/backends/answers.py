@@ -27,7 +27,12 @@ def rendered(folder: str, prompt: str) -> tuple[str, bool]:
     if not tokenizer.chat_template:
         return prompt, False
     message = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        message,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,  # Qwen3 and others would think aloud first; the rest ignore it
+    )
     return str(text), True
 
 

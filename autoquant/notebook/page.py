@@ -22,10 +22,12 @@ from autoquant.core.progress import in_notebook
 from autoquant.hub.client import offline
 
 log = logging.getLogger(__name__)
-# small, open (Apache-2.0), and of a size that a free machine quantizes in minutes
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# open (Apache-2.0), of a size that a free machine quantizes in minutes, with rows of multiples of
+# 256, as llama.cpp's k-quants want them
+MODEL = "Qwen/Qwen3-0.6B"
 # one family, one tokenizer: their perplexities compare
-SMALLER, LARGER = MODEL, "HuggingFaceTB/SmolLM2-360M-Instruct"
+SMALLER, LARGER = "HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-360M-Instruct"
+DEFAULTS = (MODEL, SMALLER, LARGER)
 DRIVE = Path("/content/drive")
 
 
@@ -91,7 +93,7 @@ def reachable(model: str, fallback: str = "demo") -> str:
 
     A model that somebody chose is never replaced.
     """
-    if model not in (SMALLER, LARGER) or not _missing(model):
+    if model not in DEFAULTS or not _missing(model):
         return model
     return fallback
 

@@ -18,7 +18,7 @@ from autoquant.methods import METHODS
 from autoquant.notebook import choosing, ticks
 from autoquant.notebook.cells import about
 from autoquant.notebook.form_options import PRESETS, TITLES, meant
-from autoquant.notebook.page import LARGER, SMALLER, tooltip
+from autoquant.notebook.page import DEFAULTS, tooltip
 from autoquant.sizing import devices
 from autoquant.sizing.choices import Choice
 from autoquant.source import resolve
@@ -176,7 +176,7 @@ class Widgets:
             self.seen[name] = f'<div role="status" style="color:var({GOOD})">✓ {said}</div>'
         except (AutoQuantError, OSError) as error:
             self.seen[name] = _refusal(error)
-            if given in (SMALLER, LARGER) and (isinstance(error, HubFailed) or offline()):
+            if given in DEFAULTS and (isinstance(error, HubFailed) or offline()):
                 self.seen[name] = (
                     '<div role="status">⚠ the Hub cannot be reached: the notebook goes on with the'
                     " bundled demo model</div>"
