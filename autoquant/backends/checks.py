@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autoquant.backends.prompt import GENERATED, PROMPT, in_words
 from autoquant.core.errors import CheckFailed
 from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.formats import dequantized, seeing
@@ -18,9 +20,6 @@ from autoquant.forward.blockwise import Blockwise
 from autoquant.forward.head import Head, final
 from autoquant.forward.weights import of_folder
 from autoquant.runtime.worker import Report
-
-PROMPT = "Once upon a time, there was a"
-GENERATED = 12  # tokens
 
 
 def verify(
@@ -109,11 +108,20 @@ def verify(
                 + ", ".join(f"{name} {errors[name]:.3f}" for name in worst)
                 + (" (AWQ's scales fitted)" if scaled else ""),
             ],
-            ["config", ", ".join(f"{name} {value}" for name, value in wanted.items())],
+            ["config", ", ".join(_settings(wanted))],
             ["generates", generated_by],
             *([["sees", seen]] if seen else []),
         ],
     }
+
+
+def _settings(block: Mapping[str, Any]) -> Iterator[str]:
+    """What a block of config.json says, one by one, without what it leaves out."""
+    for name, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value)
+        elif value is not None:
+            yield f"{name} {value}"
 
 
 def generates(model: Any, folder: str, source: str, engine: str) -> str:
@@ -122,7 +130,8 @@ def generates(model: Any, folder: str, source: str, engine: str) -> str:
     """
     tokens = continuation(model, folder)
     if len(set(tokens)) > 1:
-        return f"{len(tokens)} tokens with {engine}, {len(set(tokens))} different"
+        count = f"{len(tokens)} tokens with {engine}, {len(set(tokens))} different"
+        return f"{count}: {in_words(_tokenizer(folder).decode(tokens))}"
     if Tensors(source).bytes() + (1 << 30) > memory_available():
         repeats = len(set(_predictions(source, folder))) == 1
     else:
@@ -137,13 +146,18 @@ def generates(model: Any, folder: str, source: str, engine: str) -> str:
     return f"{len(tokens)} times the same token with {engine}, as the unquantized model does"
 
 
+def _tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def continuation(model: Any, folder: str) -> list[int]:
     """Token ids that a model generates greedily after PROMPT."""
     import torch
-    from transformers import AutoTokenizer
 
     model.eval()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _tokenizer(folder)
     tokens = tokenizer(PROMPT, return_tensors="pt").to(model.device)
     # compiling GPTQModel's kernels takes up to half a minute and a C++ compiler; a dozen tokens do
     # without
@@ -179,9 +193,8 @@ def predicts(folder: str, source: str, engine: str, needed: int) -> str:
 def _predictions(folder: str, tokenizer: str) -> list[int]:
     """The likeliest token after each of PROMPT, block by block."""
     import torch
-    from transformers import AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(tokenizer)(PROMPT, return_tensors="pt").input_ids
+    ids = _tokenizer(tokenizer)(PROMPT, return_tensors="pt").input_ids
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = Blockwise(config_of(folder), of_folder(folder), device=device, ahead=False)
     hidden = final(model, ids, ids.shape[1])

@@ -35,7 +35,7 @@ def answer(
         token = int(logits[-1].argmax())
         if L.llama_vocab_is_eog(model.vocab, token):
             break
-        pieces += _piece(model, token)
+        pieces += model.piece(token)
         emit(pieces.decode("utf-8", "ignore"))
         ids = np.array([token], dtype=np.int32)
     return {"text": pieces.decode("utf-8", "replace"), "engine": "llama.cpp", "lacking": 0}
@@ -47,13 +47,6 @@ def _tokens(model: Model, text: str, *, templated: bool) -> Any:
     room = (L.llama_token * (len(raw) + 16))()
     n = L.llama_tokenize(model.vocab, raw, len(raw), room, len(room), not templated, templated)
     return np.ctypeslib.as_array(room)[: max(0, n)].astype(np.int32)
-
-
-def _piece(model: Model, token: int) -> bytes:
-    """The bytes that a token stands for."""
-    room = C.create_string_buffer(256)
-    n = L.llama_token_to_piece(model.vocab, token, room, len(room), 0, False)
-    return room.raw[: max(0, n)]
 
 
 def _by_file(path: str, prompt: str) -> tuple[str, bool]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from autoquant.backends.llamacpp import library
+from autoquant.backends.prompt import GENERATED, PROMPT, in_words
 from autoquant.core.errors import CheckFailed
 from autoquant.core.files import sha256_of
 from autoquant.formats.gguf import Header, Tensor
@@ -19,8 +20,6 @@ from autoquant.runtime import trace
 from autoquant.runtime.worker import Emit
 
 SAMPLE_ROWS = 8  # rows dequantized a tensor: first, last and evenly between
-PROMPT = "Once upon a time, there was a"
-GENERATED = 12  # tokens
 
 
 def _shards(path: Path) -> list[Path]:
@@ -95,6 +94,7 @@ def verify(
     if run:
         tokens = library.generate(str(first), threads=threads, prompt=PROMPT, n=GENERATED)
         said = f"{len(tokens)} tokens, {len(set(tokens))} different"
+        said += f": {in_words(library.text_of(str(first), tokens))}"
         if len(set(tokens)) < 2 and not unquantized:
             repeats = tokens[0]
         elif len(set(tokens)) < 2:

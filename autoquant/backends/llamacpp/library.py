@@ -129,6 +129,12 @@ class Model:
             )
         return np.ctypeslib.as_array(room)[:n].astype(np.int32)
 
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; none of a special one."""
+        room = C.create_string_buffer(256)
+        n = L.llama_token_to_piece(self.vocab, token, room, len(room), 0, False)
+        return room.raw[: max(0, n)]
+
     def decode(self, tokens: Ints, first_output: int, *, start: int = 0) -> Floats:
         """Run tokens at positions ``start``…; the logits of positions ``first_output``… of them,
         [n, vocab], valid until the next call.
@@ -161,6 +167,12 @@ def tokens_of(path: str, text: str) -> list[int]:
         int(token)
         for token in Model(path, threads=1, vocab_only=True).tokenize(text, special=False)
     ]
+
+
+def text_of(path: str, tokens: list[int]) -> str:
+    """The text that token ids stand for, by the GGUF file's own tokenizer."""
+    model = Model(path, threads=1, vocab_only=True)
+    return b"".join(model.piece(token) for token in tokens).decode("utf-8", "replace")
 
 
 def encode(path: str, text: str) -> tuple[list[int], int | None, int | None]:
