@@ -18,6 +18,7 @@ from autoquant.core.errors import HubFailed, InputError
 from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions, build
 from autoquant.core.plans import Plan
+from autoquant.core.progress import Stages
 from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
 from autoquant.core.texts import parts
 from autoquant.display import gains
@@ -78,7 +79,14 @@ def quantize(
     notes = method.about(source, options)
     for note in notes:
         log.warning("%s: %s", source.id, note)
-    snapshot = method.fetch(source, options, folder)
+    stages = Stages(
+        *(["download"] if bytes_to_fetch(source) else []),
+        "quantize",
+        *(["measure"] if measured is not None else []),
+        *(["upload"] if client is not None else []),
+    )
+    with stages.at("download"):
+        snapshot = method.fetch(source, options, folder)
     source = snapshot.source
     with RunFolder(
         folder, method=method.name, source_id=source.id, source_sha256=snapshot.sha256
@@ -90,10 +98,12 @@ def quantize(
         try:
             if measured is not None:
                 run.record(planning.STEP, asked, [], {"chunks": measured.chunks})
-            record = _make(method, snapshot, options, run, measured, started=started)
+            record = _make(method, snapshot, options, run, measured, stages, started=started)
             if upload is not None:
                 try:
-                    record = dataclasses.replace(record, receipts=upload.finish(record))
+                    with stages.at("upload"):
+                        receipts = upload.finish(record)
+                    record = dataclasses.replace(record, receipts=receipts)
                 except HubFailed as failure:
                     raise HubFailed(
                         f"{failure} (the files in {folder} are finished: `autoquant upload {folder}"
@@ -159,26 +169,29 @@ def _make(
     options: MethodOptions,
     run: RunFolder,
     measured: Measuring | None,
+    stages: Stages,
     *,
     started: float,
 ) -> RunRecord:
     """Quantize, measure, and write card and plot."""
     from autoquant.publish import finished
 
-    output = method.quantize(snapshot, options, run)
+    with stages.at("quantize"):
+        output = method.quantize(snapshot, options, run)
     artifacts, reference, provenance = output.artifacts, None, output.provenance
     if measured is not None:
-        artifacts, reference = measuring.evaluate(
-            snapshot,
-            options,
-            run,
-            artifacts,
-            env=method.environment(options),
-            unquantized=output.unquantized,
-            how=measured.how,
-            stand_in=output.stand_in,
-            why_not=measured.why_not,
-        )
+        with stages.at("measure"):
+            artifacts, reference = measuring.evaluate(
+                snapshot,
+                options,
+                run,
+                artifacts,
+                env=method.environment(options),
+                unquantized=output.unquantized,
+                how=measured.how,
+                stand_in=output.stand_in,
+                why_not=measured.why_not,
+            )
         conversion.refuse_wrong_conversion(
             snapshot,
             options,

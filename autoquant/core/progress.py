@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -21,16 +23,46 @@ def hidden() -> bool | None:
     return False if in_notebook() else None
 
 
+FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+_stage = ""  # what bars begin with
+
+
+class Stages:
+    """The stages of a run, by their names; while one is at work, bars say which of how many it
+    is.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    @contextlib.contextmanager
+    def at(self, name: str) -> Iterator[None]:
+        """Around the work of one; of a name that is none of them, nothing is said."""
+        global _stage
+        before = _stage
+        if name in self.names and len(self.names) > 1:
+            _stage = f"{self.names.index(name) + 1} of {len(self.names)}, "
+        try:
+            yield
+        finally:
+            _stage = before
+
+
+def titled(title: str) -> str:
+    """A bar's title with the stage of the run."""
+    return _stage + title
+
+
 class Bar:
     """A percentage bar that is a progress callback: ``bar(done, total)``."""
 
     def __init__(self, title: str) -> None:
         self.bar = tqdm(
             total=100,
-            desc=title,
+            desc=titled(title),
             disable=hidden(),
             leave=False,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+            bar_format=FORMAT,
         )
 
     def __call__(self, done: int, total: int) -> None:
@@ -52,7 +84,7 @@ class ByteBar(tqdm):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("name", None)
-        other = str(kwargs.get("desc", "")).startswith(("Fetching", "Reconstructing"))
-        super().__init__(
-            *args, **{**kwargs, "disable": True if other else hidden(), "leave": False}
-        )
+        title = str(kwargs.get("desc", ""))
+        other = title.startswith(("Fetching", "Reconstructing"))
+        given = {**kwargs, "disable": True if other else hidden(), "leave": False}
+        super().__init__(*args, **{**given, "desc": titled(title)})

@@ -14,7 +14,7 @@ from autoquant.core.errors import OutOfMemory, ProcessFailed
 from autoquant.core.files import key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores, memory_available
-from autoquant.core.progress import hidden
+from autoquant.core.progress import FORMAT, hidden, titled
 from autoquant.core.records import Artifact, Evaluation, Snapshot
 from autoquant.evaluate import sources
 from autoquant.evaluate.evaluator import Evaluator, Kept
@@ -139,10 +139,10 @@ class Bar:
         self._done: dict[str, float] = {}
         self._bar = tqdm(
             total=100 * parts,
-            desc="measure",
+            desc=titled("measure"),
             disable=hidden(),
             leave=False,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+            bar_format=FORMAT,
         )
 
     def part(self, name: str) -> process.Progress:

@@ -38,7 +38,7 @@ def test_bars_in_a_notebook_and_not_in_a_script(
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert hub.files("tester/t") >= {"tiny-Q8_0.gguf"}
-    for name in ("Downloading bytes", "quantize Q8_0: ", "tiny-Q8_0.gguf: "):
+    for name in ("Downloading bytes", "2 of 2, quantize Q8_0: ", "tiny-Q8_0.gguf: ", " left"):
         assert (name in err) == shown, err
     assert ("%|" in err) == shown
 
