@@ -71,7 +71,9 @@ def checks(run: RunRecord) -> str:
     return f"<div>{table(('type', 'check', 'seen'), tables.checked(run), left=3)}{notes}</div>"
 
 
-def comparison(results: Mapping[str, RunRecord], label: str, titles: Sequence[str]) -> str:
+def comparison(
+    results: Mapping[str, RunRecord], label: str, titles: Sequence[str], more: Sequence[str] = ()
+) -> str:
     """Table and plot of several runs; see :func:`autoquant.display.tables.comparison`."""
     head, body = tables.compared(results, label)
     title, said = tables.about(results, titles)
@@ -80,7 +82,7 @@ def comparison(results: Mapping[str, RunRecord], label: str, titles: Sequence[st
     return (
         f"<div><p><b>{escape(title)}</b></p>"
         f"<div style='{BESIDE}'>{table(head, body, left=2)}{image}</div>"
-        f"<p>{escape(said)}</p></div>"
+        f"<p>{'<br>'.join(map(escape, (said, *more)))}</p></div>"
     )
 
 
