@@ -134,23 +134,25 @@ def memory_slider(billions: float = 8.0) -> Any:
     return ipywidgets.VBox([slider, shown])
 
 
-def perplexity(model: Any, ids: Any, context: int = 256) -> float:
-    """exp of the mean cross-entropy of every token but the first in chunks of ``context`` tokens.
-    ``ids``: [n] token ids, the same for all models that are compared.
+def log_probabilities(model: Any, ids: Any, context: int = 256) -> Any:
+    """What a model predicts of every token but the first in chunks of ``context`` tokens: float64
+    [predictions], in nats. ``ids``: [n] token ids, the same for all models that are compared.
     """
     import torch
     import torch.nn.functional as F
 
-    losses = []
+    found = []
     with torch.inference_mode():
         for start in range(0, len(ids) - context + 1, context):
             chunk = ids[start : start + context]
-            losses.append(
-                F.cross_entropy(
-                    model(input_ids=chunk[None, :-1]).logits[0].float(), chunk[1:]
-                ).item()
-            )
-    return math.exp(sum(losses) / len(losses))
+            logits = model(input_ids=chunk[None, :-1]).logits[0].float()
+            found.append(-F.cross_entropy(logits, chunk[1:], reduction="none").double().numpy())
+    return np.concatenate(found)
+
+
+def perplexity(model: Any, ids: Any, context: int = 256) -> float:
+    """exp of the mean cross-entropy of the same tokens; see :func:`log_probabilities`."""
+    return math.exp(-float(log_probabilities(model, ids, context).mean()))
 
 
 class Answer:
