@@ -10,6 +10,7 @@ from autoquant.core.plans import Plan
 from autoquant.core.records import COMPARED, UNQUANTIZED, Evaluation, RunRecord, Source
 from autoquant.display import gains
 
+PLOT = "size-against-quality.png"  # a run's plot, beside its files if it has two or more
 WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
 
 HEAD = (
@@ -158,7 +159,7 @@ def result(run: RunRecord, title: str) -> str:
     """
     kind = "model" if any(artifact.is_folder for artifact in run.artifacts) else "file"
     count = f"{len(run.artifacts)} {kind}{'s' if len(run.artifacts) != 1 else ''}"
-    plot = " and plot" if run.reference else ""
+    plot = " and plot" if PLOT in run.extras else ""
     lines = [
         f"{run.source.id}: {title}",
         "",

@@ -181,7 +181,7 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     ).last.wait_for(timeout=240_000)
     results = page.locator(".jp-OutputArea-output table").filter(has_text="KL mean").first
     assert "Q4_K_M" in results.inner_text()
-    assert page.locator(".jp-OutputArea-output img[alt='size against quality']").first.is_visible()
+    assert page.locator(".jp-OutputArea-output img[alt^='Size on the x axes']").first.is_visible()
     assert (
         not page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']")
         .filter(has_text="Traceback")
