@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
     from autoquant.core.options import UploadOptions
     from autoquant.core.rendering import add_arguments
+    from autoquant.evaluate.arguments import add_evaluate
     from autoquant.methods import METHODS
     from autoquant.sizing.arguments import add_arguments_of_advise, add_sensitivity
 
@@ -73,38 +75,7 @@ def _parser() -> argparse.ArgumentParser:
                 ),
             )
             add_arguments(sub, method.Options)
-    measure = commands.add_parser(
-        "evaluate",
-        help="measure files against the unquantized model",
-        description="Perplexity, KL divergence and top-1 agreement of models, on the same tokens.",
-        parents=[common],
-    )
-    measure.add_argument(
-        "files", nargs="+", metavar="FILE", help="GGUF files (first shard) or model folders"
-    )
-    measure.add_argument(
-        "--reference",
-        required=True,
-        metavar="MODEL",
-        help="the unquantized model: on the Hub, a folder, a GGUF file, or demo",
-    )
-    measure.add_argument(
-        "--text",
-        default="builtin",
-        metavar="builtin|FILE",
-        help=(
-            "text to measure on (default: builtin, of four kinds; or one of them: prose, languages,"
-            " code, conversations)"
-        ),
-    )
-    measure.add_argument(
-        "--by-kind",
-        action="store_true",
-        help="also show each kind of text: prose, other languages, code, conversations",
-    )
-    measure.add_argument(
-        "--chunks", default="20", metavar="N", help="chunks of 512 tokens (default: 20)"
-    )
+    add_evaluate(commands, common)
     send = commands.add_parser(
         "upload",
         help="upload a finished run to the Hugging Face Hub",
@@ -188,15 +159,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from autoquant import pipeline as run
     from autoquant.core import options
     from autoquant.display import tables
+    from autoquant.evaluate import paired
 
     checked = options.build(options.MethodOptions, {"eval_chunks": arguments.chunks})
-    rows = run.evaluate_files(
-        [Path(name) for name in arguments.files],
-        arguments.reference,
-        text=arguments.text,
-        chunks=checked.eval_chunks,
-    )
-    print(tables.evaluations(rows))
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = run.evaluate_files(
+            [Path(name) for name in arguments.files],
+            arguments.reference,
+            text=arguments.text,
+            chunks=checked.eval_chunks,
+            keep=Path(scratch),
+        )
+        print(tables.evaluations(rows))
+        files = [paired.Scored(name, row, Path(scratch)) for name, row in rows[1:]]
+        if len(files) > 1:
+            print(f"\n{paired.against_best(files)}")
     if arguments.by_kind and (kinds := tables.kinds_of(rows)):
         print(f"\n{kinds}")
 

@@ -14,6 +14,8 @@ from autoquant.core import options
 from autoquant.core.errors import InputError
 from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import html
+from autoquant.display.colors import BLUE, ORANGE
+from autoquant.display.plot import FONT, SMALL
 from autoquant.methods import METHODS
 from autoquant.runtime import process
 
@@ -71,20 +73,23 @@ class Look:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(11, 3.4), layout="constrained", dpi=110)
+        figure = Figure(figsize=(7.2, 5.4), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
-        left, middle, right = figure.subplots(1, 3)
-        left.stairs(self.before, self.edges, fill=True, color="#c7d8e4", label="before")
-        left.stairs(self.after, self.edges, color="#2a6f97", linewidth=1, label="after")
+        parts: Any = figure.subfigures(2, 1)
+        upper, lower = parts
+        left, right = upper.subplots(1, 2)
+        middle = lower.subplots()
+        left.stairs(self.after, self.edges, fill=True, color=BLUE, label="after")
+        left.stairs(self.before, self.edges, color=ORANGE, linewidth=1.5, label="before")
         left.set_yscale("log")
         left.set(title="all weights of the layer", xlabel="weight", ylabel="how many")
-        left.legend(fontsize=8)
-        middle.plot(self.row_before, "o", color="#8fb1c7", markersize=4, label="before")
+        left.legend(fontsize=SMALL)
+        middle.plot(self.row_before, "o", color=ORANGE, markersize=4, label="before")
         middle.step(
             range(len(self.row_after)),
             self.row_after,
             where="mid",
-            color="#2a6f97",
+            color=BLUE,
             linewidth=1,
             label="after",
         )
@@ -93,17 +98,22 @@ class Look:
             xlabel="input",
             ylabel="weight",
         )
-        middle.legend(fontsize=8)
-        right.stairs(self.errors, self.error_edges, fill=True, color="#e0a458")
+        middle.legend(fontsize=SMALL)
+        right.stairs(self.errors, self.error_edges, fill=True, color=ORANGE)
         right.set(
             title=f"errors (relative: {self.relative_error:.3f})",
             xlabel="after − before",
             ylabel="how many",
         )
         right.locator_params(axis="x", nbins=5)
+        for axis in (left, middle, right):
+            axis.title.set_fontsize(FONT)
+            axis.xaxis.label.set_fontsize(FONT)
+            axis.yaxis.label.set_fontsize(FONT)
+            axis.tick_params(labelsize=SMALL)
         figure.suptitle(
             f"{self.layer}, {self.type}{f' (stored as {self.stored})' if self.stored else ''}",
-            fontsize=11,
+            fontsize=FONT,
         )
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")

@@ -332,10 +332,17 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
 
 @preload.kept()
 def evaluate_files(
-    paths: Sequence[Path], reference: str, *, text: str = "builtin", chunks: int = 20
+    paths: Sequence[Path],
+    reference: str,
+    *,
+    text: str = "builtin",
+    chunks: int = 20,
+    keep: Path | None = None,
 ) -> list[tuple[str, Evaluation]]:
     """Measure any GGUF files or model folders against an unquantized model; the first row is that
-    model itself. Raises InputError for what is neither.
+    model itself. The log-probabilities of the scored tokens are kept in the folder ``keep``, if one
+    is named. Raises InputError for what is neither file nor folder of a model.
     """
     measuring.refuse_other_files(paths)
-    return measuring.evaluate_files(paths, fetch(resolve(reference)), text=text, chunks=chunks)
+    snapshot = fetch(resolve(reference))
+    return measuring.evaluate_files(paths, snapshot, text=text, chunks=chunks, keep=keep)

@@ -4,7 +4,7 @@ return them.
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -18,8 +18,10 @@ from autoquant.calibration import Calibration
 from autoquant.core import plans
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, build
-from autoquant.core.records import Artifact, RunRecord
+from autoquant.core.records import UNQUANTIZED, Artifact, RunRecord
 from autoquant.display import gains, html, tables
+from autoquant.display.shown import Card, Checks
+from autoquant.evaluate import paired
 from autoquant.methods import METHODS
 from autoquant.methods.base import AnyMethod
 from autoquant.publish import finished
@@ -76,6 +78,30 @@ class Result(RunRecord):
         returns a new Result.
         """
         return Result.of(pipeline.evaluate_run(self, text=text, chunks=chunks))
+
+    def difference(
+        self, type: str, other: str = UNQUANTIZED, of: Result | None = None
+    ) -> paired.Difference:
+        """How much better one file predicts the tokens that both were measured on than another,
+        with the error of that difference: perplexities whose errors overlap may differ all the
+        same.
+
+        type, other: types of this run; "unquantized" is the model that its files are made of. of:
+        the run that has ``other``, if it is another one. Raises InputError for files that were not
+        measured on the same tokens, and for those whose log-probabilities are gone.
+        """
+        theirs = of if of is not None else self
+        names = [type, other]
+        if of is not None:
+            runs = (self, of)
+            names = [f"{run.source.name} {what}" for run, what in zip(runs, names, strict=True)]
+            if names[0] == names[1]:
+                names = [f"{run.folder.name} {type}" for run in runs]
+        return paired.difference(self._scored(type, names[0]), theirs._scored(other, names[1]))
+
+    def _scored(self, type: str, name: str) -> paired.Scored:
+        own = self.reference if type == UNQUANTIZED else self.artifact(type).evaluation
+        return paired.Scored(name, own, self.folder)
 
     def upload(
         self,
@@ -166,46 +192,6 @@ class Result(RunRecord):
         return answering.answer(self, chosen, prompt, tokens)
 
 
-class Card(str):
-    """A model card's text."""
-
-    folder: Path | None = None
-
-    def beside(self, folder: Path) -> Card:
-        """The same card, which knows the folder where its picture lies."""
-        self.folder = folder
-        return self
-
-    def _repr_markdown_(self) -> str:
-        # the metadata is for the Hub
-        shown = str(self).split("\n---\n", 1)[-1] if self.startswith("---\n") else str(self)
-
-        def inside(source: re.Match[str]) -> str:  # a notebook looks for pictures beside itself
-            picture = self.folder / source[1] if self.folder is not None else None
-            return (
-                f"](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"
-                if picture is not None and picture.is_file()
-                else source[0]
-            )
-
-        return re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown)
-
-
-@dataclass(frozen=True, repr=False)
-class Checks:
-    """A result's checks, to be shown."""
-
-    result: Result
-
-    def __str__(self) -> str:
-        return tables.checks(self.result)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html.checks(self.result)
-
-
 @dataclass(frozen=True, repr=False)
 class Comparison:
     """Several results by name: of calibration sets, methods, bit widths or models. Prints as one
@@ -221,12 +207,34 @@ class Comparison:
         return self.results[name]
 
     def __str__(self) -> str:
-        return tables.comparison(self.results, self.label, self._titles())
+        return tables.comparison(self.results, self.label, self._titles(), self._two())
 
     __repr__ = __str__  # what a Python prompt shows
 
     def _repr_html_(self) -> str:
-        return html.comparison(self.results, self.label, self._titles())
+        return html.comparison(self.results, self.label, self._titles(), self._two())
+
+    def differences(self) -> paired.Differences:
+        """Each measured file against the one with the lowest perplexity: the difference of their
+        mean log-probabilities on the same tokens, its error, and whether it counts. Prints as a
+        table. Raises InputError as :meth:`Result.difference` does.
+        """
+        return paired.against_best(self._scored())
+
+    def _scored(self) -> list[paired.Scored]:
+        return [
+            paired.Scored(f"{name} {artifact.type}", artifact.evaluation, one.folder)
+            for name, one in self.results.items()
+            for artifact in one.artifacts
+            if artifact.evaluation is not None
+        ]
+
+    def _two(self) -> list[str]:
+        """Of two files, which is better; more would be a table of its own."""
+        files = self._scored()
+        with contextlib.suppress(InputError):  # other tokens are said above, and files may be old
+            return [str(paired.difference(*files))] if len(files) == 2 else []
+        return []
 
     def _titles(self) -> list[str]:
         return list(dict.fromkeys(METHODS[one.method].title for one in self.results.values()))

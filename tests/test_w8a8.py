@@ -70,7 +70,6 @@ def test_the_folder_is_what_vllm_asks_for_and_its_card_says_so(made: dict[str, R
             "tokenizer.json",
             "tokenizer_config.json",
             "README.md",
-            "size-against-quality.png",
             ".autoquant",
         }
         block = json.loads((result.folder / "config.json").read_text())["quantization_config"]

@@ -41,16 +41,23 @@ class Check:
 
 # the engine of an evaluation: GGUF files whose weights were run by transformers
 WEIGHTS = "transformers, from the weights"
+UNQUANTIZED = "unquantized"  # what files are measured against, in tables and the journal's steps
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Quality of one artifact, on the same tokens as every other row of its table.
 
-    ``perplexity_error`` is one standard error of the perplexity. KL divergence is KL(unquantized ‖
-    quantized) in nats per token. ``agreement`` is the share of positions where both models' most
-    probable token is the same. ``tokens`` counts the scored predictions. Of a text of several kinds
-    ``by_kind`` has perplexity, kl_mean and agreement of each.
+    ``perplexity_error`` is one standard error of the perplexity, ``kl_error`` of the mean KL
+    divergence (None in runs of earlier versions). KL divergence is KL(unquantized ‖ quantized) in
+    nats per token. ``agreement`` is the share of positions where both models' most probable token
+    is the same. ``tokens`` counts the scored predictions. Of a text of several kinds ``by_kind``
+    has perplexity, kl_mean and agreement of each.
+
+    ``log_probabilities`` names the file, in the run's folder, that has those of the scored tokens
+    in nats: float32 .npy [chunks, predictions]; empty if none was kept. Those of two files are
+    compared token by token where ``tokens_sha256``, which covers all chunks' token ids, is the same
+    (see evaluate.paired).
     """
 
     perplexity: float
@@ -63,6 +70,9 @@ class Evaluation:
     engine: str
     text_sha256: str
     by_kind: dict[str, dict[str, float]] = field(default_factory=dict)
+    kl_error: float | None = None
+    tokens_sha256: str = ""
+    log_probabilities: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def picture(png: bytes, alt: str, *, wide: bool = False) -> str:
 def result(run: RunRecord, title: str) -> str:
     """A run's table with the plot beside it. ``title`` is the method's."""
     drawn = run.folder / plot.PLOT
-    image = picture(drawn.read_bytes(), "size against quality") if drawn.is_file() else ""
+    alt = plot.described({run.source.id: run})
+    image = picture(drawn.read_bytes(), alt) if drawn.is_file() else ""
     uploads = "".join(
         "<br>Uploaded and compared with the server:"
         f' <a href="{escape(one.url)}">{escape(one.repo)}</a>'
@@ -71,16 +72,19 @@ def checks(run: RunRecord) -> str:
     return f"<div>{table(('type', 'check', 'seen'), tables.checked(run), left=3)}{notes}</div>"
 
 
-def comparison(results: Mapping[str, RunRecord], label: str, titles: Sequence[str]) -> str:
+def comparison(
+    results: Mapping[str, RunRecord], label: str, titles: Sequence[str], more: Sequence[str] = ()
+) -> str:
     """Table and plot of several runs; see :func:`autoquant.display.tables.comparison`."""
     head, body = tables.compared(results, label)
     title, said = tables.about(results, titles)
     drawn = io.BytesIO()
-    image = picture(drawn.getvalue(), "size against quality") if plot.draw(results, drawn) else ""
+    shown = plot.draw(results, drawn)
+    image = picture(drawn.getvalue(), plot.described(results)) if shown else ""
     return (
         f"<div><p><b>{escape(title)}</b></p>"
         f"<div style='{BESIDE}'>{table(head, body, left=2)}{image}</div>"
-        f"<p>{escape(said)}</p></div>"
+        f"<p>{'<br>'.join(map(escape, (said, *more)))}</p></div>"
     )
 
 

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoquant.core.records import COMPARED, Artifact, RunRecord
+from autoquant.display import tables
+from autoquant.display.colors import COLORS, GREY, RED
 from autoquant.display.tables import reference_name
 from autoquant.runtime import trace
 
-PLOT = "size-against-quality.png"
+PLOT = tables.PLOT
 STOCK = "llama.cpp's own types"  # what files whose types were chosen are compared with
-GREY = "#6c757d"
-COLORS = (
-    "#2a6f97",
-    "#e07a1f",
-    "#5f8f3e",
-    "#8e5aa8",
-    "#b23a48",
-    "#4d4d4d",
-    "#1fa2a6",
-    "#c2a500",
-    "#d16ba5",
-    "#7a5230",
-)
+FONT, SMALL = 10, 9  # points: ten pixels and more where the picture is 600 pixels wide
+LINE = 78  # letters of a title
 
 
 def write(result: RunRecord, path: Path) -> None:
-    """Size against perplexity and against KL divergence, one point per file, as a PNG. Nothing if
-    fewer than one was measured.
+    """Size against perplexity and against KL divergence, one point per file, as a PNG; none of
+    fewer than two files, and an older one is then removed.
     """
     scratch = path.with_name(f".{path.name}.part")
     if draw({result.source.id: result}, scratch):
         scratch.replace(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def draw(results: Mapping[str, RunRecord], target: Path | io.BytesIO) -> bool:
-    """Draw the measured artifacts of one or several results into a PNG; False if there are none."""
+    """Draw the measured artifacts of one or several results into a PNG; False if there are fewer
+    than two: the table says what one point would.
+    """
     with trace.library("plot"):
         drawn = figure(results)
         if drawn is not None:
@@ -46,10 +42,36 @@ def draw(results: Mapping[str, RunRecord], target: Path | io.BytesIO) -> bool:
     return drawn is not None
 
 
-def figure(results: Mapping[str, RunRecord]) -> Any:
-    """The plot as matplotlib's Figure: perplexity left, KL divergence right; None if nothing was
-    measured.
-    """
+def described(results: Mapping[str, RunRecord]) -> str:
+    """What is seen on the plot, in words: its axes, and the best and the worst file on each."""
+    files = [
+        (f"{name} {a.type}" if len(results) > 1 else a.type, a.bytes, a.evaluation)
+        for name, artifacts in _measured(results).items()
+        for a in artifacts
+        if a.evaluation is not None
+    ]
+    if not files:
+        return ""
+    said = [f"Size on the x axes of two plots of {len(files)} files"]
+    for axis, kind in (
+        ("perplexity (left, lower is better)", "perplexity"),
+        ("mean KL divergence (right, nats per token)", "kl_mean"),
+    ):
+        ordered = sorted(files, key=lambda one: getattr(one[2], kind))
+        best, worst = (
+            f"{getattr(row, kind):.4g} ({name}, {tables.size(bytes)})"
+            for name, bytes, row in (ordered[0], ordered[-1])
+        )
+        said.append(f"{axis} from {best} to {worst}")
+    models = {one.source.id: one.reference for one in results.values() if one.reference is not None}
+    said += [
+        f"dashed line: {name} unquantized, {row.perplexity:.4g}" for name, row in models.items()
+    ]
+    return "; ".join(said) + "."
+
+
+def _measured(results: Mapping[str, RunRecord]) -> dict[str, list[Artifact]]:
+    """The measured artifacts by what the legend calls them, the smallest first."""
     measured: dict[str, list[Artifact]] = {}
     for name, one in results.items():
         for own in (True, False) if one.reference is not None else ():
@@ -57,12 +79,20 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             if found:
                 key = name if own else f"{STOCK}{f' ({name})' * (len(results) > 1)}"
                 measured[key] = sorted(found, key=lambda a: a.bytes)
-    if not measured:
+    return measured
+
+
+def figure(results: Mapping[str, RunRecord]) -> Any:
+    """The plot as matplotlib's Figure: perplexity left, KL divergence right, each with one standard
+    error; None if fewer than two files were measured.
+    """
+    measured = _measured(results)
+    if sum(map(len, measured.values())) < 2:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(9.6, 4.2), layout="constrained", dpi=120)
+    drawn = Figure(figsize=(7.2, 3.7), layout="constrained", dpi=160)
     FigureCanvasAgg(drawn)
     left, right = drawn.subplots(1, 2)
     largest = max(artifacts[-1].bytes for artifacts in measured.values())
@@ -75,8 +105,9 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         (left, "perplexity (lower is better)"),
         (right, "mean KL divergence, nats per token"),
     ):
-        axis.set_xlabel(f"size, {unit}")
-        axis.set_ylabel(label)
+        axis.set_xlabel(f"size, {unit}", fontsize=FONT)
+        axis.set_ylabel(label, fontsize=FONT)
+        axis.tick_params(labelsize=SMALL)
         axis.grid(alpha=0.25)
         axis.margins(x=0.16, y=0.16)
     for i, (name, artifacts) in enumerate(measured.items()):
@@ -84,13 +115,20 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         color = GREY if stock else COLORS[i % len(COLORS)]
         x = [a.bytes / scale for a in artifacts]
         evaluations = [a.evaluation for a in artifacts if a.evaluation]
-        for axis, values in (
-            (left, [e.perplexity for e in evaluations]),
-            (right, [e.kl_mean for e in evaluations]),
+        for axis, values, errors in (
+            (
+                left,
+                [e.perplexity for e in evaluations],
+                [e.perplexity_error for e in evaluations],
+            ),
+            (right, [e.kl_mean for e in evaluations], [e.kl_error or 0 for e in evaluations]),
         ):
             if not stock:
-                axis.plot(x, values, "-", color=color, alpha=0.3, linewidth=1, zorder=1)
-            axis.scatter(x, values, color=color, zorder=2, label=name)
+                axis.plot(x, values, "-", color=color, linewidth=0.6, zorder=1)
+            # on a logarithmic axis an error as large as the value would reach down without end
+            down = [min(error, 0.9 * value) for error, value in zip(errors, values, strict=True)]
+            axis.errorbar(x, values, (down, errors), fmt="none", ecolor=color, elinewidth=1)
+            axis.scatter(x, values, color=color, s=28, zorder=2, label=name)
             for artifact, at, value in zip(artifacts, x, values, strict=True):
                 right_half = at > (min(sizes) + max(sizes)) / 2
                 axis.annotate(
@@ -99,7 +137,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
                     xytext=(-5 if right_half else 5, 5),
                     textcoords="offset points",
                     ha="right" if right_half else "left",
-                    fontsize=8,
+                    fontsize=SMALL,
                 )
     # nearly the same: some bytes more are not to look like a difference
     if max(sizes) < 1.1 * min(sizes):
@@ -109,7 +147,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     names = {one.source.id: reference_name(one.source) for one in results.values()}
     # before the limits are set: however far from the points, the line is to be seen
     for row in models.values():
-        left.axhline(row.perplexity, color="#a4161a", linewidth=1, linestyle="--")
+        left.axhline(row.perplexity, color=RED, linewidth=1, linestyle="--")
     low, high = left.get_ylim()
     left.set_ylim(low - 0.06 * (high - low), high)  # room for the label below the line
     for model, row in models.items():
@@ -121,28 +159,46 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             textcoords="offset points",
             ha="right",
             va="top",
-            fontsize=8,
-            color="#a4161a",
+            fontsize=SMALL,
+            color=RED,
         )
     if all(value > 0 for value in every) and max(every) > 20 * min(every):
         right.set_yscale("log")
     if len(measured) > 1:
-        left.legend(fontsize=8)
+        left.legend(fontsize=SMALL)
+    title = f"{' and '.join(models)}: size against quality (± one standard error)"
+    drawn.suptitle(textwrap.fill(title, LINE), fontsize=FONT)
     thin_out(drawn, (left, right))
-    drawn.suptitle(f"{' and '.join(models)}: size against quality", fontsize=11)
     return drawn
 
 
 def thin_out(figure: Any, axes: Sequence[Any]) -> None:
-    """Take labels of points away that would lie on another one: such points are close together
-    here, and the table has them.
+    """Move labels of points into their axes, and take those away that would lie on another one,
+    or are wider than the axes: the table has them.
     """
+    for axis in axes:
+        for text in axis.texts:
+            text.set_in_layout(False)  # a long one would take the axes' room
     figure.canvas.draw()
     for axis in axes:
         kept: list[Any] = []
         for text in axis.texts:
+            _into(axis, text)
             box = text.get_window_extent()
-            if any(box.overlaps(other) for other in kept):
+            wide = box.width > axis.get_window_extent().width
+            if wide or any(box.overlaps(other) for other in kept):
                 text.set_visible(False)
             else:
                 kept.append(box)
+
+
+def _into(axis: Any, text: Any) -> None:
+    """Move a label that would leave its axes: along them, and to the other side of its point."""
+    box, room = text.get_window_extent(), axis.get_window_extent()
+    x, y = text.get_position()
+    points = 72 / axis.figure.dpi  # of a pixel
+    x += points * (max(0, room.x0 - box.x0) - max(0, box.x1 - room.x1))
+    if box.y1 > room.y1 or box.y0 < room.y0:
+        text.set_va("top" if box.y1 > room.y1 else "bottom")
+        y = -abs(y) if box.y1 > room.y1 else abs(y)
+    text.set_position((x, y))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from autoquant.core.records import COMPARED, Artifact
-from autoquant.display.plot import COLORS, GREY, STOCK, thin_out
+from autoquant.display.colors import BLUE, GREY, ORANGE
+from autoquant.display.plot import FONT, LINE, SMALL, STOCK, thin_out
 from autoquant.display.sensitivities import Grid, Point
+from autoquant.display.tables import size
 from autoquant.runtime import trace
 
-SHADES = ("#dbe8f0", "#8fb1c7", COLORS[0], "#12344a")  # of COLORS' first, from light to dark
+SHADES = ("#dbe8f0", "#8fb1c7", BLUE, "#12344a")  # from light to dark
 NOTHING = "#ffffff"  # where a layer has no such tensor
 RANGE = 1e4  # of shades; what matters less is as light as the least
 TICKS = 12  # numbers below the layers, at most
@@ -30,17 +33,37 @@ def draw(
     from matplotlib.figure import Figure
 
     with trace.library("plot"):
-        figure = Figure(figsize=(12.6, 4.8), layout="constrained", dpi=120)
+        figure = Figure(figsize=(7.2, 8.4), layout="constrained", dpi=160)
         FigureCanvasAgg(figure)
-        parts: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1), wspace=0.03)
-        left, right = parts
-        _matters(left, grid)
-        labelled = _sizes(right, frontier, stock, measured)
-        figure.suptitle(f"{model}: where bits matter, and what a size costs", fontsize=12)
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1), hspace=0.03)
+        upper, lower = parts
+        _matters(upper, grid)
+        labelled = _sizes(lower, frontier, stock, measured)
+        title = f"{model}: where bits matter, and what a size costs"
+        figure.suptitle(textwrap.fill(title, LINE), fontsize=FONT)
         thin_out(figure, (labelled,))
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")
     return drawn.getvalue()
+
+
+def described(grid: Grid, frontier: Sequence[Point]) -> str:
+    """What is seen on the picture, in words: its axes, and where the most and the least is."""
+    cells = {
+        f"{kind}, layer {i}": lost for kind, by in grid.layers.items() for i, lost in by.items()
+    }
+    cells |= grid.outside
+    ordered = sorted((lost, name) for name, lost in cells.items() if lost > 0)
+    said = "Above, kinds of tensor by layers, shaded by the nats that a million weights lose"
+    if ordered:
+        (least, light), (most, dark) = ordered[0], ordered[-1]
+        said += f" at {grid.type}: from {least:.2g} ({light}) to {most:.2g} ({dark})"
+    small, large = frontier[0], frontier[-1]
+    return (
+        f"{said}. Below, size on the x axis against predicted KL divergence of the best files, nats"
+        f" per token: from {small.nats:.2g} at {size(small.bytes)} to {large.nats:.2g} at"
+        f" {size(large.bytes)}, beside llama.cpp's own types."
+    )
 
 
 def _matters(figure: Any, grid: Grid) -> None:
@@ -70,22 +93,22 @@ def _matters(figure: Any, grid: Grid) -> None:
     for axis, (rows, names) in zip(axes, shown, strict=True):
         values = [[one if one > 0 else math.nan for one in row] for row in rows]
         image = axis.imshow(values, cmap=shades, norm=scale, aspect="auto", interpolation="none")
-        axis.set_yticks(range(len(names)), names, fontsize=9)
+        axis.set_yticks(range(len(names)), names, fontsize=SMALL)
         axis.set_xticks([])
         axis.tick_params(length=0)
         for edge in axis.spines.values():
             edge.set_visible(False)
     if inside:
         step = math.ceil(layers / TICKS)
-        axes[0].set_xticks(range(0, layers, step), range(0, layers, step), fontsize=9)
+        axes[0].set_xticks(range(0, layers, step), range(0, layers, step), fontsize=SMALL)
         axes[0].set_xlabel("layer")
     if image is not None:
         bar = figure.colorbar(image, ax=list(axes), pad=0.02, aspect=30)
-        bar.set_label(f"predicted nats per million weights at {grid.type}", fontsize=9)
+        bar.set_label(f"predicted nats per million weights at {grid.type}", fontsize=SMALL)
         bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 100 * least else (1,)))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
-        bar.ax.tick_params(labelsize=8)
+        bar.ax.tick_params(labelsize=SMALL)
 
 
 def _sizes(
@@ -100,7 +123,7 @@ def _sizes(
     theirs = [one for one in seen if COMPARED in one.facts]
     # first what must not lose its label
     for files, color, name in (
-        (own, COLORS[1], "measured"),
+        (own, ORANGE, "measured"),
         (theirs, GREY, f"{STOCK}, measured"),
     ):
         if files:
@@ -113,7 +136,7 @@ def _sizes(
         [one.bytes / scale for one in points],
         [one.nats for one in points],
         "o-",
-        color=COLORS[0],
+        color=BLUE,
         markersize=4,
         linewidth=1.5,
         zorder=3,
@@ -130,7 +153,7 @@ def _sizes(
     axis.margins(x=0.1, y=0.08)
     handles, names = axis.get_legend_handles_labels()
     order = sorted(range(len(names)), key=lambda i: "predicted" not in names[i])
-    axis.legend([handles[i] for i in order], [names[i] for i in order], fontsize=9)
+    axis.legend([handles[i] for i in order], [names[i] for i in order], fontsize=SMALL)
     return axis
 
 
@@ -143,7 +166,7 @@ def _label(
             (at, value),
             xytext=(5, 5),
             textcoords="offset points",
-            fontsize=8,
+            fontsize=SMALL,
             color=color,
             **how,
         )

@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from autoquant.core.plans import Plan
-from autoquant.core.records import COMPARED, Evaluation, RunRecord, Source
+from autoquant.core.records import COMPARED, UNQUANTIZED, Evaluation, RunRecord, Source
 from autoquant.display import gains
 
+PLOT = "size-against-quality.png"  # a run's plot, beside its files if it has two or more
 WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
 
 HEAD = (
@@ -46,13 +47,13 @@ def quality(row: Evaluation | None) -> tuple[str, ...]:
 def reference_name(source: Source) -> str:
     """What the model is called that others are measured against."""
     quantized = source.gguf and source.dtype not in WIDTHS
-    return f"source, {source.dtype}" if quantized else "unquantized"
+    return f"source, {source.dtype}" if quantized else UNQUANTIZED
 
 
 def reference_model(source: Source) -> str:
     """The same in a sentence."""
     name = reference_name(source)
-    return "unquantized model" if name == "unquantized" else f"{source.dtype} file it is made of"
+    return "unquantized model" if name == UNQUANTIZED else f"{source.dtype} file it is made of"
 
 
 def rows(result: RunRecord) -> list[tuple[str, ...]]:
@@ -158,7 +159,7 @@ def result(run: RunRecord, title: str) -> str:
     """
     kind = "model" if any(artifact.is_folder for artifact in run.artifacts) else "file"
     count = f"{len(run.artifacts)} {kind}{'s' if len(run.artifacts) != 1 else ''}"
-    plot = " and plot" if run.reference else ""
+    plot = " and plot" if PLOT in run.extras else ""
     lines = [
         f"{run.source.id}: {title}",
         "",
@@ -195,12 +196,16 @@ def checked(run: RunRecord) -> list[tuple[str, str, str]]:
     return [(one.type, check.name, check.seen) for one in run.artifacts for check in one.checks]
 
 
-def comparison(results: Mapping[str, RunRecord], label: str, titles: Sequence[str]) -> str:
-    """The table of several runs. ``label`` is what their names are, ``titles`` are the methods'."""
+def comparison(
+    results: Mapping[str, RunRecord], label: str, titles: Sequence[str], more: Sequence[str] = ()
+) -> str:
+    """The table of several runs. ``label`` is what their names are, ``titles`` are the methods';
+    ``more`` is said below it.
+    """
     head, body = compared(results, label)
     title, said = about(results, titles)
     folders = (f"{name}: {one.folder}" for name, one in results.items())
-    return "\n".join([title, "", table(head, body, left=2), "", said, *folders])
+    return "\n".join([title, "", table(head, body, left=2), "", said, *more, *folders])
 
 
 def compared(

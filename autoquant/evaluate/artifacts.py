@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores
 from autoquant.core.options import MethodOptions
-from autoquant.core.records import Artifact, Evaluation, Snapshot, Source
+from autoquant.core.records import UNQUANTIZED, Artifact, Evaluation, Snapshot, Source
 from autoquant.display.tables import reference_name
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.evaluator import Evaluator
@@ -57,12 +58,13 @@ def evaluate(
         evaluator.source = sources.file_of(snapshot, [stand_in], converter)
     measuring = Rows(snapshot, evaluator, run, dict(how or {}), converter)
     measuring.by_weights = planning.by_weights(source)
-    rows = measuring.known(artifacts)
+    bare = bool(why_not)  # what is not measured again stays as it is
+    rows = measuring.known(artifacts, bare=bare)
     if not rows and measuring.by_weights:  # what was begun with llama.cpp is ended with it
         measuring.by_weights = False
-        rows = measuring.known(artifacts)
+        rows = measuring.known(artifacts, bare=bare)
         measuring.by_weights = not rows
-    earlier = run.done("evaluate unquantized", evaluator.key())
+    earlier = measuring.done(UNQUANTIZED, evaluator.key(), bare=bare)
     todo = [artifact for artifact in artifacts if artifact.type not in rows]
     if (todo or earlier is None) and why_not:
         log.warning("it will not be measured: %s", why_not)
@@ -72,16 +74,15 @@ def evaluate(
         gguf = unquantized() if not (source.gguf or known) and unquantized is not None else None
         with Bar(1 + len(artifacts)) as bar:
             kept = evaluator.reference(bar.part(""), gguf, measuring.how)
-            reference = kept.row
-            facts = dataclasses.asdict(reference)
-            run.record("evaluate unquantized", evaluator.key(), [], facts)
+            shutil.copyfile(kept.scored, measuring.scored(evaluator.key()))
+            reference = measuring.note(UNQUANTIZED, evaluator.key(), kept.row)
             engine = measuring.by_weights
             rows |= measuring.measure(todo, kept, bar)
             if measuring.by_weights != engine:  # so are those that were measured before
                 others = [one for one in artifacts if not (one.is_folder or one in todo)]
                 rows |= measuring.measure(others, kept, bar)
     else:
-        reference = Evaluation(**earlier)
+        reference = earlier
     measured = tuple(dataclasses.replace(a, evaluation=rows[a.type]) for a in artifacts)
     return measured, reference
 
@@ -105,33 +106,37 @@ def evaluate_files(
     text: str = "builtin",
     chunks: int = 20,
     converter: str = "",
+    keep: Path | None = None,
 ) -> list[tuple[str, Evaluation]]:
     """Measure any GGUF files or model folders against an unquantized model; the first row is that
     model itself.
 
     The tokens are those of the reference's tokenizer. Nothing is written beside the reference
-    cache.
+    cache, but the log-probabilities of the scored tokens into the folder ``keep``, if one is named.
     """
     env, source = {}, snapshot.source
     if source.gguf or any(path.is_file() for path in paths):
         env = llama.environment(llama.locate(converter))
     how = planning.how(source, chunks)
     with tempfile.TemporaryDirectory() as scratch, Bar(1 + len(paths)) as bar:
+        folder = keep or Path(scratch)
+        scored = {path: folder / f"{i}.scored.npy" for i, path in enumerate(paths, 1)}
         evaluator = sources.evaluator_of(snapshot, Path(scratch) / "log", text, chunks, env)
         kept = evaluator.reference(bar.part(""), plan=how)
-        rows = {f"{source.id} ({reference_name(source)})": kept.row}
+        shutil.copyfile(kept.scored, folder / "0.scored.npy")
         by_weights = planning.by_weights(source)
 
-        def run_in_blocks(paths: Sequence[Path]) -> dict[Path, Evaluation]:
+        def run_in_blocks(these: Sequence[Path]) -> dict[Path, Evaluation]:
             files = [
                 {
                     **sources.file_of(snapshot, shards_of(path.resolve()), converter),
-                    "states": f"{scratch}/{i}.npy",
+                    "states": f"{scratch}/{paths.index(path)}.states.npy",
+                    "scored": str(scored[path]),
                 }
-                for i, path in enumerate(paths)
+                for path in these
             ]
             found = evaluator.measure(files, kept, plan=how) if files else []
-            return dict(zip(paths, found, strict=True))
+            return dict(zip(these, found, strict=True))
 
         measured = run_in_blocks([path for path in paths if path.is_dir()])
         try:
@@ -140,8 +145,15 @@ def evaluate_files(
             log.warning("%s; llama.cpp runs the files instead", failure)
         for path in paths:
             if path not in measured:
-                measured[path] = evaluator.measure_gguf(path.resolve(), kept, threads=cores())
-        return [*rows.items(), *((path.name, measured[path]) for path in paths)]
+                measured[path] = evaluator.measure_gguf(
+                    path.resolve(), kept, threads=cores(), scored=scored[path]
+                )
+        rows = [(f"{source.id} ({reference_name(source)})", kept.row, "0.scored.npy")]
+        rows += [(path.name, measured[path], scored[path].name) for path in paths]
+        return [
+            (name, dataclasses.replace(row, log_probabilities=file if keep else ""))
+            for name, row, file in rows
+        ]
 
 
 def shards_of(path: Path) -> list[Path]:

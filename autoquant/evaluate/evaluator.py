@@ -32,13 +32,15 @@ ENGINES = ("transformers", "torch", "llama-cpp-python")
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of the unquantized model: a file and its sha256, and its own figures. ``source``
-    is that model, as evaluate.models takes it; None if it is a GGUF file that llama.cpp has run.
+    """What is kept of the unquantized model: a file and its sha256, its own figures, and the file
+    of its log-probabilities of the ``scored`` tokens. ``source`` is that model, as evaluate.models
+    takes it; None if it is a GGUF file that llama.cpp has run.
     """
 
     path: Path
     sha256: str
     row: Evaluation
+    scored: Path
     source: dict[str, Any] | None
 
     def arguments(self) -> dict[str, Any]:
@@ -53,9 +55,10 @@ class Evaluator:
     ``source`` tells the unquantized model (see evaluate.models), whose tokenizer gives the tokens;
     where it is a GGUF file, ``gguf`` is that, and llama.cpp gives tokens and reference. ``cache``
     is the folder where references are kept: ``<key>.npy``, ``<key>.json`` (its hash, and the
-    unquantized model's own figures) and ``<key>.tokens.json`` (the text as token ids); the key
-    covers the source's hash, the text and how it is cut, and the versions of what computes. ``env``
-    and ``python`` are of the workers, and ``serve`` gives what prepares their arguments.
+    unquantized model's own figures), ``<key>.scored.npy`` (its log-probabilities of the scored
+    tokens) and ``<key>.tokens.json`` (the text as token ids); the key covers the source's hash, the
+    text and how it is cut, and the versions of what computes. ``env`` and ``python`` are of the
+    workers, and ``serve`` gives what prepares their arguments.
     """
 
     def __init__(
@@ -139,13 +142,16 @@ class Evaluator:
         gguf = gguf or self.gguf
         name = self.key() + ("-gguf" if gguf else "")
         array, facts = self.cache / f"{name}.npy", self.cache / f"{name}.json"
-        if not (array.is_file() and facts.is_file()):
+        scored = self.cache / f"{name}.scored.npy"
+        if not (array.is_file() and facts.is_file() and scored.is_file()):
             chunks = self.chunks()
             self.cache.mkdir(parents=True, exist_ok=True)
             part = self.cache / f".{name}.{os.getpid()}.part.npy"
+            scored_part = self.cache / f".{name}.{os.getpid()}.scored.npy"
             common: dict[str, Any] = {
                 "chunks": chunks,
                 "target": str(part),
+                "scored": str(scored_part),
                 "threads": self.threads,
                 "text_sha256": self.text_sha256,
                 "kinds": self.kinds(),
@@ -163,13 +169,15 @@ class Evaluator:
                         plan=plan,
                         **common,
                     )
+                os.replace(scored_part, scored)
                 os.replace(part, array)
             finally:
                 part.unlink(missing_ok=True)
+                scored_part.unlink(missing_ok=True)
             write_atomically(facts, json.dumps(answer), shared=True)
         known = json.loads(facts.read_text(encoding="utf-8"))
         source = None if gguf else self.source
-        return Kept(array, known["sha256"], Evaluation(**known["row"]), source)
+        return Kept(array, known["sha256"], Evaluation(**known["row"]), scored, source)
 
     def measure_gguf(
         self,
@@ -177,11 +185,14 @@ class Evaluator:
         kept: Kept,
         *,
         threads: int,
+        scored: Path | None = None,
         chunks: int | None = None,
         children: process.Children | None = None,
         progress: process.Progress | None = None,
     ) -> Evaluation:
-        """Measure a GGUF file that llama.cpp runs, on the first ``chunks`` or all."""
+        """Measure a GGUF file that llama.cpp runs, on the first ``chunks`` or all. Its
+        log-probabilities of the scored tokens go to ``scored``, if that is given.
+        """
         return Evaluation(
             **self.by_llama_cpp(
                 "by_llama_cpp",
@@ -189,6 +200,7 @@ class Evaluator:
                 children=children,
                 progress=progress,
                 chunks=self.chunks()[:chunks],
+                scored=str(scored or ""),
                 threads=threads,
                 text_sha256=self.text_sha256,
                 kinds=self.kinds()[:chunks],

@@ -16,7 +16,7 @@ from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of
 from autoquant.core.records import WEIGHTS
 from autoquant.evaluate import models
-from autoquant.evaluate.scoring import Measure, predicting, targets_of
+from autoquant.evaluate.scoring import Measure, hash_of, predicting, targets_of
 from autoquant.forward import head
 from autoquant.forward.blockwise import Blockwise
 from autoquant.runtime import trace
@@ -42,6 +42,7 @@ def reference(
     chunks: list[list[int]],
     target: str,
     *,
+    scored: str,
     threads: int,
     text_sha256: str,
     kinds: list[str],
@@ -50,7 +51,8 @@ def reference(
     emit: Emit,
 ) -> dict[str, Any]:
     """Run the unquantized model and write its final hidden states to ``target``, float32 .npy
-    [chunks, predictions, width]. Returns its own ``row`` and the file's ``sha256``.
+    [chunks, predictions, width], and its log-probabilities of the scored tokens to ``scored`` (see
+    Measure.write). Returns its own ``row`` and the ``sha256`` of the first file.
     """
     progress = _Progress(report)
     where = models.place(plan, emit)
@@ -64,7 +66,7 @@ def reference(
         measure.add(last.logits(hidden[i : i + 1])[0], targets_of(chunk))
         progress()
     return {
-        "row": asdict(measure.result(TRANSFORMERS, text_sha256, kinds)),
+        "row": _row(measure, TRANSFORMERS, chunks, text_sha256, kinds, scored),
         "sha256": sha256_of(Path(target)),
     }
 
@@ -74,6 +76,7 @@ def log_probabilities(
     chunks: list[list[int]],
     target: str,
     *,
+    scored: str,
     threads: int,
     text_sha256: str,
     kinds: list[str],
@@ -98,7 +101,7 @@ def log_probabilities(
             report(i + 1, len(chunks))
     del out  # written
     return {
-        "row": asdict(measure.result(LLAMA_CPP, text_sha256, kinds)),
+        "row": _row(measure, LLAMA_CPP, chunks, text_sha256, kinds, scored),
         "sha256": sha256_of(Path(target)),
     }
 
@@ -110,6 +113,7 @@ def by_llama_cpp(
     source: Mapping[str, Any] | None,
     kept: str,
     sha256: str,
+    scored: str,
     threads: int,
     text_sha256: str,
     kinds: list[str],
@@ -118,7 +122,8 @@ def by_llama_cpp(
     emit: Emit,
 ) -> dict[str, Any]:
     """Measure a GGUF file that llama.cpp runs. ``kept`` is what :func:`reference` has written of
-    the ``source``, or :func:`log_probabilities` where there is none.
+    the ``source``, or :func:`log_probabilities` where there is none. The file's log-probabilities
+    of the scored tokens go to ``scored``, unless that is empty.
     """
     import torch
 
@@ -129,7 +134,7 @@ def by_llama_cpp(
         measure.add(torch.from_numpy(logits), targets_of(chunks[i]), known.logits(i, len(chunks)))
         if report is not None:
             report(i + 1, len(chunks))
-    return asdict(measure.result(LLAMA_CPP, text_sha256, kinds))
+    return _row(measure, LLAMA_CPP, chunks, text_sha256, kinds, scored)
 
 
 def by_blocks(
@@ -147,8 +152,9 @@ def by_blocks(
     emit: Emit,
 ) -> list[dict[str, Any]]:
     """Measure files (see models; each with ``states``, the path where its final hidden states are
-    kept until all are measured), one after the other, and then beside the reference chunk by chunk
-    at their heads. The rows in order.
+    kept until all are measured, and maybe ``scored``, that of its log-probabilities of the scored
+    tokens), one after the other, and then beside the reference chunk by chunk at their heads. The
+    rows in order.
     """
     progress, opened, hidden = _Progress(report), list[Blockwise](), list[Any]()
     where = models.place(plan, emit)
@@ -175,9 +181,25 @@ def by_blocks(
             progress()
     engines = [WEIGHTS if file.get("gguf") else TRANSFORMERS for file in files]
     return [
-        asdict(measure.result(engine, text_sha256, kinds))
-        for measure, engine in zip(measures, engines, strict=True)
+        _row(measure, engine, chunks, text_sha256, kinds, file.get("scored", ""))
+        for measure, engine, file in zip(measures, engines, files, strict=True)
     ]
+
+
+def _row(
+    measure: Measure,
+    engine: str,
+    chunks: list[list[int]],
+    text_sha256: str,
+    kinds: list[str],
+    scored: str,
+) -> dict[str, Any]:
+    """The figures; the log-probabilities that they are made of go to ``scored``, if that is a
+    path.
+    """
+    if scored:
+        measure.write(Path(scored))
+    return asdict(measure.result(engine, text_sha256, kinds, hash_of(chunks)))
 
 
 class _Reference:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -41,14 +42,28 @@ class Rows:
     by_weights: bool = False
 
     def key(self, artifact: Artifact) -> str:
-        """What the row of an artifact depends on."""
+        """What the row of an artifact depends on. Names what is kept of it."""
         by = "weights" if self.by_weights and not artifact.is_folder else ""
         return key_of(self.evaluator.key(), [stored.sha256 for stored in artifact.files], by)
 
-    def known(self, artifacts: Sequence[Artifact]) -> dict[str, Evaluation]:
-        """The rows that the journal has."""
-        facts = {a.type: self.run.done(f"evaluate {a.type}", self.key(a)) for a in artifacts}
-        return {name: Evaluation(**one) for name, one in facts.items() if one}
+    def known(self, artifacts: Sequence[Artifact], *, bare: bool = False) -> dict[str, Evaluation]:
+        """The rows that the journal has; ``bare``: also those of earlier versions, which kept no
+        log-probabilities.
+        """
+        done = {a.type: self.done(a.type, self.key(a), bare=bare) for a in artifacts}
+        return {name: row for name, row in done.items() if row is not None}
+
+    def done(self, name: str, key: str, *, bare: bool = False) -> Evaluation | None:
+        """One row that the journal has, or None; see :meth:`known`."""
+        facts = self.run.done(f"evaluate {name}", key)
+        row = Evaluation(**facts) if facts else None
+        return row if row is not None and (bare or row.log_probabilities) else None
+
+    def scored(self, key: str) -> Path:
+        """Where the log-probabilities of the scored tokens lie, by the row's key."""
+        folder = self.run.ours / "log-probabilities"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{key}.npy"
 
     def measure(self, artifacts: Sequence[Artifact], kept: Kept, bar: Bar) -> dict[str, Evaluation]:
         """The rows by type. Where a GGUF file cannot be run by its weights, llama.cpp runs all, and
@@ -65,9 +80,12 @@ class Rows:
                 self.by_weights = False
         return rows | self._by_llama_cpp(files, kept, bar)
 
-    def _note(self, artifact: Artifact, row: Evaluation) -> Evaluation:
-        facts = dataclasses.asdict(row)
-        self.run.record(f"evaluate {artifact.type}", self.key(artifact), [], facts)
+    def note(self, name: str, key: str, row: Evaluation) -> Evaluation:
+        """Note in the journal what was measured, with its file of log-probabilities."""
+        scored = self.scored(key)
+        named = scored.relative_to(self.run.folder).as_posix()
+        row = dataclasses.replace(row, log_probabilities=named)
+        self.run.record(f"evaluate {name}", key, [scored], dataclasses.asdict(row))
         return row
 
     def _in_blocks(
@@ -84,6 +102,7 @@ class Rows:
             {
                 **sources.file_of(self.snapshot, one.paths_in(self.run.folder), self.converter),
                 "states": str(states / f"{self.key(one)}.npy"),
+                "scored": str(self.scored(self.key(one))),
             }
             for one in artifacts
         ]
@@ -101,7 +120,10 @@ class Rows:
             log.warning("%s: the CPU does it", failure.where)
             self.how = {**self.how, "on_gpu": [[0, 1 << 60]]}
             found = self.evaluator.measure(files, kept, progress=progress, plan=self.how)
-        rows = {a.type: self._note(a, row) for a, row in zip(artifacts, found, strict=True)}
+        rows = {
+            a.type: self.note(a.type, self.key(a), row)
+            for a, row in zip(artifacts, found, strict=True)
+        }
         shutil.rmtree(states)
         return rows
 
@@ -121,10 +143,11 @@ class Rows:
                     artifact.path_in(self.run.folder),
                     kept,
                     threads=max(1, cores() // at_once),
+                    scored=self.scored(self.key(artifact)),
                     children=children,
                     progress=bar.part(artifact.type),
                 )
-                return self._note(artifact, row)
+                return self.note(artifact.type, self.key(artifact), row)
 
             return job
 

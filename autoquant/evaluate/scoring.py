@@ -8,7 +8,9 @@ next-token distribution.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,14 @@ def predicting(length: int) -> int:
 def targets_of(chunk: Sequence[int]) -> Sequence[int]:
     """The tokens that are to be predicted."""
     return chunk[len(chunk) // 2 + 1 :]
+
+
+def hash_of(chunks: Sequence[Sequence[int]]) -> str:
+    """The sha256 of chunks of token ids: equal where the same tokens are scored in the same
+    contexts.
+    """
+    said = json.dumps([list(chunk) for chunk in chunks])
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 class Measure:
@@ -70,10 +80,25 @@ class Measure:
             terms = log_p.exp().mul_(log_p.sub_(log_q))
             self.kl.append(terms.sum(1, dtype=torch.float64).cpu().numpy())
 
-    def result(self, engine: str, text_sha256: str, kinds: Sequence[str] = ()) -> Evaluation:
+    def write(self, path: Path) -> None:
+        """Write the log-probabilities of the scored tokens, in nats, as float32 .npy [chunks,
+        predictions].
+        """
+        part = path.with_suffix(".part")
+        with open(part, "wb") as file:
+            np.save(file, -np.stack(self.nll).astype(np.float32))
+        part.replace(path)
+
+    def result(
+        self,
+        engine: str,
+        text_sha256: str,
+        kinds: Sequence[str] = (),
+        tokens_sha256: str = "",
+    ) -> Evaluation:
         """The metrics, and of a text of several ``kinds`` (one a chunk) some of each. The
         perplexity's error is exp(mean) times the standard error of the mean, as llama.cpp reports
-        it.
+        it; the KL divergence's is that of its mean.
         """
         nll, kl = np.concatenate(self.nll), np.concatenate(self.kl)
         perplexity = _perplexity(nll)
@@ -93,9 +118,11 @@ class Measure:
             kl_median=float(np.median(kl)),
             kl_99=float(np.quantile(kl, 0.99)),
             agreement=float(np.concatenate(self.agree).mean()),
+            kl_error=math.sqrt(float(kl.var()) / max(1, len(kl) - 1)),
             tokens=len(nll),
             engine=engine,
             text_sha256=text_sha256,
+            tokens_sha256=tokens_sha256,
             by_kind=by_kind,
         )
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from autoquant.display.colors import BLUE, GREY, ORANGE, RED
+
 FORMATS = {"FP32": (8, 23), "FP16": (5, 10), "BF16": (8, 7), "FP8 E4M3": (4, 3), "FP8 E5M2": (5, 2)}
 """Exponent and mantissa bits. E4M3 without infinities, as in https://arxiv.org/abs/2209.05433 and
 on GPUs.
 """
-COLORS = ("#b23a48", "#e0a458", "#2a6f97")  # sign, exponent, mantissa
+COLORS = (RED, ORANGE, BLUE)  # sign, exponent, mantissa
 # half a bit more for scales, as with groups of 32
 BOX = "display:inline-block;width:1.1em;text-align:center;color:white;margin-right:1px"
 MEMORY = (
@@ -118,7 +120,7 @@ def memory_slider(billions: float = 8.0) -> Any:
 
     def draw(_: Any = None) -> None:
         sizes = memory(slider.value)
-        bar = "<div style='background:#2a6f97;height:1em;width:{}px'></div>"
+        bar = f"<div style='background:{BLUE};height:1em;width:{{}}px'></div>"
         bars = "".join(
             f"<tr><td style='text-align:left'>{name}</td><td"
             f" style='text-align:left'>{bar.format(max(2, round(1.25 * gigabytes)))}</td><td"
@@ -134,23 +136,25 @@ def memory_slider(billions: float = 8.0) -> Any:
     return ipywidgets.VBox([slider, shown])
 
 
-def perplexity(model: Any, ids: Any, context: int = 256) -> float:
-    """exp of the mean cross-entropy of every token but the first in chunks of ``context`` tokens.
-    ``ids``: [n] token ids, the same for all models that are compared.
+def log_probabilities(model: Any, ids: Any, context: int = 256) -> Any:
+    """What a model predicts of every token but the first in chunks of ``context`` tokens: float64
+    [predictions], in nats. ``ids``: [n] token ids, the same for all models that are compared.
     """
     import torch
     import torch.nn.functional as F
 
-    losses = []
+    found = []
     with torch.inference_mode():
         for start in range(0, len(ids) - context + 1, context):
             chunk = ids[start : start + context]
-            losses.append(
-                F.cross_entropy(
-                    model(input_ids=chunk[None, :-1]).logits[0].float(), chunk[1:]
-                ).item()
-            )
-    return math.exp(sum(losses) / len(losses))
+            logits = model(input_ids=chunk[None, :-1]).logits[0].float()
+            found.append(-F.cross_entropy(logits, chunk[1:], reduction="none").double().numpy())
+    return np.concatenate(found)
+
+
+def perplexity(model: Any, ids: Any, context: int = 256) -> float:
+    """exp of the mean cross-entropy of the same tokens; see :func:`log_probabilities`."""
+    return math.exp(-float(log_probabilities(model, ids, context).mean()))
 
 
 class Answer:
@@ -163,7 +167,7 @@ class Answer:
         return f"{'…' if self.right is None else '✓' if self.right else '✗'} {self.number}"
 
     def _repr_html_(self) -> str:
-        color = "#777" if self.right is None else "#2e7d32" if self.right else "#b00020"
+        color = GREY if self.right is None else "#2e7d32" if self.right else "#b00020"
         return f"<b style='color:{color};font-size:120%'>{html.escape(repr(self))}</b>"
 
 

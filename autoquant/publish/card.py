@@ -192,9 +192,10 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
                 " tokenizer are not comparable."
             ),
             "",
-            f"![Size against quality](./{plot.PLOT})",
-            "",
         ]
+        if plot.PLOT in result.extras or sum(a.evaluation is not None for a in ordered) > 1:
+            seen = plot.described({source.id: result})
+            parts += [f"![{seen}](./{plot.PLOT})", ""]
     kinds_head, kinds = tables.by_kind(result)
     if kinds:
         parts += ["Mean KL divergence by kind of text:", "", tables.markdown(kinds_head, kinds), ""]

@@ -73,9 +73,8 @@ class Sensitivities(Measured):
         parts = summary.parts(self.table)
         shown = html.table(*sensitivities.parts(parts, summary.types(self.table)))
         below = "".join(f"<div>{escape(line)}</div>" for line in self._below())
-        picture = html.picture(
-            self.png(), "what matters, and what files of any size lose", wide=True
-        )
+        seen = sensitivity_plot.described(summary.grid(self.table), self.points())
+        picture = html.picture(self.png(), seen, wide=True)
         return (
             f"<div><p><b>{escape(self.source.id)}</b>: {escape(self._how())}</p>{picture}{shown}"
             f"{below}</div>"
@@ -97,7 +96,7 @@ class Sensitivities(Measured):
         return dataclasses.replace(self, result=result)
 
     def png(self) -> bytes:
-        """The picture: left what a million weights of each tensor lose, right size against
+        """The picture: above what a million weights of each tensor lose, below size against
         predicted KL divergence, with llama.cpp's own types.
         """
         measured = self.result.artifacts if self.result is not None else ()

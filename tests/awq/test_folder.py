@@ -103,7 +103,6 @@ def test_the_folder_is_a_model_and_the_card_names_algorithm_and_format(four_bits
         "tokenizer.json",
         "tokenizer_config.json",
         "README.md",
-        "size-against-quality.png",
         ".autoquant",
     }
     for name in ("config.json", "quantize_config.json", "README.md"):

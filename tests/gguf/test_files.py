@@ -89,6 +89,7 @@ def test_folder_is_tidy(demo: Result) -> None:
         "journal.json",
         "header.gguf",
         "lock",
+        "log-probabilities",
     }
     assert (
         "FROM ./tiny-austen-4m-Q4_K_M.gguf"

@@ -180,6 +180,9 @@ def test_pictures_of_any_model(layers: int) -> None:
     grid = Grid("Q4_K", {k: v for k, v in kinds.items() if v}, outside)
     points = [Point("A", 10**9, 4.0, 0.1), Point("B", 2 * 10**9, 8.0, 0.0)]
     assert sensitivity_plot.draw("model", grid, points, points)[:4] == PNG
+    said = sensitivity_plot.described(grid, points)
+    assert "from 0.1 at 1.00 GB to 0 at 2.00 GB" in said
+    assert (f" ({f'attn_q, layer {layers - 1}'})." in said) == (layers > 0), "the most"
 
 
 def test_rows_that_k_quants_do_not_fit_are_summed_up_by_legacy_types() -> None:

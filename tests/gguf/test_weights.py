@@ -73,6 +73,8 @@ def test_the_engine_is_one_for_all_files_of_a_table(
         assert other.perplexity == pytest.approx(one.perplexity, rel=0.01)
     assert 0 < by_weights[1].kl_mean < by_llama_cpp[1].kl_mean < 0.001
     assert by_weights[3].kl_mean < 1e-9
+    alone = [row for _, row in pipeline.evaluate_files(paths, "demo", chunks=4)]
+    assert by_weights[:3] == alone, "a folder that is measured beside them changes nothing"
 
 
 def test_a_large_model_is_quantized_and_measured_without_llama_cpp_running_it(

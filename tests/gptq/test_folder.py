@@ -45,7 +45,6 @@ def test_the_folder_is_a_model_and_names_no_path_of_this_machine(
         "tokenizer.json",
         "tokenizer_config.json",
         "README.md",
-        "size-against-quality.png",
         ".autoquant",
     }
     for name in ("config.json", "quantize_config.json", "README.md"):

@@ -112,12 +112,15 @@ def test_run_all_ends_well_without_network_and_gpu(
     if name == "07_Compare":
         assert said["plan"].count("it fits") >= 3, "both models as GGUF, the larger one by GPTQ"
         assert said["answer"].count("MB: ") == 4
+        assert said["answer"].count(" against ") >= 1
         assert all(
-            " ± " in line
-            and line.split(" -> ")[1]
-            in ("within the error", "tiny-austen-4m is better", "tiny-austen-2m is better")
+            re.search(
+                r"tiny-austen-2m \w+ against tiny-austen-4m \w+: [+-]\d\.\d+ ± \d\.\d+ nats per"
+                r" token, z = [+-]\d+\.\d: (within the error|tiny-austen-[24]m \w+ is better)$",
+                line,
+            )
             for line in said["answer"].splitlines()
-            if " -> " in line
+            if " against " in line
         )
         assert sorted(one.name for one in (tmp_path / "work" / "compared").iterdir()) == [
             "tiny-austen-2m-GGUF",
@@ -198,6 +201,10 @@ def test_the_lesson(tmp_path: Path, cache: Path) -> None:
     assert rows["absmax, tensor"][-1] > rows["absmax, row"][-1] > by_bits[-1], (
         "the fewer weights share a scale, the better"
     )
+    mean, error = map(float, re.findall(r"4M − 2M +([+-][\d.]+) ± ([\d.]+)", said["paired"])[0])
+    assert mean / error > 2, "the larger model is better"
+    own = [float(one) for one in re.findall(r"^[24]M  .* ± ([\d.]+)", said["paired"], re.MULTILINE)]
+    assert mean < sum(own), "which the errors of the two, apart, do not tell"
 
 
 @pytest.mark.skipif(COLAB, reason="papermill runs notebooks on one's own machine")

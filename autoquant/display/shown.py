@@ -1,0 +1,51 @@
+"""What a result shows of itself beside its table: its model card and its checks."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoquant.core.records import RunRecord
+from autoquant.display import html, tables
+
+
+class Card(str):
+    """A model card's text."""
+
+    folder: Path | None = None
+
+    def beside(self, folder: Path) -> Card:
+        """The same card, which knows the folder where its picture lies."""
+        self.folder = folder
+        return self
+
+    def _repr_markdown_(self) -> str:
+        # the metadata is for the Hub
+        shown = str(self).split("\n---\n", 1)[-1] if self.startswith("---\n") else str(self)
+
+        def inside(source: re.Match[str]) -> str:  # a notebook looks for pictures beside itself
+            picture = self.folder / source[1] if self.folder is not None else None
+            return (
+                f"](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})"
+                if picture is not None and picture.is_file()
+                else source[0]
+            )
+
+        return re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown)
+
+
+@dataclass(frozen=True, repr=False)
+class Checks:
+    """A result's checks, to be shown."""
+
+    result: RunRecord
+
+    def __str__(self) -> str:
+        return tables.checks(self.result)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html.checks(self.result)

@@ -1,0 +1,150 @@
+"""What is seen on plots: every file, its error, labels that can be read; and words for those who do
+not see them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autoquant
+from autoquant.display import plot
+from autoquant.display.colors import COLORS
+from autoquant.publish import card
+from autoquant.result import Result
+
+PACKAGE = Path(autoquant.__file__).parent
+NOTEBOOKS = PACKAGE.parent / "notebooks"
+# no text and no line: shades of an area that has darker ones, an area without a value, a frame
+# around a form, thin lines behind marks
+AREAS = {"#dbe8f0", "#8fb1c7", "#ffffff", "#ccc", "#dddddd"}
+
+
+def contrast(color: str) -> float:
+    """A colour's contrast against white; https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio."""
+    digits = color.lstrip("#")
+    whole = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    parts = [int(whole[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 1.05 / (0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
+
+
+def test_contrast_by_hand() -> None:
+    assert contrast("#000000") == pytest.approx(21)
+    assert contrast("#fff") == pytest.approx(1)
+    assert contrast("#777777") == pytest.approx(4.48, abs=0.005)
+
+
+def test_every_colour_of_text_or_lines_can_be_read_on_white() -> None:
+    sources = list(PACKAGE.rglob("*.py")) + sorted(NOTEBOOKS.glob("0[02-7]*.ipynb"))
+    found = {
+        (path.name, color.lower())
+        for path in sources
+        for color in re.findall(
+            r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?=[\"';)\\])", path.read_text(encoding="utf-8")
+        )
+    }
+    assert {color for _, color in found} >= {*COLORS, "#2e7d32", "#b00020"}, "they are found"
+    faint = {one: round(contrast(one[1]), 2) for one in found if one[1] not in AREAS}
+    assert {one: ratio for one, ratio in faint.items() if ratio < 4.5} == {}
+    assert len(set(COLORS)) == len(COLORS) == 10
+
+
+def only(run: Result, *types: str) -> Result:
+    return dataclasses.replace(
+        run, artifacts=tuple(one for one in run.artifacts if one.type in types), extras=()
+    )
+
+
+def test_one_file_is_not_drawn(demo: Result, tmp_path: Path) -> None:
+    single = dataclasses.replace(only(demo, "Q4_K_M"), folder=tmp_path)
+    assert not plot.draw({"a": single}, io.BytesIO())
+    path = tmp_path / plot.PLOT
+    path.write_bytes(b"of two files, once")
+    plot.write(single, path)
+    assert not path.exists()
+    assert ".png" not in card.text(single), "no link to what is not there"
+    assert "model card in" in str(single)
+    assert "<img" not in single._repr_html_()
+    both = dataclasses.replace(only(demo, "Q4_K_M", "Q2_K"), folder=tmp_path)
+    plot.write(both, path)
+    assert f"](./{plot.PLOT})" in card.text(both)
+    assert "<img" in both._repr_html_()
+    assert "model card and plot in" in str(demo)
+
+
+def test_points_have_the_errors_of_their_table(demo: Result) -> None:
+    figure = plot.figure({"a": demo})
+    files = sorted(demo.artifacts, key=lambda one: one.bytes)
+    for axis, value, error in zip(
+        figure.axes, ("perplexity", "kl_mean"), ("perplexity_error", "kl_error"), strict=True
+    ):
+        (bars,) = [one for one in axis.containers if type(one).__name__ == "ErrorbarContainer"]
+        (lines,) = bars[2]
+        for segment, one in zip(lines.get_segments(), files, strict=True):
+            (_, low), (_, high) = segment
+            middle, half = getattr(one.evaluation, value), getattr(one.evaluation, error)
+            assert high == pytest.approx(middle + half)
+            assert low == pytest.approx(middle - min(half, 0.9 * middle))
+            assert half > 0
+    old = [
+        dataclasses.replace(one, evaluation=dataclasses.replace(one.evaluation, kl_error=None))
+        for one in demo.artifacts
+        if one.evaluation is not None
+    ]
+    assert plot.draw({"a": dataclasses.replace(demo, artifacts=tuple(old))}, io.BytesIO())
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "4bit-128g-autoround-desc", 60 * "x"])
+def test_labels_stay_inside(demo: Result, name: str) -> None:
+    """Those of points in their axes, titles in the figure."""
+    source = dataclasses.replace(demo.source, id="owner/" + 9 * "a-model-with-a-long-name-")
+    files = tuple(
+        dataclasses.replace(one, type=name if one.type == "Q8_0" else one.type)
+        for one in demo.artifacts
+    )
+    figure = plot.figure({"a": dataclasses.replace(demo, artifacts=files, source=source)})
+    figure.canvas.draw()
+
+    def inside(text: Any, box: Any) -> bool:
+        own, outer = text.get_window_extent(), box.padded(0.5)  # half a pixel
+        return bool(
+            outer.x0 <= own.x0 and own.x1 <= outer.x1 and outer.y0 <= own.y0 and own.y1 <= outer.y1
+        )
+
+    for axis in figure.axes:
+        shown = [text for text in axis.texts if text.get_visible()]
+        assert len(shown) >= 2
+        assert all(inside(text, axis.get_window_extent()) for text in shown)
+    assert inside(figure._suptitle, figure.bbox)
+
+
+def test_letters_are_large_enough_at_600_pixels(demo: Result) -> None:
+    figure = plot.figure({"a": demo})
+    figure.canvas.draw()
+    shown = [t for axis in figure.axes for t in (*axis.texts, axis.xaxis.label, axis.yaxis.label)]
+    shown += [label for axis in figure.axes for label in axis.get_xticklabels()]
+    pixels = 600 / figure.get_figwidth() / 72
+    assert min(text.get_fontsize() for text in shown) * pixels >= 10
+
+
+def test_the_picture_in_words_names_axes_best_and_worst(demo: Result) -> None:
+    said = plot.described({"a": demo})
+    rows = {one.type: one.evaluation for one in demo.artifacts}
+    worst = max(rows, key=lambda name: rows[name].kl_mean if rows[name] else 0)  # type: ignore[union-attr]
+    row = rows[worst]
+    assert row is not None
+    assert "two plots of 5 files" in said
+    assert "perplexity (left, lower is better) from " in said
+    assert f" to {row.kl_mean:.4g} ({worst}, " in said
+    assert said in card.text(demo)
+    assert said in demo._repr_html_()
+    assert "]" not in said, "it stands in a link of Markdown"
+    assert plot.described({"a": dataclasses.replace(demo, reference=None)}) == ""
