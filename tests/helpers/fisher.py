@@ -138,11 +138,11 @@ def unseen() -> dict[str, Any]:
     """What becomes of the information of four experts, two of which no token was sent to."""
     import torch
 
-    from autoquant.fisher.collect import _fill_unseen
+    from autoquant.fisher.walk import fill_unseen
 
     squares = {
         "experts": torch.tensor([0.0, 2.0, 0.0, 4.0])[:, None, None].expand(4, 2, 3).clone(),
         "matrix": torch.zeros(2, 3),
     }
-    count = _fill_unseen(squares)
+    count = fill_unseen(squares)
     return {"count": count, "means": squares["experts"].mean((1, 2)).tolist()}

@@ -27,7 +27,7 @@ from autoquant.fisher import table
 from autoquant.fisher.table import SAMPLE, Row, Sensitivities
 from autoquant.forward import cost
 from autoquant.hub import download
-from autoquant.methods.gguf.cutting import tokens
+from autoquant.methods.cutting import tokens
 from autoquant.methods.gguf.options import FISHER, GgufOptions
 from autoquant.source.headers import read_json
 
