@@ -122,6 +122,8 @@ def gptq(
     *,
     out: str | Path | None = None,
     bits: int = 4,
+    bpw: float = 0,
+    sensitivity_samples: int = 32,
     desc_act: bool = False,
     sym: bool = True,
     damp_percent: float = 0.05,

@@ -173,17 +173,20 @@ def read(
     """Read a layer before and after, and count. Runs in a worker."""
     import numpy as np
 
+    from autoquant.formats import gptq
     from autoquant.formats.checkpoint import quantization
     from autoquant.formats.checks import relative_error
     from autoquant.formats.dequantized import weight
     from autoquant.formats.tensors import Part, Tensors
 
     before = Tensors(original).part(Part.from_json(part)).astype(np.float32)
-    after, stored = (
-        (weight(Tensors(path), layer, quantization(path)), "")
-        if Path(path).is_dir()
-        else _gguf(path, layer)
-    )
+    if Path(path).is_dir():
+        block = quantization(path)
+        after, stored = weight(Tensors(path), layer, block), ""
+        if block.get("quant_method") == "gptq" and gptq.mixed(block):
+            stored = str(gptq.kind(block, layer))
+    else:
+        after, stored = _gguf(path, layer)
     after = after[: len(before)]  # EXL2 pads outputs
     limit = float(max(abs(before).max(), abs(after).max())) or 1.0
     edges = np.linspace(-limit, limit, BINS + 1)

@@ -161,8 +161,8 @@ class Result(RunRecord):
         return tables.table(head, body) if body else ""
 
     def recipe(self) -> str:
-        """A table of how many tensors of each kind have which type, in files of a size (``size=``);
-        empty if types were asked for.
+        """A table of how many tensors of each kind have which type, in files of a size (``size=``,
+        ``bpw=``); empty if types were asked for.
         """
         head, body = gains.recipes(self)
         return tables.table(head, body, left=len(head)) if body else ""

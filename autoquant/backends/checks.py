@@ -46,7 +46,7 @@ def verify(
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     block = config.get("quantization_config") or {}
-    wrong = {name: block.get(name) for name, value in wanted.items() if block.get(name) != value}
+    wrong = {name: block.get(name) for name in wanted if not _says(block, name, wanted[name])}
     if wrong:
         raise CheckFailed(
             f"config.json: quantization_config has {wrong}, asked for"
@@ -78,8 +78,9 @@ def verify(
     if broken:
         raise CheckFailed(f"{broken[0]} has NaN or Inf values")
     size, notes = quantized.bytes(), warnings(errors, advice)
-    loader = dequantized.load if read_back else format.loader
-    engine = dequantized.READ_BACK if read_back else format.engine
+    loader, engine = dequantized.loading(block)
+    if read_back:
+        loader, engine = dequantized.load, dequantized.READ_BACK
     # our reader makes float32 of it, compressed-tensors 16 bits
     width = 4 if read_back else 2 if block["quant_method"] == "compressed-tensors" else 0
     needed, seen = max(width * parameters, size) + (2 << 30), ""
@@ -118,10 +119,20 @@ def verify(
 def _settings(block: Mapping[str, Any]) -> Iterator[str]:
     """What a block of config.json says, one by one, without what it leaves out."""
     for name, value in block.items():
-        if isinstance(value, Mapping):
+        if name == "dynamic":
+            yield f"{name}: {len(value)} patterns, which every layer's codes agree with"
+        elif isinstance(value, Mapping):
             yield from _settings(value)
         elif value is not None:
             yield f"{name} {value}"
+
+
+def _says(block: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether a block has a value; of one with names of its own these may stand among others."""
+    found = block.get(name)
+    if isinstance(value, dict) and isinstance(found, dict):
+        return value.items() <= found.items()
+    return bool(found == value)
 
 
 def generates(model: Any, folder: str, source: str, engine: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ def quantize(
     report: Report,
     desc_act: bool = False,
     damp_percent: float = 0.05,
+    dynamic: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
-    """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one.
+    """GPTQ or AWQ (``algorithm`` "gptq", "awq") with GPTQModel, on a GPU if there is one. Of GPTQ
+    ``dynamic`` gives modules whose names match a pattern bits and a group size of their own.
 
     Returned are, beside what is said of the samples, ``rounded``: how many matrices (experts) were
     rounded to the nearest because too few samples reached them; and ``published names``: whether
@@ -75,6 +77,7 @@ def quantize(
             desc_act=desc_act,
             sym=sym,
             damp_percent=damp_percent,
+            dynamic={name: dict(own) for name, own in (dynamic or {}).items()} or None,
             offload_to_disk_path=scratch,
             # the library's default, which it refuses for whole rows
             act_group_aware=not desc_act and group_size > 0,
@@ -96,7 +99,10 @@ def quantize(
     loaded.save(saved)
     division, taken, other = renamed.write(saved, target, model, algorithm)
     shutil.copyfile(f"{saved}/config.json", f"{target}/config.json")
-    keep_config(Path(target), config, renamed.exceptions(division, taken, algorithm))
+    more = renamed.exceptions(division, taken, algorithm)
+    if dynamic:
+        more["dynamic"] = {**more.get("dynamic", {}), **dynamic}
+    keep_config(Path(target), config, more)
     tidy(Path(target), model)
     few = [one for one in loaded.quant_log if str(one.get("loss")).startswith("fallback")]
     return {**used(ids), "rounded": len(few), "published names": other}

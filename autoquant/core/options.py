@@ -55,8 +55,9 @@ class UploadOptions(BaseModel):
         "layout": "upload",
         "overwrite": "upload",
     }
-    """When an option has an effect: "other" (is given), "other=value", "other!=value" or
-    "other!=value|value". Forms grey it out where it has none, and :func:`build` refuses it.
+    """When an option has an effect: "other" (is given), "!other" (is not), "other=value",
+    "other!=value" or "other!=value|value". Forms grey it out where it has none, and :func:`build`
+    refuses it.
     """
     main: ClassVar[tuple[str, ...]] = ()
     """The options that a form shows at first; the others are folded."""
@@ -197,6 +198,8 @@ def meant(cls: type[UploadOptions], name: str, values: Mapping[str, Any]) -> boo
     rule = cls.applies.get(name, "")
     if not rule:
         return True
+    if rule.startswith("!"):
+        return not values[rule[1:]]
     other, unequal, unwanted = rule.partition("!=")
     if unequal:
         return str(values[other]) not in unwanted.split("|") and meant(cls, other, values)
@@ -212,9 +215,11 @@ def refuse_idle(options: UploadOptions) -> None:
     for name, field in cls.model_fields.items():
         if values[name] == field.default or meant(cls, name, values):
             continue
-        other, unequal, _ = cls.applies[name].partition("!=")
+        other, unequal, _ = cls.applies[name].removeprefix("!").partition("!=")
         flag = "--" + other.partition("=")[0].replace("_", "-")
-        if unequal:
+        if cls.applies[name].startswith("!"):
+            reason = f"has no effect beside {other}={values[other]!r} ({flag}); leave that out"
+        elif unequal:
             now = values[other]
             reason = f"has no effect with {other}={now!r} ({flag} {now}); take another {other}"
         else:

@@ -12,7 +12,7 @@ from autoquant.core.errors import ProcessFailed
 from autoquant.evaluate import models
 from autoquant.fisher import damage, ends
 from autoquant.fisher.damage import Found, Matrix
-from autoquant.forward.gradients import backward
+from autoquant.fisher.walk import walk
 from autoquant.runtime.worker import Emit, Report
 
 
@@ -58,7 +58,6 @@ def collect(
     ids = torch.tensor(chunks)
     places = model.parameters.places()
     columns: dict[str, Any] = {}
-    done, unseen = 0, 0
 
     def finished(matrix: Matrix) -> None:
         earlier = (known or {}).get(matrix.name)
@@ -90,36 +89,9 @@ def collect(
                 }
             )
 
-    total = len(ids) * len(model.units)
-    squares: dict[str, Any] = {}
     wanted = {places[one][0] for name in kinds for one in made[name].names() if one in places}
 
-    def sink(block: str, number: int, gradients: Mapping[str, Any]) -> None:
-        nonlocal done, unseen
-        for own_name, gradient in gradients.items():
-            name = f"{block}.{own_name}"
-            if name not in wanted:
-                continue
-            if name not in squares:
-                squares[name] = torch.zeros(gradient.shape, device=gradient.device)
-            squares[name].addcmul_(gradient, gradient)
-        done += 1
-        if report is not None:
-            report(done, total)
-        if number == len(ids) - 1:
-            unseen = max(unseen, _fill_unseen(squares))
-            of_block(block)
-            squares.clear()
-
-    def of_block(block: str) -> None:
-        parameters = dict(model.units[block].named_parameters())
-        weights = {
-            f"{block}.{n}": one.detach()
-            for n, one in parameters.items()
-            if f"{block}.{n}" in squares
-        }
-        information = model.parameters.given_back(squares)
-        values = model.parameters.given_back(weights)
+    def of_block(information: dict[str, Any], values: dict[str, Any]) -> None:
         for name in kinds:
             graph = made[name]
             if name in columns or not graph.sources or not set(graph.names()) <= set(information):
@@ -128,15 +100,7 @@ def collect(
             if moved is not None:
                 finished(_in_memory(name, *moved))
 
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(logits: Any, _: int) -> Any:
-        """Of labels drawn from the model's own predictions."""
-        chances = logits[0].detach().softmax(-1).cpu()
-        labels = torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
-        return torch.nn.functional.cross_entropy(logits[0], labels, reduction="sum")
-
-    reached = backward(model, ids, loss, sink)
+    reached, unseen = walk(model, ids, wanted, of_block, seed=seed, report=report)
     for matrix in _ends(model, made, kinds, ids, reached):
         finished(matrix)
     model.close()
@@ -160,21 +124,6 @@ def _usable(kinds: list[str], *, with_importance: bool) -> list[str]:
     from autoquant.backends.llamacpp.quantize import NEEDING
 
     return [kind for kind in kinds if with_importance or kind not in NEEDING]
-
-
-def _fill_unseen(squares: Mapping[str, Any]) -> int:
-    """Give experts that no token was sent to the mean information of the others, so that they do
-    not count as worthless; how many they are.
-    """
-    unseen = 0
-    for value in squares.values():
-        if value.ndim < 3:
-            continue
-        seen = value.flatten(1).any(1)
-        if seen.any() and not seen.all():
-            value[~seen] = value[seen].mean(0)
-            unseen = max(unseen, int((~seen).sum()))
-    return unseen
 
 
 def _moved(

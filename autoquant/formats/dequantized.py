@@ -33,7 +33,12 @@ from autoquant.formats import (
 from autoquant.formats.architecture import class_of, config_of
 from autoquant.formats.checkpoint import quantization
 from autoquant.formats.experts import Joined
-from autoquant.formats.loaders import bitsandbytes_model, gptqmodel_kernels, transformers_model
+from autoquant.formats.loaders import (
+    bitsandbytes_model,
+    gptqmodel_kernels,
+    mixed_gptq,
+    transformers_model,
+)
 from autoquant.formats.tensors import Floats, Tensors
 
 READ_BACK = "transformers, from the weights as they were read back"
@@ -100,9 +105,7 @@ def _bitsandbytes_inputs(_: Tensors, __: str, block: dict[str, Any]) -> Callable
 FORMATS = {  # by quant_method
     "gptq": Format(
         (".qweight",),
-        lambda tensors, name, block: gptq_format.dequantize(
-            _parts(tensors, name, gptq_format.PARTS), int(block["bits"])
-        ),
+        lambda tensors, name, block: gptq_format.weight(tensors.get, name, block),
         lambda block: block.get("checkpoint_format") == "gptq",
         gptqmodel_kernels,
     ),
@@ -160,6 +163,14 @@ def format_of(block: dict[str, Any]) -> Format:
     return FORMATS[block["quant_method"]]
 
 
+def loading(block: dict[str, Any]) -> tuple[Callable[[str], Any], str]:
+    """What loads a folder with this quantization block, and how the library is called that does."""
+    format = format_of(block)
+    if block["quant_method"] == "gptq" and gptq_format.mixed(block):
+        return mixed_gptq, "GPTQModel"
+    return format.loader, format.engine
+
+
 def weight(tensors: Tensors, name: str, block: dict[str, Any]) -> Floats:
     """The weight [out, in] of a quantized layer; ``block`` is config.json's quantization block."""
     return format_of(block).weight(tensors, name, block)
@@ -193,9 +204,10 @@ class Values:
                 self.scaled[name.removesuffix(".scales")] = self.tensors.raw(name).float()
             elif not owned(name, self.layers):
                 shapes[name] = tuple(shape)
-        bits = int(self.block.get("bits") or 0)
         for layer in sorted(self.layers):
-            shapes[f"{layer}.weight"] = shape_of(headers, layer, stored_by, bits, self.tensors)
+            shapes[f"{layer}.weight"] = shape_of(
+                headers, layer, stored_by, self.block, self.tensors
+            )
         self.shapes = shapes
 
     def value(self, name: str) -> Any:
@@ -221,15 +233,15 @@ def shape_of(
     headers: Mapping[str, tuple[str, list[int]]],
     layer: str,
     stored_by: str,
-    bits: int,
+    block: Mapping[str, Any],
     tensors: Tensors,
 ) -> tuple[int, ...]:
-    """[outputs, inputs] of a layer; of HQQ and bitsandbytes the ``tensors`` tell. Raises ValueError
-    where these are not at hand.
+    """[outputs, inputs] of a layer by the quantization ``block``; of HQQ and bitsandbytes the
+    ``tensors`` tell. Raises ValueError where these are not at hand.
     """
     if stored_by == "gptq":
         words, outputs = headers[f"{layer}.qweight"][1]
-        return (outputs, words * 32 // bits)
+        return (outputs, words * 32 // gptq_format.kind(block, layer).bits)
     if stored_by == "awq":
         inputs, words = headers[f"{layer}.qweight"][1]
         return (words * 8, inputs)

@@ -7,6 +7,7 @@ from typing import Any
 from autoquant.core.errors import CheckFailed
 from autoquant.formats.architecture import class_of, config_of
 from autoquant.formats.checkpoint import quantization
+from autoquant.formats.tensors import Tensors
 
 NAMED = 3  # tensors named in an error
 
@@ -58,6 +59,30 @@ def gptqmodel_kernels(folder: str) -> Any:
             folder, quantization_config=GPTQConfig(bits=int(block["bits"]), backend="gptq_torch")
         )
     return transformers_model(folder, quantization_config=AwqConfig(backend="torch_awq"))
+
+
+def mixed_gptq(folder: str) -> Any:
+    """A folder of GPTQ whose layers differ in bits or group size, loaded by GPTQModel with its
+    kernel of plain torch: transformers takes all layers to be alike. Raises CheckFailed if
+    GPTQModel does not take the layers for quantized that are.
+    """
+    import torch
+    from gptqmodel import BACKEND, GPTQModel
+
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    model = GPTQModel.load(folder, device=device, backend=BACKEND.GPTQ_TORCH).model
+    found = {name for name, one in model.named_modules() if hasattr(one, "qweight")}
+    stored = {
+        name.removesuffix(".qweight")
+        for name in Tensors(folder).names()
+        if name.endswith(".qweight")
+    }
+    if astray := sorted(found ^ stored):
+        raise CheckFailed(
+            "GPTQModel does not load the folder as it is: it knows the layers by other names, such"
+            f" as {', '.join(astray[:NAMED])}"
+        )
+    return model
 
 
 def bitsandbytes_model(folder: str) -> Any:

@@ -87,9 +87,7 @@ def _by_layer(
     }
     made = {}
     for layer in layers:
-        shape = dequantized.shape_of(
-            headers, layer, stored_by, int(block.get("bits") or 4), tensors
-        )
+        shape = dequantized.shape_of(headers, layer, stored_by, block, tensors)
         made[f"{layer}.weight"] = Made(shape, stored_by, layer)
     for name, (_, stored) in headers.items():
         if name.endswith(awq.ACTIVATIONS):

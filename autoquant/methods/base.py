@@ -128,6 +128,9 @@ class Method(ABC, Generic[O]):
     nearly_lossless: ClassVar[tuple[str, ...]] = ()
     """Types that cannot change a model much: if one does, something else is wrong."""
 
+    chosen: ClassVar[str] = ""
+    """The card's sentence on files whose types were chosen for a size, above the table of them."""
+
     # what notebooks and tests make with it
     usual_types: ClassVar[tuple[UsualType, ...]] = ()
     """What :mod:`autoquant.sizing` offers of it; GGUF's types are there by themselves."""

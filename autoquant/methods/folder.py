@@ -91,6 +91,12 @@ class FolderMethod(Method[F]):
         """What to do where the library itself fails on a model; empty if there is nothing."""
         return ""
 
+    def prepared(self, snapshot: Snapshot, options: F, run: RunFolder) -> Recipe:
+        """How it is made, with what has to be found out of the model before; steps that the
+        journal knows are not done again.
+        """
+        return self.recipe(options)
+
     # --- what follows is the same for most
 
     writes_intermediate: ClassVar[bool] = True
@@ -192,8 +198,7 @@ class FolderMethod(Method[F]):
         """Quantize and verify, unless the journal knows it as done. The run's folder becomes the
         model's folder.
         """
-        recipe, type = self.recipe(options), self.type_of(options)
-        samples = Samples.of(snapshot.source, options) if recipe.samples else None
+        type = self.type_of(options)
         step = f"quantize {type}"
         others = sorted(n for n in run.steps if n.startswith("quantize ") and n != step)
         if others:
@@ -201,6 +206,8 @@ class FolderMethod(Method[F]):
                 f"out: {run.folder} holds a {others[0].removeprefix('quantize ')} model; name"
                 f" another folder for {type}"
             )
+        recipe = self.prepared(snapshot, options, run)
+        samples = Samples.of(snapshot.source, options) if recipe.samples else None
         depends = [snapshot.sha256, recipe.algorithm, dict(recipe.settings)]
         key = key_of(*depends, *(samples.depends(recipe.arguments) if samples else ()))
         facts = run.done(step, key)
@@ -298,6 +305,7 @@ class FolderMethod(Method[F]):
             notes=(*recipe.notes, *self.notes(source, options), *fewer, *verified["notes"]),
             facts={
                 **used,
+                **recipe.facts,
                 "algorithm": recipe.algorithm,
                 "scaled": recipe.scaled,
                 "settings": dict(recipe.settings),

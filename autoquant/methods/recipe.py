@@ -23,7 +23,7 @@ class Recipe:
     ``advice`` is what to do if one moves far; ``scaled``: the algorithm scales weights (see
     formats.checks.relative_error). ``samples``: the function is given calibration samples;
     ``arguments`` are further ones that belong to them. ``environment`` is a separate one, of
-    runtime.environments.PINS, in place of the method's own.
+    runtime.environments.PINS, in place of the method's own. ``facts`` are noted of the artifact.
     """
 
     target: str
@@ -38,6 +38,7 @@ class Recipe:
     environment: str = ""
     scaled: bool = False
     notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def call_backend(

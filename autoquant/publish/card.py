@@ -22,11 +22,6 @@ from autoquant.methods import METHODS
 
 PROJECT = "AutoQuant"
 RUNNING = "\n## How to run\n"
-CHOSEN = (
-    "**AQ** files: each tensor has the type that loses the least within the file's size, as the"
-    " Fisher information of its weights predicts (sensitivity.json has the predictions, the file's"
-    " header the whole recipe)."
-)
 
 
 def base_model(result: RunRecord) -> str | None:
@@ -206,7 +201,8 @@ def text(result: RunRecord, *, links: Mapping[str, str] | None = None) -> str:
         parts += ["Worth knowing:", "", *notes, ""]
     recipe_head, recipes = gains.recipes(result)
     if recipes:
-        parts += [CHOSEN, "", tables.markdown(recipe_head, recipes, left=len(recipe_head)), ""]
+        chosen = tables.markdown(recipe_head, recipes, left=len(recipe_head))
+        parts += [method.chosen, "", chosen, ""]
     parts += [
         RUNNING.strip(),
         "",

@@ -229,7 +229,7 @@ def test_what_cannot_be_is_refused_before_any_work(
 def test_memory_for_gradients_is_looked_at_before(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("autoquant.methods.gguf.sensitivity.memory_available", lambda: 700_000_000)
+    monkeypatch.setattr("autoquant.methods.gradients.memory_available", lambda: 700_000_000)
     with pytest.raises(InputError, match=r"gradients on 200 chunks need .* Take at most \d+ sens"):
         autoquant.gguf("demo", size="2MB", sensitivity_samples=200, out=tmp_path / "out")
 
@@ -277,7 +277,7 @@ def test_a_type_is_compared_with_in_one_run_and_asked_for_in_another(
 def test_a_given_table_needs_no_gradients(
     sized: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoquant.methods.gguf.sensitivity.memory_available", lambda: 1000)
+    monkeypatch.setattr("autoquant.methods.gradients.memory_available", lambda: 1000)
     planned = autoquant.plan("gguf", "demo", size="2MB", sensitivity=sized.folder)
     assert "measure sensitivities" not in planned.seconds
     made = autoquant.gguf(

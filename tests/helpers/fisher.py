@@ -138,11 +138,83 @@ def unseen() -> dict[str, Any]:
     """What becomes of the information of four experts, two of which no token was sent to."""
     import torch
 
-    from autoquant.fisher.collect import _fill_unseen
+    from autoquant.fisher.walk import fill_unseen
 
     squares = {
         "experts": torch.tensor([0.0, 2.0, 0.0, 4.0])[:, None, None].expand(4, 2, 3).clone(),
         "matrix": torch.zeros(2, 3),
     }
-    count = _fill_unseen(squares)
+    count = fill_unseen(squares)
     return {"count": count, "means": squares["experts"].mean((1, 2)).tolist()}
+
+
+def rounding(bits: int, group_size: int, sym: bool) -> dict[str, float]:
+    """The squared error of our rounding of a matrix relative to that of GPTQModel's own quantizer,
+    group by group, and the share of weights that are rounded to another value.
+    """
+    import torch
+    from gptqmodel.quantization.config import GPTQConfig
+    from gptqmodel.quantization.quantizer import Quantizer
+
+    from autoquant.fisher.rounding import rounded
+
+    torch.manual_seed(0)
+    weights = torch.randn(48, 128)
+    if not sym:  # a group on one side of zero, of which GPTQModel clips half if it is symmetric
+        weights[3, :32] = weights[3, :32].abs()
+    size = group_size if group_size > 0 else weights.shape[1]
+    parts = []
+    for group in weights.split(size, dim=1):
+        theirs = Quantizer(GPTQConfig(bits=bits, group_size=group_size, sym=sym))
+        theirs.configure(perchannel=True)
+        theirs.find_params(group, weight=True)
+        parts.append(theirs.quantize(group))
+    ours, own = rounded(weights, bits, group_size, sym=sym), torch.cat(parts, 1)
+    step = float((own - weights).abs().max())
+    return {
+        "error": float((ours - weights).norm() / (own - weights).norm()),
+        "other": float(((ours - own).abs() > step / 2).float().mean()),
+    }
+
+
+def modules() -> dict[str, Any]:
+    """The damage of each matrix of the small bundled model, block by block, and by the gradients of
+    the whole model.
+    """
+    import torch
+
+    from autoquant.core.bundled import MODELS
+    from autoquant.fisher.rounding import collect, rounded
+
+    folder = str(MODELS["demo-small"])
+    ids = torch.arange(3, 3 + 4 * 24).reshape(4, 24) % 500
+    model = _whole(folder)
+    weights = {
+        name: one for name, one in model.named_parameters() if ".layers." in name and one.ndim == 2
+    }
+    found = collect(
+        {"folder": folder},
+        ids.tolist(),
+        list(weights),
+        [(4, 32), (8, -1)],
+        sym=True,
+        threads=2,
+        emit=lambda _: None,
+    )["nats"]
+    generator, worst = torch.Generator().manual_seed(0), 0.0
+    squares = {name: torch.zeros_like(one) for name, one in weights.items()}
+    for sample in ids:
+        logits = model(input_ids=sample[None], use_cache=False).logits[0]
+        chances = logits.detach().softmax(-1)
+        labels = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        for name, one in zip(
+            weights, torch.autograd.grad(loss, list(weights.values())), strict=True
+        ):
+            squares[name] += one.square()
+    for name, one in weights.items():
+        for kind, nats in zip([(4, 32), (8, -1)], found[name], strict=True):
+            off = rounded(one.detach(), *kind, sym=True) - one.detach()
+            wanted = float((squares[name] * off.square()).sum()) / ids.numel() / 2
+            worst = max(worst, abs(nats / wanted - 1))
+    return {"modules": len(found), "worst": worst}

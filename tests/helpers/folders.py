@@ -110,3 +110,32 @@ def kernels(folder: str) -> list[str]:
 
     model = dequantized.format_of(quantization(folder)).loader(folder)
     return sorted({type(one).__name__ for one in model.modules() if hasattr(one, "qweight")})
+
+
+def mixed_against_gptqmodel(folder: str) -> dict[str, Any]:
+    """How far GPTQModel's predictions of a folder whose layers differ are from those of our own
+    model of it in float32: KL divergence, and logits relative to the largest; how many quantized
+    layers it has, by what kernels.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from autoquant.formats import dequantized, loaders
+
+    ids = AutoTokenizer.from_pretrained(DEMO_FOLDER).encode(
+        (DEMO_FOLDER.parent / "austen_persuasion_heldout.txt").read_text()[:3000],
+        return_tensors="pt",
+    )[:, :200]
+    theirs = loaders.mixed_gptq(folder).eval()
+    layers = [one for one in theirs.modules() if hasattr(one, "qweight")]
+    with torch.inference_mode():
+        said = theirs(input_ids=ids).logits.float()
+        own = dequantized.load(folder).eval()(input_ids=ids).logits
+    return {
+        "layers": len(layers),
+        "kernels": sorted({type(one).__name__ for one in layers}),
+        "far": float((said - own).abs().max() / own.abs().max()),
+        "nats": float(
+            (own.softmax(-1) * (own.log_softmax(-1) - said.log_softmax(-1))).sum(-1).mean()
+        ),
+    }

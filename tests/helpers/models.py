@@ -166,3 +166,13 @@ def templated(source: str) -> tuple[str, str, str]:
         return without, builtin, rendered(tokenizer, own)
     except InputError as error:
         return without, builtin, str(error)
+
+
+def of_case(folder: str, name: str) -> str:
+    """One of the small models of bench.cases, with the tokenizer of the bundled one."""
+    from bench.cases.architectures import make
+
+    make(name, folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO_FOLDER / file, Path(folder) / file)
+    return folder

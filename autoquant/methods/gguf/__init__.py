@@ -59,6 +59,11 @@ class Gguf(Method[GgufOptions]):
     library_name: ClassVar[str] = "gguf"
     reads_gguf: ClassVar[bool] = True
     nearly_lossless: ClassVar[tuple[str, ...]] = (*UNQUANTIZED, "Q8_0")
+    chosen: ClassVar[str] = (
+        "**AQ** files: each tensor has the type that loses the least within the file's size, as the"
+        " Fisher information of its weights predicts (sensitivity.json has the predictions, the"
+        " file's header the whole recipe)."
+    )
     demo_options: ClassVar[Mapping[str, Any]] = {"types": ("Q4_K_M", "Q8_0")}
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
         ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), parse, "GGUF types"

@@ -17,8 +17,8 @@ from autoquant.core.records import Snapshot, Source
 from autoquant.core.texts import CHARACTERS, parts, read_text
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.scoring import CONTEXT
+from autoquant.methods.cutting import tokens
 from autoquant.methods.gguf import sensitivity
-from autoquant.methods.gguf.cutting import tokens
 from autoquant.methods.gguf.options import FISHER, MEASURE, GgufOptions
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way

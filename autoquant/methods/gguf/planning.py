@@ -14,8 +14,7 @@ from autoquant.core.files import free_bytes
 from autoquant.core.machine import memory_available
 from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.records import Source
-from autoquant.evaluate.scoring import CONTEXT
-from autoquant.forward import cost
+from autoquant.methods import gradients as backward
 from autoquant.methods.gguf import (
     adapter_only,
     choosing,
@@ -77,9 +76,7 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
             beside, memory = towers.get("bytes", 0), CONVERTER_MEMORY + 8 * _largest_whole(source)
             whole = precision(source, options).upper()
             if options.gradients:
-                length = min(CONTEXT, source.context)
-                needed = cost.of(source).gradients(options.sensitivity_samples, length)
-                memory = max(memory, needed)
+                memory = max(memory, backward.memory(source, options.sensitivity_samples))
         head, intermediate = gguf_head.read(header), 0 if source.gguf else header.stat().st_size
     gradients, refused = dict[str, float](), ""
     if options.gradients:

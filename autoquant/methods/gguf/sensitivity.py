@@ -16,20 +16,18 @@ from autoquant.core.bundled import BUILTIN, KINDS, SENSITIVITY, suited
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.core.progress import Bar
 from autoquant.core.records import Snapshot, Source
 from autoquant.core.texts import Document, expanded, parts
 from autoquant.core.version import __version__
-from autoquant.evaluate import planning, sources
+from autoquant.evaluate import sources
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.fisher import table
 from autoquant.fisher.table import SAMPLE, Row, Sensitivities
-from autoquant.forward import cost
 from autoquant.hub import download
-from autoquant.methods.gguf.cutting import tokens
+from autoquant.methods import gradients
+from autoquant.methods.cutting import tokens
 from autoquant.methods.gguf.options import FISHER, GgufOptions
-from autoquant.source.headers import read_json
 
 log = logging.getLogger(__name__)
 STEP, IMATRIX = "sensitivity", "imatrix.gguf"
@@ -69,17 +67,7 @@ def check(source: Source, options: GgufOptions, asked: str = "") -> None:
         if options.size and options.imatrix == FISHER:
             given_imatrix(options)
         return
-    if not planning.known(source):
-        raise InputError(
-            f"{asked}: gradients are computed by transformers, which does not know"
-            f" {source.architecture} or its weights. Take types (--types) with imatrix='builtin'"
-        )
-    config = read_json(source.folder / "config.json")
-    if (config.get("text_config") or config).get("num_kv_shared_layers"):
-        raise InputError(
-            f"{asked}: the blocks of {source.architecture} share keys and values, through which"
-            " gradients are not followed. Take types (--types) with imatrix='builtin'"
-        )
+    gradients.check(source, asked, "Take types (--types) with imatrix='builtin'")
 
 
 def refuse_without_memory(source: Source, options: GgufOptions, folder: Path) -> None:
@@ -94,25 +82,10 @@ def how(source: Source, options: GgufOptions) -> dict[str, Any]:
     """How the model is run forward and backward (arguments of Blockwise). Raises InputError without
     memory for it.
     """
-    length = min(CONTEXT, source.context)
-    found, available = cost.of(source), memory_available()
-    needed = found.gradients(options.sensitivity_samples, length)
-    if needed <= available:
-        chosen = {"ahead": needed + 4 * found.block <= available, "part": 1}
-        # what enters the blocks is kept where they run
-        return chosen | ({"on_gpu": [[1, needed]]} if nvidia_gpu() else {})
-    least = found.gradients(2, length)
-    each = (needed - least) / max(1, options.sensitivity_samples - 2)
-    fit = 2 + int((available - least) / each) if available > least else 0
-    instead = (
-        f"Take at most {fit} sensitivity_samples"
-        if fit >= 2
-        else "Close other programs, or take a table that was made elsewhere (sensitivity)"
-    )
-    raise InputError(
-        f"sensitivity_samples: gradients on {options.sensitivity_samples} chunks need"
-        f" {needed / 1e9:.1f} GB of memory (a block of the model with its gradients, and what"
-        f" enters each block), {available / 1e9:.1f} GB are free. {instead}"
+    return gradients.how(
+        source,
+        options.sensitivity_samples,
+        "Close other programs, or take a table that was made elsewhere (sensitivity)",
     )
 
 

@@ -12,9 +12,8 @@ from autoquant.backends.llamacpp import converter as llama
 from autoquant.core import rates
 from autoquant.core.gguf_head import Head
 from autoquant.core.records import Source
-from autoquant.evaluate.scoring import CONTEXT
 from autoquant.fisher.table import SAMPLE
-from autoquant.forward import cost
+from autoquant.methods import gradients as backward
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.sizes import RUN_BY
 from autoquant.methods.gguf.streaming import Way
@@ -50,7 +49,7 @@ def gradients(
     source: Source, options: GgufOptions, head: Head, kinds: Mapping[str, list[str]]
 ) -> dict[str, float]:
     """Seconds of a run forward and backward, and of quantizing some of each tensor to each of its
-    ``kinds``. Backwards takes the forward pass again and two products in the place of each one.
+    ``kinds``.
     """
     weights: Counter[str] = Counter()
     for name, every in kinds.items() if options.size else ():
@@ -58,8 +57,7 @@ def gradients(
             weights[kind] += min(SAMPLE, head.tensors[name].elements)
     known = _rates(list(weights))
     quantizing = sum(weights[kind] / rate for kind, rate in known.items()) / options.cores
-    length = min(CONTEXT, source.context)
-    run = 4 * cost.of(source).seconds(options.sensitivity_samples, length)
+    run = backward.seconds(source, options.sensitivity_samples)
     return {"measure sensitivities": run + quantizing}
 
 

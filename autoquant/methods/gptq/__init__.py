@@ -4,6 +4,7 @@ or by AutoRound.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
@@ -13,10 +14,21 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from autoquant.core.errors import InputError
+from autoquant.core.journal import RunFolder
 from autoquant.core.options import MethodOptions, option
-from autoquant.core.records import Artifact, RunRecord, Source
-from autoquant.methods import grouped
-from autoquant.methods.base import ComparisonVariants, UsualType, choice, parse_choice
+from autoquant.core.plans import Plan
+from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
+from autoquant.display.gains import RECIPE
+from autoquant.formats.gptq import Kind
+from autoquant.methods import gradients, grouped
+from autoquant.methods.base import (
+    ComparisonVariants,
+    Output,
+    UsualType,
+    choice,
+    parse_choice,
+)
+from autoquant.methods.gptq import bits as by_module
 from autoquant.methods.grouped import GroupedMethod, GroupedOptions, group
 from autoquant.methods.recipe import Recipe
 from autoquant.runtime import environments, process
@@ -26,6 +38,7 @@ DAMP = 0.05  # GPTQModel's default; AutoGPTQ's is 0.01
 # those of AutoGPTQ 0.7.1 that transformers has, whose blocks are called layers.N, and that are no
 # mixtures of experts
 AUTO_GPTQ_MODELS = ("gemma", "gpt_neox", "llama", "mistral", "opt", "qwen2")
+BY_MODULE = "bits by module"  # in facts and card: how they were chosen
 WIDTHS = tuple(str(bits) for bits in reversed(BITS))
 
 
@@ -37,6 +50,9 @@ class GptqOptions(GroupedOptions):
         "desc_act": "algorithm=gptq",
         "damp_percent": "algorithm=gptq",
         "backend": "algorithm=gptq",
+        "bits": "!bpw",
+        "bpw": "algorithm=gptq",
+        "sensitivity_samples": "bpw",
     }
     main: ClassVar[tuple[str, ...]] = (
         "bits",
@@ -51,6 +67,24 @@ class GptqOptions(GroupedOptions):
         4,
         "bits per weight: 2, 3, 4 or 8; 4 is the usual choice; 4 and 8 have the fast kernels",
         metavar="2|3|4|8",
+    )
+    bpw: float = option(
+        0,
+        "in the place of bits: 4 or 8 bits for each module, in groups of group_size or 32, as its"
+        " Fisher information says, so that the quantized matrices have at most so many bits per"
+        " weight with scales and zero points; from 4.16 to 8.18 in groups of 128. 0: all modules"
+        " have bits",
+        unit="bits per weight",
+        ge=0,
+        le=9,
+    )
+    sensitivity_samples: int = option(
+        32,
+        "with bpw: chunks of 512 tokens (or the model's context) to measure on which modules need"
+        " 8 bits; more change little",
+        unit="chunks",
+        ge=2,
+        le=10_000,
     )
     desc_act: bool = option(
         False,
@@ -103,6 +137,11 @@ class Gptq(GroupedMethod[GptqOptions]):
     start: ClassVar[str] = "vllm serve {path}"
     take_when: ClassVar[str] = "you run it on a GPU with vLLM or SGLang, at 8, 4, 3 or 2 bits"
     bits: ClassVar[str] = ", ".join(WIDTHS)
+    chosen: ClassVar[str] = (
+        "Each module has 4 or 8 bits, in groups of the usual size or of 32, so that the least is"
+        " lost within the bits per weight that were asked for, as the Fisher information of its"
+        " weights predicts. What runtimes join has the same."
+    )
     demo_options: ClassVar[Mapping[str, Any]] = {
         "calibration_samples": 16,
         "calibration_length": 256,
@@ -112,10 +151,11 @@ class Gptq(GroupedMethod[GptqOptions]):
     )
 
     def type_of(self, options: GptqOptions) -> str:
-        """4bit-128g, with -act, -asym and -autoround where they are chosen."""
+        """4bit-128g or 5.00bpw-128g, with -act, -asym and -autoround where they are chosen."""
         order, sym = "-act" if options.desc_act else "", "" if options.sym else "-asym"
         algorithm = "-autoround" if options.algorithm == "autoround" else ""
-        return f"{options.bits}bit-{group(options.group_size)}{order}{sym}{algorithm}"
+        bits = f"{options.bpw:.2f}bpw" if options.bpw else f"{options.bits}bit"
+        return f"{bits}-{group(options.group_size)}{order}{sym}{algorithm}"
 
     def by_gptqmodel(self, options: GptqOptions) -> bool:
         """Whether GPTQModel chooses the codes."""
@@ -134,6 +174,8 @@ class Gptq(GroupedMethod[GptqOptions]):
                 "bits: the widths of this model's layers cannot be packed into words of 32 at"
                 f" {options.bits} bits; widths that fit: {', '.join(map(str, fit)) or 'none'}"
             )
+        if options.bpw:
+            by_module.refuse(source, options, layers)
         if options.backend == "auto-gptq":
             _refuse_auto_gptq(source)
 
@@ -145,11 +187,61 @@ class Gptq(GroupedMethod[GptqOptions]):
 
     def size(self, source: Source, options: GptqOptions) -> int:
         """Codes, zero points, scales (float16) and group numbers (int32) of each layer, and 16 bits
-        for all else.
+        for all else; with bpw at most that.
         """
         layers = self.shapes(source, options)
         numbers = 4 * sum(inputs for _, inputs in layers.values())
-        return grouped.size_of(layers, source, options, options.bits) + numbers
+        alike = grouped.size_of(layers, source, options, options.bits) + numbers
+        if not options.bpw:
+            return alike
+        base = Kind(options.bits, options.group_size)
+        own = sum(by_module.taken(shape, base) for shape in layers.values())
+        return alike - own + by_module.budget(layers, options.bpw)
+
+    def plan(self, source: Source, options: GptqOptions, out: Path) -> Plan:
+        """The size to be, from the headers alone; with bpw at most that, and what gradients take
+        comes on top.
+        """
+        plan = super().plan(source, options, out)
+        if not options.bpw:
+            return plan
+        chunks = options.sensitivity_samples
+        (item,) = plan.items
+        return dataclasses.replace(
+            plan,
+            items=(dataclasses.replace(item, note="at most; each module at 4 or 8 bits"),),
+            memory_needed=max(plan.memory_needed, gradients.memory(source, chunks)),
+            seconds={"measure sensitivities": gradients.seconds(source, chunks)},
+        )
+
+    def fetch(self, source: Source, options: GptqOptions, out: Path) -> Snapshot:
+        """Have the files at hand; where there is no memory for gradients, that is said before."""
+        if options.bpw:
+            by_module.refuse_without_memory(source, options.sensitivity_samples, out)
+        return super().fetch(source, options, out)
+
+    def prepared(self, snapshot: Snapshot, options: GptqOptions, run: RunFolder) -> Recipe:
+        """How it is made; with bpw the bits of the modules are chosen first."""
+        recipe = self.recipe(options)
+        if not options.bpw:
+            return recipe
+        modules, env = self.quantized(snapshot.source, options), self.environment(options)
+        chosen, said = by_module.chosen(snapshot, run, options, modules, env)
+        dynamic = by_module.dynamic(chosen.kinds, Kind(options.bits, options.group_size))
+        return dataclasses.replace(
+            recipe,
+            settings={**recipe.settings, "dynamic": dynamic},
+            wanted={**recipe.wanted, **({"dynamic": dynamic} if dynamic else {})},
+            facts={RECIPE: by_module.recipe(chosen.kinds), BY_MODULE: said},
+        )
+
+    def quantize(self, snapshot: Snapshot, options: GptqOptions, run: RunFolder) -> Output:
+        """Quantize and verify; with bpw the card says how the bits of the modules were chosen."""
+        output = super().quantize(snapshot, options, run)
+        for artifact in output.artifacts:
+            if BY_MODULE in artifact.facts:
+                output.provenance[BY_MODULE] = artifact.facts[BY_MODULE]
+        return output
 
     def recipe(self, options: GptqOptions) -> Recipe:
         """By which function, in which environment."""
@@ -194,6 +286,8 @@ class Gptq(GroupedMethod[GptqOptions]):
 
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""
+        if RECIPE in artifact.facts:
+            return "4 and 8 bits where they matter, for GPUs: vLLM, GPTQModel"
         return {
             8: "practically lossless, at half the size",
             4: "the usual choice for GPUs: vLLM, SGLang, transformers",
@@ -206,6 +300,8 @@ class Gptq(GroupedMethod[GptqOptions]):
         and 8 bits (its TYPE_MAP); all others need float16.
         """
         settings = [artifact.facts["settings"] for artifact in record.artifacts]
+        if any(one.get("dynamic") for one in settings):
+            return by_module.how_to_run_mixed(record)
         if all(one["bits"] in (4, 8) and one["sym"] for one in settings):
             return grouped.card(record)
         return grouped.card(
