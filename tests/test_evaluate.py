@@ -291,3 +291,18 @@ def test_a_run_of_an_earlier_version_is_measured_again_for_its_log_probabilities
     new = old.evaluate(chunks=30)
     assert new.difference("Q8_0", "Q2_K").better == "Q8_0"
     assert new.difference("Q8_0", "Q8_0", demo).mean == pytest.approx(0, abs=1e-3)
+
+
+def test_the_command_sets_files_against_the_best_of_them(
+    demo: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autoquant.cli import main
+
+    files = [str(demo.path(name)) for name in ("Q2_K", "Q8_0")]
+    assert main(["evaluate", *files, "--reference", "demo", "--chunks", "30"]) == 0
+    said = capsys.readouterr().out
+    (line,) = [one for one in said.splitlines() if "Q2_K.gguf  tiny-austen-4m-Q8_0.gguf" in one]
+    assert line.endswith("tiny-austen-4m-Q8_0.gguf is better")
+    assert paired.ABOUT in said
+    assert main(["evaluate", files[0], "--reference", "demo", "--chunks", "30"]) == 0
+    assert paired.ABOUT not in capsys.readouterr().out, "one file has nothing to be set against"
