@@ -35,6 +35,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
     "09_Outliers": ("", (), {}),
+    "10_Formats": ("", ("gguf",), {}),
 }
 METADATA = {
     "accelerator": "GPU",

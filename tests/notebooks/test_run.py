@@ -193,47 +193,6 @@ def test_the_lesson(tmp_path: Path, cache: Path) -> None:
     )
 
 
-def lesson(name: str, exercises: int, tmp_path: Path, cache: Path) -> dict[str, str]:
-    """What a lesson's cells show. None of its exercises is answered, and none stops it."""
-    started = time.monotonic()
-    said = start(name, tmp_path, cache)
-    assert time.monotonic() - started < 150, "45 s on an idle core"
-    for i in range(1, exercises + 1):
-        assert "not answered yet" in said[f"ex{i}"]
-    return said
-
-
-def percents(said: str) -> dict[str, list[float]]:
-    """The rows of a table that grows: name -> errors in percent."""
-    lines = [line for line in said.splitlines() if line.startswith("W")]
-    return {
-        re.split(r"  +", line)[0]: [float(one) for one in re.findall(r"([\d.]+) %", line)]
-        for line in lines
-    }
-
-
-@pytest.mark.skipif(COLAB, reason="lessons use nothing that Colab ships in another version")
-def test_the_lesson_on_outliers(tmp_path: Path, cache: Path) -> None:
-    said = lesson("09_Outliers", 4, tmp_path, cache)
-    error = percents(said["awq"])
-    plain, columns, tokens = range(3)  # the layers: as it is, outlier columns, outlier tokens
-    for way in ("LLM.int8()", "SmoothQuant", "rotated"):
-        assert error[f"W8A8, {way}"][columns] < error["W8A8, per token"][columns] / 2, way
-    assert error["W8A8, rotated"][tokens] < error["W8A8, per token"][tokens] / 3
-    assert error["W8A8, SmoothQuant"][tokens] > error["W8A8, per token"][tokens] / 1.5, (
-        "factors of columns do not help against outlier tokens"
-    )
-    assert error["W8A8, per token"][plain] < 1.5
-    assert error["W4A16, AWQ"][columns] < error["W4A16, groups of 128"][columns] / 1.5
-    assert error["W4A16, AWQ"][tokens] > error["W4A16, groups of 128"][tokens] / 1.1
-    found = re.findall(r"^(\w.*?) +([\d.]+)$", said["model"], re.MULTILINE)
-    perplexity = {name: float(value) for name, value in found}
-    whole = perplexity["unquantized"]
-    assert perplexity["W8A8"] == pytest.approx(whole, rel=0.01)
-    lost = perplexity["W4A4"] - whole
-    assert perplexity["W4A4, rotated"] - whole < lost / 2, "rotation takes away most of the loss"
-
-
 @pytest.mark.skipif(COLAB, reason="papermill runs notebooks on one's own machine")
 def test_papermill_runs_and_validates(tmp_path: Path, cache: Path) -> None:
     env = {**os.environ, **environment(cache, colab=COLAB)}
