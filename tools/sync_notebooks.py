@@ -36,6 +36,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
     "09_Outliers": ("", (), {}),
     "10_Formats": ("", ("gguf",), {}),
+    "11_Serving": ("", ("gguf",), {}),
 }
 METADATA = {
     "accelerator": "GPU",

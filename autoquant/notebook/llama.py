@@ -1,10 +1,11 @@
-"""llama.cpp's own arithmetic for the lessons, in a process of its own, for native code may abort:
-what is packed by hand is compared with it.
+"""llama.cpp's own arithmetic and speed for the lessons, in a process of its own, for native code
+may abort: what is packed and computed by hand is compared with it.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,24 @@ def _asked(function: str, arrays: dict[str, Any], kind: str) -> Any:
             **arguments,
         )
         return np.load(folder / "out.npy")
+
+
+def speed(
+    paths: Sequence[str | Path], *, prompt: int = 128, new: int = 64, rounds: int = 6
+) -> list[tuple[float, float]]:
+    """Of each GGUF file the tokens per second of prefill and of decode, by llama.cpp on one
+    thread: ``prompt`` tokens together, then ``new`` ones, one at a time.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = process.call(
+            "autoquant.backends.llamacpp.speed:measure",
+            log=Path(scratch) / "log",
+            env=converter.environment(converter.locate()),
+            fresh=True,  # as above
+            paths=[str(path) for path in paths],
+            threads=1,
+            prompt=prompt,
+            new=new,
+            rounds=rounds,
+        )
+    return [(prefill, decode) for prefill, decode in found]

@@ -39,7 +39,7 @@ def lesson(name: str, exercises: int, tmp_path: Path, cache: Path) -> dict[str, 
 
 def percents(said: str) -> dict[str, list[float]]:
     """The rows of a table that grows: name -> errors in percent."""
-    lines = [line for line in said.splitlines() if " %" in line]
+    lines = [line for line in said.splitlines() if " %" in line and not line.startswith("<")]
     return {
         re.split(r"  +", line)[0]: [float(one) for one in re.findall(r"([\d.]+) %", line)]
         for line in lines
@@ -95,3 +95,31 @@ def test_the_lesson_on_formats(tmp_path: Path, cache: Path) -> None:
     assert chosen[predicted] < even[predicted]
     assert chosen[measured] < even[measured], "it is really better, not only predicted to be"
     assert all(0.5 < row[measured] / row[predicted] < 2 for row in rows.values())
+
+
+def test_the_lesson_on_serving(tmp_path: Path, cache: Path) -> None:
+    said = lesson("11_Serving", 3, tmp_path, cache)
+    for line in said["memory"].splitlines():
+        if line.startswith("cache"):
+            by_hand, ours = re.findall(r"([\d.]+) GB", line)
+            assert by_hand == ours
+    by_hand, theirs = re.findall(r"([\d,]{6,})", said["memory"].split("bundled model")[1])[:2]
+    assert by_hand == theirs, "llama.cpp's own figure"
+    cards = {
+        line[:10].strip(): [float(one.replace(",", "")) for one in line[10:].split() if one != "–"]
+        for line in said["roof"].splitlines()
+        if re.match(r"(T4|L4|RTX|A100|H100|H200)", line)
+    }
+    for _, *figures in [one for one in cards.values() if len(one) == 5]:
+        write_16, write_4, read_16, read_4 = figures
+        assert write_4 > 3 * write_16
+        assert read_4 == read_16, "bits do not help where computing takes the time"
+    error = percents(said["kv"])
+    assert all(row[0] < 1 for row in error.values()), "8 bits cost below one percent"
+    assert all(row == sorted(row) for row in error.values()), "the fewer bits, the more"
+    assert error["K per channel"][1] < 0.9 * error["K per token"][1]
+    rate = {
+        kind: float(decode.replace(",", ""))
+        for kind, decode in re.findall(r"^(\w+) +[\d.]+ MB +[\d,]+ +([\d,]+)", said["speed"], re.M)
+    }
+    assert rate["Q4_0"] > rate["F16"], "fewer bits, more tokens per second"

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from autoquant.core.errors import InputError
-from autoquant.notebook.exercises import formats, outliers
+from autoquant.notebook.exercises import formats, outliers, serving
 from autoquant.notebook.exercises.base import Exercise, Verdict, judge
 
-EXERCISES: dict[str, Exercise] = {**outliers.EXERCISES, **formats.EXERCISES}
+EXERCISES: dict[str, Exercise] = {**outliers.EXERCISES, **formats.EXERCISES, **serving.EXERCISES}
 
 
 def check(name: str, function: Callable[..., Any]) -> Verdict:
