@@ -35,6 +35,7 @@ def test_what_is_generated_is_fresh(tool: str) -> None:
         "docs/methods.md",
         "docs/models.md",
         "docs/sizes.md",
+        "docs/teaching.md",
         "docs/testing.md",
         "bench/RESULTS.md",
     ],

@@ -51,6 +51,8 @@ METHOD = [
 
 FORM = ("parameters", "more")
 FOLDED = ("install", "parameters", "more", "prompt")
+# lessons that teach by functions, and ask for some in their exercises
+BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
 OWN = {"02_GGUF_llama_cpp": ["best-text", "best"]}  # beside the skeleton
 
 
@@ -119,7 +121,7 @@ def test_thin_and_without_secrets(path: Path) -> None:
                 "a failing command behind ! does not stop Run All"
             )
             kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-            assert not [
+            assert path.stem in BY_HAND or not [
                 node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)
             ], cell.id
             assert len(cell.source.splitlines()) <= 35 or cell.id in FORM, (

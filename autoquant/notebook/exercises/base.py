@@ -1,0 +1,130 @@
+"""How an exercise that asks for a function is checked: the function is called on hidden cases, and
+what it gives is compared with what is right and with what the usual mistakes give.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TOLERANCE = 1e-4  # of the largest right value: float32 will do
+COLORS = {None: "#5f5f5f", True: "#2e7d32", False: "#b00020"}
+SIGNS = {None: "…", True: "✓", False: "✗"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A usual mistake: ``gives`` takes what the exercise's function takes and makes it."""
+
+    hint: str
+    gives: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What is asked: ``right`` gives it, for each of the hidden ``cases`` (arguments)."""
+
+    right: Callable[..., Any]
+    cases: tuple[tuple[Any, ...], ...]
+    mistakes: tuple[Mistake, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right (None: not answered yet), and if not, a hint. Shows itself."""
+
+    name: str
+    right: bool | None
+    hint: str = ""
+
+    def __repr__(self) -> str:
+        after = "not answered yet" if self.right is None else self.hint
+        return f"{SIGNS[self.right]} {self.name}" + (f": {after}" if after else "")
+
+    def _repr_html_(self) -> str:
+        mark, _, after = repr(self).partition(": ")
+        said = f" &nbsp; {html.escape(after)}" if after else ""
+        color = COLORS[self.right]
+        return f"<b style='color:{color};font-size:120%'>{html.escape(mark)}</b>{said}"
+
+
+def judge(name: str, exercise: Exercise, function: Callable[..., Any]) -> Verdict:
+    """Call the function on every case. One that gives None is not answered yet; one that raises
+    gets what it raised; a wrong one the hint of the mistake that gives the same on all cases.
+    """
+    given = []
+    for case in exercise.cases:
+        try:
+            given.append(_parts(function(*copy.deepcopy(case))))
+        except Exception as error:  # noqa: BLE001 - whatever a student's function raises is shown
+            return Verdict(name, False, f"your function stopped with {_said(error)}")
+    if all(len(one) == 1 and one[0].dtype == object and one[0].item() is None for one in given):
+        return Verdict(name, None)
+    right = [_parts(exercise.right(*copy.deepcopy(case))) for case in exercise.cases]
+    if _same(given, right):
+        return Verdict(name, True)
+    for mistake in exercise.mistakes:
+        made = [_parts(mistake.gives(*copy.deepcopy(case))) for case in exercise.cases]
+        if _same(given, made):
+            return Verdict(name, False, mistake.hint)
+    return Verdict(name, False, _difference(given, right))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _parts(value: Any) -> tuple[np.ndarray[Any, Any], ...]:
+    """A result as arrays: one, or for a tuple one for each of its parts."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return tuple(
+        np.asarray(part.detach().cpu() if hasattr(part, "detach") else part) for part in parts
+    )
+
+
+def _same(given: list[Any], wanted: list[Any]) -> bool:
+    return all(
+        len(one) == len(other) and all(map(_close, one, other))
+        for one, other in zip(given, wanted, strict=True)
+    )
+
+
+def _close(one: Any, other: Any) -> bool:
+    if one.shape != other.shape:
+        return False
+    if not _numbers(one) or not _numbers(other):
+        return bool(np.array_equal(one, other))
+    least = TOLERANCE * float(np.abs(other).max(initial=0))
+    return bool(np.allclose(one.astype(float), other.astype(float), rtol=0, atol=least))
+
+
+def _numbers(array: Any) -> bool:
+    return array.dtype.kind in "iufb"
+
+
+def _difference(given: list[Any], right: list[Any]) -> str:
+    """What can be said of a wrong answer that is no usual mistake; not the right one itself."""
+    for number, (one, other) in enumerate(zip(given, right, strict=True), 1):
+        where = f"in hidden case {number} of {len(right)} "
+        if len(one) != len(other):
+            return f"{where}your function gives {len(one)} value(s), {len(other)} are asked for"
+        for mine, wanted in zip(one, other, strict=True):
+            if mine.shape != wanted.shape:
+                return f"{where}the shape is {mine.shape}, {wanted.shape} is asked for"
+            if _numbers(wanted) and not _numbers(mine):
+                return f"{where}numbers are asked for, and your function gives something else"
+            if _close(mine, wanted):
+                continue
+            if not _numbers(wanted):
+                return f"{where}{int((mine != wanted).sum())} of {wanted.size} are wrong"
+            if not np.isfinite(mine.astype(float)).all():
+                return f"{where}the result is not finite: is something divided by zero?"
+            off = float(np.abs(mine.astype(float) - wanted.astype(float)).max())
+            largest = float(np.abs(wanted).max())
+            return f"{where}a value is off by {off:.3g}; the largest right one is {largest:.3g}"
+    raise AssertionError("nothing differs")

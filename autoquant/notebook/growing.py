@@ -1,0 +1,35 @@
+"""A table that a lesson fills row by row, so that each idea stands beside those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autoquant.display import html, tables
+
+
+class Growing:
+    """Relative errors in percent, a row for each way of quantizing, a column for each layer. Shows
+    itself in a notebook.
+    """
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = tuple(columns)
+        self.rows: dict[str, tuple[str, ...]] = {}
+
+    def add(self, name: str, errors: Sequence[float], note: str = "") -> Growing:
+        """Add a row, or replace the one of this name, for cells are run again. ``errors``: one a
+        column, as fractions (0.01 is shown as 1.00 %).
+        """
+        if len(errors) != len(self.columns):
+            raise ValueError(f"{name}: {len(errors)} errors for {len(self.columns)} columns")
+        self.rows[name] = (name, *(f"{100 * one:.2f} %" for one in errors), note)
+        return self
+
+    def _parts(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        return ("error of the output", *self.columns, "note"), list(self.rows.values())
+
+    def __repr__(self) -> str:
+        return tables.table(*self._parts())
+
+    def _repr_html_(self) -> str:
+        return html.table(*self._parts())

@@ -1,0 +1,73 @@
+"""llama.cpp's own arithmetic and speed for the lessons, in a process of its own, for native code
+may abort: what is packed and computed by hand is compared with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoquant.backends.llamacpp import converter
+from autoquant.runtime import process
+
+TARGET = "autoquant.backends.llamacpp.rows"
+
+
+def quantize(values: Any, kind: str, importance: Any = None) -> npt.NDArray[np.uint8]:
+    """Weights [rows, columns] as llama.cpp's bytes of a type (Q4_K …), [rows, bytes].
+    ``importance`` [columns] says how much errors in a column count.
+    """
+    given = {"given": np.asarray(values, np.float32)}
+    if importance is not None:
+        given["importance"] = np.asarray(importance, np.float32)
+    raw: npt.NDArray[np.uint8] = _asked("quantize", given, kind)
+    return raw
+
+
+def floats(raw: Any, kind: str) -> npt.NDArray[np.float32]:
+    """The weights that bytes [rows, bytes] of a type stand for, [rows, columns]."""
+    values: npt.NDArray[np.float32] = _asked("floats", {"given": np.asarray(raw, np.uint8)}, kind)
+    return values
+
+
+def _asked(function: str, arrays: dict[str, Any], kind: str) -> Any:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        arguments: dict[str, Any] = {"out": str(folder / "out.npy"), "kind": kind}
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array)
+            arguments[name] = str(folder / f"{name}.npy")
+        process.call(
+            f"{TARGET}:{function}",
+            log=folder / "log",
+            env=converter.environment(converter.locate()),
+            fresh=True,  # it needs nothing that takes seconds to import
+            **arguments,
+        )
+        return np.load(folder / "out.npy")
+
+
+def speed(
+    paths: Sequence[str | Path], *, prompt: int = 128, new: int = 64, rounds: int = 6
+) -> list[tuple[float, float]]:
+    """Of each GGUF file the tokens per second of prefill and of decode, by llama.cpp on one
+    thread: ``prompt`` tokens together, then ``new`` ones, one at a time.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = process.call(
+            "autoquant.backends.llamacpp.speed:measure",
+            log=Path(scratch) / "log",
+            env=converter.environment(converter.locate()),
+            fresh=True,  # as above
+            paths=[str(path) for path in paths],
+            threads=1,
+            prompt=prompt,
+            new=new,
+            rounds=rounds,
+        )
+    return [(prefill, decode) for prefill, decode in found]

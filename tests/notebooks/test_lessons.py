@@ -1,0 +1,125 @@
+"""The lessons that build by hand, from top to bottom in a kernel, without a network and a GPU: what
+they say about their numbers is so. In Jupyter alone: they use nothing that Colab ships in another
+version.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.notebooks.running import FOLDER, environment, run, shown
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# bitsandbytes' own table, to four digits (functional.py, get_4bit_type)
+NF4 = (
+    (-1, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911),
+    (0.0796, 0.1609, 0.2461, 0.3379, 0.4407, 0.5626, 0.7230, 1),
+)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lessons-cache")
+
+
+def lesson(name: str, exercises: int, tmp_path: Path, cache: Path) -> dict[str, str]:
+    """What a lesson's cells show. None of its exercises is answered, and none stops it."""
+    started = time.monotonic()
+    made = run(FOLDER / f"{name}.ipynb", tmp_path / "work", environment(cache, colab=False))
+    assert time.monotonic() - started < 150, "45 s on an idle core"
+    said = {cell.id: shown(cell) for cell in made.cells if cell.cell_type == "code"}
+    for i in range(1, exercises + 1):
+        assert "not answered yet" in said[f"ex{i}"]
+    return said
+
+
+def percents(said: str) -> dict[str, list[float]]:
+    """The rows of a table that grows: name -> errors in percent."""
+    lines = [line for line in said.splitlines() if " %" in line and not line.startswith("<")]
+    return {
+        re.split(r"  +", line)[0]: [float(one) for one in re.findall(r"([\d.]+) %", line)]
+        for line in lines
+    }
+
+
+def test_the_lesson_on_outliers(tmp_path: Path, cache: Path) -> None:
+    said = lesson("09_Outliers", 4, tmp_path, cache)
+    error = percents(said["awq"])
+    plain, columns, tokens = range(3)  # the layers: as it is, outlier columns, outlier tokens
+    for way in ("LLM.int8()", "SmoothQuant", "rotated"):
+        assert error[f"W8A8, {way}"][columns] < error["W8A8, per token"][columns] / 2, way
+    assert error["W8A8, rotated"][tokens] < error["W8A8, per token"][tokens] / 3
+    assert error["W8A8, SmoothQuant"][tokens] > error["W8A8, per token"][tokens] / 1.5, (
+        "factors of columns do not help against outlier tokens"
+    )
+    assert error["W8A8, per token"][plain] < 1.5
+    assert error["W4A16, AWQ"][columns] < error["W4A16, groups of 128"][columns] / 1.5
+    assert error["W4A16, AWQ"][tokens] > error["W4A16, groups of 128"][tokens] / 1.1
+    found = re.findall(r"^(\w.*?) +([\d.]+)$", said["model"], re.MULTILINE)
+    perplexity = {name: float(value) for name, value in found}
+    whole = perplexity["unquantized"]
+    assert perplexity["W8A8"] == pytest.approx(whole, rel=0.01)
+    lost = perplexity["W4A4"] - whole
+    assert perplexity["W4A4, rotated"] - whole < lost / 2, "rotation takes away most of the loss"
+
+
+def test_the_lesson_on_formats(tmp_path: Path, cache: Path) -> None:
+    said = lesson("10_Formats", 4, tmp_path, cache)
+    assert "different from llama.cpp's: 0\n" in said["byte"], "Q4_0 by hand"
+    assert "same weights as llama.cpp reads: True" in said["super"]
+    assert "packed again, the same bytes: True" in said["super"]
+    assert "MXFP4: bytes that differ from llama.cpp's: 0\n" in said["mx"]
+    levels = [float(one) for one in re.findall(r"-?[\d.]{6,}", said["nf4"])][:16]
+    below, above = NF4
+    assert levels == pytest.approx([*below, 0, *above], abs=2e-4)
+    error = percents(said["mx"])
+    weights, output = 0, 1
+    assert error["Q4_K, llama.cpp's search"][weights] < error["Q4_K, simplest choice"][weights]
+    fitted, weighted = error["3 bits, least squares"], error["3 bits, weighted by importance"]
+    assert weighted[weights] > fitted[weights]
+    assert weighted[output] < fitted[output]
+    assert error["NF4, blocks of 64"][weights] < error["evenly spaced, blocks of 64"][weights]
+    assert error["NVFP4"][weights] < error["MXFP4"][weights]
+    rows = {
+        line[:22].strip(): [float(one) for one in line[22:].split()]
+        for line in said["budget"].splitlines()
+        if re.match(r"(chosen for|all at)", line)
+    }
+    bits, predicted, measured = range(3)
+    chosen, even = rows["chosen for 4.5 bits"], rows["all at 4 bits"]
+    assert chosen[bits] <= even[bits]
+    assert chosen[predicted] < even[predicted]
+    assert chosen[measured] < even[measured], "it is really better, not only predicted to be"
+    assert all(0.5 < row[measured] / row[predicted] < 2 for row in rows.values())
+
+
+def test_the_lesson_on_serving(tmp_path: Path, cache: Path) -> None:
+    said = lesson("11_Serving", 3, tmp_path, cache)
+    for line in said["memory"].splitlines():
+        if line.startswith("cache"):
+            by_hand, ours = re.findall(r"([\d.]+) GB", line)
+            assert by_hand == ours
+    by_hand, theirs = re.findall(r"([\d,]{6,})", said["memory"].split("bundled model")[1])[:2]
+    assert by_hand == theirs, "llama.cpp's own figure"
+    cards = {
+        line[:10].strip(): [float(one.replace(",", "")) for one in line[10:].split() if one != "–"]
+        for line in said["roof"].splitlines()
+        if re.match(r"(T4|L4|RTX|A100|H100|H200)", line)
+    }
+    for _, *figures in [one for one in cards.values() if len(one) == 5]:
+        write_16, write_4, read_16, read_4 = figures
+        assert write_4 > 3 * write_16
+        assert read_4 == read_16, "bits do not help where computing takes the time"
+    error = percents(said["kv"])
+    assert all(row[0] < 1 for row in error.values()), "8 bits cost below one percent"
+    assert all(row == sorted(row) for row in error.values()), "the fewer bits, the more"
+    assert error["K per channel"][1] < 0.9 * error["K per token"][1]
+    rate = {
+        kind: float(decode.replace(",", ""))
+        for kind, decode in re.findall(r"^(\w+) +[\d.]+ MB +[\d,]+ +([\d,]+)", said["speed"], re.M)
+    }
+    assert rate["Q4_0"] > rate["F16"], "fewer bits, more tokens per second"
