@@ -1,10 +1,12 @@
-"""What rounding matrices in groups costs, in nats per token: half the sum of each weight's Fisher
-information times its squared error, rounded to the nearest. Runs in workers.
+"""What quantizing matrices in groups by GPTQ costs, in nats per token, without doing it. Runs in
+workers.
 
-An algorithm that chooses codes by calibration (GPTQ) moves weights further than rounding does and
-loses less, because it moves them together: the diagonal does not see that. What is asked of these
-figures is which matrices need their bits, and that they tell of GPTQ's files too (measured:
-bench/RESULTS.md).
+It is half the sum of each weight's Fisher information times the squared error of rounding it to
+the nearest, times the share of that which GPTQ cannot make up for. GPTQ rounds one input's weights
+after the other and moves the weights of later inputs, so that of an error only what these inputs
+cannot stand in for is lost: the variance of an input given the later ones (in the words of its
+paper, Frantar and others, 2022: 1 / U² of the diagonal of U, the upper Cholesky factor of the
+inverse Hessian). Without that share the choice was hardly better than none (bench/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ def collect(
     kinds: Sequence[tuple[int, int]],
     *,
     sym: bool,
+    damp: float,
     threads: int,
     seed: int = 0,
     plan: Mapping[str, Any] | None = None,
@@ -33,7 +36,8 @@ def collect(
 ) -> dict[str, Any]:
     """Run a model (see evaluate.models) over chunks of token ids, forward and backward; of each of
     the checkpoint's ``tensors``, matrices [outputs, inputs] of its blocks, the damage by each of
-    ``kinds`` (bits, group size; -1: a whole row), ``sym``: without zero points of their own.
+    ``kinds`` (bits, group size; -1: a whole row); ``sym``: without zero points of their own;
+    ``damp`` is GPTQ's damping.
 
     Returns ``nats``: tensor -> one number for each kind, in their order, of the tensors that
     gradients reach. Raises ProcessFailed for gradients that are not finite.
@@ -43,12 +47,15 @@ def collect(
     model = models.opened(source, models.place(plan, emit), threads=threads, emit=emit)
     ids, places = torch.tensor(chunks), model.parameters.places()
     nats: dict[str, list[float]] = {}
+    wanted = {name: places[name][0] for name in tensors if name in places}
+    inputs = Inputs(model, set(wanted.values()))
 
     def of_block(squares: dict[str, Any], weights: dict[str, Any]) -> None:
-        for name in tensors:
+        for name in wanted:
             if name not in squares:
                 continue
-            found = [damage(squares[name], weights[name], *kind, sym=sym) for kind in kinds]
+            lost = squares[name] * inputs.left(wanted[name], damp)
+            found = [damage(lost, weights[name], *kind, sym=sym) for kind in kinds]
             nats[name] = [one / ids.numel() for one in found]
             if not all(one < float("inf") for one in nats[name]):
                 raise ProcessFailed(
@@ -56,10 +63,77 @@ def collect(
                     " on this text"
                 )
 
-    wanted = {places[name][0] for name in tensors if name in places}
-    walk(model, ids, wanted, of_block, seed=seed, report=report)
+        inputs.forget()
+
+    walk(model, ids, set(wanted.values()), of_block, seed=seed, report=report)
+    inputs.close()
     model.close()
     return {"nats": nats}
+
+
+class Inputs:
+    """The products of what enters the modules of the ``wanted`` parameters, of one block at a
+    time, summed over all tokens that are run with a graph.
+    """
+
+    def __init__(self, model: Any, wanted: set[str]) -> None:
+        self._sums: dict[str, Any] = {}
+        self._left: dict[str, Any] = {}
+        self._same: dict[str, str] = {}  # what enters several modules is multiplied once
+        self._last: tuple[Any, str] = (None, "")
+        self._handles = [
+            model.units[block].get_submodule(own).register_forward_pre_hook(self._keeping(name))
+            for block in model.units
+            for name in sorted(wanted)
+            if name.startswith(f"{block}.")
+            and (own := name.removeprefix(f"{block}.").rpartition(".")[0])
+        ]
+
+    def _keeping(self, name: str) -> Any:
+        import torch
+
+        def keep(_: Any, arguments: tuple[Any, ...]) -> None:
+            if not torch.is_grad_enabled():  # the pass forward, which is repeated
+                return
+            if arguments[0] is not self._last[0]:
+                self._last = (arguments[0], name)
+                flat = arguments[0].detach().flatten(0, -2).float()
+                self._sums[name] = flat.T @ flat + self._sums.get(name, 0)
+            self._same[name] = self._last[1]
+
+        return keep
+
+    def left(self, name: str, damp: float) -> Any:
+        """The share of an error in each input of a parameter that GPTQ leaves, [inputs]."""
+        same = self._same[name]
+        if same not in self._left:
+            self._left[same] = left(self._sums.pop(same), damp)
+        return self._left[same]
+
+    def forget(self) -> None:
+        """Drop what is known of a block."""
+        self._sums, self._left, self._same, self._last = {}, {}, {}, (None, "")
+
+    def close(self) -> None:
+        """Look no more."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def left(products: Any, damp: float) -> Any:
+    """Of ``products`` of inputs [inputs, inputs] the variance of each input given the later ones,
+    as a share of its own; with ``damp`` of the mean variance added to each, as GPTQ does. Inputs
+    that are always zero lose nothing.
+    """
+    import torch
+
+    diagonal = products.diagonal().clone()
+    if not diagonal.any():
+        return diagonal
+    products.diagonal().add_(damp * diagonal.mean())
+    # the last input's variance comes first: a factor's diagonal has that given those before
+    factor = torch.linalg.cholesky(products.flip(0, 1)).diagonal().flip(0)
+    return (factor.square() / diagonal.clamp(min=1e-30)).clamp(max=1)
 
 
 def damage(squares: Any, weights: Any, bits: int, group_size: int, *, sym: bool) -> float:

@@ -37,9 +37,9 @@ def length(source: Source) -> int:
     return min(CONTEXT, source.context)
 
 
-def memory(source: Source, chunks: int) -> int:
-    """Bytes that a run over ``chunks`` takes."""
-    return cost.of(source).gradients(chunks, length(source))
+def memory(source: Source, chunks: int, more: int = 0) -> int:
+    """Bytes that a run over ``chunks`` takes, with ``more`` that are kept of a block."""
+    return cost.of(source).gradients(chunks, length(source)) + more
 
 
 def seconds(source: Source, chunks: int) -> float:
@@ -49,18 +49,18 @@ def seconds(source: Source, chunks: int) -> float:
     return 4 * cost.of(source).seconds(chunks, length(source))
 
 
-def how(source: Source, chunks: int, instead: str) -> dict[str, Any]:
+def how(source: Source, chunks: int, instead: str, more: int = 0) -> dict[str, Any]:
     """How the model is run forward and backward (arguments of Blockwise). Raises InputError without
     memory for it, with what to do: fewer chunks (sensitivity_samples), or where these are not
-    enough, ``instead``.
+    enough, ``instead``. For ``more`` see :func:`memory`.
     """
     found, available = cost.of(source), memory_available()
-    needed = memory(source, chunks)
+    needed = memory(source, chunks, more)
     if needed <= available:
         chosen = {"ahead": needed + 4 * found.block <= available, "part": 1}
         # what enters the blocks is kept where they run
         return chosen | ({"on_gpu": [[1, needed]]} if nvidia_gpu() else {})
-    least = memory(source, 2)
+    least = memory(source, 2, more)
     each = (needed - least) / max(1, chunks - 2)
     fit = 2 + int((available - least) / each) if available > least else 0
     said = f"Take at most {fit} sensitivity_samples" if fit >= 2 else instead

@@ -272,3 +272,11 @@ def test_damage_is_what_the_whole_models_gradients_say(tmp_path: Path) -> None:
     seen = in_worker("tests.helpers.fisher:modules", tmp_path)
     assert seen["modules"] == 7
     assert seen["worst"] < 1e-3
+
+
+def test_of_an_error_what_later_inputs_cannot_make_up_for_is_left(tmp_path: Path) -> None:
+    seen = in_worker("tests.helpers.fisher:left", tmp_path)
+    assert seen["found"] == pytest.approx(seen["wanted"], rel=1e-6)
+    assert min(seen["found"]) < 0.9
+    assert seen["alone"] == pytest.approx([1, 1, 1])
+    assert seen["nothing"] == [0, 0, 0]

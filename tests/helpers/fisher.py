@@ -198,11 +198,23 @@ def modules() -> dict[str, Any]:
         list(weights),
         [(4, 32), (8, -1)],
         sym=True,
+        damp=0.05,
         threads=2,
         emit=lambda _: None,
     )["nats"]
     generator, worst = torch.Generator().manual_seed(0), 0.0
     squares = {name: torch.zeros_like(one) for name, one in weights.items()}
+    products: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def add(_: Any, arguments: tuple[Any, ...]) -> None:
+            entering = arguments[0].detach()[0]
+            products[name] = products.get(name, 0) + entering.T @ entering
+
+        return add
+
+    for name in weights:
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(keep(name))
     for sample in ids:
         logits = model(input_ids=sample[None], use_cache=False).logits[0]
         chances = logits.detach().softmax(-1)
@@ -213,8 +225,36 @@ def modules() -> dict[str, Any]:
         ):
             squares[name] += one.square()
     for name, one in weights.items():
+        damped = products[name].double()
+        own = damped.diagonal().clone()
+        damped += 0.05 * own.mean() * torch.eye(len(own))
+        upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)  # as GPTQ has it
+        squares[name] *= (1 / upper.diagonal().square() / own).clamp(max=1)
         for kind, nats in zip([(4, 32), (8, -1)], found[name], strict=True):
             off = rounded(one.detach(), *kind, sym=True) - one.detach()
             wanted = float((squares[name] * off.square()).sum()) / ids.numel() / 2
             worst = max(worst, abs(nats / wanted - 1))
     return {"modules": len(found), "worst": worst}
+
+
+def left() -> dict[str, Any]:
+    """What GPTQ leaves of errors in inputs: in correlated ones, by the definition of a variance
+    given others; and in inputs of which one is always zero, and all are.
+    """
+    import torch
+
+    from autoquant.fisher.rounding import left
+
+    torch.manual_seed(0)
+    entering = torch.randn(64, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    products = entering.T @ entering
+    own = products.diagonal().clone()
+    damped = products + 0.1 * own.mean() * torch.eye(6)
+    wanted = [float(1 / torch.linalg.inv(damped[i:, i:])[0, 0] / own[i]) for i in range(6)]
+    dead = torch.diag(torch.tensor([1.0, 0.0, 4.0]))
+    return {
+        "found": left(products.clone(), 0.1).tolist(),
+        "wanted": [min(one, 1.0) for one in wanted],
+        "alone": left(dead, 0.0001).tolist(),
+        "nothing": left(torch.zeros(3, 3), 0.1).tolist(),
+    }

@@ -205,19 +205,20 @@ class Gptq(GroupedMethod[GptqOptions]):
         plan = super().plan(source, options, out)
         if not options.bpw:
             return plan
-        chunks = options.sensitivity_samples
+        chunks, more = options.sensitivity_samples, by_module.memory(self.shapes(source, options))
         (item,) = plan.items
         return dataclasses.replace(
             plan,
             items=(dataclasses.replace(item, note="at most; each module at 4 or 8 bits"),),
-            memory_needed=max(plan.memory_needed, gradients.memory(source, chunks)),
+            memory_needed=max(plan.memory_needed, gradients.memory(source, chunks, more)),
             seconds={"measure sensitivities": gradients.seconds(source, chunks)},
         )
 
     def fetch(self, source: Source, options: GptqOptions, out: Path) -> Snapshot:
         """Have the files at hand; where there is no memory for gradients, that is said before."""
         if options.bpw:
-            by_module.refuse_without_memory(source, options.sensitivity_samples, out)
+            shapes = self.shapes(source, options)
+            by_module.refuse_without_memory(source, shapes, options.sensitivity_samples, out)
         return super().fetch(source, options, out)
 
     def prepared(self, snapshot: Snapshot, options: GptqOptions, run: RunFolder) -> Recipe:

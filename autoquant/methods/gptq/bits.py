@@ -115,12 +115,20 @@ def refuse(source: Source, options: Any, shapes: Shapes) -> None:
     gradients.check(source, "bpw", INSTEAD)
 
 
-def refuse_without_memory(source: Source, chunks: int, folder: Path) -> None:
+def memory(shapes: Shapes) -> int:
+    """Bytes of a block's products of inputs, in float32: of each kind of input once, and the widest
+    some times over while it is factored.
+    """
+    widths = {joined(place(name)[1]): inputs for name, (_, inputs) in shapes.items()}
+    return 4 * (sum(one * one for one in widths.values()) + 3 * max(widths.values()) ** 2)
+
+
+def refuse_without_memory(source: Source, shapes: Shapes, chunks: int, folder: Path) -> None:
     """Refuse gradients that there is no memory for, unless the run in a folder has done with them.
     Raises InputError.
     """
     if STEP not in journal.read(folder)[1]:
-        gradients.how(source, chunks, INSTEAD)
+        gradients.how(source, chunks, INSTEAD, memory(shapes))
 
 
 def chosen(
@@ -136,7 +144,8 @@ def chosen(
     """
     shapes = {name: part.shape for name, part in modules.items()}
     offered, text = kinds(options.group_size), _text(snapshot.source, options)
-    settings = [options.bpw, offered, options.sym, options.sensitivity_samples]
+    settings = [options.bpw, offered, options.sym, options.damp_percent]
+    settings += [options.sensitivity_samples]
     depends = [text.by_kind, settings, options.calibration_seed, sorted(shapes.items())]
     key = key_of(snapshot.sha256, *depends)
     facts = run.done(STEP, key)
@@ -278,6 +287,7 @@ def _measured(
     """
     source, count = snapshot.source, options.sensitivity_samples
     length = gradients.length(source)
+    shapes = {name: part.shape for name, part in modules.items()}
     chunks = tokens(text.by_kind, snapshot, count, length, run, env)
     if len(chunks) < count:
         log.warning(
@@ -297,9 +307,10 @@ def _measured(
             tensors=[part.tensor for part in modules.values()],
             kinds=offered,
             sym=options.sym,
+            damp=options.damp_percent,
             threads=cores(),
             seed=options.calibration_seed,
-            plan=gradients.how(source, count, INSTEAD),
+            plan=gradients.how(source, count, INSTEAD, memory(shapes)),
         )["nats"]
     if lacking := [name for name, part in modules.items() if part.tensor not in found]:
         log.warning(
