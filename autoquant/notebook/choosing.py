@@ -21,7 +21,7 @@ from autoquant.notebook.page import Note
 from autoquant.runtime import preload
 from autoquant.sizing import advice, devices
 from autoquant.sizing.advice import Advice
-from autoquant.sizing.choices import Choice
+from autoquant.sizing.choices import LLAMA, Choice
 from autoquant.source import resolve
 
 HERE = "this machine"
@@ -52,7 +52,7 @@ def best(said: Advice) -> Choice:
     """What a form makes that names no method: the best GGUF type, which everything runs. Raises
     InputError where none fits.
     """
-    found = next((one for one in said.choices if one.method == "gguf" and one.fits != "no"), None)
+    found = next((one for one in said.choices if one.runs == LLAMA and one.fits != "no"), None)
     if found is None:
         raise InputError(
             f"device: no GGUF type of {said.model} fits on {said.device.name} with a context of"
@@ -64,7 +64,7 @@ def best(said: Advice) -> Choice:
 
 def made_by(choice: Choice) -> dict[str, Any]:
     """The options that make a choice."""
-    if choice.method == "gguf":
+    if choice.runs == LLAMA:
         return {
             "types": (choice.type,),
             **({"imatrix": "builtin"} if choice.needs_imatrix else {}),

@@ -117,10 +117,7 @@ def test_nothing_is_uploaded_unasked(demo: Any) -> None:
 def test_the_model_that_stood_in_is_not_uploaded_under_anothers_name(demo: Any) -> None:
     with pytest.raises(
         InputError,
-        match=(
-            "from the bundled demo model, which replaced HuggingFaceTB/SmolLM2-135M-Instruct;"
-            " nothing is sent"
-        ),
+        match=("from the bundled demo model, which replaced Qwen/Qwen3-0.6B; nothing is sent"),
     ):
         forms.form("gguf", {**settings_of("gguf"), "upload": "me/it"}).upload(demo)
     with pytest.raises(InputError, match="from the bundled demo model"):
