@@ -6,7 +6,7 @@ the nearest, times the share of that which GPTQ cannot make up for. GPTQ rounds 
 after the other and moves the weights of later inputs, so that of an error only what these inputs
 cannot stand in for is lost: the variance of an input given the later ones (in the words of its
 paper, Frantar and others, 2022: 1 / U² of the diagonal of U, the upper Cholesky factor of the
-inverse Hessian). Without that share the choice was hardly better than none (bench/RESULTS.md).
+inverse Hessian). What that share changes was measured: bench/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Inputs:
         import torch
 
         def keep(_: Any, arguments: tuple[Any, ...]) -> None:
-            if not torch.is_grad_enabled():  # the pass forward, which is repeated
+            if not torch.is_grad_enabled() or not arguments:  # the pass forward is repeated
                 return
             if arguments[0] is not self._last[0]:
                 self._last = (arguments[0], name)
@@ -104,8 +104,11 @@ class Inputs:
         return keep
 
     def left(self, name: str, damp: float) -> Any:
-        """The share of an error in each input of a parameter that GPTQ leaves, [inputs]."""
-        same = self._same[name]
+        """The share of an error in each input of a parameter that GPTQ leaves, [inputs]; all of
+        one that nothing was seen to enter, for GPTQ sees nothing either and rounds to the nearest.
+        """
+        if (same := self._same.get(name)) is None:
+            return 1.0
         if same not in self._left:
             self._left[same] = left(self._sums.pop(same), damp)
         return self._left[same]
@@ -122,18 +125,21 @@ class Inputs:
 
 def left(products: Any, damp: float) -> Any:
     """Of ``products`` of inputs [inputs, inputs] the variance of each input given the later ones,
-    as a share of its own; with ``damp`` of the mean variance added to each, as GPTQ does. Inputs
-    that are always zero lose nothing.
+    as a share of its own; with ``damp`` of the mean variance added to each, as GPTQ does, and more
+    where that is too little to factor them. Inputs that are always zero lose nothing.
     """
     import torch
 
     diagonal = products.diagonal().clone()
-    if not diagonal.any():
+    if not diagonal.any() or not diagonal.isfinite().all():
         return diagonal
-    products.diagonal().add_(damp * diagonal.mean())
-    # the last input's variance comes first: a factor's diagonal has that given those before
-    factor = torch.linalg.cholesky(products.flip(0, 1)).diagonal().flip(0)
-    return (factor.square() / diagonal.clamp(min=1e-30)).clamp(max=1)
+    more, wrong = damp * diagonal.mean(), True
+    while wrong:
+        products.diagonal().add_(more)
+        # the last input comes first: a factor's diagonal has what is left given those before
+        factor, info = torch.linalg.cholesky_ex(products.flip(0, 1))
+        more, wrong = 2 * more, bool(info)
+    return (factor.diagonal().flip(0).square() / diagonal.clamp(min=1e-30)).clamp(max=1)
 
 
 def damage(squares: Any, weights: Any, bits: int, group_size: int, *, sym: bool) -> float:
