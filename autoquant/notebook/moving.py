@@ -180,7 +180,7 @@ def memory_slider(billions: float = 8.0) -> Moving:
         said = "; ".join(
             say("{gpu} ({size} GB) holds: {names}", gpu=gpu, size=size, names=names or "–")
             for gpu, size in GPUS
-            for names in [", ".join(n for n, held in memory(billions).items() if held < size)]
+            for names in [", ".join(say(n) for n, held in memory(billions).items() if held < size)]
         )
         title = say("weights of a model of {billions} billion parameters", billions=f"{billions:g}")
         return "".join(bars + lines + numbers), f"{title}. {said}"
