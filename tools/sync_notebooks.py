@@ -1,13 +1,17 @@
 """Rewrite what is generated in the notebooks: badges, install and form cells, metadata, and the
-code of the translations; take outputs out.
+code of the translations, with comments and forms in their language; take outputs out.
 
 usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it)
 """
 
 from __future__ import annotations
 
+import ast
 import copy
+import io
+import re
 import sys
+import tokenize
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +20,7 @@ from typing import Any
 import nbformat
 
 from autoquant.methods import METHODS
-from autoquant.notebook import forms
+from autoquant.notebook import forms, texts
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -50,6 +54,11 @@ FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, a
 VALID = (
     r"\d+(\.\d+)*([._-]?(a|b|c|rc|alpha|beta|pre|preview)[._-]?\d*)?"
     r"(-\d+|[._-]?(post|rev|r)[._-]?\d*)?([._-]?dev[._-]?\d*)?(\+[a-z\d]+([._-][a-z\d]+)*)?"
+)
+# what the install cell prints
+FORM = (
+    "is ready",
+    "ipywidgets was just installed: reload this page once, so that the form below appears",
 )
 # the project's own index of prebuilt wheels
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
@@ -200,10 +209,32 @@ def install(parts: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
+def translated(source: str, language: str) -> str:
+    """A cell's code with its comments, its form and what the install cell prints in a language, and
+    with that language chosen. Raises KeyError for a comment that the table of texts lacks.
+    """
+    table = texts.LANGUAGES[language]
+    lines = source.split("\n")
+    for token in reversed([*tokenize.generate_tokens(io.StringIO(source).readline)]):
+        said = token.string
+        if token.type == tokenize.COMMENT and not said.startswith("# @param"):
+            found = re.fullmatch(
+                r'(# @title |# @markdown \*\*\w+\*\*: |# )(.*?)( \{ display-mode: "form" \})?', said
+            )
+            assert found, said
+            said = found[1] + table[found[2]] + (found[3] or "")
+        elif said == '"en"' or (token.type == tokenize.STRING and said[1:-1] in FORM):
+            said = f'"{language}"' if said == '"en"' else f'"{table[ast.literal_eval(said)]}"'
+        (row, begin), (_, end) = token.start, token.end
+        if said != token.string:
+            lines[row - 1] = lines[row - 1][:begin] + said + lines[row - 1][end:]
+    return "\n".join(lines)
+
+
 def render(path: Path, found: Any) -> Any:
     """A notebook as it should be."""
     made = copy.deepcopy(found)
-    name, translated = path.stem, path.parent != FOLDER
+    name, language = path.stem, "" if path.parent == FOLDER else path.parent.name
     form, parts, changed = NOTEBOOKS[name]
     made.nbformat, made.nbformat_minor = 4, 5
     made.metadata = nbformat.from_dict(
@@ -211,7 +242,7 @@ def render(path: Path, found: Any) -> Any:
     )  # type: ignore[dict-item]
     original = (
         {cell.id: cell for cell in nbformat.read(FOLDER / path.name, as_version=4).cells}
-        if translated
+        if language
         else {}
     )
     ids = {cell.id for cell in made.cells}
@@ -235,8 +266,8 @@ def render(path: Path, found: Any) -> Any:
         elif cell.id == "more":
             cell.metadata = nbformat.from_dict({**FOLDED, "tags": ["parameters"]})
             cell.source = forms.more(form, changed)
-        elif translated:
-            cell.source = original[cell.id].source
+        if language:
+            cell.source = translated(original[cell.id].source, language)
     return made
 
 
@@ -269,8 +300,8 @@ def table() -> str:
 
     lines = ["| notebook | |", "| --- | --- |"]
     lines += [f"| {link(path)} | {badge(path)} |" for path in sorted(FOLDER.glob("*.ipynb"))]
-    translated = sorted((FOLDER / "tr").glob("*.ipynb"))
-    other = ", ".join(f"{link(path)} {badge(path)}" for path in translated)
+    translations = sorted((FOLDER / "tr").glob("*.ipynb"))
+    other = ", ".join(f"{link(path)} {badge(path)}" for path in translations)
     return "\n".join([*lines, "", f"Translations: {other}"])
 
 

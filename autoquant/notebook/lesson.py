@@ -1,14 +1,25 @@
-"""What the teaching notebook needs beside the lines that teach: pictures of bits, a slider,
-perplexity, and answers to exercises.
+"""What the teaching notebook needs beside the lines that teach: a start in one thread and one
+language, pictures of bits, texts side by side, perplexity, and answers that are numbers.
+
+Nothing here imports NumPy before ``start``, which tells it how many threads to use.
 """
 
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from typing import Any
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from autoquant.notebook import texts
+from autoquant.notebook.texts import say
+from autoquant.runtime.process import HEAVY
+
+if TYPE_CHECKING:
+    from autoquant.notebook.moving import Moving
 
 from autoquant.display.colors import BLUE, GREY, ORANGE, RED
 
@@ -17,25 +28,63 @@ FORMATS = {"FP32": (8, 23), "FP16": (5, 10), "BF16": (8, 7), "FP8 E4M3": (4, 3),
 on GPUs.
 """
 COLORS = (RED, ORANGE, BLUE)  # sign, exponent, mantissa
-# half a bit more for scales, as with groups of 32
 BOX = "display:inline-block;width:1.1em;text-align:center;color:white;margin-right:1px"
-MEMORY = (
-    ("FP32", 32.0),
-    ("FP16, BF16", 16.0),
-    ("INT8", 8.0),
-    ("4-bit", 4.5),
-    ("3-bit", 3.5),
-    ("2-bit", 2.5),
-)
 ANSWERS: dict[int, tuple[float, ...]] = {
     1: (39.375,),
     2: (-76.0, 13.0, 51.0, 127.0),
-    3: (64.0,),
-    4: (4.3125,),
+    4: (64.0,),
+    5: (4.3125,),
 }
-# an answer may be rounded, 39.4 or 4.3; the nearest wrong one of exercise 4, without the zero
+# an answer may be rounded, 39.4 or 4.3; the nearest wrong one of exercise 5, without the zero
 # points, is 4.25
-NEAR = {1: 0.1, 2: 0.01, 3: 0.01, 4: 0.02}
+NEAR = {1: 0.1, 2: 0.01, 4: 0.01, 5: 0.02}
+WRONG: dict[int, dict[tuple[float, ...], str]] = {
+    1: {
+        (315.0,): "These are gigabits: 8 bits are one byte.",
+        (35.0,): "These are 4 bits per weight; the scales take half a bit more.",
+    },
+    2: {
+        (-77.0, 13.0, 51.0, 128.0): "The largest code of 8 bits is 127: 2⁷ − 1.",
+        (-76.0, 12.0, 50.0, 127.0): "Round to the nearest whole number; do not cut off.",
+        (-76.2, 12.7, 50.8, 127.0): "Codes are whole numbers: round them.",
+    },
+    4: {
+        (63.75,): "A code is a whole number: round it.",
+        (63.0,): "Round to the nearest whole number; do not cut off.",
+        (-64.0,): "z = round(−min / s): mind the sign of the smallest value.",
+    },
+    5: {
+        (4.25,): "The zero point takes room too.",
+        (24.0,): "64 weights share one scale and one zero point: divide by 64.",
+    },
+}
+"""Answers that show what went wrong, and what is said to them."""
+
+
+def start(language: str = "en") -> None:
+    """Begin a lesson: one thread, labels in a language (en, tr), and no warnings of libraries that
+    are not used. To be called before NumPy and transformers are imported.
+
+    Matrices this small are computed faster by one thread than by two, which wait for each other:
+    on a busy machine 8 to 12 times faster (bench/RESULTS.md).
+    """
+    texts.use(language)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    # transformers imports these wherever they are installed: torchao then logs that it cannot load
+    # its kernels. It asks only once what there is, so they are hidden while it asks
+    hidden = [name for name in HEAVY if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        import transformers.models.llama.modeling_llama
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+    # the bundled model's 39 tensors are read in a moment
+    transformers.utils.logging.disable_progress_bar()
 
 
 def encode(number: float, format: str) -> tuple[str, float]:
@@ -68,7 +117,7 @@ class Bits:
 
     def __repr__(self) -> str:
         return "\n".join(
-            f"{name:9} {bits} = {value!r} (error {value - self.number:.3g})"
+            f"{name:9} {bits} = {value!r} ({say('error')} {value - self.number:.3g})"
             for name, (bits, value) in self.rows.items()
         )
 
@@ -89,66 +138,99 @@ class Bits:
             )
         legend = " ".join(
             f"<span style='color:white;background:{color};padding:0 .5em'>{name}</span>"
-            for name, color in zip(("±", "exponent", "mantissa"), COLORS, strict=True)
+            for name, color in zip(("±", say("exponent"), say("mantissa")), COLORS, strict=True)
         )
         return f"<div><p>{self.number!r} &nbsp; {legend}</p><table>{''.join(lines)}</table></div>"
 
 
-def memory(billions: float) -> dict[str, float]:
-    """The memory footprint of a model's weights in GB (10^9 bytes) by format: parameters · bits /
-    8.
+def memory_slider(billions: float = 8.0) -> Moving:
+    """Memory footprints by format beside the memory of some GPUs, with a slider over models."""
+    from autoquant.notebook import moving
+
+    return moving.memory_slider(billions)
+
+
+def number_line(weights: Any) -> Moving:
+    """32 weights [32] and what they become, with sliders for all that quantization chooses."""
+    from autoquant.notebook import moving
+
+    return moving.number_line(weights)
+
+
+def absmax(weights: Any, bits: int, group: int = 32) -> Any:
+    """A matrix [rows, columns] of torch after absmax quantization in groups of a row, as in
+    sections 3 and 5: its restored weights.
     """
-    return {name: billions * bits / 8 for name, bits in MEMORY}
+    groups = weights.reshape(-1, group)
+    scale = groups.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return ((groups / scale).round() * scale).reshape(weights.shape)
 
 
-def memory_slider(billions: float = 8.0) -> Any:
-    """A slider over a model's parameters, in billions, with the memory footprint of its weights in
-    each format and the memory of some GPUs.
+def continued(model: Any, tokenizer: Any, prompt: str, tokens: int = 40) -> str:
+    """What a model writes after the prompt, each time its most likely token."""
+    import torch
+
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        made = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    whole = str(tokenizer.decode(made[0], skip_special_tokens=True))
+    return " ".join(whole.removeprefix(prompt).split("\n"))
+
+
+class Texts:
+    """Continuations of one prompt side by side, by what the model's weights were rounded to; what
+    differs from the first is coloured. Shows itself in a notebook.
     """
-    import ipywidgets
 
-    slider = ipywidgets.FloatSlider(
-        value=billions,
-        min=0.5,
-        max=80,
-        step=0.5,
-        description="billions",
-        continuous_update=True,
-        layout={"width": "32em"},
-    )
-    shown = ipywidgets.HTML()
+    def __init__(self, prompt: str, by_name: Mapping[str, str]) -> None:
+        self.prompt, self.by_name = prompt, dict(by_name)
 
-    def draw(_: Any = None) -> None:
-        sizes = memory(slider.value)
-        bar = f"<div style='background:{BLUE};height:1em;width:{{}}px'></div>"
-        bars = "".join(
-            f"<tr><td style='text-align:left'>{name}</td><td"
-            f" style='text-align:left'>{bar.format(max(2, round(1.25 * gigabytes)))}</td><td"
-            f" style='text-align:right'>{gigabytes:.1f} GB</td></tr>"
-            for name, gigabytes in sizes.items()
-        )
-        shown.value = (
-            f"<table>{bars}</table><small>T4: 16 GB · RTX 4090: 24 GB · A100: 80 GB</small>"
-        )
+    def split(self, name: str) -> tuple[str, str]:
+        """A text as far as it is the first one's, word for word, and the rest."""
+        first, text = next(iter(self.by_name.values())), self.by_name[name]
+        if first == text:
+            return text, ""
+        pairs = zip(first, text, strict=False)
+        alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        at = text.rfind(" ", 0, alike) + 1  # the word before which they part
+        return text[:at], text[at:]
 
-    slider.observe(draw, "value")
-    draw()
-    return ipywidgets.VBox([slider, shown])
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:>12}: {self.prompt}{one}" for name, one in self.by_name.items())
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name in self.by_name:
+            same, other = (html.escape(part) for part in self.split(name))
+            text = f"<i>{html.escape(self.prompt)}</i>{same}<span style='color:{COLORS[0]}'>{other}"
+            left, title = "text-align:left", html.escape(name)
+            rows.append(
+                f"<tr><td style='{left};white-space:nowrap'><b>{title}</b></td>"
+                f"<td style='{left}'>{text}</span></td></tr>"
+            )
+        return f"<table>{''.join(rows)}</table>"
 
 
 def log_probabilities(model: Any, ids: Any, context: int = 256) -> Any:
     """What a model predicts of every token but the first in chunks of ``context`` tokens: float64
     [predictions], in nats. ``ids``: [n] token ids, the same for all models that are compared.
     """
+    import numpy as np
     import torch
     import torch.nn.functional as F
 
-    found = []
+    chunks, found = ids[: len(ids) // context * context].view(-1, context), []
     with torch.inference_mode():
-        for start in range(0, len(ids) - context + 1, context):
-            chunk = ids[start : start + context]
-            logits = model(input_ids=chunk[None, :-1]).logits[0].float()
-            found.append(-F.cross_entropy(logits, chunk[1:], reduction="none").double().numpy())
+        for some in chunks.split(4):
+            logits = model(input_ids=some[:, :-1], use_cache=False).logits.float()
+            losses = F.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="none")
+            found.append(-losses.double().numpy())
     return np.concatenate(found)
 
 
@@ -158,32 +240,46 @@ def perplexity(model: Any, ids: Any, context: int = 256) -> float:
 
 
 class Answer:
-    """Whether an exercise's answer is right. Shows itself with a sign that needs no language."""
+    """Whether an exercise's answer is right, and a hint if it is not. Shows itself with a sign."""
 
-    def __init__(self, number: int, right: bool | None) -> None:
-        self.number, self.right = number, right
+    def __init__(self, name: int | str, right: bool | None, hint: str = "") -> None:
+        self.name, self.right, self.hint = name, right, hint
 
     def __repr__(self) -> str:
-        return f"{'…' if self.right is None else '✓' if self.right else '✗'} {self.number}"
+        if self.right is None:
+            said = say("… {name} is not answered yet", name=self.name)
+        else:
+            said = f"{'✓' if self.right else '✗'} {self.name}"
+        return f"{said}: {self.hint}" if self.hint else said
 
     def _repr_html_(self) -> str:
         color = GREY if self.right is None else "#2e7d32" if self.right else "#b00020"
-        return f"<b style='color:{color};font-size:120%'>{html.escape(repr(self))}</b>"
+        return (
+            f"<div style='color:{color};font-size:115%;border-left:4px solid {color};"
+            f"padding-left:.6em'>{html.escape(repr(self))}</div>"
+        )
 
 
 def check(number: int, answer: Any) -> Answer:
     """Look at the answer of an exercise: a number, or several. None is not answered yet."""
+    import numpy as np
+
     if answer is None:
         return Answer(number, None)
     try:
         given = np.atleast_1d(np.asarray(answer, dtype=np.float64)).ravel()
     except (ValueError, TypeError):  # a word, or a number with a comma
-        return Answer(number, False)
-    expected = np.asarray(ANSWERS[number])
-    return Answer(
-        number,
-        bool(
-            given.shape == expected.shape
-            and np.allclose(given, expected, rtol=0, atol=NEAR[number])
-        ),
-    )
+        return Answer(number, False, say("Write a number with a point: 1.5"))
+
+    def near(wanted: tuple[float, ...]) -> bool:
+        return given.shape == (len(wanted),) and np.allclose(
+            given, wanted, rtol=0, atol=NEAR[number]
+        )
+
+    if near(ANSWERS[number]):
+        return Answer(number, True)
+    if given.size != len(ANSWERS[number]):
+        wanted = len(ANSWERS[number])
+        return Answer(number, False, say("{wanted} numbers are asked for", wanted=wanted))
+    known = next((said for wrong, said in WRONG[number].items() if near(wrong)), "")
+    return Answer(number, False, say(known) if known else "")

@@ -82,8 +82,8 @@ def test_models_to_compare_are_replaced_together(monkeypatch: pytest.MonkeyPatch
             ([-76, 13, 51, 127], (-76.0, 13, 51, 127)),
             ([-76, 12, 51, 127], [-76, 13, 51], [None, 13, 51, 127], "?", [[1], [2, 3]]),
         ),
-        (3, (64, 64.0), (63, 63.75, 65, object())),
-        (4, (4.3125, 4.31, 4.3), (4.25, 4.5, 4, 4.35)),
+        (4, (64, 64.0), (63, 63.75, 65, object())),
+        (5, (4.3125, 4.31, 4.3), (4.25, 4.5, 4, 4.35)),
     ],
 )
 def test_answers_may_be_rounded_and_anything_may_be_typed(

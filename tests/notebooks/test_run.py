@@ -16,6 +16,8 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
+from autoquant.notebook import texts
+from autoquant.notebook.texts import say
 from tests.conftest import STAND_IN
 from tests.notebooks.running import FOLDER, environment, run, shown
 
@@ -163,12 +165,34 @@ def test_exl2_without_a_gpu_shows_the_sizes_and_says_what_to_do(
     assert "site-packages" not in str(stopped.value).split("InputError")[-1], "a line, no traceback"
 
 
-def test_the_lesson(tmp_path: Path, cache: Path) -> None:
-    """In English: test_static holds the code of a translation to be the same, cell by cell."""
+@pytest.mark.parametrize("language", ["en", "tr"])
+def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
+    """In English and in Turkish: the same code, whose words come from one table."""
+    folder = "" if language == "en" else f"{language}/"
     started = time.monotonic()
-    said = start("01_Introduction_to_Quantization", tmp_path, cache)
-    assert time.monotonic() - started < 180, "under three minutes on two cores"
-    assert [said[f"ex{i}"].split()[0] for i in range(1, 5)] == ["…"] * 4, "not answered yet"
+    said = start(f"{folder}01_Introduction_to_Quantization", tmp_path, cache)
+    assert time.monotonic() - started < 180, "under a minute on two cores (bench/lesson.py)"
+    texts.use(language)
+    try:
+        exercises = [said[f"ex{i}"] for i in range(1, 9)]
+        assert [one.split()[0] for one in exercises] == ["…"] * 8
+        assert all(say("… {name} is not answered yet").split("}")[1] in one for one in exercises)
+        assert "ready" in said["install"] or language == "tr"
+        assert say("bits per weight") in said["scales"]
+        assert "data:image/svg+xml;base64," in said["memory"] + said["line"], "without a kernel"
+        assert "widget" not in said["memory"] + said["line"]
+        wrote = said["writes"].split("\n")
+        assert [line.split(":")[0].strip() for line in wrote[:5]] == [
+            say("unquantized"),
+            *(say("{n} bits", n=n) for n in (8, 4, 3, 2)),
+        ]
+        assert len(said["budget"].splitlines()) == 10, "8 parts, a head and the budget"
+        assert say("layers 0 and 1 at 3 bits") in said["spent"]
+        unquantized_row = say("unquantized")
+        schemes = [say(f"absmax, {one}") for one in ("tensor", "row", "128")]
+        schemes.append(say("zero point, 128"))
+    finally:
+        texts.use("en")
     assert "BF16" in said["floats"]
     errors = [float(line.split()[-2]) for line in said["scales"].splitlines()[1:] if line.strip()]
     assert errors == sorted(errors, reverse=True), (
@@ -179,28 +203,28 @@ def test_the_lesson(tmp_path: Path, cache: Path) -> None:
     )
     assert calibrated < 0.9 * rounded, "on text that was not calibrated on"
     rows = {
-        line[:16].strip(): [float(value) for value in line[16:].split()]
+        line[:22].strip(): [float(value) for value in line[22:].split()]
         for line in said["perplexity"].splitlines()
-        if "," in line[:16]
+        if "," in line[:22]
     }
-    assert list(rows) == ["absmax, tensor", "absmax, row", "absmax, 128", "zero-point, 128"]
+    assert list(rows) == schemes
     formats = {
         name: float(value)
         for name, value in re.findall(
             r"^(BF16|FP8 E4M3|FP8 E5M2) +([\d.]+)$", said["perplexity"], re.MULTILINE
         )
     }
-    by_bits = rows["absmax, 128"]
-    unquantized = float(re.search(r"unquantized +([\d.]+)", said["perplexity"])[1])  # type: ignore[index]
+    whole, by_row, by_bits, _ = rows.values()
+    found = re.search(unquantized_row + r" +([\d.]+)", said["perplexity"])
+    assert found
+    unquantized = float(found[1])
     assert formats["BF16"] == pytest.approx(unquantized, rel=0.002)
     assert formats["FP8 E4M3"] == pytest.approx(unquantized, rel=0.02)
     assert formats["FP8 E5M2"] == pytest.approx(unquantized, rel=0.05)
     assert len(by_bits) == 6
     assert by_bits[0] == pytest.approx(unquantized, rel=0.01)
     assert by_bits[-1] > 2 * unquantized
-    assert rows["absmax, tensor"][-1] > rows["absmax, row"][-1] > by_bits[-1], (
-        "the fewer weights share a scale, the better"
-    )
+    assert whole[-1] > by_row[-1] > by_bits[-1], "the fewer weights share a scale, the better"
     mean, error = map(float, re.findall(r"4M − 2M +([+-][\d.]+) ± ([\d.]+)", said["paired"])[0])
     assert mean / error > 2, "the larger model is better"
     own = [float(one) for one in re.findall(r"^[24]M  .* ± ([\d.]+)", said["paired"], re.MULTILINE)]
