@@ -129,7 +129,7 @@ class OthersGoOn:
         except AutoQuantError as error:
             if not self.left and not self.done:
                 raise
-            show(Refusal(f"{METHODS[method].title} has not ended: {error}"))
+            show(Refusal(f"{METHODS[method].title} failed: {error}"))
 
 
 class Refusal(Note):

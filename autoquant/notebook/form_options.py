@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -124,10 +125,9 @@ def _all() -> type[MethodOptions]:
     for method in METHODS.values():
         for name in method.Options.main:
             if name not in MethodOptions.model_fields and name != "calibration":
-                fields[f"{method.name}_{name}"] = (
-                    method.Options.model_fields[name].annotation,
-                    method.Options.model_fields[name],
-                )
+                field = copy(method.Options.model_fields[name])
+                field.description = f"if {method.name} is made: {field.description}"
+                fields[f"{method.name}_{name}"] = (field.annotation, field)
     names = tuple(METHODS)
 
     class Base(ModelOptions):
@@ -139,7 +139,8 @@ def _all() -> type[MethodOptions]:
         )
         context: int = option(
             0,
-            "tokens of one conversation there; 0 takes 8192, or the model's if that is less",
+            "the longest conversation there, in tokens; 0 takes 8192, or the model's if that is"
+            " less",
             unit="tokens",
             ge=0,
             le=10_000_000,

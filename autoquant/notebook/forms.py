@@ -352,10 +352,11 @@ class Form:
             if value != plain(self.fields[one].default) and one != "model"
         }
         rest = ", ".join(f"{one} = {value}" for one, value in different.items()) or "the defaults"
-        what = (
-            f"{', '.join(METHODS[one].title for one in self.methods) or 'the best'} of {self.model}"
-            if self.name != "compare"
-            else f"{self.options.small} and {self.options.large}"
-        )
+        if self.name == "compare":
+            what = f"{self.options.small} and {self.options.large}"
+        else:
+            titles = ", ".join(METHODS[one].title for one in self.methods)
+            best = f"the best GGUF file for {self._raw().get('device') or choosing.HERE}"
+            what = f"{titles or best} of {self.model}"
         hint = " Change them in the form above and rerun from there." if in_colab() else ""
         show(text(f"<p><b>{html.escape(what)}</b>, options: {html.escape(rest)}.{hint}</p>"))

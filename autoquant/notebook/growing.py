@@ -9,11 +9,11 @@ from autoquant.display import html, tables
 
 class Growing:
     """Relative errors in percent, a row for each way of quantizing, a column for each layer. Shows
-    itself in a notebook.
+    itself in a notebook. ``title`` stands over the rows' names.
     """
 
-    def __init__(self, columns: Sequence[str]) -> None:
-        self.columns = tuple(columns)
+    def __init__(self, columns: Sequence[str], title: str = "error of the output") -> None:
+        self.columns, self.title = tuple(columns), title
         self.rows: dict[str, tuple[str, ...]] = {}
 
     def add(self, name: str, errors: Sequence[float], note: str = "") -> Growing:
@@ -26,7 +26,7 @@ class Growing:
         return self
 
     def _parts(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return ("error of the output", *self.columns, "note"), list(self.rows.values())
+        return (self.title, *self.columns, "note"), list(self.rows.values())
 
     def __repr__(self) -> str:
         return tables.table(*self._parts())

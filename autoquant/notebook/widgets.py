@@ -271,7 +271,7 @@ def _lacking() -> str:
     names = [one for one, method in METHODS.items() if "cpu" not in method.runs_on]
     if not names or nvidia_gpu():
         return ""
-    return f"{', '.join(names)} needs an NVIDIA GPU, which this machine has not"
+    return f"{', '.join(names)} needs an NVIDIA GPU, and this machine has none"
 
 
 def _texts(value: Any) -> tuple[str, ...]:

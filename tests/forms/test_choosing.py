@@ -83,7 +83,7 @@ def test_one_that_fails_does_not_stop_the_others(said: list[Note]) -> None:
         raise ProcessFailed("it broke")
     with one_by_one("hqq"):
         pass
-    assert [repr(one) for one in said] == ["GGUF (llama.cpp) has not ended: it broke"]
+    assert [repr(one) for one in said] == ["GGUF (llama.cpp) failed: it broke"]
     alone = choosing.OthersGoOn(2)
     with alone("gguf"):
         raise ProcessFailed("it broke")
