@@ -29,6 +29,7 @@ def test_what_is_generated_is_fresh(tool: str) -> None:
     "name",
     [
         "README.md",
+        "README.tr.md",
         "CONTRIBUTING.md",
         "docs/devices.md",
         "docs/hub.md",
@@ -45,6 +46,14 @@ def test_local_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("http"):
             assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_the_turkish_readme_names_every_method() -> None:
+    from autoquant.methods import METHODS
+
+    assert "(README.tr.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    turkish = (ROOT / "README.tr.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"| `{name}` |" not in turkish] == []
 
 
 def test_the_table_of_models_has_every_row_and_these_versions() -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 
 from autoquant.core.errors import InputError
 from autoquant.notebook import first_exercises, lesson, texts
 from autoquant.notebook.first_exercises import spending
+from tests.notebooks.running import FOLDER
 
 check = first_exercises.check
 EVERY = [
@@ -60,6 +62,15 @@ def test_a_right_answer_may_be_written_in_another_way(
 ) -> None:
     assert check(name, first_exercises.EXERCISES[name].right).right is True
     assert repr(check(name, function)) == f"✓ {name}"
+
+
+@pytest.mark.parametrize("folder", ["", "tr"])
+def test_the_answers_in_the_notebook_are_right(folder: str) -> None:
+    path = FOLDER / folder / "01_Introduction_to_Quantization.ipynb"
+    last = nbformat.read(path, as_version=4).cells[-1].source
+    named: dict[str, Any] = {"np": np}
+    exec(last.split("```python\n")[1].split("```")[0], named)
+    assert [check(name, named[name]).right for name in first_exercises.EXERCISES] == [True] * 4
 
 
 def test_absmax_keeps_the_shape() -> None:
