@@ -95,7 +95,9 @@ def test_calibration_sets_are_compared_in_one_table(tmp_path: Path) -> None:
         for line in str(seen).splitlines()
         if "2bit-32g" in line or "unquantized  " in line
     ]
-    assert lines == ["tiny-austen-4m", "novels", "numbers"]
+    assert lines == ["tiny-austen-4m", "novels", "numbers", "novels"], (
+        "the last line compares the two, token by token"
+    )
     assert ">numbers</td>" in seen._repr_html_()
     card = (tmp_path / "out" / "numbers" / "README.md").read_text()
     assert "numbers.txt, 16 samples of 64 tokens" in card
