@@ -16,12 +16,12 @@ from autoquant.core.errors import AutoQuantError, InputError
 from autoquant.core.machine import cores
 from autoquant.core.progress import in_notebook
 from autoquant.core.records import Artifact, RunRecord
+from autoquant.display.tables import reference_name
 from autoquant.methods import METHODS
-from autoquant.runtime import preload, process
+from autoquant.runtime import environments, preload, process
 
 PROMPT = "Write two sentences about the sea."
 TOKENS, MOST = 64, 4096
-UNQUANTIZED = "unquantized"
 
 
 @dataclass
@@ -68,10 +68,11 @@ def answer(record: RunRecord, artifacts: list[Artifact], prompt: str, tokens: in
         raise InputError(f"tokens: {tokens} is not allowed; allowed: 1 to {MOST}")
     made = Answers(prompt)
     shown = _Shown(made)
-    names = [UNQUANTIZED, *(one.type for one in artifacts)]
+    first = reference_name(record.source)
+    names = [first, *(one.type for one in artifacts)]
     made.said = dict.fromkeys(names, "")
     jobs: dict[str, Callable[..., dict[str, Any]]] = {
-        UNQUANTIZED: functools.partial(_source, record, prompt, tokens),
+        first: functools.partial(_source, record, prompt, tokens),
         **{
             one.type: functools.partial(_artifact, record, one, prompt, tokens) for one in artifacts
         },
@@ -85,6 +86,8 @@ def answer(record: RunRecord, artifacts: list[Artifact], prompt: str, tokens: in
         try:
             told = job(heard)
             made.said[name] = told["text"]
+            if not told["text"]:
+                made.why[name] = "it says nothing"
             if told["lacking"]:
                 made.why[name] = f"it needs {told['lacking'] / 1e9:.1f} GB of memory to be run here"
         except AutoQuantError as error:
@@ -116,7 +119,11 @@ class _Shown:
 
 def _source(record: RunRecord, prompt: str, tokens: int, heard: Any) -> dict[str, Any]:
     source = record.source
-    if not source.at_hand or source.remote or not _weights_at_hand(record):
+    if source.remote:
+        raise InputError(
+            f"the weights of {source.id} stayed on the Hub, and are not here to be run"
+        )
+    if not source.at_hand or not _weights_at_hand(record):
         raise InputError("the unquantized model does not lie here any more")
     if source.gguf:
         return _gguf(source.folder / source.gguf, "", prompt, tokens, heard)
@@ -134,11 +141,12 @@ def _artifact(
         raise InputError(f"it was deleted here as it was uploaded to {artifact.facts['deleted']}")
     path = artifact.path_in(record.folder)
     if path.suffix == ".gguf":
-        folder = "" if record.source.gguf else str(record.source.folder)
+        source = record.source
+        folder = "" if source.gguf or not source.at_hand else str(source.folder)
         return _gguf(path, folder, prompt, tokens, heard)
     method = METHODS[record.method]
     env = method.environment(method.Options())
-    return _folder(path, env, prompt, tokens, heard, quantized=True)
+    return _folder(path, env, prompt, tokens, heard, quantized=True, extra=method.extra)
 
 
 def _gguf(path: Path, tokenizer: str, prompt: str, tokens: int, heard: Any) -> dict[str, Any]:
@@ -159,13 +167,22 @@ def _gguf(path: Path, tokenizer: str, prompt: str, tokens: int, heard: Any) -> d
 
 
 def _folder(
-    path: Path, env: dict[str, str], prompt: str, tokens: int, heard: Any, *, quantized: bool
+    path: Path,
+    env: dict[str, str],
+    prompt: str,
+    tokens: int,
+    heard: Any,
+    *,
+    quantized: bool,
+    extra: str = "",
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log"
         return dict(
             process.call(
                 "autoquant.backends.answers:answer",
-                log=Path(scratch) / "log",
+                log=log,
+                python=environments.there(extra, log) if extra else "",
                 env=env or {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
                 on_part=heard,
                 folder=str(path),

@@ -80,6 +80,15 @@ def test_one_file_is_not_drawn(demo: Result, tmp_path: Path) -> None:
     assert "model card and plot in" in str(demo)
 
 
+def test_a_divergence_just_below_zero_is_drawn(demo: Result) -> None:
+    """Rounding of logits gives that to a file that loses nothing."""
+    first, *rest = demo.artifacts
+    assert first.evaluation is not None
+    nothing = dataclasses.replace(first.evaluation, kl_mean=-1e-9, kl_error=1e-8)
+    files = (dataclasses.replace(first, evaluation=nothing), *rest)
+    assert plot.figure({"demo": dataclasses.replace(demo, artifacts=files)}) is not None
+
+
 def test_points_have_the_errors_of_their_table(demo: Result) -> None:
     figure = plot.figure({"a": demo})
     files = sorted(demo.artifacts, key=lambda one: one.bytes)

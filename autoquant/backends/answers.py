@@ -54,21 +54,23 @@ def answer(
     from transformers import AutoTokenizer
 
     needed = Tensors(folder).bytes() + BESIDE
-    if not nvidia_gpu() and needed > memory_available():
+    # libraries put quantized folders on the GPU themselves
+    elsewhere = nvidia_gpu() if quantized else _on_gpu(needed)
+    if not elsewhere and needed > memory_available():
         return {"text": "", "engine": "", "lacking": needed}
     config, engine = config_of(folder), "transformers"
     if quantized:
-        format = dequantized.format_of(quantization(folder))
+        loader, engine = dequantized.loading(quantization(folder))
         try:
-            model: Any = format.loader(folder)
-            engine = format.engine
+            model: Any = loader(folder)
         except (CheckFailed, ImportError):
             needed = 4 * sum(math.prod(one) for one in dequantized.Values(folder).shapes.values())
             if needed + BESIDE > memory_available():
                 return {"text": "", "engine": "", "lacking": needed + BESIDE}
             model, engine = dequantized.load(folder), dequantized.READ_BACK
     else:
-        model = class_of(config).from_pretrained(folder, config=config, dtype="auto")
+        place = {"device_map": "cuda"} if elsewhere else {}
+        model = class_of(config).from_pretrained(folder, config=config, dtype="auto", **place)
     model.eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     text, templated = rendered(folder, prompt)
@@ -79,11 +81,24 @@ def answer(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
+            # the likeliest token, as llama.cpp takes it: without what the model's own settings add
             do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             streamer=_Stream(tokenizer, ids.shape[1], emit),
         )
     said = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     return {"text": said, "engine": engine, "lacking": 0}
+
+
+def _on_gpu(needed: int) -> bool:
+    """Whether a GPU has so many bytes free."""
+    if not nvidia_gpu():
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed)
 
 
 class _Stream:

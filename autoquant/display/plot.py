@@ -125,8 +125,10 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         ):
             if not stock:
                 axis.plot(x, values, "-", color=color, linewidth=0.6, zorder=1)
-            # on a logarithmic axis an error as large as the value would reach down without end
-            down = [min(error, 0.9 * value) for error, value in zip(errors, values, strict=True)]
+            # on a logarithmic axis an error as large as the value would reach down without end; a
+            # divergence of nothing may come out just below zero
+            pairs = zip(errors, values, strict=True)
+            down = [max(0.0, min(error, 0.9 * value)) for error, value in pairs]
             axis.errorbar(x, values, (down, errors), fmt="none", ecolor=color, elinewidth=1)
             axis.scatter(x, values, color=color, s=28, zorder=2, label=name)
             for artifact, at, value in zip(artifacts, x, values, strict=True):

@@ -82,7 +82,7 @@ class Difference:
     @property
     def better(self) -> str:
         """The name of the better one; empty where the difference is within the error."""
-        if abs(self.z) < CERTAIN:
+        if not abs(self.z) >= CERTAIN:  # which is so of NaN too
             return ""
         return self.name if self.mean > 0 else self.other
 

@@ -27,10 +27,15 @@ from autoquant.source import resolve
 HERE = "this machine"
 
 
+def is_here(name: str) -> bool:
+    """Whether a form names this machine."""
+    return name.strip().lower() in ("", HERE)
+
+
 def device(name: str) -> devices.Device:
     """The device that a form names; nothing, or "this machine", is this one. Raises InputError."""
     try:
-        return devices.here() if name.strip().lower() in ("", HERE) else devices.device(name)
+        return devices.here() if is_here(name) else devices.device(name)
     except InputError as error:
         raise InputError(f"device: {str(error).removeprefix('fits: ')}") from None
 
@@ -113,13 +118,15 @@ class OthersGoOn:
     """Methods one after the other, of which a failed one does not stop the others."""
 
     def __init__(self, asked: int) -> None:
-        self.left, self.done = asked, 0
+        self.asked, self.left, self.done = asked, asked, 0
 
     @contextlib.contextmanager
     def __call__(self, method: str) -> Iterator[None]:
         """Around the work of one method. What it cannot do is said in a line, and raised only if
         no method has ended well.
         """
+        if not self.left:  # the cell runs again
+            self.left, self.done = self.asked, 0
         self.left -= 1
         try:
             yield

@@ -86,8 +86,8 @@ class Files:
 
         said = ipywidgets.HTML()
         made = []
-        for kind, path, size, _ in self.rows():
-            for one in [path] if path.is_file() else []:
+        for kind, _, size, _ in self.rows():
+            for one in self._parts(kind):
                 button = ipywidgets.Button(
                     description=f"Download {kind}", icon="download", layout={"width": "16em"}
                 )
@@ -101,6 +101,17 @@ class Files:
         copy.on_click(lambda _: self._copy(said))
         row = ipywidgets.Box([*made, copy], layout={"flex_flow": "row wrap"})
         return ipywidgets.VBox([row, said])
+
+    def _parts(self, kind: str) -> list[Path]:
+        """The files of a type, all its shards; none of a folder."""
+        return [
+            path
+            for result in self.results
+            for artifact in result.artifacts
+            if artifact.type == kind and _place(result, artifact) is not None
+            for path in artifact.paths_in(result.folder)
+            if path.is_file()
+        ]
 
     def _copy(self, said: Any) -> None:
         said.value = '<span role="status">copying …</span>'
@@ -118,7 +129,8 @@ class Files:
                 )
             said.value = f'<span role="status">✓ copied to {html.escape(str(target.parent))}</span>'
         except (AutoQuantError, OSError) as error:
-            said.value = f'<span role="alert">✗ {html.escape(str(error))}</span>'
+            told = str(error).removeprefix("out: ")
+            said.value = f'<span role="alert">✗ {html.escape(told)}</span>'
 
 
 def _place(result: Result, artifact: Artifact) -> Path | None:

@@ -174,7 +174,8 @@ def _all() -> type[MethodOptions]:
         @classmethod
         def _device(cls, value: str) -> str:
             try:
-                choosing.device(value)
+                if not choosing.is_here(value):  # which would be looked at, by nvidia-smi
+                    choosing.device(value)
             except InputError as error:
                 raise ValueError(str(error).removeprefix("device: ")) from None
             return value.strip()

@@ -208,16 +208,21 @@ class Form:
         Only what differs from the defaults is in it, and nothing about uploading (see
         :meth:`upload`). Raises InputError with the same line as the function would.
         """
-        chosen, cls = (
-            self._chosen(method or self.methods[0]),
-            METHODS[method or self.methods[0]].Options,
-        )
+        method = method or self._only()
+        chosen, cls = self._chosen(method), METHODS[method].Options
         return {
             one: value
             for one, value in chosen.items()
             if value != cls.model_fields[one].default
             and (one == "base_model" or one not in UploadOptions.model_fields)
         }
+
+    def _only(self) -> str:
+        """The method that is meant where none is said."""
+        named = self.methods or tuple(self.recommended)
+        if not named:
+            raise InputError("methods: none is named; name one, or call form.chosen(model) first")
+        return named[0]
 
     def _chosen(self, method: str) -> dict[str, Any]:
         """Every option of a method, checked."""
@@ -241,6 +246,8 @@ class Form:
                 }
             )
             given.update(recommended)
+            if "imatrix" in recommended and built.calibration != "builtin":
+                given["imatrix"] = built.calibration
             # builtin leaves each method its own default text: EXL2 has another
             if built.calibration != "builtin" and calibrates(method, self._raw()):
                 given["calibration"] = built.calibration
@@ -293,7 +300,7 @@ class Form:
         out = str(self._raw()["out"]).strip()
         if out != "drive" and (self.name in METHODS or not out):
             return Path(out) if out else None
-        entry = METHODS[method or self.methods[0]]
+        entry = METHODS[method or self._only()]
         base = drive() / "AutoQuant" if out == "drive" else Path(out)
         resolved = source.resolve(model, allow_pickle=bool(self._raw().get("allow_pickle", False)))
         complete = entry.resolve_defaults(

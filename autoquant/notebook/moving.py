@@ -21,7 +21,7 @@ import numpy as np
 
 from autoquant.notebook.texts import say
 
-ORANGE, BLUE, RED, GREY = "#e07a1f", "#2a6f97", "#b23a48", "#6c757d"
+ORANGE, BLUE, RED, GREY = "#b85c00", "#2a6f97", "#b23a48", "#6c757d"
 GPUS = (("T4", 16), ("RTX 4090", 24), ("A100", 80))  # GB, as they are sold
 # half a bit more for scales, as with groups of 32
 MEMORY = (

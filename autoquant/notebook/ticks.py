@@ -127,5 +127,7 @@ def table(
 def _row(columns: str, *cells: str, bold: bool = False) -> str:
     style = f"display:grid;grid-template-columns:{columns};gap:0 8px;line-height:1.3"
     weight = ";font-weight:bold" if bold else ""
-    inside = "".join(f"<span>{html.escape(one)}</span>" for one in cells)
+    cut = "white-space:nowrap;overflow:hidden;text-overflow:ellipsis"  # rows have one line
+    said = [html.escape(one) for one in cells]
+    inside = "".join(f'<span style="{cut}" title="{one}">{one}</span>' for one in said)
     return f'<div style="{style}{weight}">{inside}</div>'

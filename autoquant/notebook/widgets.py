@@ -197,7 +197,8 @@ class Widgets:
         try:
             asked = self._form.options
             said = choosing.advised(self._form.model, asked.device, asked.context)
-            verdict = ipywidgets.HTML(f"<div>{html.escape(said.verdict)}</div>")
+            unasked = f"If you tick nothing, gguf {choosing.best(said).type} is made."
+            verdict = ipywidgets.HTML(f"<div>{html.escape(f'{said.verdict}. {unasked}')}</div>")
             table = ticks.table(said, self._taken, self._take)
             self.advised.children = (verdict, table)
         except (AutoQuantError, OSError) as error:

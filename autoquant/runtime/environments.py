@@ -103,6 +103,11 @@ def beside(name: str, logs: Path) -> str:
     return "" if here(name) else python(name, logs)
 
 
+def there(name: str, logs: Path) -> str:
+    """The same, but no environment is made for it: where there is none, this one."""
+    return beside(name, logs) if (_folder(name) / "ready").is_file() else ""
+
+
 def repository() -> str:
     """Where this package's source is, from its own metadata."""
     named = (

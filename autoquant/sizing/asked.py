@@ -24,7 +24,6 @@ from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.runtime import process
 from autoquant.sizing.memory import Beside
-from autoquant.source.from_gguf import MMPROJ
 
 BLOCK = re.compile(r"^blk\.(\d+)\.")
 
@@ -97,13 +96,18 @@ def tower_of(source: Source) -> int:
 
 
 def tower_name(source: Source) -> str:
-    """How that file is called; of a GGUF file's, empty if none lies beside it, or several do."""
+    """How that file is called; of a GGUF file's, empty if none of the same model's name lies beside
+    it.
+    """
     if not source.gguf:
         return mmproj.file_name(source, GgufOptions())
     if source.mmproj:
         return source.mmproj if (source.folder / source.mmproj).is_file() else ""
-    lie = [one.name for one in source.folder.glob("*.gguf") if MMPROJ.search(one.name)]
-    return lie[0] if len(lie) == 1 and not MMPROJ.search(source.gguf) else ""
+    for one in sorted(source.folder.glob("mmproj-*.gguf")):
+        model = one.stem.removeprefix("mmproj-").rpartition("-")[0]
+        if model and source.gguf.startswith(model):
+            return one.name
+    return ""
 
 
 def by_bits(source: Source, types: Sequence[str]) -> tuple[File, ...]:

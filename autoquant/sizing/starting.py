@@ -66,9 +66,10 @@ def _gguf(
         given = f"-m {named(source)}" if source.revision is None else from_hub
         sees = f" --mmproj {shlex.quote(str(source.folder / mmproj))}" if mmproj else ""
         return [f"llama-server {given}{sees if source.revision is None else ''} {start}"]
+    own = "" if source.gguf else mmproj  # of a GGUF file it may be named anew, or stay where it is
     lines = [
         f"autoquant quantize gguf {named(source)} --types {best.type}{more}",
-        f"llama-server -m {path}{f' --mmproj {folder}/{mmproj}' if mmproj else ''} {start}",
+        f"llama-server -m {path}{f' --mmproj {folder}/{own}' if own else ''} {start}",
     ]
     if "Ollama" in device.runs:
         cache = f"OLLAMA_FLASH_ATTENTION=1 OLLAMA_KV_CACHE_TYPE={kv_type} " if quantized else ""

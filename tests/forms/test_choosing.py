@@ -89,6 +89,8 @@ def test_one_that_fails_does_not_stop_the_others(said: list[Note]) -> None:
         raise ProcessFailed("it broke")
     with pytest.raises(ProcessFailed, match="that too"), alone("hqq"):
         raise ProcessFailed("that too")
+    with pytest.raises(ProcessFailed, match="again"), alone("gguf"), alone("hqq"):
+        raise ProcessFailed("again")  # the cell runs once more
     with pytest.raises(Stopped), choosing.OthersGoOn(2)("gguf"):
         raise Stopped("by the user")
     with pytest.raises(ZeroDivisionError), choosing.OthersGoOn(2)("gguf"):

@@ -166,6 +166,7 @@ def test_what_a_model_sees_with_takes_room(tmp_path: Path) -> None:
     assert "for what it sees or hears with" in " ".join(str(said).split())
     whole = {one.type: one.weights for one in said.choices if one.method == "gguf"}
     assert whole["Q8_0"] == run.path("Q8_0").stat().st_size, "which is not in the file itself"
+    shutil.copyfile(mmproj, mmproj.with_name("mmproj-another-F16.gguf"))
     again = autoquant.advise(run.path("Q8_0"), fits="T4", context=128)
     assert again.beside.tower == said.beside.tower
     assert f"--mmproj {mmproj}" in again.commands[0]

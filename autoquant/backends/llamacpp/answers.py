@@ -22,12 +22,14 @@ def answer(
     own is, where llama.cpp knows it. The file is mapped: it needs no memory of its size.
     """
     text, templated = rendered(tokenizer, prompt) if tokenizer else _by_file(path, prompt)
+    # llama.cpp's own templates leave the first token out, those of transformers write it
+    begins = not templated or not tokenizer
     vocabulary = Model(path, threads=1, vocab_only=True)
-    length = len(_tokens(vocabulary, text, templated=templated))
+    length = len(_tokens(vocabulary, text, begins=begins, templated=templated))
     if not length:
         raise InputError(f"prompt: {prompt!r} has no tokens; write some words")
     model = Model(path, threads=threads, context=length + tokens + 8, repack=False)
-    ids = _tokens(model, text, templated=templated)
+    ids = _tokens(model, text, begins=begins, templated=templated)
     pieces, position = b"", 0
     for _ in range(tokens):
         logits = model.decode(ids, len(ids) - 1, start=position)
@@ -41,11 +43,13 @@ def answer(
     return {"text": pieces.decode("utf-8", "replace"), "engine": "llama.cpp", "lacking": 0}
 
 
-def _tokens(model: Model, text: str, *, templated: bool) -> Any:
-    """Token ids; a template has written the special ones into the text."""
+def _tokens(model: Model, text: str, *, begins: bool, templated: bool) -> Any:
+    """Token ids, with the first one that the model wants if it ``begins`` here; a template has
+    written special ones into the text.
+    """
     raw = text.encode()
     room = (L.llama_token * (len(raw) + 16))()
-    n = L.llama_tokenize(model.vocab, raw, len(raw), room, len(room), not templated, templated)
+    n = L.llama_tokenize(model.vocab, raw, len(raw), room, len(room), begins, templated)
     return np.ctypeslib.as_array(room)[: max(0, n)].astype(np.int32)
 
 
