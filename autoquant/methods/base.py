@@ -51,7 +51,8 @@ class UsualType:
     """A type that a method usually makes, for who asks what fits. ``bits`` are those of a quantized
     weight with its share of scales and zero points; embeddings, norms and what else is not
     quantized have 16, the output head ``head``. ``least`` is the CUDA compute capability that
-    ``runs``, what loads it, needs for it. ``options`` make it, where the defaults do not.
+    ``runs``, what loads it, needs for it. ``options`` make it, where several types of a
+    method, or several widths, are chosen among.
     """
 
     type: str

@@ -90,7 +90,7 @@ class Hqq(TensorwiseMethod[HqqOptions]):
     library_name: ClassVar[str] = "hqq"
     # scale and zero of 16 bits a group of 64
     usual_types: ClassVar[tuple[UsualType, ...]] = (
-        UsualType("4bit-64g", 4.5, "transformers", 6.0),
+        UsualType("4bit-64g", 4.5, "transformers", 6.0, options={"bits": 4}),
     )
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
         TECHNIQUES,

@@ -65,7 +65,7 @@ class W8a8(TensorwiseMethod[W8a8Options]):
     runtimes: ClassVar[str] = "vLLM, SGLang; transformers (for inspection only)"
     # vLLM: https://docs.vllm.ai/en/latest/features/quantization/
     usual_types: ClassVar[tuple[UsualType, ...]] = (
-        UsualType("int8-dynamic", 8.0, "vLLM", 7.5),
+        UsualType("int8-dynamic", 8.0, "vLLM", 7.5, options={"scheme": "int8-dynamic"}),
         UsualType("fp8-dynamic", 8.0, "vLLM", 8.9, options={"scheme": "fp8-dynamic"}),
     )
     extra: ClassVar[str] = "w8a8"

@@ -101,13 +101,23 @@ def table(
     head = ipywidgets.HTML(
         _row(columns, "take", "type", "fits?", "file", "memory in use", "quality", bold=True)
     )
-    rows = []
+    rows, boxes = [], list[tuple[Choice, Any]]()
+
+    def changed(choice: Choice, new: bool) -> None:
+        take(choice, new)
+        for other, box in boxes:  # of one method another may have taken its place
+            if box.value != ticked(other):
+                box.unobserve_all("value")
+                box.value = ticked(other)
+                box.observe(lambda change, one=other: changed(one, change.new), "value")
+
     for one in said.choices:
         box = ipywidgets.Checkbox(
             value=ticked(one), description=one.method, indent=False, layout={"width": "9em"}
         )
         tooltip(box, f"make {one.method} {one.type}")
-        box.observe(lambda change, one=one: take(one, change.new), "value")
+        box.observe(lambda change, one=one: changed(one, change.new), "value")
+        boxes.append((one, box))
         fits = FITS.get(one.fits, f"{one.layers} layers")
         cells = ipywidgets.HTML(
             _row(

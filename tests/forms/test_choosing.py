@@ -118,6 +118,22 @@ class TestPage:
         assert form.options.gguf_types == ("Q8_0",)
         boxes["Q8_0"].value = False
         assert form.methods == (), "none: what is best for the device"
+        widgets.by_name["device"].value = "RTX 4090"
+        widgets.advise()
+        of = {
+            (row.children[0].description, row.children[1].value): row.children[0]
+            for row in widgets.advised.children[1].children[1:]
+        }
+        int8, fp8 = (
+            next(box for (method, said), box in of.items() if method == "w8a8" and kind in said)
+            for kind in ("int8-dynamic", "fp8-dynamic")
+        )
+        fp8.value = True
+        assert (form.methods, form.options.w8a8_scheme) == (("w8a8",), "fp8-dynamic")
+        int8.value = True
+        assert (form.options.w8a8_scheme, fp8.value) == ("int8-dynamic", False), "one at a time"
+        int8.value = False
+        assert form.methods == ()
         widgets.by_name["device"].value = "nothing such"
         widgets.advise()
         assert "nothing such" in widgets.advised.children[0].value

@@ -128,7 +128,7 @@ class Gptq(GroupedMethod[GptqOptions]):
     title: ClassVar[str] = "GPTQ"
     # groups of 128: a scale of 16 bits, a zero point of 4
     usual_types: ClassVar[tuple[UsualType, ...]] = (
-        UsualType("4bit-128g", 4 + 20 / 128, "vLLM", 7.0),
+        UsualType("4bit-128g", 4 + 20 / 128, "vLLM", 7.0, options={"bits": 4}),
     )
     summary: ClassVar[str] = (
         "weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers"
