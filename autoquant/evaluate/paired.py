@@ -160,6 +160,11 @@ def difference(one: Scored, other: Scored) -> Difference:
     """
     refuse_other_tokens(one, other)
     found = one.log_probabilities() - other.log_probabilities()
+    if not np.isfinite(found).all():
+        raise InputError(
+            f"{one.name} and {other.name}: one of them predicts NaN or Inf on this text, which no"
+            " difference can be made of; its checks say whether the file is broken"
+        )
     return Difference(
         one.name, other.name, float(found.mean()), standard_error(found), int(found.size)
     )

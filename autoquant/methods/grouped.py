@@ -307,7 +307,11 @@ def size_of(layers: Mapping[str, tuple[int, int]], source: Source, options: Any,
     divided = division(source)
     left = set(divided.shapes) - set(layers)
     total = divided.kept + 2 * sum(math.prod(divided.shapes[name]) for name in left)
-    for outputs, inputs in layers.values():
-        groups = 1 if options.group_size == -1 else inputs // options.group_size
-        total += (outputs * inputs + groups * outputs) * bits // 8 + 2 * groups * outputs
-    return total
+    return total + sum(taken(shape, bits, options.group_size) for shape in layers.values())
+
+
+def taken(shape: tuple[int, int], bits: int, group_size: int) -> int:
+    """Bytes of the codes, zero points and scales (16 bits) of a matrix [outputs, inputs]."""
+    outputs, inputs = shape
+    groups = 1 if group_size == -1 else inputs // group_size
+    return (outputs * inputs + groups * outputs) * bits // 8 + 2 * groups * outputs

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from autoquant.display.colors import BLUE, GREY, ORANGE, RED
 from autoquant.notebook.texts import say
 
-ORANGE, BLUE, RED, GREY = "#b85c00", "#2a6f97", "#b23a48", "#6c757d"
 GPUS = (("T4", 16), ("RTX 4090", 24), ("A100", 80))  # GB, as they are sold
 # half a bit more for scales, as with groups of 32
 MEMORY = (

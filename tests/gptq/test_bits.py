@@ -214,7 +214,7 @@ def test_the_best_kinds_fit_and_are_those_of_the_modules_that_lose_most(bpw: flo
         for name in SHAPES
     }  # fmt: skip
     chosen = bits.best(SHAPES, lost, offered, bpw)
-    taken = sum(bits.taken(SHAPES[name], one) for name, one in chosen.kinds.items())
+    taken = sum(bits.taken(SHAPES[name], *one) for name, one in chosen.kinds.items())
     weights = sum(outputs * inputs for outputs, inputs in SHAPES.values())
     assert 8 * taken / weights == pytest.approx(chosen.bits)
     assert chosen.bits <= bpw

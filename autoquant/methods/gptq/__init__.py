@@ -195,7 +195,7 @@ class Gptq(GroupedMethod[GptqOptions]):
         if not options.bpw:
             return alike
         base = Kind(options.bits, options.group_size)
-        own = sum(by_module.taken(shape, base) for shape in layers.values())
+        own = sum(grouped.taken(shape, *base) for shape in layers.values())
         return alike - own + by_module.budget(layers, options.bpw)
 
     def plan(self, source: Source, options: GptqOptions, out: Path) -> Plan:

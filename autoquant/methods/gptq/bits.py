@@ -27,6 +27,7 @@ from autoquant.formats.gptq import Kind
 from autoquant.formats.tensors import Part
 from autoquant.methods import gradients, how_to_run
 from autoquant.methods.cutting import tokens
+from autoquant.methods.grouped import taken
 from autoquant.source.parts import place
 from autoquant.source.structure import structure
 
@@ -70,16 +71,9 @@ def kinds(group_size: int) -> tuple[Kind, ...]:
     return tuple(Kind(bits, size) for bits in (4, 8) for size in sizes)
 
 
-def taken(shape: tuple[int, int], kind: Kind) -> int:
-    """Bytes of a matrix's codes, zero points and scales (16 bits)."""
-    outputs, inputs = shape
-    groups = 1 if kind.group_size == -1 else inputs // kind.group_size
-    return (outputs * inputs + groups * outputs) * kind.bits // 8 + 2 * groups * outputs
-
-
 def rate(shapes: Shapes, kind: Kind) -> float:
     """Bits per weight of all matrices, if they are alike."""
-    return 8 * sum(taken(shape, kind) for shape in shapes.values()) / _weights(shapes)
+    return 8 * sum(taken(shape, *kind) for shape in shapes.values()) / _weights(shapes)
 
 
 def budget(shapes: Shapes, bpw: float) -> int:
@@ -179,7 +173,7 @@ def best(
             if kind.group_size > 0 and shape[1] % kind.group_size:
                 continue
             before = here.get(str(kind), Cost(0, 0.0))
-            here[str(kind)] = Cost(before.bytes + taken(shape, kind), before.nats + lost)
+            here[str(kind)] = Cost(before.bytes + taken(shape, *kind), before.nats + lost)
     found, by_name = choose(costs, budget(shapes, bpw)), {str(kind): kind for kind in offered}
     return Chosen(
         {name: by_name[found.types[joined(name)]] for name in shapes},
