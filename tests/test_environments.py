@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,3 +75,28 @@ def test_every_extra_that_may_be_an_overlay_pins_its_library_and_is_here(name: s
         "journal and card name the version before the overlay is made"
     )
     assert not set(environments.extra(name)) & set(environments.SHARED)
+
+
+def test_threads_that_ask_for_versions_read_what_is_wanted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two that parse at a time may fail in Python before 3.11.8 ("AST constructor recursion depth
+    mismatch"), and files are measured side by side.
+    """
+    readings: list[str] = []
+    inside = threading.Lock()
+    requires = importlib.metadata.requires
+
+    def slow(package: str) -> list[str] | None:
+        assert inside.acquire(blocking=False), "two threads read at a time"
+        readings.append(package)
+        time.sleep(0.05)
+        inside.release()
+        return requires(package)
+
+    monkeypatch.setattr(importlib.metadata, "requires", slow)
+    environments._wanted.cache_clear()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(environments.extra, ["gptq"] * 4))
+    assert readings == [environments.PACKAGE]
+    assert found[0] == found[3] != {}

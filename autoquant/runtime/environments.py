@@ -9,6 +9,7 @@ processes and for nobody else).
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -17,7 +18,9 @@ import os
 import shutil
 import sys
 import sysconfig
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError, ProcessFailed
@@ -25,8 +28,12 @@ from autoquant.core.files import key_of
 from autoquant.core.progress import Bar
 from autoquant.runtime import process
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 log = logging.getLogger(__name__)
 PACKAGE = "autoquant-notebooks"
+_reading = threading.Lock()
 PYTHON = (3, 11)  # auto-gptq 0.7.1 has wheels for 3.8 to 3.11; numpy 1.26 has them up to 3.12
 AUTO_GPTQ_WORKER = "autoquant.backends.auto_gptq:quantize"
 CUDA_WORKER = "autoquant.runtime.environments:cuda"
@@ -58,13 +65,23 @@ def cuda() -> bool:
     return bool(torch.cuda.is_available())
 
 
+@functools.cache
+def _wanted() -> list[Requirement]:
+    """What this package's metadata ask for. Read once, and called under `_reading` only: packaging
+    parses with `ast`, and Python before 3.11.8 may fail where two threads do that at a time
+    (github.com/python/cpython/issues/106905).
+    """
+    from packaging.requirements import Requirement
+
+    return [Requirement(text) for text in importlib.metadata.requires(PACKAGE) or ()]
+
+
 def extra(name: str) -> dict[str, str]:
     """The packages of one of this package's extras, with what is asked of their versions
     ("==7.6.0").
     """
-    from packaging.requirements import Requirement
-
-    wanted = [Requirement(text) for text in importlib.metadata.requires(PACKAGE) or ()]
+    with _reading:
+        wanted = _wanted()
     return {
         one.name: str(one.specifier)
         for one in wanted
