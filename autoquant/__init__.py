@@ -28,6 +28,8 @@ from autoquant.core.version import __version__ as __version__
 _PUBLIC = (
     "Advice",
     "AutoQuantError",
+    "BatchPlan",
+    "BatchResult",
     "Calibration",
     "CheckFailed",
     "Comparison",
@@ -41,6 +43,7 @@ _PUBLIC = (
     "Stopped",
     "__version__",
     "advise",
+    "batch",
     "compare",
     "load",
     "plan",
@@ -128,6 +131,35 @@ def compare(
     return result.compare(_method(method), model, calibrations, out=out, values=values)
 
 
+def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False) -> Any:
+    """Run many models and methods, each into a folder of its own, and sum them up in one page.
+
+        done = autoquant.batch([
+            {"models": ["owner/one", "owner/two"], "methods": ["gguf", "gptq"], "eval_chunks": 40,
+             "gguf": {"types": ["Q4_K_M", "Q8_0"]}, "upload": "you/{model}-{METHOD}"},
+        ], out="all")
+        print(done, done.failed)
+
+    jobs: a TOML file (docs/scale.md), or a list of what stands in its ``[[jobs]]``: ``model`` or
+        ``models``, ``method`` or ``methods``, options of all these methods, and under a method's
+        name options of that one alone. {model}, {METHOD} and {method} are filled in, in ``upload``
+        and in ``name``, the job's folder.
+    out: the folder that has the jobs' folders; default: as the file says, ./autoquant-batch for a
+        list.
+    dry_run: end after the plans, and return a BatchPlan; nothing is written.
+
+    All jobs are planned before the first is run; what cannot be made does not stop the others, nor
+    does a failure. Called again, it goes on with what is missing. Returns a BatchResult: prints as
+    a table, ``done["one-GGUF"]`` is a Result. Writes the jobs' folders, summary.md and
+    summary.html, and ``.autoquant-batch/`` (how they ended, logs). Raises InputError that lists all
+    that is wrong with the jobs as they are written.
+    """
+    from autoquant.cluster import run
+
+    planned = run.plan(jobs, out)
+    return planned if dry_run else run.run(planned)
+
+
 def advise(
     model: str | Path,
     fits: str | None = None,
@@ -203,6 +235,10 @@ def __getattr__(name: str) -> Any:
         from autoquant import result
 
         return getattr(result, name)
+    if name in ("BatchPlan", "BatchResult"):
+        from autoquant.cluster import run
+
+        return getattr(run, name)
     if name == "Advice":
         from autoquant.sizing.advice import Advice
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from autoquant.calibration import Calibration as Calibration
+from autoquant.cluster.planning import BatchPlan as BatchPlan
+from autoquant.cluster.run import BatchResult as BatchResult
 from autoquant.core.errors import AutoQuantError as AutoQuantError
 from autoquant.core.errors import CheckFailed as CheckFailed
 from autoquant.core.errors import HubFailed as HubFailed
@@ -19,6 +21,20 @@ from autoquant.result import Result as Result
 from autoquant.sizing.advice import Advice as Advice
 from autoquant.sizing.sensitivities import Sensitivities as Sensitivities
 
+@overload
+def batch(
+    jobs: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    out: str | Path | None = None,
+    dry_run: Literal[False] = False,
+) -> BatchResult: ...
+@overload
+def batch(
+    jobs: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    out: str | Path | None = None,
+    dry_run: Literal[True],
+) -> BatchPlan: ...
 def advise(
     model: str | Path,
     fits: str | None = None,

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="the same for every command")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    from autoquant.cluster.arguments import add_batch
     from autoquant.core.options import UploadOptions
     from autoquant.core.rendering import add_arguments
     from autoquant.evaluate.arguments import add_evaluate
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     add_sensitivity(commands, common)
+    add_batch(commands, common)
     commands.add_parser("devices", help="list the devices that advise knows, with their memory")
     prepare = commands.add_parser(
         "setup",
@@ -242,6 +244,12 @@ def _sensitivity(arguments: argparse.Namespace) -> None:
     print(f"{found}\n\n{found.frontier()}")
 
 
+def _batch(arguments: argparse.Namespace) -> int:
+    from autoquant.cluster.arguments import batch
+
+    return batch(arguments)
+
+
 def _devices(_: argparse.Namespace) -> None:
     from autoquant.display import tables
     from autoquant.sizing import devices
@@ -295,12 +303,13 @@ def main(argv: list[str] | None = None) -> int:
         "types": _types,
         "advise": _advise,
         "sensitivity": _sensitivity,
+        "batch": _batch,
         "devices": _devices,
         "setup": _setup,
     }
     try:
         with preload.kept():
-            commands[arguments.command](arguments)
+            return int(commands[arguments.command](arguments) or 0)
     except AutoQuantError as error:
         print(f"autoquant: error: {error}", file=sys.stderr)
         return error.exit_status
@@ -318,7 +327,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -17,14 +17,37 @@ def in_notebook() -> bool:
 
 
 def hidden() -> bool | None:
-    """tqdm's ``disable``: None (only on a terminal), or False in a notebook, whose output stream
-    says it is no terminal.
+    """tqdm's ``disable``: None (only on a terminal), False in a notebook, whose output stream says
+    it is no terminal, or True while somebody else shows the progress (:func:`watched`).
     """
+    if _watcher is not None:
+        return True
     return False if in_notebook() else None
 
 
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _stage = ""  # what bars begin with
+Watcher = Callable[[str, float], None]
+_watcher: Watcher | None = None
+
+
+@contextlib.contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Hand the progress of a run to somebody who shows it, ``watcher(title, share done)``, in the
+    place of bars. It is called from any thread, and often.
+    """
+    global _watcher
+    before, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = before
+
+
+def said(title: str, share: float) -> None:
+    """Tell whoever watches how far something is."""
+    if _watcher is not None:
+        _watcher(title, share)
 
 
 class Stages:
@@ -42,6 +65,7 @@ class Stages:
         before = _stage
         if name in self.names and len(self.names) > 1:
             _stage = f"{self.names.index(name) + 1} of {len(self.names)}, "
+        said(titled(name), 0.0)
         try:
             yield
         finally:
@@ -57,9 +81,10 @@ class Bar:
     """A percentage bar that is a progress callback: ``bar(done, total)``."""
 
     def __init__(self, title: str) -> None:
+        self.title = titled(title)
         self.bar = tqdm(
             total=100,
-            desc=titled(title),
+            desc=self.title,
             disable=hidden(),
             leave=False,
             bar_format=FORMAT,
@@ -67,6 +92,7 @@ class Bar:
 
     def __call__(self, done: int, total: int) -> None:
         self.bar.update(100 * done / max(1, total) - self.bar.n)
+        said(self.title, done / max(1, total))
 
     def __enter__(self) -> Bar:
         return self
@@ -88,3 +114,11 @@ class ByteBar(tqdm):  # type: ignore[misc]
         other = title.startswith(("Fetching", "Reconstructing"))
         given = {**kwargs, "disable": True if other else hidden(), "leave": False}
         super().__init__(*args, **{**given, "desc": titled(title)})
+        self.counts, self.had, self.shown = not other, 0.0, titled(title)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """As tqdm's, which counts nothing while it is disabled."""
+        if self.counts:
+            self.had += n or 0
+            said(self.shown, min(1.0, self.had / self.total) if self.total else 0.0)
+        return bool(super().update(n))

@@ -15,7 +15,7 @@ from autoquant.core.errors import OutOfMemory, ProcessFailed
 from autoquant.core.files import key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores, memory_available
-from autoquant.core.progress import FORMAT, hidden, titled
+from autoquant.core.progress import FORMAT, hidden, said, titled
 from autoquant.core.records import Artifact, Evaluation, Snapshot
 from autoquant.evaluate import sources
 from autoquant.evaluate.evaluator import Evaluator, Kept
@@ -160,9 +160,10 @@ class Bar:
 
     def __init__(self, parts: int) -> None:
         self._done: dict[str, float] = {}
+        self._title, self._total = titled("measure"), 100 * parts
         self._bar = tqdm(
-            total=100 * parts,
-            desc=titled("measure"),
+            total=self._total,
+            desc=self._title,
             disable=hidden(),
             leave=False,
             bar_format=FORMAT,
@@ -174,6 +175,7 @@ class Bar:
         def report(done: int, total: int) -> None:
             before, self._done[name] = self._done.get(name, 0.0), 100 * done / max(1, total)
             self._bar.update(self._done[name] - before)
+            said(self._title, sum(self._done.values()) / max(1, self._total))
 
         return report
 
