@@ -131,7 +131,7 @@ def compare(
     return result.compare(_method(method), model, calibrations, out=out, values=values)
 
 
-def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False) -> Any:
+def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False, ray: str = "") -> Any:
     """Run many models and methods, each into a folder of its own, and sum them up in one page.
 
         done = autoquant.batch([
@@ -147,6 +147,8 @@ def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False) ->
     out: the folder that has the jobs' folders; default: as the file says, ./autoquant-batch for a
         list.
     dry_run: end after the plans, and return a BatchPlan; nothing is written.
+    ray: run the jobs on a Ray cluster, by its address; "auto" for the one that this machine belongs
+        to.
 
     All jobs are planned before the first is run; what cannot be made does not stop the others, nor
     does a failure. Called again, it goes on with what is missing. Returns a BatchResult: prints as
@@ -156,8 +158,10 @@ def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False) ->
     """
     from autoquant.cluster import run
 
-    planned = run.plan(jobs, out)
-    return planned if dry_run else run.run(planned)
+    planned = run.plan(jobs, out, here=not ray)
+    if dry_run:
+        return planned
+    return run.run(planned, runner=run.on_cluster(ray, planned)) if ray else run.run(planned)
 
 
 def advise(

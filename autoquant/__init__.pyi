@@ -27,6 +27,7 @@ def batch(
     *,
     out: str | Path | None = None,
     dry_run: Literal[False] = False,
+    ray: str = "",
 ) -> BatchResult: ...
 @overload
 def batch(
@@ -34,6 +35,7 @@ def batch(
     *,
     out: str | Path | None = None,
     dry_run: Literal[True],
+    ray: str = "",
 ) -> BatchPlan: ...
 def advise(
     model: str | Path,

@@ -50,6 +50,7 @@ def batch(
     *,
     out: str | Path | None = None,
     dry_run: Literal[False] = False,
+    ray: str = "",
 ) -> BatchResult: ...
 @overload
 def batch(
@@ -57,6 +58,7 @@ def batch(
     *,
     out: str | Path | None = None,
     dry_run: Literal[True],
+    ray: str = "",
 ) -> BatchPlan: ...
 def advise(
     model: str | Path,

@@ -8,6 +8,9 @@ or a list, and looked at as a whole before anything is resolved.
     [defaults.gguf]                    # options of every GGUF job
     imatrix = "builtin"
 
+    [ray]                              # what a job takes of a node, where ours does not suit
+    cpus = 8
+
     [[jobs]]                           # each model by each method
     models = ["owner/one", "owner/two"]
     methods = ["gguf", "gptq"]
@@ -17,10 +20,12 @@ or a list, and looked at as a whole before anything is resolved.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ from autoquant.core.names import plain
 from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.version import __version__
 from autoquant.methods import METHODS
+from autoquant.methods.size import BPW, Size
 
 LISTS = {"model": "models", "method": "methods"}
 NAME = re.compile(r"[\w-][\w.-]*")
@@ -75,10 +81,13 @@ def from_json(data: Mapping[str, Any]) -> Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs, and the folder that has theirs."""
+    """Jobs, and the folder that has theirs. ``needs``: what a job takes of a cluster's node:
+    cpus, gpus (a fraction if jobs share one) of those that use one, memory in bytes.
+    """
 
     folder: Path
     jobs: tuple[Job, ...]
+    needs: Mapping[str, float] = field(default_factory=dict)
 
     def folder_of(self, job: Job) -> Path:
         """Where a job's run writes."""
@@ -119,8 +128,11 @@ def _from_file(path: Path, out: str | Path | None) -> Batch:
 
 def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jobs") -> Batch:
     wrong: list[str] = []
-    if unknown := sorted(set(data) - {"out", "defaults", "jobs"}):
-        wrong.append(f"{unknown[0]!r} is not known here; there are out, [defaults] and [[jobs]]")
+    if unknown := sorted(set(data) - {"out", "defaults", "ray", "jobs"}):
+        wrong.append(
+            f"{unknown[0]!r} is not known here; there are out, [defaults], [ray] and [[jobs]]"
+        )
+    needs = _needs(data.get("ray", {}), wrong)
     defaults, entries = data.get("defaults", {}), data.get("jobs", [])
     if not isinstance(defaults, Mapping):
         wrong.append("defaults: write [defaults] with options below it")
@@ -166,7 +178,37 @@ def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jo
     if wrong:
         lines = "".join(f"\n  {line}" for line in dict.fromkeys(wrong))
         raise InputError(f"{title}: nothing was run; to be put right first:{lines}")
-    return Batch(folder, tuple(jobs))
+    return Batch(folder, tuple(jobs), needs)
+
+
+def _needs(table: Any, wrong: list[str]) -> dict[str, float]:
+    """What stands in [ray]."""
+    needs = dict[str, float]()
+    if not isinstance(table, Mapping):
+        wrong.append("ray: write [ray] with cpus, gpus or memory below it")
+        return needs
+    for name, value in table.items():
+        if name == "memory" and isinstance(value, str):
+            if (size := _bytes(value)) is None:
+                wrong.append(f"ray: memory is {value!r}; write a number with GB or GiB, as '24GB'")
+            else:
+                needs[name] = size
+        elif name not in ("cpus", "gpus"):
+            said = " is a text, e.g. '24GB'" if name == "memory" else " is not known here"
+            wrong.append(f"ray: {name}{said}; there are cpus, gpus and memory")
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            wrong.append(f"ray: {name} is {value!r}; write a number above 0")
+        else:
+            needs[name] = value
+    return needs
+
+
+def _bytes(text: str) -> int | None:
+    """So many bytes as a text says; None if it says none."""
+    with contextlib.suppress(ValueError):
+        size = Size.parse(text)
+        return None if size.type or size.unit == BPW else size.bytes(0)
+    return None
 
 
 def _known(values: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -209,7 +251,7 @@ def _place(model: str, beside: Path) -> str:
     """A model as any process here finds it: a folder or file by its whole path."""
     path = Path(model).expanduser()
     there = beside / path
-    return str(there.resolve()) if there.exists() else model
+    return os.path.abspath(there) if there.exists() else model
 
 
 def _job(name: str, model: str, method: str, values: Mapping[str, Any]) -> Job:
