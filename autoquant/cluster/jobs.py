@@ -20,7 +20,6 @@ or a list, and looked at as a whole before anything is resolved.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import tomllib
@@ -29,29 +28,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoquant.cluster.needs import read as read_needs
+from autoquant.cluster.splitting import shares
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of
 from autoquant.core.names import plain
 from autoquant.core.options import MethodOptions, UploadOptions, build
 from autoquant.core.version import __version__
 from autoquant.methods import METHODS
-from autoquant.methods.size import BPW, Size
 
 LISTS = {"model": "models", "method": "methods"}
 NAME = re.compile(r"[\w-][\w.-]*")
 PLACES = ("{model}", "{method}", "{METHOD}")
 UPLOAD = tuple(UploadOptions.model_fields)
-FIELDS = (*LISTS, *LISTS.values(), "name")
+FIELDS = (*LISTS, *LISTS.values(), "name", "split")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model by one method. ``name`` is its folder in the batch's, ``options`` are checked."""
+    """One model by one method. ``name`` is its folder in the batch's, ``options`` are checked.
+    ``part``: of a job that was split, which one.
+    """
 
     name: str
     model: str
     method: str
     options: MethodOptions
+    part: int = 0
 
     @property
     def values(self) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jo
         wrong.append(
             f"{unknown[0]!r} is not known here; there are out, [defaults], [ray] and [[jobs]]"
         )
-    needs = _needs(data.get("ray", {}), wrong)
+    needs = read_needs(data.get("ray", {}), wrong)
     defaults, entries = data.get("defaults", {}), data.get("jobs", [])
     if not isinstance(defaults, Mapping):
         wrong.append("defaults: write [defaults] with options below it")
@@ -167,10 +170,9 @@ def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jo
                 values.update(special.get(method, {}))
                 try:
                     job = _job(str(own.get("name", "")), _place(model, beside), method, values)
+                    found += [(where, part) for part in _parts(job, own.get("split"))]
                 except InputError as error:
                     wrong.append(f"{where}, {method}: {error}")
-                    continue
-                found.append((where, job))
         unused = [one for one in common if not any(_known({one: 0}, name) for name in METHODS)]
         if number == 1 and unused:
             wrong.append(f"defaults: no method has an option {unused[0]!r}")
@@ -179,36 +181,6 @@ def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jo
         lines = "".join(f"\n  {line}" for line in dict.fromkeys(wrong))
         raise InputError(f"{title}: nothing was run; to be put right first:{lines}")
     return Batch(folder, tuple(jobs), needs)
-
-
-def _needs(table: Any, wrong: list[str]) -> dict[str, float]:
-    """What stands in [ray]."""
-    needs = dict[str, float]()
-    if not isinstance(table, Mapping):
-        wrong.append("ray: write [ray] with cpus, gpus or memory below it")
-        return needs
-    for name, value in table.items():
-        if name == "memory" and isinstance(value, str):
-            if (size := _bytes(value)) is None:
-                wrong.append(f"ray: memory is {value!r}; write a number with GB or GiB, as '24GB'")
-            else:
-                needs[name] = size
-        elif name not in ("cpus", "gpus"):
-            said = " is a text, e.g. '24GB'" if name == "memory" else " is not known here"
-            wrong.append(f"ray: {name}{said}; there are cpus, gpus and memory")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            wrong.append(f"ray: {name} is {value!r}; write a number above 0")
-        else:
-            needs[name] = value
-    return needs
-
-
-def _bytes(text: str) -> int | None:
-    """So many bytes as a text says; None if it says none."""
-    with contextlib.suppress(ValueError):
-        size = Size.parse(text)
-        return None if size.type or size.unit == BPW else size.bytes(0)
-    return None
 
 
 def _known(values: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -273,6 +245,23 @@ def _job(name: str, model: str, method: str, values: Mapping[str, Any]) -> Job:
     return Job(called, model, method, options)
 
 
+def _parts(job: Job, split: Any) -> list[Job]:
+    """A job, or the several that it is split into."""
+    if split is None:
+        return [job]
+    dealt = shares(job.method, job.options, split)
+    return [
+        Job(
+            f"{job.name}.{number}of{len(dealt)}",
+            job.model,
+            job.method,
+            build(METHODS[job.method].Options, {**job.values, "types": types}),
+            part=number,
+        )
+        for number, types in enumerate(dealt, 1)
+    ]
+
+
 def short_name(model: str) -> str:
     """A model's own name, without owner, revision and file, as far as its address shows it."""
     last = re.split(r"[/\\]", model.rstrip("/\\"))[-1]
@@ -303,7 +292,8 @@ def _named(found: Iterable[tuple[str, Job]], wrong: list[str]) -> Iterator[Job]:
                 f' name = "{{model}}-{{METHOD}}-2"'
             )
         seen.setdefault(job.name.casefold(), (where, job))
-        target = job.options.upload
+        # the other parts of a split job have repositories of their own, by their types
+        target = job.options.upload if job.part < 2 else ""
         if target and (other := targets.get(target.casefold())):
             wrong.append(
                 f"{where}: {job.name} would be uploaded to {target}, as is {other[1].name} of"

@@ -128,6 +128,25 @@ def test_all_that_is_wrong_is_said_at_once(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_jobs_types_are_split_by_their_size() -> None:
+    entry = {"model": "demo", "method": "gguf", "types": ["F16", "Q8_0", "Q4_K_M", "Q2_K"],
+             "upload": "you/{model}", "layout": "repo-per-type", "split": 2}  # fmt: skip
+    batch = jobs.read([entry])
+    assert [(job.name, job.values["types"]) for job in batch.jobs] == [
+        ("demo-GGUF.1of2", ["F16"]),
+        ("demo-GGUF.2of2", ["Q8_0", "Q4_K_M", "Q2_K"]),
+    ]
+    assert len(jobs.read([{**entry, "split": 9}]).jobs) == 4
+    for wrong, said in (
+        ({"layout": "one-repo"}, "write over each other's card"),
+        ({"split": 1}, "1 is no number of jobs"),
+        ({"types": ["F16"]}, "only types of gguf are split, two or more"),
+        ({"method": "hqq", "types": []}, "no option is called 'types'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            jobs.read([{**entry, **wrong}])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
