@@ -2,6 +2,8 @@
 code of the translations, with comments and forms in their language; take outputs out.
 
 usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it)
+
+It stops at the first comment, or help of a form, that languages/ has no translation of.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Any
 
 import nbformat
 
+from autoquant.core import language as languages
 from autoquant.methods import METHODS
-from autoquant.notebook import forms, texts
+from autoquant.notebook import forms
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -210,10 +213,10 @@ def install(parts: tuple[str, ...]) -> str:
 
 
 def translated(source: str, language: str) -> str:
-    """A cell's code with its comments, its form and what the install cell prints in a language, and
-    with that language chosen. Raises KeyError for a comment that the table of texts lacks.
+    """A cell's code with its comments, docstrings, form and what the install cell prints in a
+    language, and with that language chosen. Raises KeyError for one that the table lacks.
     """
-    table = texts.LANGUAGES[language]
+    table = languages.table(language)
     lines = source.split("\n")
     for token in reversed([*tokenize.generate_tokens(io.StringIO(source).readline)]):
         said = token.string
@@ -222,13 +225,24 @@ def translated(source: str, language: str) -> str:
                 r'(# @title |# @markdown \*\*\w+\*\*: |# )(.*?)( \{ display-mode: "form" \})?', said
             )
             assert found, said
-            said = found[1] + table[found[2]] + (found[3] or "")
+            said = found[1] + known(found[2], language) + (found[3] or "")
+        elif said.startswith('"""'):
+            said = f'"""{table[said[3:-3]]}"""'
         elif said == '"en"' or (token.type == tokenize.STRING and said[1:-1] in FORM):
             said = f'"{language}"' if said == '"en"' else f'"{table[ast.literal_eval(said)]}"'
         (row, begin), (_, end) = token.start, token.end
         if said != token.string:
             lines[row - 1] = lines[row - 1][:begin] + said + lines[row - 1][end:]
     return "\n".join(lines)
+
+
+def known(english: str, language: str) -> str:
+    """A comment or a form's help in a language. Raises KeyError if the table lacks it."""
+    with languages.spoken(language):
+        told = languages.told(english)
+    if told == english and english not in languages.table(language):
+        raise KeyError(english)
+    return told
 
 
 def render(path: Path, found: Any) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from autoquant.core.language import say, told
+
 
 def in_notebook() -> bool:
     """Whether this process is a notebook's kernel."""
@@ -23,8 +25,12 @@ def hidden() -> bool | None:
     return False if in_notebook() else None
 
 
-FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _stage = ""  # what bars begin with
+
+
+def bar_format() -> str:
+    """How a bar looks: tqdm's ``bar_format``."""
+    return "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, " + say("{remaining} left")
 
 
 class Stages:
@@ -41,7 +47,8 @@ class Stages:
         global _stage
         before = _stage
         if name in self.names and len(self.names) > 1:
-            _stage = f"{self.names.index(name) + 1} of {len(self.names)}, "
+            number, count = self.names.index(name) + 1, len(self.names)
+            _stage = say("{number} of {count}, ", number=number, count=count)
         try:
             yield
         finally:
@@ -49,8 +56,8 @@ class Stages:
 
 
 def titled(title: str) -> str:
-    """A bar's title with the stage of the run."""
-    return _stage + title
+    """A bar's title in the reader's language, with the stage of the run."""
+    return _stage + told(title)
 
 
 class Bar:
@@ -62,7 +69,7 @@ class Bar:
             desc=titled(title),
             disable=hidden(),
             leave=False,
-            bar_format=FORMAT,
+            bar_format=bar_format(),
         )
 
     def __call__(self, done: int, total: int) -> None:

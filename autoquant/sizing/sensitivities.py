@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from autoquant.core.language import told
 from autoquant.core.records import RunRecord
 from autoquant.display import html, sensitivities, sensitivity_plot, tables
 from autoquant.display.sensitivities import Point
@@ -72,11 +73,11 @@ class Sensitivities(Measured):
     def _repr_html_(self) -> str:
         parts = summary.parts(self.table)
         shown = html.table(*sensitivities.parts(parts, summary.types(self.table)))
-        below = "".join(f"<div>{escape(line)}</div>" for line in self._below())
+        below = "".join(f"<div>{escape(told(line))}</div>" for line in self._below())
         seen = sensitivity_plot.described(summary.grid(self.table), self.points())
         picture = html.picture(self.png(), seen, wide=True)
         return (
-            f"<div><p><b>{escape(self.source.id)}</b>: {escape(self._how())}</p>{picture}{shown}"
+            f"<div><p><b>{escape(self.source.id)}</b>: {escape(told(self._how()))}</p>{picture}{shown}"
             f"{below}</div>"
         )
 
