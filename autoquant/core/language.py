@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 FOLDER = Path(__file__).resolve().parent.parent / "languages"
 ENGLISH = "en"
 HOLE = re.compile(r"\{(\w+)\}")
+LEAST = 5  # letters that a finished sentence is recognized by: "{one} and {other}" has too few
 _chosen = [ENGLISH]
 
 
@@ -93,9 +94,10 @@ def told(text: str) -> str:
 @functools.cache
 def _patterns(language: str) -> list[tuple[re.Pattern[str], str]]:
     """What finished sentences look like; those that leave the least open come first."""
-    holed = [one for one in table(language) if HOLE.search(one)]
+    fixed = {one: len("".join(HOLE.sub("", one).split())) for one in table(language)}
+    holed = [one for one, count in fixed.items() if HOLE.search(one) and count >= LEAST]
     made = []
-    for english in sorted(holed, key=lambda one: -len(HOLE.sub("", one))):
+    for english in sorted(holed, key=lambda one: -fixed[one]):
         parts = HOLE.split(english)  # text, name, text …
         pattern = "".join(
             f"(?P<{part}>.+?)" if i % 2 else re.escape(part) for i, part in enumerate(parts)

@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from autoquant.core.language import say, told
 from autoquant.core.plans import Plan
 from autoquant.core.records import COMPARED, UNQUANTIZED, Evaluation, RunRecord, Source
 from autoquant.display import gains
@@ -247,8 +248,13 @@ def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str,
 
 def _time(seconds: Mapping[str, float]) -> str:
     """A plan's time, as this machine was measured."""
-    parts = [f"{minutes(value)} to {doing}" for doing, value in seconds.items()]
-    return f"time, by what this machine was measured to do: about {', '.join(parts)}"
+    parts = [
+        say("{time} to {doing}", time=told(minutes(value)), doing=told(doing))
+        for doing, value in seconds.items()
+    ]
+    return say(
+        "time, by what this machine was measured to do: about {parts}", parts=", ".join(parts)
+    )
 
 
 def minutes(seconds: float) -> str:
