@@ -40,7 +40,7 @@ class Answers:
         return self.said.get(name) or f"({self.why.get(name, '…')})"
 
     def __str__(self) -> str:
-        parts = (f"--- {name}\n{self.text_of(name)}\n" for name in self.said)
+        parts = (f"--- {told(name)}\n{self.text_of(name)}\n" for name in self.said)
         return "\n".join([f"{self.prompt}\n", *parts])
 
     __repr__ = __str__  # what a Python prompt shows

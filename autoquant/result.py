@@ -17,7 +17,6 @@ from autoquant import look as looking
 from autoquant.calibration import Calibration
 from autoquant.core import plans
 from autoquant.core.errors import InputError
-from autoquant.core.language import told
 from autoquant.core.options import MethodOptions, build
 from autoquant.core.records import UNQUANTIZED, Artifact, RunRecord
 from autoquant.display import gains, html, tables
@@ -159,7 +158,6 @@ class Result(RunRecord):
         conversations); empty if it was measured on one.
         """
         head, body = tables.by_kind(self)
-        head = tuple(map(told, head))
         return tables.table(head, body) if body else ""
 
     def recipe(self) -> str:
@@ -167,7 +165,6 @@ class Result(RunRecord):
         ``bpw=``); empty if types were asked for.
         """
         head, body = gains.recipes(self)
-        head = tuple(map(told, head))
         return tables.table(head, body, left=len(head)) if body else ""
 
     def look(self, type: str = "", layer: str = "") -> looking.Look:

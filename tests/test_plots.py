@@ -5,7 +5,6 @@ not see them.
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 from pathlib import Path
 from typing import Any

@@ -126,7 +126,7 @@ class Differences:
         ]
 
     def __str__(self) -> str:
-        return f"{tables.table(HEAD, self._body(), left=2)}\n\n{ABOUT}"
+        return f"{tables.table(HEAD, self._body(), left=2)}\n\n{told(ABOUT)}"
 
     __repr__ = __str__  # what a Python prompt shows
 

@@ -57,9 +57,10 @@ def upload(result: Result, given: Mapping[str, Any], form: Form) -> Any:
         name = "owner" if form.name == "all" else "upload"
         return Note(
             say(
-                "Nothing is uploaded. To upload, fill in {name} in the form and run this cell again."
-                " The token is the Colab secret HF_TOKEN, the environment variable HF_TOKEN, or the"
-                " login of `hf auth login`; if there is none, this cell shows a field for it.",
+                "Nothing is uploaded. To upload, fill in {name} in the form and run this cell"
+                " again. The token is the Colab secret HF_TOKEN, the environment variable HF_TOKEN,"
+                " or the login of `hf auth login`; if there is none, this cell shows a field for"
+                " it.",
                 name=name,
             )
         )

@@ -95,8 +95,8 @@ class Widgets:
                 say("What fits there?"),
                 "mobile",
                 say(
-                    "show all types that this model can have, what fits on the device, and tick what"
-                    " to make; downloads no weights"
+                    "show all types that this model can have, what fits on the device, and tick"
+                    " what to make; downloads no weights"
                 ),
             )
             fits.on_click(lambda _: self.advise())
