@@ -162,8 +162,14 @@ def result(run: RunRecord, title: str) -> str:
     method's.
     """
     kind = "model" if any(artifact.is_folder for artifact in run.artifacts) else "file"
-    count = f"{len(run.artifacts)} {kind}{'s' if len(run.artifacts) != 1 else ''}"
-    plot = " and plot" if PLOT in run.extras else ""
+    count = say(f"{{n}} {kind}{'s' * (len(run.artifacts) != 1)}", n=len(run.artifacts))
+    made = say(
+        "{files}, model card{plot} in {folder} ({seconds} s)",
+        files=count,
+        plot=say(" and plot") if PLOT in run.extras else "",
+        folder=run.folder,
+        seconds=f"{run.seconds:.0f}",
+    )
     lines = [
         f"{run.source.id}: {title}",
         "",
@@ -176,7 +182,7 @@ def result(run: RunRecord, title: str) -> str:
             for artifact in run.artifacts
             for note in artifact.notes
         ),
-        f"{count}, model card{plot} in {run.folder} ({run.seconds:.0f} s)",
+        made,
     ]
     lines += [
         f"uploaded and compared with the server: {receipt.url} (commit {receipt.commit[:10]},"

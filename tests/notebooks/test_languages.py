@@ -42,6 +42,7 @@ ALIKE = {
     "decode",
     "imatrix",
     "model",
+    "{n} model",
     "perplexity",
     "prefill",
 }
@@ -235,10 +236,11 @@ def test_what_a_run_shows_is_translated(
     for shown in (demo, plan, demo.checks(), Comparison({"one": demo, "two": demo}, "method")):
         assert shown._repr_html_()
         assert str(shown)
-    read = {record.args[0] for record in caplog.records if record.name == language.log.name}  # type: ignore[index]
+    read = [one.getMessage() for one in caplog.records if one.name == language.log.name]
+    assert read
     sentences = {
         text
-        for text in read
+        for text in (one.partition(": ")[2] for one in read)
         if re.search(r"\b[a-z]{2,} [a-z]{2,}\b", text) and "Once upon" not in text
     }
     ours = set(language.table(spoken).values())
