@@ -25,7 +25,7 @@ def shown(figure: Any) -> str:
     """The HTML of a figure, with its description."""
     from IPython.core.pylabtools import print_figure
 
-    drawn = print_figure(figure, "png")
+    drawn = print_figure(figure, "png")  # type: ignore[no-untyped-call]
     data = base64.b64encode(drawn).decode() if drawn else ""
     return (
         f'<img alt="{html.escape(alt(figure))}" style="max-width:100%"'
@@ -41,4 +41,5 @@ def begin() -> None:
     shell = ipython.get_ipython() if ipython else None
     if shell is not None:
         formatter = shell.display_formatter.formatters["text/html"]
-        formatter.for_type_by_name("matplotlib.figure", "Figure", shown)
+        # the class above Figure: of Figure itself matplotlib's backend forgets them when it begins
+        formatter.for_type_by_name("matplotlib.figure", "FigureBase", shown)

@@ -101,6 +101,21 @@ class CompareOptions(UploadOptions):
     eval_chunks: int = MethodOptions.model_fields["eval_chunks"]  # type: ignore[assignment]
     out: str = OUT
 
+    def runs(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """What the notebook of comparisons makes, as method, model and options: of the larger model
+        the smaller one's types too, and GPTQ.
+        """
+        both = tuple(sorted({*self.small_types, *self.large_types}))
+        samples = self.calibration_samples
+        return [
+            ("gguf", self.small, {"types": self.small_types, "imatrix": "builtin"}),
+            ("gguf", self.large, {"types": both, "imatrix": "builtin"}),
+            *(
+                ("gptq", self.large, {"bits": int(width), "calibration_samples": samples})
+                for width in self.gptq_bits
+            ),
+        ]
+
     @field_validator("small_types", "large_types")
     @classmethod
     def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:

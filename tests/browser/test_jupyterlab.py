@@ -98,6 +98,10 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     page.get_by_role("button", name="What fits there?").click()
     form.locator("text=take gguf Q8_0").wait_for(timeout=60_000)
     page.screenshot(path=str(SHOTS / "00-fits.png"))
+    form.locator("text=More options").first.click()
+    page.get_by_label("eval_chunks", exact=True).wait_for(timeout=10_000)
+    assert serious(page) == []
+    form.locator("text=More options").first.click()
     row = form.locator(".widget-hbox").filter(has=page.get_by_text("Q5_K_M", exact=True)).last
     row.get_by_role("checkbox").check()
     field = page.get_by_label("gguf_types", exact=True)
@@ -117,6 +121,7 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     form.locator("text=it fits").wait_for(timeout=60_000)
     page.screenshot(path=str(SHOTS / "00-changed.png"))
 
+    page.get_by_label("prompt", exact=True).fill("Elizabeth went to")
     cell_with(page, "autoquant.plan(method").locator(".jp-InputArea-editor").click()
     menu(page, "Run", "Run Selected Cell and All Below")
     wanted = (
@@ -131,9 +136,27 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     assert sorted(path.name for path in (lab / "tiny-austen-4m-GGUF").glob("*.gguf")) == [
         f"tiny-austen-4m-{name}.gguf" for name in ("Q2_K", "Q5_K_M", "Q8_0")
     ]
+    said = page.locator(".jp-OutputArea-output").filter(has_text="Prompt: Elizabeth went to")
+    said.filter(has_text="Q5_K_M").first.wait_for(timeout=60_000)
+    assert serious(page) == []
     wanted.first.scroll_into_view_if_needed()
     page.wait_for_timeout(800)
     page.screenshot(path=str(SHOTS / "00-results.png"))
+    page.close()
+
+
+def test_the_lesson_can_be_read_by_a_screen_reader(lab: Path, browser: Any) -> None:
+    page = opened(browser, "01_Introduction_to_Quantization.ipynb")
+    menu(page, "Run", "Run All Cells")
+    page.locator(".jp-OutputArea-output", has_text="is not answered yet").nth(7).wait_for(
+        timeout=180_000
+    )
+    assert serious(page) == []
+    page.evaluate(
+        "document.querySelector('.jp-OutputArea-output').append(document.createElement('img'))"
+    )
+    (found,) = serious(page)
+    assert found.startswith("image-alt"), "an image that nobody describes is found"
     page.close()
 
 

@@ -149,10 +149,12 @@ class TestPage:
 
     def test_a_question_can_be_typed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(page, "in_notebook", lambda: True)
-        question = forms.Question("Who are you?")
+        question = forms.question("Who are you?", {})
         assert question.text == "Who are you?"
         question._box.value = "And now?"
         assert question.text == "And now?"
+        assert forms.question("Who are you?", {"question": question}).text == "And now?"
+        assert forms.question("Where?", {"question": question}).text == "Where?"
 
 
 def test_files_say_where_they_lie_and_how_to_run_them(
