@@ -49,7 +49,7 @@ chromium:
 	  || echo "no Chromium: the browser tests are skipped (install Debian's package chromium)"
 
 notebook: $(VENV)/.ready
-	$(BIN)/python -m jupyterlab notebooks/00_AutoQuant.ipynb
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir="$(CURDIR)" notebooks/00_AutoQuant.ipynb
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check autoquant tests tools bench

@@ -48,7 +48,7 @@ class Answers:
         columns = "".join(
             "<div style='flex:1 1 18em;min-width:15em;border-top:2px solid #2a6f97;padding:4px 0'>"
             f"<b>{html.escape(name)}</b><p style='white-space:pre-wrap;margin:4px 0'>"
-            f"{html.escape(self.text_of(name))}</p></div>"
+            f"{html.escape(self.text_of(name).strip())}</p></div>"
             for name in self.said
         )
         return (

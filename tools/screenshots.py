@@ -83,9 +83,9 @@ def main(names: list[str]) -> None:
         folders = [Path(scratch) / one for one in ("lab", "home", "profile")]
         for one in folders:
             one.mkdir()
-        with serving(*folders[:2]) as root, chromium(folders[2], WIDTH) as browser:
+        with serving(*folders[:2]) as lab, chromium(folders[2], WIDTH) as browser:
             for name in names or there:
-                quick(root / f"{name}.ipynb")
+                quick(lab / f"{name}.ipynb")
                 page = opened(browser, f"{name}.ipynb")
                 for path in taken(page, name):
                     print(os.path.relpath(path))

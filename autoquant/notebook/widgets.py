@@ -200,7 +200,7 @@ class Widgets:
             said = choosing.advised(self._form.model, asked.device, asked.context)
             unasked = f" If you tick nothing, gguf {choosing.best(said).type} is made."
             if self._form.name in METHODS:  # whose types alone can be ticked here
-                own = tuple(one for one in said.choices if one.method == self._form.name)
+                own = tuple(one for one in said.choices if one.method in self._methods())
                 said, unasked = dataclasses.replace(said, choices=own), ""
             verdict = ipywidgets.HTML(f"<div>{html.escape(f'{said.verdict}.{unasked}')}</div>")
             table = ticks.table(said, self._taken, self._take)

@@ -47,9 +47,14 @@ def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 @contextlib.contextmanager
 def serving(root: Path, home: Path) -> Iterator[Path]:
-    """A JupyterLab of its own whose root is a folder with the notebooks, beside nothing else."""
+    """A JupyterLab of its own on a folder with the notebooks and the pictures with which they
+    begin, beside nothing else. Yields the notebooks' folder.
+    """
+    notebooks, pictures = root / "notebooks", Path("docs") / "images"
+    notebooks.mkdir()
+    shutil.copytree(ROOT / pictures, root / pictures)
     for path in FOLDER.glob("*.ipynb"):
-        shutil.copy(path, root / path.name)
+        shutil.copy(path, notebooks / path.name)
     for name, values in {
         "apputils-extension/notification": {"fetchNews": "false"},
         "notebook-extension/tracker": {"windowingMode": "none"},
@@ -94,7 +99,7 @@ def serving(root: Path, home: Path) -> Iterator[Path]:
 
     try:
         wait(up, 60, "JupyterLab")
-        yield root
+        yield notebooks
     finally:
         server.terminate()
         server.wait(20)
@@ -121,12 +126,12 @@ def chromium(profile: Path, width: int = 1360) -> Iterator[Any]:
 def opened(browser: Any, name: str) -> Any:
     """A notebook's page whose kernel is connected and idle (the indicator says so too early)."""
     page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{PORT}/lab/tree/{name}?reset")
+    page.goto(f"http://127.0.0.1:{PORT}/lab/tree/notebooks/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
 
     def idle() -> bool:
         return any(
-            one["path"] == name
+            one["path"] == f"notebooks/{name}"
             and one["kernel"]["connections"] >= 1
             and one["kernel"]["execution_state"] == "idle"
             for one in rest("sessions")
