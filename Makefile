@@ -2,9 +2,10 @@
 # notebook  open the notebooks in JupyterLab                 sync  rewrite what is generated in docs and notebooks
 # lint  ruff, layers of imports, mypy                         bench  measure what bench/RESULTS.md quotes
 # gpu-check  on an NVIDIA GPU: all that tests prove on a CPU only (GPU_CHECK=--rehearse on a CPU: what of it can be run there)
+# colab-check  run 00 in the versions that Colab publishes    pictures  screenshots of every notebook, in browser-output
 # Each makes .venv and installs what it needs. Needs Python 3.11 or newer, git and a C++ compiler (llama.cpp is built once: 5 to 10 minutes).
 .DELETE_ON_ERROR:
-.PHONY: demo test lint sync bench gpu-check browser chromium notebook clean
+.PHONY: demo test lint sync bench gpu-check colab-check browser chromium notebook pictures clean
 PYTHON ?= python3
 VENV ?= .venv
 COLAB ?= $(VENV)-colab
@@ -48,7 +49,7 @@ chromium:
 	  || echo "no Chromium: the browser tests are skipped (install Debian's package chromium)"
 
 notebook: $(VENV)/.ready
-	$(BIN)/python -m jupyterlab notebooks/00_AutoQuant.ipynb
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir="$(CURDIR)" notebooks/00_AutoQuant.ipynb
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check autoquant tests tools bench
@@ -65,6 +66,13 @@ sync: $(VENV)/.ready
 # The environment must have torch with CUDA: make .venv/.ready TORCH_INDEX=https://download.pytorch.org/whl/cu130
 gpu-check: $(VENV)/.ready
 	$(BIN)/python tools/gpu_check.py $(GPU_CHECK)
+
+# Some GB and half an hour; COLAB_CHECK="--python PROGRAM --torch VERSION" takes others than Colab's
+colab-check: $(VENV)/.ready
+	$(BIN)/python tools/colab_check.py .colab-check $(COLAB_CHECK)
+
+pictures: $(VENV)/.ready chromium
+	$(BIN)/python tools/screenshots.py
 
 # Left out: bench.llama_tools (needs cmake, and compiles llama.cpp's tools), bench.manifest and bench.workers (compare two states of the code).
 bench: $(VENV)/.ready
@@ -116,4 +124,4 @@ $(COLAB)/.ready: $(VENV)/.ready constraints-colab.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(COLAB) $(DEMO_OUT) browser-output bench-work .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(COLAB) .colab-check $(DEMO_OUT) browser-output bench-work .mypy_cache .ruff_cache .pytest_cache

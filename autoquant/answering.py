@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import html
 import importlib
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
+from autoquant.core.cache import new_log
 from autoquant.core.errors import AutoQuantError, InputError
 from autoquant.core.language import say, told
 from autoquant.core.machine import cores
@@ -49,7 +49,7 @@ class Answers:
         columns = "".join(
             "<div style='flex:1 1 18em;min-width:15em;border-top:2px solid #2a6f97;padding:4px 0'>"
             f"<b>{html.escape(told(name))}</b><p style='white-space:pre-wrap;margin:4px 0'>"
-            f"{html.escape(self.text_of(name))}</p></div>"
+            f"{html.escape(self.text_of(name).strip())}</p></div>"
             for name in self.said
         )
         return (
@@ -154,20 +154,19 @@ def _artifact(
 
 
 def _gguf(path: Path, tokenizer: str, prompt: str, tokens: int, heard: Any) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as scratch:
-        return dict(
-            process.call(
-                "autoquant.backends.llamacpp.answers:answer",
-                log=Path(scratch) / "log",
-                env=llama.environment(llama.locate()),
-                on_part=heard,
-                path=str(path),
-                prompt=prompt,
-                tokens=tokens,
-                tokenizer=tokenizer,
-                threads=cores(),
-            )
+    return dict(
+        process.call(
+            "autoquant.backends.llamacpp.answers:answer",
+            log=new_log("answer"),
+            env=llama.environment(llama.locate()),
+            on_part=heard,
+            path=str(path),
+            prompt=prompt,
+            tokens=tokens,
+            tokenizer=tokenizer,
+            threads=cores(),
         )
+    )
 
 
 def _folder(
@@ -180,18 +179,17 @@ def _folder(
     quantized: bool,
     extra: str = "",
 ) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "log"
-        return dict(
-            process.call(
-                "autoquant.backends.answers:answer",
-                log=log,
-                python=environments.there(extra, log) if extra else "",
-                env=env or {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-                on_part=heard,
-                folder=str(path),
-                prompt=prompt,
-                tokens=tokens,
-                quantized=quantized,
-            )
+    log = new_log("answer")
+    return dict(
+        process.call(
+            "autoquant.backends.answers:answer",
+            log=log,
+            python=environments.there(extra, log) if extra else "",
+            env=env or {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            on_part=heard,
+            folder=str(path),
+            prompt=prompt,
+            tokens=tokens,
+            quantized=quantized,
         )
+    )

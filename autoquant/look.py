@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import tempfile
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from autoquant.core import options
+from autoquant.core.cache import new_log
 from autoquant.core.errors import InputError
 from autoquant.core.language import say
 from autoquant.core.records import Artifact, RunRecord
@@ -159,17 +159,16 @@ def look(result: RunRecord, artifact: Artifact, layer: str = "") -> Look:
             else "there is no such layer"
         )
         raise InputError(f"layer: {layer}: {reason}. Layers: {', '.join(names[:8])} …")
-    with tempfile.TemporaryDirectory() as scratch:
-        numbers = process.call(
-            "autoquant.look:read",
-            log=Path(scratch) / "log",
-            env=method.environment(options.build(method.Options, {})),
-            path=str(artifact.path_in(result.folder)),
-            original=str(result.source.folder),
-            layer=wanted,
-            part=dataclasses.asdict(parts[wanted]),
-            scaled=bool(artifact.facts.get("scaled")),
-        )
+    numbers = process.call(
+        "autoquant.look:read",
+        log=new_log("look"),
+        env=method.environment(options.build(method.Options, {})),
+        path=str(artifact.path_in(result.folder)),
+        original=str(result.source.folder),
+        layer=wanted,
+        part=dataclasses.asdict(parts[wanted]),
+        scaled=bool(artifact.facts.get("scaled")),
+    )
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in numbers.items()
     }

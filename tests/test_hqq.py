@@ -5,6 +5,9 @@ refused. All bits, axes and group sizes.
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.formats import hqq as hqq_format
 from autoquant.methods import hqq
+from autoquant.notebook.files import Files
 from autoquant.result import Result
 from autoquant.source.layers import linears
 from tests.workers import in_worker
@@ -26,6 +30,15 @@ from tests.workers import in_worker
 @pytest.fixture(scope="module")
 def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return autoquant.hqq("demo", evaluate="off", out=tmp_path_factory.mktemp("hqq") / "run")
+
+
+def test_the_command_that_is_named_for_it_runs_it(four_bits: Result) -> None:
+    ((_, path, _, command),) = Files(four_bits).rows()
+    assert path == four_bits.folder
+    words = [sys.executable, *shlex.split(command)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "--- 4bit-64g\n" in done.stdout, done.stderr
+    assert "(" not in done.stdout.partition("--- 4bit-64g\n")[2][:1], "it says something"
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])

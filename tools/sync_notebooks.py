@@ -24,6 +24,7 @@ from typing import Any
 import nbformat
 
 from autoquant.core import language as languages
+from autoquant.core.version import __version__
 from autoquant.methods import METHODS
 from autoquant.notebook import forms
 
@@ -54,19 +55,11 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, and in JupyterLab
-# versions by https://packaging.python.org/en/latest/specifications/version-specifiers/, but for the
-# rare epoch and v in front
-VALID = (
-    r"\d+(\.\d+)*([._-]?(a|b|c|rc|alpha|beta|pre|preview)[._-]?\d*)?"
-    r"(-\d+|[._-]?(post|rev|r)[._-]?\d*)?([._-]?dev[._-]?\d*)?(\+[a-z\d]+([._-][a-z\d]+)*)?"
-)
 # what the install cell prints
 FORM = (
     "is ready",
     "ipywidgets was just installed: reload this page once, so that the form below appears",
 )
-# the project's own index of prebuilt wheels
-WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 
 
 def address(path: Path) -> str:
@@ -85,133 +78,39 @@ def badge(path: Path) -> str:
 
 
 def install(parts: tuple[str, ...]) -> str:
-    """The install cell: AutoQuant from the clone the notebook lies in or from its repository, held
-    to the versions that are there; then what the methods need.
+    """The install cell: AutoQuant from the clone the notebook lies in or, its release, from its
+    repository; the rest is done and said by autoquant.notebook.installing.
     """
-    gguf = "gguf" in parts
-    extras = "gguf,notebook" if gguf else "notebook"
-    packages = ["autoquant-notebooks", "ipywidgets", *(["llama-cpp-python"] if gguf else [])]
-    lines = [
-        '# @title Install { display-mode: "form" }',
-        (
-            "# Installs AutoQuant and what this notebook needs. Does nothing if they are installed;"
-            " changes no installed package (in Colab: none that Colab ships)."
-        ),
-        "import importlib.metadata, importlib.util, os, pathlib, re, subprocess, sys, tempfile",
-        "",
-        "there = {}  # the first of each name is the one that Python imports",
-        "for one in importlib.metadata.distributions():",
-        (
-            '    there.setdefault((one.name or "").lower().replace("_", "-").replace(".", "-"),'
-            " one.version)"
-        ),
-        f"if not set({packages!r}) <= set(there):",
-        (
-            '    pip = [sys.executable, "-m", "pip", "install", "--quiet",'
-            ' "--disable-pip-version-check"]'
-        ),
-        (
-            f'    valid = re.compile(r"{VALID}", re.I)  # versions that pip accepts; some of'
-            " Ubuntu's are not"
-        ),
-        '    kept = pathlib.Path(tempfile.mkdtemp()) / "kept.txt"',
-        (
-            '    kept.write_text("\\n".join(f"{name}=={version}" for name, version in there.items()'
-            ' if name and valid.fullmatch(version or "")))'
-        ),
-        (
-            "    clone = next((str(one) for one in (pathlib.Path.cwd(),"
-            ' *pathlib.Path.cwd().parents) if (one / "autoquant" / "cli.py").is_file()), "")'
-        ),
-        (
-            f'    what = ["--editable", f"{{clone}}[{extras}]"] if clone else'
-            f' ["autoquant-notebooks[{extras}] @ git+{REPOSITORY}"]  # an editable install: git'
-            " pull updates it"
-        ),
-    ]
-    run = (
-        'done = subprocess.run([*pip, "--constraint", str(kept), *what], capture_output=True,'
-        " text=True"
-    )
-    if gguf:
-        pinned = next(
-            line
-            for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-            if line.startswith("llama-cpp-python==")
-        )
-        flags = next(
-            line
-            for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
-            if line.startswith("export CMAKE_ARGS")
-        ).partition("?= ")[2]
-        lines += [
-            '    if "llama-cpp-python" not in there:',
-            (
-                "        # a wheel by the llama-cpp-python project; if there is none or it does not"
-                " load, pip compiles it below, which takes 5 to 15 minutes"
-            ),
-            (
-                '        wheel = [*pip, "--constraint", str(kept), "--only-binary",'
-                f' "llama-cpp-python", "--extra-index-url", "{WHEELS}", "{pinned}"]'
-            ),
-            (
-                "        if subprocess.run(wheel, capture_output=True).returncode == 0 and"
-                ' subprocess.run([sys.executable, "-c", "import llama_cpp"],'
-                " capture_output=True).returncode:"
-            ),
-            (
-                '            subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet",'
-                ' "--yes", "llama-cpp-python"], check=True)'
-            ),
-            f'    {run}, env={{**os.environ, "CMAKE_ARGS": "{flags}"}})',
-        ]
-    else:
-        lines += [f"    {run})"]
-    lines += [
-        "    if done.returncode:",
-        (
-            '        raise RuntimeError(f"AutoQuant could not be installed:'
-            " {done.stderr[-3000:]}\\nIf installed packages are too old for AutoQuant, use a"
-            ' fresh environment: `make notebook`, or python -m venv.")'
-        ),
-        '    if "ipywidgets" not in there:',
-        (
-            '        print("ipywidgets was just installed: reload this page once, so that the form'
-            ' below appears")'
-        ),
-        "    sys.path += [clone] if clone else []  # this kernel began before pip linked it",
-        "    importlib.invalidate_caches()",
-    ]
-    if "gptq" in parts:
-        lines += [
-            "",
-            (
-                "# where GPTQModel (for GPTQ and AWQ) is not installed, it gets an environment of"
-                " its own, because it would change the versions of installed packages"
-            ),
-        ]
-    if "exl2" in parts:
-        lines += [
-            "",
-            (
-                "# exllamav2 gets an environment of its own where it is not installed, and compiles"
-                " its CUDA extension, once: minutes (an estimate: 5 to 10 in Colab)."
-            ),
-            "# Without a GPU nothing is done",
-        ]
-    if parts:
-        lines += [
-            *([] if {"gptq", "exl2"} & {*parts} else [""]),
-            f"for method in {list(parts)!r}:",
-            (
-                '    done = subprocess.run([sys.executable, "-m", "autoquant.cli", "setup",'
-                " method], capture_output=True, text=True)"
-            ),
-            "    if done.returncode:",
-            "        raise RuntimeError(done.stderr[-3000:])",
-        ]
-    lines += ["", "import autoquant", 'print("AutoQuant", autoquant.__version__, "is ready")']
-    return "\n".join(lines)
+    words = json.dumps(["autoquant.notebook.installing", *parts])
+    return f"""# @title Install {{ display-mode: "form" }}
+# Installs AutoQuant and what this notebook needs. Does nothing if they are installed; changes no\
+ installed package (in Colab: none that Colab ships).
+import importlib.metadata, importlib.util, pathlib, subprocess, sys
+
+clone = next((str(one) for one in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents) if (one /\
+ "autoquant" / "cli.py").is_file()), "")
+what = ["--editable", clone] if clone else ["git+{REPOSITORY}@v{__version__}"]  # an editable\
+ install: git pull updates it
+reload = importlib.util.find_spec("ipywidgets") is None
+steps = [{words}]
+if not any(one.name == "autoquant-notebooks" for one in importlib.metadata.distributions()):
+    print("AutoQuant:", what[-1], flush=True)
+    steps.insert(0, ["pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps",\
+ *what])
+for step in steps:
+    done = subprocess.Popen([sys.executable, "-u", "-m", *step], stdout=subprocess.PIPE,\
+ stderr=subprocess.STDOUT, text=True)
+    for line in done.stdout:
+        print(line, end="", flush=True)
+    if done.wait():
+        raise RuntimeError("AutoQuant could not be installed: the lines above say why")
+if reload:
+    print("ipywidgets was just installed: reload this page once, so that the form below appears")
+sys.path += [clone] if clone else []  # this kernel began before pip linked it
+importlib.invalidate_caches()
+
+import autoquant.notebook
+print("AutoQuant", autoquant.__version__, "is ready")"""
 
 
 class Untranslated(Exception):

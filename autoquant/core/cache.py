@@ -27,3 +27,13 @@ def cache_folder() -> Path:
             " that you may write to"
         ) from None
     return folder
+
+
+def new_log(name: str) -> Path:
+    """An empty log for work outside any run's folder, ``logs/NAME.log``: the one of the same work
+    before goes, and it is there to be read after an error has named it. Raises InputError.
+    """
+    path = cache_folder() / "logs" / f"{name}.log"
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path

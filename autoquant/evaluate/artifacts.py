@@ -12,6 +12,7 @@ from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core import gguf_head
+from autoquant.core.cache import new_log
 from autoquant.core.errors import InputError, ProcessFailed
 from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
@@ -121,7 +122,7 @@ def evaluate_files(
     with tempfile.TemporaryDirectory() as scratch, Bar(1 + len(paths)) as bar:
         folder = keep or Path(scratch)
         scored = {path: folder / f"{i}.scored.npy" for i, path in enumerate(paths, 1)}
-        evaluator = sources.evaluator_of(snapshot, Path(scratch) / "log", text, chunks, env)
+        evaluator = sources.evaluator_of(snapshot, new_log("evaluate"), text, chunks, env)
         kept = evaluator.reference(bar.part(""), plan=how)
         shutil.copyfile(kept.scored, folder / "0.scored.npy")
         by_weights = planning.by_weights(source)

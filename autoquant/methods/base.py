@@ -109,6 +109,9 @@ class Method(ABC, Generic[O]):
     """The command that runs what lies at ``{path}`` ({name} in {folder}); empty if a script does
     (:meth:`how_to_run`).
     """
+    many_types: ClassVar[bool] = False
+    """Whether a device decides which of its many types to take, so that its notebook asks for it.
+    """
     reads_gguf: ClassVar[bool] = False
     """Whether it takes a GGUF file for a model."""
     tested_on: ClassVar[str] = "CPU"

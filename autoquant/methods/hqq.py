@@ -84,6 +84,10 @@ class Hqq(TensorwiseMethod[HqqOptions]):
     requires_calibration: ClassVar[str] = "no"
     gpu_to_run: ClassVar[str] = "no"
     runtimes: ClassVar[str] = "autoquant.formats.hqq (transformers 5 and hqq); transformers 4"
+    start: ClassVar[str] = (  # with AutoQuant: no server loads all of its kinds
+        "python -c 'import autoquant, sys; print(autoquant.load(sys.argv[1]).answer(sys.argv[2]))'"
+        ' {path} "Once upon a time"'
+    )
     extra: ClassVar[str] = "hqq"
     heavy_imports: ClassVar[tuple[str, ...]] = ("hqq.core.quantize",)
     packages: ClassVar[tuple[str, ...]] = ("hqq", "torch", "transformers", "tokenizers", "numpy")

@@ -1,1 +1,5 @@
-"""What notebooks need: forms, Colab, and the lesson's helpers."""
+"""What notebooks use. Importing it in one lets plots be described to screen readers."""
+
+from autoquant.notebook import described
+
+described.begin()

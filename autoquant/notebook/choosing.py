@@ -122,6 +122,21 @@ def impossible(method: str, model: str, values: Mapping[str, Any]) -> str:
     return ""
 
 
+def possible(model: str, asked: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Those of some methods, with their options, that can be made here; of the others it is said
+    why not. Raises InputError if none can.
+    """
+    reasons = {method: impossible(method, model, values) for method, values in asked.items()}
+    left = tuple(method for method in asked if not reasons[method])
+    if not left:
+        raise InputError(next(iter(reasons.values())))
+    for method, reason in reasons.items():
+        if reason:
+            title, why = METHODS[method].title, told(reason)
+            show(Refusal(say("{method} is left out: {why}", method=title, why=why)))
+    return left
+
+
 def show(note: Note) -> None:
     """Show lines where a cell's output goes."""
     if in_notebook():

@@ -8,6 +8,7 @@ import html
 import importlib
 import shlex
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,19 +91,10 @@ class Files:
 
         said = ipywidgets.HTML()
         made = []
-        for kind, _, size, _ in self.rows():
-            for one in self._parts(kind):
-                button = ipywidgets.Button(
-                    description=say("Download {type}", type=kind),
-                    icon="download",
-                    layout={"width": "16em"},
-                )
-                about = say(
-                    "{file}, {size}, to your computer", file=one.name, size=tables.size(size)
-                )
-                tooltip(button, about)
-                button.on_click(lambda _, one=one: _download(one, said))
-                made.append(button)
+        for result in self.results:
+            for artifact in result.artifacts:
+                for one in artifact.paths_in(result.folder) if _place(result, artifact) else ():
+                    made.append(_button(artifact, one, said))
         copy = ipywidgets.Button(
             description=say("Copy to Google Drive"), icon="cloud", layout={"width": "16em"}
         )
@@ -110,17 +102,6 @@ class Files:
         copy.on_click(lambda _: self._copy(said))
         row = ipywidgets.Box([*made, copy], layout={"flex_flow": "row wrap"})
         return ipywidgets.VBox([row, said])
-
-    def _parts(self, kind: str) -> list[Path]:
-        """The files of a type, all its shards; none of a folder."""
-        return [
-            path
-            for result in self.results
-            for artifact in result.artifacts
-            if artifact.type == kind and _place(result, artifact) is not None
-            for path in artifact.paths_in(result.folder)
-            if path.is_file()
-        ]
 
     def _copy(self, said: Any) -> None:
         said.value = f'<span role="status">{say("copying …")}</span>'
@@ -169,10 +150,54 @@ def _link(path: Path) -> str:
     return f'<a href="{target}" target="_blank">{html.escape(str(path))}</a>'
 
 
+def _button(artifact: Artifact, path: Path, said: Any) -> Any:
+    """A button that downloads a file of an artifact, or its folder."""
+    import ipywidgets
+
+    button = ipywidgets.Button(
+        description=say("Download {type}", type=artifact.type),
+        icon="download",
+        layout={"width": "16em"},
+    )
+    name, size = path.resolve().name, tables.size(artifact.bytes)
+    about = (
+        say("{file}, {size} as a zip file, to your computer", file=name, size=size)
+        if path.is_dir()
+        else say("{file}, {size}, to your computer", file=name, size=size)
+    )
+    tooltip(button, about)
+    button.on_click(lambda _: _download(path, said))
+    return button
+
+
+def packed(folder: Path) -> Path:
+    """A folder as one file beside it, ``NAME.zip``, without what a run keeps there for itself; the
+    file that is there is taken if the folder is no newer. Raises OSError, and then leaves nothing
+    half-written.
+    """
+    target, half = (folder.with_name(f"{folder.name}{end}") for end in (".zip", ".zip.part"))
+    inside = [one for one in folder.rglob("*") if one.is_file() and ".autoquant" not in one.parts]
+    newest = max(one.stat().st_mtime_ns for one in inside)
+    if target.is_file() and target.stat().st_mtime_ns > newest:
+        return target
+    try:
+        with zipfile.ZipFile(half, "w") as file:  # codes do not get smaller
+            for one in sorted(inside):
+                file.write(one, one.relative_to(folder.parent))
+        half.replace(target)
+    finally:
+        half.unlink(missing_ok=True)
+    return target
+
+
 def _download(path: Path, said: Any) -> None:
     name = html.escape(path.name)
-    said.value = f'<span role="status">{say("sending {file} …", file=name)}</span>'
+    doing = (
+        say("packing {file} …", file=name) if path.is_dir() else say("sending {file} …", file=name)
+    )
+    said.value = f'<span role="status">{doing}</span>'
     try:
+        path = packed(path.resolve()) if path.is_dir() else path
         importlib.import_module("google.colab.files").download(str(path))
         sent = say("{file} goes to your computer", file=name)
         said.value = f'<span role="status">✓ {sent}</span>'

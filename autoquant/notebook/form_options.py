@@ -61,6 +61,34 @@ class ModelOptions(MethodOptions):
     out: str = OUT
 
 
+class DeviceOptions(ModelOptions):
+    """What a form asks for beside these where the device decides which types to take."""
+
+    device: str = option(
+        "",
+        "where the files will run: T4, RTX 4090, MacBook 16GB, 8GB laptop … (`autoquant"
+        " devices` lists more), or so much memory, such as 24GB; empty: on this machine",
+        metavar="DEVICE",
+    )
+    context: int = option(
+        0,
+        "the longest conversation there, in tokens; 0 takes 8192, or the model's if that is less",
+        unit="tokens",
+        ge=0,
+        le=10_000_000,
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        try:
+            if not choosing.is_here(value):  # which would be looked at, by nvidia-smi
+                choosing.device(value)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix("device: ")) from None
+        return value.strip()
+
+
 class CompareOptions(UploadOptions):
     """What the notebook of comparisons asks for."""
 
@@ -101,6 +129,21 @@ class CompareOptions(UploadOptions):
     eval_chunks: int = MethodOptions.model_fields["eval_chunks"]  # type: ignore[assignment]
     out: str = OUT
 
+    def runs(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """What the notebook of comparisons makes, as method, model and options: of the larger model
+        the smaller one's types too, and GPTQ.
+        """
+        both = tuple(sorted({*self.small_types, *self.large_types}))
+        samples = self.calibration_samples
+        return [
+            ("gguf", self.small, {"types": self.small_types, "imatrix": "builtin"}),
+            ("gguf", self.large, {"types": both, "imatrix": "builtin"}),
+            *(
+                ("gptq", self.large, {"bits": int(width), "calibration_samples": samples})
+                for width in self.gptq_bits
+            ),
+        ]
+
     @field_validator("small_types", "large_types")
     @classmethod
     def _types(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,21 +173,7 @@ def _all() -> type[MethodOptions]:
                 fields[f"{method.name}_{name}"] = (field.annotation, field)
     names = tuple(METHODS)
 
-    class Base(ModelOptions):
-        device: str = option(
-            "",
-            "where the files will run: T4, RTX 4090, MacBook 16GB, 8GB laptop … (`autoquant"
-            " devices` lists more), or so much memory, such as 24GB; empty: on this machine",
-            metavar="DEVICE",
-        )
-        context: int = option(
-            0,
-            "the longest conversation there, in tokens; 0 takes 8192, or the model's if that is"
-            " less",
-            unit="tokens",
-            ge=0,
-            le=10_000_000,
-        )
+    class Base(DeviceOptions):
         methods: tuple[str, ...] = option(
             (),
             f"what to make, one or several of {', '.join(names)}; none: what is best for the"
@@ -169,16 +198,6 @@ def _all() -> type[MethodOptions]:
             "evaluate",
             "owner",
         )
-
-        @field_validator("device")
-        @classmethod
-        def _device(cls, value: str) -> str:
-            try:
-                if not choosing.is_here(value):  # which would be looked at, by nvidia-smi
-                    choosing.device(value)
-            except InputError as error:
-                raise ValueError(str(error).removeprefix("device: ")) from None
-            return value.strip()
 
         @field_validator("methods")
         @classmethod
@@ -220,9 +239,12 @@ def declared(name: str) -> type[UploadOptions]:
         raise InputError(f"no form is called {name!r}; there are: {', '.join([*TITLES, *METHODS])}")
     base = METHODS[name].Options
 
-    class Declared(base, ModelOptions):  # type: ignore[valid-type, misc]
+    asks = METHODS[name].many_types
+    beside, first = (DeviceOptions, ("device",)) if asks else (ModelOptions, ())
+
+    class Declared(base, beside):  # type: ignore[valid-type, misc]
         applies: ClassVar[Mapping[str, str]] = base.applies
-        main: ClassVar[tuple[str, ...]] = ("model", *base.main)
+        main: ClassVar[tuple[str, ...]] = ("model", *first, *base.main)
 
     others = METHODS[name].comparison_variants
     if others is None:

@@ -24,6 +24,8 @@ from autoquant.methods import METHODS
 from autoquant.notebook import choosing, uploading
 from autoquant.notebook.form_options import (
     HIDDEN,
+    TITLES,
+    CompareOptions,
     calibrates,
     declared,
     entries,
@@ -39,6 +41,7 @@ from autoquant.notebook.page import (
     drive,
     in_colab,
     login,
+    question,
     reachable,
     reachable_pair,
     stoppable,
@@ -72,6 +75,7 @@ __all__ = [
     "login",
     "more",
     "plain",
+    "question",
     "reachable",
     "reachable_pair",
     "stoppable",
@@ -88,9 +92,14 @@ def form(name: str, namespace: MutableMapping[str, Any]) -> Form:
 
     namespace: ``globals()`` of the notebook; the form is remembered there, so that what was typed
     stays when the cells above run again. A value changed in the parameters cell itself goes before
-    what was typed.
+    what was typed. Raises InputError where that cell has not been run.
     """
     values = {one: namespace[one] for one in declared(name).model_fields if one in namespace}
+    if not values:
+        raise InputError(
+            "form: this kernel has not run the form yet: run the folded cell above"
+            f" ({TITLES.get(name) or METHODS[name].title}) and those below it"
+        )
     kept = namespace.setdefault(KEPT, {})
     earlier: Form | None = kept.get(name)
     typed = (
@@ -99,7 +108,7 @@ def form(name: str, namespace: MutableMapping[str, Any]) -> Form:
         else {
             one: value
             for one, value in earlier.typed().items()
-            if values.get(one) == earlier.initial.get(one)
+            if values.get(one) == earlier.given.get(one)
         }
     )
     kept[name] = Form(name, values, typed)
@@ -108,12 +117,12 @@ def form(name: str, namespace: MutableMapping[str, Any]) -> Form:
 
 
 class Form:
-    """A form's values and, in Jupyter, its widgets. ``initial`` are the values of the parameters
-    cell.
+    """A form's values and, in Jupyter, its widgets. ``given`` are those of the parameters cell,
+    ``initial`` what the form begins with.
     """
 
     def __init__(self, name: str, initial: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
-        self.name, self.cls = name, declared(name)
+        self.name, self.cls, self.given = name, declared(name), dict(initial)
         shown, folded = entries(name)
         self.fields = dict([*shown, *folded])
         self.folded = [one for one, _ in folded]
@@ -193,16 +202,7 @@ class Form:
             choosing.show(choosing.said_of(said, taken))
             asked = (taken.method,)
         if len(asked) > 1:
-            reasons = {one: choosing.impossible(one, model, self.values(one)) for one in asked}
-            asked = tuple(one for one in asked if not reasons[one])
-            if not asked:
-                raise InputError(next(iter(reasons.values())))
-            for one, reason in reasons.items():
-                if reason:
-                    left = say(
-                        "{method} is left out: {why}", method=METHODS[one].title, why=told(reason)
-                    )
-                    choosing.show(choosing.Refusal(left))
+            asked = choosing.possible(model, {one: self.values(one) for one in asked})
         self.one_by_one = choosing.OthersGoOn(len(asked))
         return asked
 
@@ -285,10 +285,9 @@ class Form:
         """Raise InputError if a value cannot be as it is, by all that a run looks at beside the
         model: options that exclude each other, texts that are not there.
         """
-        if self.name == "compare":
-            self.options  # noqa: B018 (looked at by being made)
-            return
         self.options  # noqa: B018 (looked at by being made)
+        if self.name == "compare":
+            return
         for method in self.methods:
             asked = options.build(METHODS[method].Options, self._chosen(method))
             reason = refused(method, asked)
@@ -321,32 +320,8 @@ class Form:
         if self.name != "compare":
             chosen = self.methods or self.chosen(self.model)
             return [(method, self.model, self.values(method)) for method in chosen]
-        return self._compared_plans()
-
-    def _compared_plans(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """What the notebook of comparisons makes: of the larger model the smaller one's types too,
-        and GPTQ.
-        """
-        asked = self.options
-        return [
-            ("gguf", asked.small, {"types": asked.small_types, "imatrix": "builtin"}),
-            (
-                "gguf",
-                asked.large,
-                {
-                    "types": tuple(sorted({*asked.small_types, *asked.large_types})),
-                    "imatrix": "builtin",
-                },
-            ),
-            *(
-                (
-                    "gptq",
-                    asked.large,
-                    {"bits": int(width), "calibration_samples": asked.calibration_samples},
-                )
-                for width in asked.gptq_bits
-            ),
-        ]
+        asked: CompareOptions = self.options
+        return asked.runs()
 
     def _ipython_display_(self) -> None:
         from IPython.display import HTML, display
@@ -358,6 +333,10 @@ class Form:
             show(self.widgets.box)
             return
         self.check()  # in Colab the parameters cell is the form: here is what it says
+        show(text(f"<p>{self._summary()}</p>"))
+
+    def _summary(self) -> str:
+        """What would be made, in HTML."""
         different = {
             one: value
             for one, value in self._raw().items()
@@ -376,4 +355,4 @@ class Form:
         options_of = say("options: {options}.", options=rest)
         hint = say("Change them in the form above and rerun from there.") if in_colab() else ""
         said = html.escape(f"{options_of} {hint}".rstrip())
-        show(text(f"<p><b>{html.escape(what)}</b>, {said}</p>"))
+        return f"<b>{html.escape(what)}</b>, {said}"

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,13 @@ class Question:
     began with.
     """
 
-    def __init__(self, text: str) -> None:
-        self._text, self._box = text, None
+    def __init__(self, text: str, typed: str = "") -> None:
+        self.began, self._text, self._box = text, typed or text, None
         if in_notebook() and not in_colab():
             import ipywidgets
 
             self._box = ipywidgets.Textarea(
-                value=text,
+                value=self._text,
                 description=say("prompt"),
                 rows=3,
                 layout={"width": "48em", "max_width": "98%"},
@@ -80,6 +80,16 @@ class Question:
     def _ipython_display_(self) -> None:
         show = importlib.import_module("IPython.display").display
         show(self._box if self._box is not None else Note(f"{say('Prompt:')} {self._text}"))
+
+
+def question(text: str, namespace: Mapping[str, Any]) -> Question:
+    """The question that begins with a text, or with what was typed in the one that ``namespace``
+    (``globals()`` of the notebook) has as ``question`` already: a cell that runs again keeps it.
+    """
+    earlier = namespace.get("question")
+    if isinstance(earlier, Question) and earlier.began == text:
+        return Question(text, earlier.text)
+    return Question(text)
 
 
 def tooltip(widget: Any, text: str) -> None:

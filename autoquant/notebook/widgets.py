@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,7 +91,7 @@ class Widgets:
         self.advised = ipywidgets.VBox([])
         title = html.escape(told(TITLES.get(form.name) or METHODS[form.name].title))
         shown = [row for name, row in self.rows.items() if name not in form.folded]
-        if form.name == "all":
+        if "device" in form.fields:
             fits = _button(
                 say("What fits there?"),
                 "mobile",
@@ -100,9 +101,9 @@ class Widgets:
                 ),
             )
             fits.on_click(lambda _: self.advise())
-            shown.insert(
-                list(form.fields).index("context") + 1, ipywidgets.VBox([fits, self.advised])
-            )
+            last = "device" if "context" in form.folded else "context"
+            at = list(form.fields).index(last) + 1
+            shown.insert(at, ipywidgets.VBox([fits, self.advised]))
         plan = _button(
             say("Will it fit?"),
             "balance-scale",
@@ -207,28 +208,39 @@ class Widgets:
             unasked = say(
                 "If you tick nothing, gguf {type} is made.", type=choosing.best(said).type
             )
-            verdict = html.escape(f"{told(said.verdict)}. {unasked}")
+            if self._form.name in METHODS:  # whose types alone can be ticked here
+                own = tuple(one for one in said.choices if one.method in self._methods())
+                said, unasked = dataclasses.replace(said, choices=own), ""
+            verdict = html.escape(f"{told(said.verdict)}. {unasked}".rstrip())
             table = ticks.table(said, self._taken, self._take)
             self.advised.children = (ipywidgets.HTML(f"<div>{verdict}</div>"), table)
         except (AutoQuantError, OSError) as error:
             self.advised.children = (ipywidgets.HTML(_refusal(error)),)
 
     def _taken(self, choice: Choice) -> bool:
-        methods = options.split(self.by_name["methods"].value)
         now = stripped({name: widget.value for name, widget in self.by_name.items()})
-        return choice.method in methods and all(
-            set(_texts(value)) <= set(options.split(str(now.get(f"{choice.method}_{name}", ""))))
+        return choice.method in self._methods() and all(
+            set(_texts(value)) <= set(options.split(str(now.get(self._name(choice, name), ""))))
             for name, value in choosing.made_by(choice).items()
-            if f"{choice.method}_{name}" in now
+            if self._name(choice, name) in now
         )
+
+    def _methods(self) -> tuple[str, ...]:
+        """The methods that are ticked, or the form's own."""
+        ticked = self.by_name.get("methods")
+        return tuple(options.split(ticked.value)) if ticked else (self._form.name,)
+
+    def _name(self, choice: Choice, option: str) -> str:
+        """What an option of a choice's method is called in this form."""
+        return option if self._form.name in METHODS else f"{choice.method}_{option}"
 
     def _take(self, choice: Choice, ticked: bool) -> None:
         """Have a choice made, or no more."""
-        methods = [*options.split(self.by_name["methods"].value)]
+        methods = [*self._methods()]
         began = choice.method not in methods
         left = False
         for name, value in choosing.made_by(choice).items():
-            field = self.by_name.get(f"{choice.method}_{name}")
+            field = self.by_name.get(self._name(choice, name))
             if field is None:
                 continue
             if isinstance(value, tuple):
@@ -242,7 +254,8 @@ class Widgets:
             methods.append(choice.method)
         elif not ticked and not left and not began:
             methods.remove(choice.method)
-        self.by_name["methods"].value = ",".join(methods)
+        if "methods" in self.by_name:
+            self.by_name["methods"].value = ",".join(methods)
 
     def plan(self) -> None:
         """Show what a run would make and need."""

@@ -1,20 +1,15 @@
 """A stranger in JupyterLab, in Debian's Chromium: open 00_AutoQuant, Run All, change the form, run
-on; stop a run; a # @param cell as a form.
+on; stop a run; a # @param cell as a form; what axe-core says of the pages.
 
 Screenshots go to browser-output/ (CI keeps them). Needs `make browser`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +18,8 @@ import psutil
 import pytest
 
 from autoquant.notebook import forms
-from tests.notebooks.running import FOLDER, ROOT, environment
+from tests.browser.lab import CHROMIUM, SHOTS, cell_with, chromium, menu, opened, serving
 
-CHROMIUM = shutil.which("chromium")
-PORT = 18917 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-SHOTS = ROOT / "browser-output"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
@@ -35,120 +27,35 @@ pytestmark = [
         CHROMIUM is None and "CI" not in os.environ, reason="no Chromium here: make browser"
     ),
 ]
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-def rest(path: str) -> Any:
-    return json.load(urllib.request.urlopen(f"http://127.0.0.1:{PORT}/api/{path}", timeout=5))
-
-
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.3)
-    raise AssertionError(f"{what}: not within {seconds} s")
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A JupyterLab of its own whose root is a folder with the notebooks, beside nothing else."""
-    root, home = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")
-    for path in FOLDER.glob("*.ipynb"):
-        shutil.copy(path, root / path.name)
-    for name, values in {
-        "apputils-extension/notification": {"fetchNews": "false"},
-        "notebook-extension/tracker": {"windowingMode": "none"},
-    }.items():
-        settings = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(json.dumps(values))
-    env = {
-        **os.environ,
-        **environment(home / "cache", colab=False),
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "HOME": str(home),
-    }
-    words = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--ip=127.0.0.1",
-        f"--port={PORT}",
-        "--port-retries=0",
-        "--IdentityProvider.token=",
-        "--ServerApp.password=",
-        "--ServerApp.disable_check_xsrf=True",
-        "--allow-root",
-        f"--ServerApp.root_dir={root}",
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-        "--LabApp.extension_manager=readonly",
-    ]
-    with open(home / "log", "w", encoding="utf-8") as log:
-        server = subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT)
-
-    def up() -> bool:
-        try:
-            return bool(rest("status"))
-        except OSError:
-            return False
-
-    try:
-        wait(up, 60, "JupyterLab")
+    """The folder of a JupyterLab of its own."""
+    with serving(tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("home")) as root:
         yield root
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    SHOTS.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            str(tmp_path_factory.mktemp("profile")),
-            executable_path=CHROMIUM or "chromium",
-            headless=True,
-            viewport={"width": 1360, "height": 1000},
-            args=ARGUMENTS,
-        )
+    with chromium(tmp_path_factory.mktemp("profile")) as context:
         yield context
-        context.close()
 
 
-def opened(browser: Any, name: str) -> Any:
-    """A notebook's page whose kernel is connected and idle (the indicator says so too early)."""
-    page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{PORT}/lab/tree/{name}?reset")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+def serious(page: Any) -> list[str]:
+    """What axe-core finds of weight in what the notebook shows: its texts, and what its cells have
+    put out, forms included. JupyterLab's own bars are not ours.
+    """
+    from axe_playwright_python.sync_playwright import Axe
 
-    def idle() -> bool:
-        return any(
-            one["path"] == name
-            and one["kernel"]["connections"] >= 1
-            and one["kernel"]["execution_state"] == "idle"
-            for one in rest("sessions")
-        )
-
-    wait(idle, 60, "the kernel")
-    page.keyboard.press("Control+b")  # the side bar away
-    return page
+    where = {"include": [[".jp-RenderedMarkdown"], [".jp-OutputArea-output"]]}
+    found = Axe().run(page, context=where).response["violations"]
+    return [
+        f"{one['id']}: {node['html'][:200]} ({node['failureSummary'][:300]})"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
 
 
 def notebook_of(*sources: str) -> Any:
@@ -157,19 +64,6 @@ def notebook_of(*sources: str) -> Any:
     return nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in sources], metadata=kernel
     )
-
-
-def menu(page: Any, *names: str) -> None:
-    for i, name in enumerate(names):
-        (
-            page.get_by_role("menuitem", name=name, exact=True)
-            if i == 0
-            else page.get_by_text(name, exact=True)
-        ).first.click()
-
-
-def cell_with(page: Any, text: str) -> Any:
-    return page.locator(".jp-CodeCell").filter(has_text=text).first
 
 
 def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) -> None:
@@ -204,6 +98,10 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     page.get_by_role("button", name="What fits there?").click()
     form.locator("text=take gguf Q8_0").wait_for(timeout=60_000)
     page.screenshot(path=str(SHOTS / "00-fits.png"))
+    form.locator("text=More options").first.click()
+    page.get_by_label("eval_chunks", exact=True).wait_for(timeout=10_000)
+    assert serious(page) == []
+    form.locator("text=More options").first.click()
     row = form.locator(".widget-hbox").filter(has=page.get_by_text("Q5_K_M", exact=True)).last
     row.get_by_role("checkbox").check()
     field = page.get_by_label("gguf_types", exact=True)
@@ -223,6 +121,7 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     form.locator("text=it fits").wait_for(timeout=60_000)
     page.screenshot(path=str(SHOTS / "00-changed.png"))
 
+    page.get_by_label("prompt", exact=True).fill("Elizabeth went to")
     cell_with(page, "autoquant.plan(method").locator(".jp-InputArea-editor").click()
     menu(page, "Run", "Run Selected Cell and All Below")
     wanted = (
@@ -237,9 +136,27 @@ def test_a_stranger_runs_all_and_then_changes_the_form(lab: Path, browser: Any) 
     assert sorted(path.name for path in (lab / "tiny-austen-4m-GGUF").glob("*.gguf")) == [
         f"tiny-austen-4m-{name}.gguf" for name in ("Q2_K", "Q5_K_M", "Q8_0")
     ]
+    said = page.locator(".jp-OutputArea-output").filter(has_text="Prompt: Elizabeth went to")
+    said.filter(has_text="Q5_K_M").first.wait_for(timeout=60_000)
+    assert serious(page) == []
     wanted.first.scroll_into_view_if_needed()
     page.wait_for_timeout(800)
     page.screenshot(path=str(SHOTS / "00-results.png"))
+    page.close()
+
+
+def test_the_lesson_can_be_read_by_a_screen_reader(lab: Path, browser: Any) -> None:
+    page = opened(browser, "01_Introduction_to_Quantization.ipynb")
+    menu(page, "Run", "Run All Cells")
+    page.locator(".jp-OutputArea-output", has_text="is not answered yet").nth(7).wait_for(
+        timeout=180_000
+    )
+    assert serious(page) == []
+    page.evaluate(
+        "document.querySelector('.jp-OutputArea-output').append(document.createElement('img'))"
+    )
+    (found,) = serious(page)
+    assert found.startswith("image-alt"), "an image that nobody describes is found"
     page.close()
 
 

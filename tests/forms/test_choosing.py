@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import autoquant
 from autoquant.core.bundled import MODEL
 from autoquant.core.errors import InputError, ProcessFailed, Stopped
 from autoquant.core.options import split
-from autoquant.notebook import choosing, forms, page
+from autoquant.notebook import choosing, files, forms, page
 from autoquant.notebook.page import Note
 from tests.forms.conftest import settings_of
 
@@ -99,6 +100,22 @@ def test_one_that_fails_does_not_stop_the_others(said: list[Note]) -> None:
 
 @pytest.mark.usefixtures("widgets")
 class TestPage:
+    def test_the_form_of_gguf_lists_its_own_types_for_a_device(self) -> None:
+        form = forms.form("gguf", {**settings_of("gguf"), "model": "demo", "device": "8GB laptop"})
+        widgets = form.widgets
+        assert widgets is not None
+        widgets.advise()
+        verdict, table = widgets.advised.children
+        assert "If you tick nothing" not in verdict.value
+        assert {row.children[0].description for row in table.children[1:]} == {"gguf"}
+        boxes = {
+            re.search(r">([A-Z0-9_]+)</span>", row.children[1].value)[1]: row.children[0]  # type: ignore[index]
+            for row in table.children[1:]
+        }
+        assert (boxes["Q4_K_M"].value, boxes["Q8_0"].value) == (True, False), "the default is made"
+        boxes["Q8_0"].value, boxes["Q4_K_M"].value = True, False
+        assert form.values() == {"types": ("Q8_0",)}, "the device is no option of the run"
+
     def test_types_are_picked_by_ticking(self) -> None:
         form = form_of(device="8GB laptop")
         widgets = form.widgets
@@ -149,10 +166,12 @@ class TestPage:
 
     def test_a_question_can_be_typed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(page, "in_notebook", lambda: True)
-        question = forms.Question("Who are you?")
+        question = forms.question("Who are you?", {})
         assert question.text == "Who are you?"
         question._box.value = "And now?"
         assert question.text == "And now?"
+        assert forms.question("Who are you?", {"question": question}).text == "And now?"
+        assert forms.question("Where?", {"question": question}).text == "Where?"
 
 
 def test_files_say_where_they_lie_and_how_to_run_them(
@@ -161,10 +180,10 @@ def test_files_say_where_they_lie_and_how_to_run_them(
     monkeypatch.chdir(tmp_path)
     result = autoquant.gguf("demo", types=["Q8_0"], evaluate="off", out=tmp_path / "my files")
     path = tmp_path / "my files" / "tiny-austen-4m-Q8_0.gguf"
-    files = forms.Files({"gguf": result})
-    assert str(files).startswith(f"Q8_0: {path} (4.")
-    assert f"llama-server -m '{path}'" in str(files)
-    shown = files._repr_html_()
+    listed = forms.Files({"gguf": result})
+    assert str(listed).startswith(f"Q8_0: {path} (4.")
+    assert f"llama-server -m '{path}'" in str(listed)
+    shown = listed._repr_html_()
     assert f'href="my%20files/{path.name}"' in shown, "a link from where the notebook lies"
     assert 'href="my%20files/README.md"' in shown
     (tmp_path / "elsewhere").mkdir()
@@ -175,7 +194,7 @@ def test_files_say_where_they_lie_and_how_to_run_them(
     for name in [one for one in sys.modules if one == "google" or one.startswith("google.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr("autoquant.notebook.page.DRIVE", tmp_path / "drive")
-    row, told = files.buttons().children
+    row, told = listed.buttons().children
     for button in row.children:
         button.click()
     from google.colab import files as colab  # type: ignore[import-untyped]
@@ -187,6 +206,19 @@ def test_files_say_where_they_lie_and_how_to_run_them(
     assert "copied to" in told.value
 
 
+def test_a_folder_is_packed_once_for_a_download(tmp_path: Path) -> None:
+    result = autoquant.w8a8("demo", evaluate="off", out=tmp_path / "run")
+    made = files.packed(result.folder)
+    with zipfile.ZipFile(made) as file:
+        names = set(file.namelist())
+        assert {"run/model.safetensors", "run/config.json", "run/README.md"} <= names
+        assert not any(".autoquant" in name for name in names)
+        assert file.read("run/config.json") == (result.folder / "config.json").read_bytes()
+    before = made.stat().st_mtime_ns
+    assert files.packed(result.folder).stat().st_mtime_ns == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["run", "run.zip"]
+
+
 def test_models_answer_a_prompt(tmp_path: Path) -> None:
     prompt = "It is a truth universally acknowledged, that"
     result = autoquant.gguf("demo", types=["Q8_0", "Q2_K"], evaluate="off", out=tmp_path / "gguf")
@@ -194,7 +226,7 @@ def test_models_answer_a_prompt(tmp_path: Path) -> None:
     assert list(answers.said) == ["unquantized", "Q8_0", "Q2_K"]
     assert answers.why == {}
     assert answers.said["Q8_0"].split()[:5] == answers.said["unquantized"].split()[:5]
-    assert answers.said["unquantized"] in answers._repr_html_()
+    assert answers.said["unquantized"].strip() in answers._repr_html_()
     one = result.answer(prompt, type="Q2_K", tokens=12)
     assert one.said["Q2_K"] == answers.said["Q2_K"]
     folder = autoquant.w8a8("demo", evaluate="off", out=tmp_path / "w8a8").answer(prompt, tokens=12)

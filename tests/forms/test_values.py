@@ -26,6 +26,7 @@ def test_the_cell_is_the_defaults(name: str) -> None:
     assert set(cls.model_fields) | {"model", "out"} == set(space) - {
         forms.KEPT,
         "compare",
+        "device",  # of which its notebook lists types
     }, "every option is in the cell"
     assert (
         options.build(cls, {one: value for one, value in space.items() if one in cls.model_fields})

@@ -113,6 +113,18 @@ class TestWidgets:
         )
         assert changed.values() == {"bits": 3}
 
+    def test_ticks_stay_when_the_form_runs_again_though_types_imply_a_method(self) -> None:
+        space = {**settings_of("all"), "gguf_types": "Q8_0"}
+        form = forms.form("all", space)
+        assert form.widgets.by_name["methods"].value == "gguf"
+        form.widgets.by_name["methods"].value = "gguf,hqq"
+        assert forms.form("all", space).methods == ("gguf", "hqq")
+        assert forms.form("all", {**space, "methods": "w8a8"}).methods == ("w8a8",)
+
+    def test_a_kernel_that_has_not_run_the_cells_above_says_which(self) -> None:
+        with pytest.raises(InputError, match=r"run the folded cell above \(Model, methods and opt"):
+            forms.form("all", {"forms": forms})
+
     def test_it_says_whether_it_fits(self) -> None:
         form = forms.form("gptq", {**settings_of("gptq"), "model": "demo"})
         form.widgets.plan()

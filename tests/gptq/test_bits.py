@@ -132,8 +132,12 @@ def test_a_run_that_is_resumed_keeps_the_choice(
     before = sha256_of(file)
     file.unlink()
     monkeypatch.setattr(bits, "_measured", lambda *_: pytest.fail("measured again"))
-    again = autoquant.gptq("demo", **MIXED, out=five_bits.folder)
-    assert sha256_of(file) == before
+    with monkeypatch.context() as less:
+        less.setattr("autoquant.methods.gradients.memory_available", lambda: 1)
+        again = autoquant.gptq("demo", **MIXED, out=five_bits.folder)
+        assert sha256_of(file) == before
+        with pytest.raises(InputError, match="gradients on 9 chunks need"):  # which are not done
+            autoquant.gptq("demo", **{**MIXED, "sensitivity_samples": 9}, out=five_bits.folder)
     assert again.recipe() == five_bits.recipe()
     with pytest.raises(InputError, match=f"holds a {TYPE} model; name another folder for 5.50bpw"):
         autoquant.gptq("demo", **{**MIXED, "bpw": 5.5}, out=five_bits.folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
 import subprocess
@@ -55,6 +56,7 @@ FORM = ("parameters", "more")
 FOLDED = ("install", "parameters", "more", "prompt")
 # lessons that teach by functions, and ask for some in their exercises
 BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
+NOTEBOOKS = ("00", "02", "03", "04", "05", "06", "07")  # with a form
 OWN = {"02_GGUF_llama_cpp": ["best-text", "best"]}  # beside the skeleton
 
 
@@ -183,3 +185,21 @@ def test_no_cell_overwrites_a_parameter(path: Path) -> None:
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
             }
             assert not stored & named, cell.id
+
+
+@pytest.mark.parametrize("path", [one for one in ALL if one.stem[:2] in NOTEBOOKS], ids=str)
+def test_from_the_form_on_nothing_above_is_needed(path: Path) -> None:
+    """A fresh kernel, in which all is installed, can begin with the form."""
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    at = next(i for i, cell in enumerate(cells) if cell.id == "parameters")
+    known = {*dir(builtins), "display"}  # which IPython adds
+    for cell in cells[at:]:
+        tree = ast.parse(cell.source)
+        names = [one for one in ast.walk(tree) if isinstance(one, ast.Name)]
+        known |= {one.id for one in names if isinstance(one.ctx, ast.Store)}
+        for one in ast.walk(tree):
+            if isinstance(one, (ast.Import, ast.ImportFrom)):
+                known |= {name.asname or name.name.partition(".")[0] for name in one.names}
+            elif isinstance(one, ast.ExceptHandler) and one.name:
+                known.add(one.name)
+        assert {one.id for one in names} <= known, cell.id

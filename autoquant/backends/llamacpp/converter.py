@@ -112,7 +112,7 @@ def _download(version: str, folder: Path) -> Path:
         "--disable-pip-version-check",
         "--no-deps",
         "--no-binary",
-        ":all:",
+        PACKAGE,  # not :all:, by which older pips compile cmake too
         "--dest",
         str(folder),
         f"{PACKAGE}=={version}",

@@ -95,6 +95,9 @@ class Model:
         params.use_extra_bufts = repack
         with trace.library("load"):
             self.model = L.llama_model_load_from_file(path.encode(), params)
+            if not self.model and L.llama_supports_gpu_offload():
+                params.n_gpu_layers = 0  # a build for GPUs, whose card may have no room for it
+                self.model = L.llama_model_load_from_file(path.encode(), params)
         if not self.model:
             raise ProcessFailed(f"llama.cpp cannot open {path}: {why()}")
         self.vocab = L.llama_model_get_vocab(self.model)

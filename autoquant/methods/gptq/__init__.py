@@ -217,8 +217,7 @@ class Gptq(GroupedMethod[GptqOptions]):
     def fetch(self, source: Source, options: GptqOptions, out: Path) -> Snapshot:
         """Have the files at hand; where there is no memory for gradients, that is said before."""
         if options.bpw:
-            shapes = self.shapes(source, options)
-            by_module.refuse_without_memory(source, shapes, options.sensitivity_samples, out)
+            by_module.refuse_without_memory(source, self.shapes(source, options), options, out)
         return super().fetch(source, options, out)
 
     def prepared(self, snapshot: Snapshot, options: GptqOptions, run: RunFolder) -> Recipe:

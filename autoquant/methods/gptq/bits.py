@@ -117,12 +117,21 @@ def memory(shapes: Shapes) -> int:
     return 4 * (sum(one * one for one in widths.values()) + 3 * max(widths.values()) ** 2)
 
 
-def refuse_without_memory(source: Source, shapes: Shapes, chunks: int, folder: Path) -> None:
-    """Refuse gradients that there is no memory for, unless the run in a folder has done with them.
-    Raises InputError.
+def refuse_without_memory(source: Source, shapes: Shapes, options: Any, folder: Path) -> None:
+    """Refuse gradients that there is no memory for, unless the run in a folder has done with those
+    that the options ask for. Raises InputError.
     """
-    if STEP not in journal.read(folder)[1]:
-        gradients.how(source, chunks, INSTEAD, memory(shapes))
+    done = journal.read(folder)[1].get(STEP)
+    if done is None or done["facts"].get("asked") != key_of(*_asked(source, shapes, options)):
+        gradients.how(source, options.sensitivity_samples, INSTEAD, memory(shapes))
+
+
+def _asked(source: Source, shapes: Shapes, options: Any) -> list[Any]:
+    """What the choice depends on beside the model's weights."""
+    settings = [options.bpw, kinds(options.group_size), options.sym, options.damp_percent]
+    settings += [options.sensitivity_samples]
+    text = _text(source, options)
+    return [text.by_kind, settings, options.calibration_seed, sorted(shapes.items())]
 
 
 def chosen(
@@ -138,10 +147,8 @@ def chosen(
     """
     shapes = {name: part.shape for name, part in modules.items()}
     offered, text = kinds(options.group_size), _text(snapshot.source, options)
-    settings = [options.bpw, offered, options.sym, options.damp_percent]
-    settings += [options.sensitivity_samples]
-    depends = [text.by_kind, settings, options.calibration_seed, sorted(shapes.items())]
-    key = key_of(snapshot.sha256, *depends)
+    asked = _asked(snapshot.source, shapes, options)
+    key = key_of(snapshot.sha256, *asked)
     facts = run.done(STEP, key)
     if facts is None:
         nats, said = _measured(snapshot, run, options, modules, offered, text, env)
@@ -151,6 +158,7 @@ def chosen(
             sum(kind.bits == 8 for kind in found.kinds.values()), len(shapes), found.bits,
         )  # fmt: skip
         facts = {"kinds": found.kinds, "bits": found.bits, "measured": said}
+        facts["asked"] = key_of(*asked)
         run.record(STEP, key, [], facts)
     said = (
         f"{facts['bits']:.3f} bits per weight of the quantized matrices, with scales and zero"
