@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from autoquant.cluster.hf_jobs import commands as hf_jobs
+
 HELP = "run many models and methods from one file (docs/scale.md)"
 
 
@@ -30,10 +32,13 @@ def add_batch(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="end after the plans; nothing is written"
     )
+    hf_jobs.add_place(parser)
 
 
 def batch(arguments: argparse.Namespace) -> int:
     """Run it. 0: all is done; 1: something failed."""
+    if hf_jobs.elsewhere(arguments):
+        return hf_jobs.batch(arguments)
     from autoquant.cluster import run
 
     planned = run.plan(arguments.file, arguments.out)
