@@ -1,4 +1,4 @@
-"""Which machine a job gets: the cheapest run among those that have what its plan needs."""
+"""Which machine a job gets: one that has what its plan needs, and on which the run costs least."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from autoquant.methods import METHODS
 SYSTEM = 1 * GB  # memory that the system and our own process take beside what a plan counts
 LIBRARIES = 8 * GB  # disk that the package, torch and the other libraries take (with CUDA's)
 ROOM = 1.1  # of a plan's disk
+NEAR = 0.05  # dollars that a run may cost more than the cheapest, if it is the sooner done
 WORTH = 2 * 3600  # seconds on the best processor above which a GPU is taken where one can be
 # GPU memory, assumed: CUDA and the calibration's states, and what a block's weights take in
 # float32 with as much again for Hessians or gradients
@@ -62,6 +63,11 @@ class Choice:
     seconds: float
     why: str = ""
 
+    @property
+    def cost(self) -> float:
+        """Dollars of so many seconds; whole minutes are billed."""
+        return -(-self.seconds // 60) * self.flavor.minute
+
 
 def need(plan: Plan, out: Path) -> Need:
     """What a plan needs of any machine. ``out``: where it was planned to write, by which it knows
@@ -86,9 +92,9 @@ def _gpu_memory(plan: Plan) -> int:
 def choose(
     plan: Plan, options: MethodOptions, out: Path, machines: Sequence[Flavor], asked: str = ""
 ) -> Choice:
-    """The machine on which the run costs least, of those that have what it needs; of two that cost
-    the same the faster one. A GPU is taken where the method needs one, or can use one and takes
-    more than two hours without.
+    """The machine on which the run costs least, of those that have what it needs, or one that is
+    done sooner for a few cents more. A GPU is taken where the method needs one, or can use one and
+    takes more than two hours without.
 
     ``asked``: the name of the one to take instead. Raises InputError if that is not known or lacks
     something, or if no machine suffices.
@@ -128,9 +134,16 @@ def choose(
 
 
 def _by_cost(needs: Need, todo: duration.Work, machines: Sequence[Flavor]) -> Iterator[Choice]:
-    """The machines that suffice, what costs least first."""
+    """The machines that suffice, the best first: of those that cost a few cents more than the
+    cheapest at most, the one that is done first; then what costs least.
+    """
     fitting = [Choice(one, todo.seconds(one)) for one in machines if not needs.lacks(one)]
-    # a billed minute is a whole one
+    least = min((one.cost for one in fitting), default=0.0)
     yield from sorted(
-        fitting, key=lambda one: (-(-one.seconds // 60) * one.flavor.minute, one.seconds)
+        fitting,
+        key=lambda one: (
+            (0.0, one.seconds, one.cost)
+            if one.cost <= least + NEAR
+            else (one.cost, one.seconds, 0.0)
+        ),
     )

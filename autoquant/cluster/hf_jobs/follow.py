@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from autoquant.cluster.board import Board, log_of
@@ -57,7 +58,8 @@ def _run(
     running: dict[str, Note] = dict(found.attached)
     jobs = {one.job.name: one.job for one in ready}
     due: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for name in found.attached:
+    for name, started in found.attached.items():
+        note(board.batch.folder, name, started)
         due.put(name)
     try:
         threads = [
@@ -187,6 +189,8 @@ def follow(who: Account, settings: Settings, job: Job, started: Note, board: Boa
     left = keeping.collect(who.client, repo, job.key, folder, started.attempt)
     if left is not None:  # the log may lack its last lines
         ended = lines.of(left)
+    elif ended is not None and ended.state == DONE:
+        ended = replace(ended, line=f"{ended.line}; it handed over neither journal nor card")
     return ended or Outcome(FAILED, _unfinished(info, started, settings), _seconds(info))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ LOG = Path("/dev/stdout")  # the platform keeps what a job prints
 def main() -> int:
     """Run it. 0: done; 1: it failed, and the last line says why; 143: the machine was taken."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for noisy in ("httpx", "httpx2", "httpcore", "httpcore2"):  # they log every request
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     spec: dict[str, Any] = json.loads(os.environ["AUTOQUANT_JOB"])
     where = Path(autoquant.__file__).parent
     say(f"autoquant {autoquant.__version__} from {where} ({Path(spec['wheel']).parent.name})")
@@ -48,7 +51,6 @@ def main() -> int:
             keeper.keep()
             raise
     outcome = dataclasses.replace(outcome, line=outcome.line.replace(str(LOG), "the job's log"))
-    last = lines.ended(outcome)
     try:
         kept = json.dumps({**dataclasses.asdict(outcome), "attempt": spec["attempt"]})
         keeping.hand_over(client, spec["repo"], spec["key"], folder, redact(kept))
@@ -56,8 +58,9 @@ def main() -> int:
             keeper.forget()
         else:
             keeper.keep()
-    finally:
-        say(last)
+    except (AutoQuantError, OSError) as error:
+        say(f"what is left could not be handed over: {error}")
+    say(lines.ended(outcome))
     return 0 if outcome.state == work.DONE else 1
 
 

@@ -45,6 +45,7 @@ class Keeper:
         self.client, self.repo, self.folder, self.every = client, repo, folder, every
         self._kept: dict[str, tuple[int, int]] = {}
         self._over, self._made, self._text = threading.Event(), False, ""
+        self._mutex = threading.Lock()
         self._thread = threading.Thread(target=self._work, daemon=True, name="autoquant-keep")
 
     def __enter__(self) -> Keeper:
@@ -64,6 +65,10 @@ class Keeper:
 
     def keep(self) -> list[str]:
         """Commit what has been finished since the last time; the names of its files."""
+        with self._mutex:
+            return self._keep()
+
+    def _keep(self) -> list[str]:
         from huggingface_hub import CommitOperationAdd
 
         path = self.folder / JOURNAL
