@@ -137,6 +137,7 @@ def batch(
     *,
     out: str | Path | None = None,
     dry_run: bool = False,
+    ray: str = "",
     on: str = "here",
     flavor: str = "",
     timeout: str | float = "",
@@ -159,6 +160,8 @@ def batch(
         list.
     dry_run: end after the plans, and return a BatchPlan (of Hugging Face Jobs, Offers with what
         they cost at most); nothing is run.
+    ray: run the jobs on a Ray cluster, by its address; "auto" for the one that this machine belongs
+        to.
     on: "here", or "hf-jobs": each job as a Hugging Face Job, which is billed, uploads what it makes
         (``upload`` is needed), and goes on if this ends; called again, it is followed again.
     flavor, timeout, image: of Hugging Face Jobs, the machine (default: the cheapest that has what
@@ -175,6 +178,8 @@ def batch(
     from autoquant.cluster import run
 
     if on != "here":
+        if ray:
+            raise InputError("ray: has no effect beside on='hf-jobs'; leave one of them out")
         from autoquant.cluster.hf_jobs import python
         from autoquant.cluster.hf_jobs.offers import Settings
 
@@ -183,8 +188,10 @@ def batch(
     options = {"flavor": flavor, "timeout": timeout, "image": image, "yes": yes}
     if given := [name for name, value in options.items() if value]:
         raise InputError(f"{given[0]} has an effect only with on='hf-jobs'; add that")
-    planned = run.plan(jobs, out)
-    return planned if dry_run else run.run(planned)
+    planned = run.plan(jobs, out, here=not ray)
+    if dry_run:
+        return planned
+    return run.run(planned, runner=run.on_cluster(ray, planned)) if ray else run.run(planned)
 
 
 def advise(

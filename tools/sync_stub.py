@@ -51,6 +51,7 @@ def batch(
     *,
     out: str | Path | None = None,
     dry_run: Literal[False] = False,
+    ray: str = "",
     on: Literal["here", "hf-jobs"] = "here",
     flavor: str = "",
     timeout: str | float = "",
@@ -63,6 +64,7 @@ def batch(
     *,
     out: str | Path | None = None,
     dry_run: Literal[True],
+    ray: str = "",
     on: Literal["here"] = "here",
 ) -> BatchPlan: ...
 @overload

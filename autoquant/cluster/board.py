@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from autoquant.cluster.jobs import Batch, Job
-from autoquant.cluster.work import DONE, FAILED, Outcome
+from autoquant.cluster.work import DONE, FAILED, STOPPED, Outcome
 from autoquant.core.errors import InputError
 from autoquant.core.files import write_atomically
 
 OURS = ".autoquant-batch"
-WAITING, RUNNING, STOPPED = "waiting", "running", "stopped"
+WAITING, RUNNING = "waiting", "running"
 STATES = (RUNNING, FAILED, STOPPED, WAITING, DONE)
 
 
 @dataclass(frozen=True)
 class Row:
     """One job as it stands: its state, what is to be said of it in one line, how much of what it is
-    at is done (0 to 1), and the seconds that it took. ``place``: where it runs, if not here.
+    at is done (0 to 1), and the seconds that it took. ``place``: where it runs, if not here;
+    ``tries``: how often it was begun.
     """
 
     job: Job
@@ -33,6 +34,7 @@ class Row:
     seconds: float = 0.0
     began: float = 0.0
     place: str = ""
+    tries: int = 0
 
 
 class Board:
@@ -54,8 +56,10 @@ class Board:
         return self._rows[name]
 
     def begin(self, name: str, place: str = "") -> None:
-        """A job is being run."""
-        self._set(name, state=RUNNING, line="", share=0.0, began=time.monotonic(), place=place)
+        """A job is being run; once more, if its node or process has died."""
+        tries = self.row(name).tries + 1
+        now = time.monotonic()
+        self._set(name, state=RUNNING, line="", share=0.0, began=now, place=place, tries=tries)
 
     def progress(self, name: str, title: str, share: float) -> None:
         """How far a running job is with what it is at."""

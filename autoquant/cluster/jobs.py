@@ -8,6 +8,9 @@ or a list, and looked at as a whole before anything is resolved.
     [defaults.gguf]                    # options of every GGUF job
     imatrix = "builtin"
 
+    [ray]                              # what a job takes of a node, where ours does not suit
+    cpus = 8
+
     [[jobs]]                           # each model by each method
     models = ["owner/one", "owner/two"]
     methods = ["gguf", "gptq"]
@@ -17,13 +20,16 @@ or a list, and looked at as a whole before anything is resolved.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoquant.cluster.needs import read as read_needs
+from autoquant.cluster.splitting import shares
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of
 from autoquant.core.names import plain
@@ -35,17 +41,20 @@ LISTS = {"model": "models", "method": "methods"}
 NAME = re.compile(r"[\w-][\w.-]*")
 PLACES = ("{model}", "{method}", "{METHOD}")
 UPLOAD = tuple(UploadOptions.model_fields)
-FIELDS = (*LISTS, *LISTS.values(), "name")
+FIELDS = (*LISTS, *LISTS.values(), "name", "split")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model by one method. ``name`` is its folder in the batch's, ``options`` are checked."""
+    """One model by one method. ``name`` is its folder in the batch's, ``options`` are checked.
+    ``part``: of a job that was split, which one.
+    """
 
     name: str
     model: str
     method: str
     options: MethodOptions
+    part: int = 0
 
     @property
     def values(self) -> dict[str, Any]:
@@ -75,10 +84,13 @@ def from_json(data: Mapping[str, Any]) -> Job:
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs, and the folder that has theirs."""
+    """Jobs, and the folder that has theirs. ``needs``: what a job takes of a cluster's node:
+    cpus, gpus (a fraction if jobs share one) of those that use one, memory in bytes.
+    """
 
     folder: Path
     jobs: tuple[Job, ...]
+    needs: Mapping[str, float] = field(default_factory=dict)
 
     def folder_of(self, job: Job) -> Path:
         """Where a job's run writes."""
@@ -119,8 +131,11 @@ def _from_file(path: Path, out: str | Path | None) -> Batch:
 
 def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jobs") -> Batch:
     wrong: list[str] = []
-    if unknown := sorted(set(data) - {"out", "defaults", "jobs"}):
-        wrong.append(f"{unknown[0]!r} is not known here; there are out, [defaults] and [[jobs]]")
+    if unknown := sorted(set(data) - {"out", "defaults", "ray", "jobs"}):
+        wrong.append(
+            f"{unknown[0]!r} is not known here; there are out, [defaults], [ray] and [[jobs]]"
+        )
+    needs = read_needs(data.get("ray", {}), wrong)
     defaults, entries = data.get("defaults", {}), data.get("jobs", [])
     if not isinstance(defaults, Mapping):
         wrong.append("defaults: write [defaults] with options below it")
@@ -155,10 +170,9 @@ def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jo
                 values.update(special.get(method, {}))
                 try:
                     job = _job(str(own.get("name", "")), _place(model, beside), method, values)
+                    found += [(where, part) for part in _parts(job, own.get("split"))]
                 except InputError as error:
                     wrong.append(f"{where}, {method}: {error}")
-                    continue
-                found.append((where, job))
         unused = [one for one in common if not any(_known({one: 0}, name) for name in METHODS)]
         if number == 1 and unused:
             wrong.append(f"defaults: no method has an option {unused[0]!r}")
@@ -166,7 +180,7 @@ def _batch(data: Mapping[str, Any], folder: Path, beside: Path, title: str = "jo
     if wrong:
         lines = "".join(f"\n  {line}" for line in dict.fromkeys(wrong))
         raise InputError(f"{title}: nothing was run; to be put right first:{lines}")
-    return Batch(folder, tuple(jobs))
+    return Batch(folder, tuple(jobs), needs)
 
 
 def _known(values: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -209,7 +223,7 @@ def _place(model: str, beside: Path) -> str:
     """A model as any process here finds it: a folder or file by its whole path."""
     path = Path(model).expanduser()
     there = beside / path
-    return str(there.resolve()) if there.exists() else model
+    return os.path.abspath(there) if there.exists() else model
 
 
 def _job(name: str, model: str, method: str, values: Mapping[str, Any]) -> Job:
@@ -229,6 +243,23 @@ def _job(name: str, model: str, method: str, values: Mapping[str, Any]) -> Job:
             f"name: {called!r} is not a valid folder name; take letters, digits, - _ and ."
         )
     return Job(called, model, method, options)
+
+
+def _parts(job: Job, split: Any) -> list[Job]:
+    """A job, or the several that it is split into."""
+    if split is None:
+        return [job]
+    dealt = shares(job.method, job.options, split)
+    return [
+        Job(
+            f"{job.name}.{number}of{len(dealt)}",
+            job.model,
+            job.method,
+            build(METHODS[job.method].Options, {**job.values, "types": types}),
+            part=number,
+        )
+        for number, types in enumerate(dealt, 1)
+    ]
 
 
 def short_name(model: str) -> str:
@@ -261,7 +292,8 @@ def _named(found: Iterable[tuple[str, Job]], wrong: list[str]) -> Iterator[Job]:
                 f' name = "{{model}}-{{METHOD}}-2"'
             )
         seen.setdefault(job.name.casefold(), (where, job))
-        target = job.options.upload
+        # the other parts of a split job have repositories of their own, by their types
+        target = job.options.upload if job.part < 2 else ""
         if target and (other := targets.get(target.casefold())):
             wrong.append(
                 f"{where}: {job.name} would be uploaded to {target}, as is {other[1].name} of"

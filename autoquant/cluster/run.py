@@ -14,9 +14,9 @@ from typing import Any
 from autoquant import result
 from autoquant.cluster import jobs as reading
 from autoquant.cluster import local, planning, shown, summary
-from autoquant.cluster.board import OURS, STOPPED, Board, Row, counted
+from autoquant.cluster.board import OURS, Board, Row, counted
 from autoquant.cluster.planning import BatchPlan, Planned
-from autoquant.cluster.work import DONE, FAILED, Outcome
+from autoquant.cluster.work import DONE, FAILED, STOPPED, Outcome
 from autoquant.core.errors import InputError
 from autoquant.display import html
 from autoquant.runtime import preload
@@ -57,9 +57,18 @@ class BatchResult:
 
 
 @preload.kept()
-def plan(jobs: Jobs, out: str | Path | None = None) -> BatchPlan:
-    """What a batch would make and need. Downloads and writes nothing."""
-    return planning.plan(reading.read(jobs, out))
+def plan(jobs: Jobs, out: str | Path | None = None, *, here: bool = True) -> BatchPlan:
+    """What a batch would make and need, on this machine if ``here``. Downloads and writes
+    nothing.
+    """
+    return planning.plan(reading.read(jobs, out), here=here)
+
+
+def on_cluster(address: str, planned: BatchPlan) -> Runner:
+    """What runs a batch on a Ray cluster."""
+    from autoquant.cluster.on_ray.runner import Cluster
+
+    return Cluster(address, planned.batch.needs).run
 
 
 @preload.kept()

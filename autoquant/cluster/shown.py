@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
-from autoquant.cluster.board import RUNNING, STATES, STOPPED, WAITING, Board, Row, counted
-from autoquant.cluster.work import DONE, FAILED
+from autoquant.cluster.board import RUNNING, STATES, WAITING, Board, Row, counted
+from autoquant.cluster.work import DONE, FAILED, STOPPED
 from autoquant.core.progress import in_notebook
 from autoquant.display import html, tables
 
@@ -31,7 +31,9 @@ def cells(row: Row) -> tuple[str, str, str, str]:
     seconds = time.monotonic() - row.began if row.state == RUNNING else row.seconds
     line = f"{row.line} {row.share:.0%}" if row.state == RUNNING and row.share else row.line
     if row.place:
-        line = f"{line} (on {row.place})"
+        line = f"{line} (on {row.place})" if line else f"on {row.place}"
+    if row.tries > 1:
+        line = f"{line}, try {row.tries}"
     return row.job.name, row.state, line, f"{seconds:.0f} s" if seconds else ""
 
 
@@ -67,11 +69,11 @@ class _Lines:
 
     def __init__(self, board: Board, say: Callable[[str], None]) -> None:
         self.board, self.say = board, say
-        self.states = {row.job.name: row.state for row in board.rows}
+        self.states = {row.job.name: (row.state, row.tries) for row in board.rows}
 
     def __call__(self, row: Row) -> None:
-        if self.states[row.job.name] != row.state:
-            self.states[row.job.name] = row.state
+        if self.states[row.job.name] != (row.state, row.tries):
+            self.states[row.job.name] = row.state, row.tries
             name, state, line, taken = cells(row)
             ended = sum(one.state in (DONE, FAILED) for one in self.board.rows)
             after = f" after {taken}" if taken and state != RUNNING else ""

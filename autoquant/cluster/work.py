@@ -19,7 +19,7 @@ from autoquant.display import tables
 from autoquant.methods import METHODS
 
 log = logging.getLogger(__name__)
-DONE, FAILED = "done", "failed"
+DONE, FAILED, STOPPED = "done", "failed", "stopped"
 
 
 @dataclass(frozen=True)

@@ -168,8 +168,8 @@ class Method(ABC, Generic[O]):
         return options
 
     def check_hardware(self, options: O, folder: Path) -> None:
-        """Refuse a machine that cannot do it, unless the run's folder has all that is asked for.
-        Raises InputError.
+        """Refuse a machine that cannot do it, unless the run's folder has all that is asked for,
+        and a folder that holds something else. Raises InputError.
         """
 
     @abstractmethod

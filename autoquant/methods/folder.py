@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from autoquant.core import journal
 from autoquant.core.errors import InputError, OutOfMemory, ProcessFailed
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.journal import RunFolder
@@ -164,9 +165,20 @@ class FolderMethod(Method[F]):
         """
         return "" if environments.here(self.extra) else environments.python(self.extra, logs)
 
+    def check_hardware(self, options: F, folder: Path) -> None:
+        """Refuse a folder that is another model of its source already."""
+        type, made = self.type_of(options), journal.read(folder)[1]
+        others = sorted(n for n in made if n.startswith("quantize ") and n != f"quantize {type}")
+        if others:
+            raise InputError(
+                f"out: {folder} holds a {others[0].removeprefix('quantize ')} model; name another"
+                f" folder for {type}"
+            )
+
     def plan(self, source: Source, options: F, out: Path) -> Plan:
         """The size to be, from the headers alone."""
         self.check(source, options)
+        self.check_hardware(options, out)
         size, download, free = self.size(source, options), bytes_to_fetch(source), free_bytes(out)
         # GPTQModel keeps finished layers in a folder of its own (ours, under the run's scratch)
         # until it saves
@@ -200,12 +212,6 @@ class FolderMethod(Method[F]):
         """
         type = self.type_of(options)
         step = f"quantize {type}"
-        others = sorted(n for n in run.steps if n.startswith("quantize ") and n != step)
-        if others:
-            raise InputError(
-                f"out: {run.folder} holds a {others[0].removeprefix('quantize ')} model; name"
-                f" another folder for {type}"
-            )
         recipe = self.prepared(snapshot, options, run)
         samples = Samples.of(snapshot.source, options) if recipe.samples else None
         depends = [snapshot.sha256, recipe.algorithm, dict(recipe.settings)]

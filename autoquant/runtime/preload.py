@@ -147,6 +147,11 @@ class Preloaded:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
     def alive(self) -> bool:
         """Whether it runs."""
         return self._process.poll() is None
@@ -203,6 +208,17 @@ def kept() -> Iterator[None]:
                 _KEPT.processes.clear()
         for process in ended:
             process.end()
+
+
+def pin(processors: set[int]) -> None:
+    """Let this thread, what it starts from now on, and workers of the processes that it keeps run
+    on these processor cores (Linux).
+    """
+    os.sched_setaffinity(0, processors)
+    with _KEPT.lock:
+        for process in _KEPT.processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, processors)
 
 
 @contextlib.contextmanager
