@@ -23,7 +23,7 @@ BATCH = """
 [defaults]
 eval_chunks = 2
 [[jobs]]
-models = ["demo-small", "demo"]
+models = ["demo-small", "tester/tiny"]
 methods = ["w8a8"]
 upload = "tester/{model}-{METHOD}"
 """

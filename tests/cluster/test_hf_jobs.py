@@ -21,7 +21,7 @@ from autoquant.cluster.hf_jobs import submit
 from autoquant.core.bundled import MODEL
 from tests.cluster.jobs import BATCH, ONE, WAITING, online, running, stand_in, typed
 from tests.fakes.hub import TOKEN, Hub
-from tests.hub.conftest import User
+from tests.hub.conftest import User, checkpoint
 
 FOLDER = "demo-W8A8-int8-dynamic-job"
 Typed = Callable[..., tuple[int, str]]
@@ -52,8 +52,11 @@ def until(true: Callable[[], Any], seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, User, str]]:
-    """Two jobs of the bundled models, really run, from the shipped wheel."""
+    """Two jobs, really run, from the shipped wheel: of a bundled model, and of the other one as a
+    private repository, which only the job's secret opens.
+    """
     with running(tmp_path_factory.mktemp("jobs")) as (hub, user):
+        hub.seed("tester/tiny", checkpoint(), private=True)
         (user.cwd / "two.toml").write_text(BATCH)
         done = user.run("batch", "two.toml", "--on", "hf-jobs", "--yes")
         yield hub, user, done.stdout + done.stderr
@@ -63,7 +66,7 @@ def test_a_batch_is_made_uploaded_and_fetched(batch: tuple[Hub, User, str]) -> N
     hub, user, said = batch
     assert "2 done" in said
     assert "@autoquant" not in said
-    for name in ("demo-small", "demo"):
+    for name in ("demo-small", "tiny"):
         run = f"{name}-W8A8-int8-dynamic"
         assert {"README.md", "config.json", "model.safetensors"} <= hub.files(f"tester/{run}")
         made = autoquant.load(user.cwd / "two-output" / run)
@@ -72,6 +75,8 @@ def test_a_batch_is_made_uploaded_and_fetched(batch: tuple[Hub, User, str]) -> N
         assert "int8-dynamic" in made.card()
         with pytest.raises(autoquant.InputError, match=f"download it from tester/{run}"):
             made.path("int8-dynamic")
+    assert made.source.revision == hub.repos["tester/tiny"].branches["main"]
+    assert hub.repos["tester/tiny-W8A8-int8-dynamic"].private
     page = (user.cwd / "two-output" / "summary.md").read_text()
     assert page.count("[on the Hub](<http") == 2
     assert not [repo for repo in hub.repos if "unfinished" in repo]
@@ -223,6 +228,7 @@ def test_one_job_that_is_refused_does_not_stop_those_before(
     there: tuple[Hub, User], type: Typed
 ) -> None:
     hub, user = there
+    hub.seed("tester/tiny", checkpoint())
     (user.cwd / "two.toml").write_text(BATCH)
     stand_in(hub, 'echo \'@autoquant {"ended": "done", "line": "made"}\'')
     hub.fail("^POST /api/jobs/", 402, skip=1, times=9)
