@@ -186,7 +186,16 @@ def test_a_job_is_cancelled(there: tuple[Hub, User], type: Typed) -> None:
     ("script", "speed", "said"),
     [
         ("sleep 60", 6000.0, "reached its timeout of 60 minutes"),
-        ("echo killed; exit 137", 1.0, "was stopped (the Hub says: exit code 137)"),
+        (
+            'echo \'@autoquant {"title": "x"}\'; exit 137',
+            1.0,
+            "was stopped (the Hub says: exit code 137)",
+        ),
+        (
+            "echo ERROR: no torch; echo more; exit 1",
+            1.0,
+            "could not be prepared (the Hub says: exit code 1): ERROR: no torch",
+        ),
         (
             'echo \'@autoquant {"ended": "failed", "line": "no room"}\'; exit 1',
             1.0,

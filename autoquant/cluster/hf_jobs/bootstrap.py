@@ -26,6 +26,7 @@ class _DropToken(urllib.request.HTTPRedirectHandler):
     """Files come from other servers, which must not see the token."""
 
     def redirect_request(self, *given: Any) -> urllib.request.Request | None:
+        """The request that follows, without it."""
         following = super().redirect_request(*given)
         if following is not None:
             following.remove_header("Authorization")
@@ -79,13 +80,15 @@ def main() -> None:
     folder = Path.cwd() / "autoquant-job"
     folder.mkdir(exist_ok=True)
     wheel = folder / spec["wheel"].rpartition("/")[2]
-    fetch(
-        f"{spec['endpoint']}/datasets/{spec['repo']}/resolve/main/{spec['wheel']}",
-        spec["sha256"],
-        wheel,
-    )
-    python = environment(folder / "environment")
-    install(python, wheel, spec)
+    address = f"{spec['endpoint']}/datasets/{spec['repo']}/resolve/main/{spec['wheel']}"
+    try:
+        fetch(address, spec["sha256"], wheel)
+        python = environment(folder / "environment")
+        install(python, wheel, spec)
+    except (OSError, subprocess.CalledProcessError) as error:
+        status = getattr(error, "returncode", None)
+        said = f"pip or venv ended with exit code {status}" if status is not None else str(error)
+        sys.exit(f"autoquant: this package could not be installed: {said}")
     os.chdir(folder)
     os.execv(python, [python, "-m", "autoquant.cluster.hf_jobs.inside"])
 

@@ -21,6 +21,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         "--on",
         choices=(HERE, JOBS),
         default=HERE,
+        metavar=f"{HERE}|{JOBS}",
         help="where to run: here (default), or each job as a Hugging Face Job, which is billed;"
         " shows first what it will cost at most",
     )

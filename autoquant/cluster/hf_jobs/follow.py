@@ -167,15 +167,17 @@ def follow(who: Account, settings: Settings, job: Job, started: Note, board: Boa
     path.parent.mkdir(parents=True, exist_ok=True)
     said: list[str] = []
     ended: Outcome | None = None
+    begun = False
 
     def heard(line: str) -> None:
-        nonlocal ended
+        nonlocal ended, begun
         values = lines.read(line)
         if values is None:
             said.append(redact(line))
             if len(said) == 1:
                 board.progress(job.name, "installing", 0.0)
         elif "title" in values:
+            begun = True
             board.progress(job.name, str(values["title"]), float(values.get("share", 0.0)))
         else:
             ended = lines.outcome(values)
@@ -191,7 +193,9 @@ def follow(who: Account, settings: Settings, job: Job, started: Note, board: Boa
         ended = lines.of(left)
     elif ended is not None and ended.state == DONE:
         ended = replace(ended, line=f"{ended.line}; it handed over neither journal nor card")
-    return ended or Outcome(FAILED, _unfinished(info, started, settings), _seconds(info))
+    last = "" if begun else _worst(said)
+    why = _unfinished(info, started, settings, last)
+    return ended or Outcome(FAILED, why, _seconds(info))
 
 
 def _streamed(who: Account, started: Note, heard: Callable[[str], None]) -> Any:
@@ -217,13 +221,20 @@ def _streamed(who: Account, started: Note, heard: Callable[[str], None]) -> Any:
         time.sleep(AGAIN)
 
 
+def _worst(said: Sequence[str]) -> str:
+    """The line that says most of why a job did not even begin: pip's first error, or the last."""
+    return next((line for line in said if line.startswith("ERROR:")), said[-1] if said else "")
+
+
 def _seconds(info: Any) -> float:
     spent = getattr(getattr(info, "durations", None), "running_secs", None)
     return float(spent or 0)
 
 
-def _unfinished(info: Any, started: Note, settings: Settings) -> str:
-    """Why a job ended without a word of its own, and what to do."""
+def _unfinished(info: Any, started: Note, settings: Settings, last: str) -> str:
+    """Why a job ended without a word of its own, and what to do. ``last``: what it said last, if it
+    had not begun its work.
+    """
     go_on = f"What it had finished is kept. To go on: {settings.again}"
     if info is None:
         return f"the Hub does not know job {started.id} any more. {go_on}"
@@ -238,6 +249,8 @@ def _unfinished(info: Any, started: Note, settings: Settings) -> str:
         by_command = settings.again.startswith("autoquant ")
         longer = f" --timeout {2 * minutes or 120}m" if by_command else ", with a longer timeout"
         return f"job {started.id} reached its timeout{limit}{told}. {go_on}{longer}"
+    if last:
+        return f"job {started.id} could not be prepared{told}: {last.rstrip('.')}. {go_on}"
     return (
         f"job {started.id} was stopped{told}: its machine was taken, or its memory was too little."
         f" {go_on}, with a larger --flavor if it happens again"
