@@ -214,7 +214,7 @@ def test_how_a_job_ended_is_said(
     assert said in out
     if "timeout" in said:
         assert "autoquant quantize w8a8 demo" in out
-        assert "--timeout 120m" in out
+        assert "hf-jobs --timeout 120m" in out
 
 
 @pytest.mark.parametrize(

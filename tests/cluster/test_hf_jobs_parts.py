@@ -295,3 +295,7 @@ def test_a_job_has_the_versions_that_are_here() -> None:
     assert here["transformers"] == importlib.metadata.version("transformers")
     assert "+" not in here["torch"]  # of any build
     assert set(here) - {"torch"} == {one.partition("==")[0] for one in shipping.pins(True)}
+    gguf = dict(shipping.prebuilt("gguf", system_torch=False))
+    assert gguf[shipping.TORCH] == f"torch=={here['torch']}"
+    assert gguf[shipping.LLAMA[1]] == "llama-cpp-python==0.3.36"
+    assert shipping.prebuilt("exl2", system_torch=True) == []

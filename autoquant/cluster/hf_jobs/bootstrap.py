@@ -16,9 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-# llama-cpp-python's own index of prebuilt wheels, and torch's of builds without CUDA
-LLAMA = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
-TORCH = "https://download.pytorch.org/whl/cpu"
+# llama.cpp for any processor of the kind, should it have to be compiled (as the Makefile does)
 CMAKE = "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"
 
 
@@ -60,16 +58,17 @@ def install(python: str, wheel: Path, spec: dict[str, Any]) -> None:
     """Install the wheel, and with it what is not here yet."""
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
     pip += ["--disable-pip-version-check", "--no-input", "--root-user-action=ignore"]
-    torch = [one for one in spec["pins"] if one.startswith("torch==")]
-    if torch and not spec["gpu"]:
-        subprocess.run([*pip, "--index-url", TORCH, *torch], check=True)
-    # by itself and first: no index may have a say in which one it is
+    # prebuilt: where such an index has nothing, or is out of reach, PyPI's does too (torch with
+    # CUDA, llama.cpp to be compiled)
+    for index, wanted in spec["prebuilt"]:
+        sure = ["--no-deps", "--only-binary", ":all:", "--retries", "1", "--timeout", "30"]
+        subprocess.run([*pip, *sure, "--index-url", index, wanted], check=False)
+    # by itself: no index may have a say in which one it is
     exactly = ["--no-deps", "--no-index", "--force-reinstall", str(wheel)]
     subprocess.run([*pip, *exactly], check=True)
-    wanted = [f"{spec['package']}[{spec['extra']}]", *spec["pins"]]
-    more = ["--prefer-binary", "--extra-index-url", LLAMA]
     built = {"CMAKE_ARGS": CMAKE, **os.environ}
-    subprocess.run([*pip, *more, *wanted], check=True, env=built)
+    needed = [f"{spec['package']}[{spec['extra']}]", *spec["pins"]]
+    subprocess.run([*pip, *needed], check=True, env=built)
 
 
 def main() -> None:

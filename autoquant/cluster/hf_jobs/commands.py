@@ -65,8 +65,15 @@ def elsewhere(arguments: argparse.Namespace) -> bool:
 
 
 def again(words: Sequence[str]) -> str:
-    """The command that was typed, to be typed again."""
-    return shlex.join(["autoquant", *(word for word in words if word != "--yes")])
+    """The command that was typed, to be typed again: without its agreement and its timeout, which
+    may have to be another one.
+    """
+    kept = [
+        word
+        for before, word in zip(("", *words), words, strict=False)
+        if "--timeout" not in (before, word.partition("=")[0]) and word != "--yes"
+    ]
+    return shlex.join(["autoquant", *kept])
 
 
 def batch(arguments: argparse.Namespace) -> int:

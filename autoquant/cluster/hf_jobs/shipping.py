@@ -21,12 +21,16 @@ import autoquant
 from autoquant.core.errors import InputError
 from autoquant.core.version import __version__
 from autoquant.hub.client import Client, with_retries
+from autoquant.runtime import environments
 from autoquant.runtime.environments import PACKAGE
 
 REPOSITORY = "autoquant-jobs"  # of the user's datasets, private
 BEGINNING = (1980, 1, 1, 0, 0, 0)  # the time of all files: contents alone make the hash
 # libraries that job and client have in the same versions: those below methods' own (environments)
 SAME = ("torch", "transformers", "tokenizers", "huggingface_hub", "safetensors")
+# torch's own index of builds without CUDA, llama-cpp-python's of compiled ones
+TORCH = "https://download.pytorch.org/whl/cpu"
+LLAMA = ("llama-cpp-python", "https://abetlen.github.io/llama-cpp-python/whl/cpu")
 CARD = """---
 license: apache-2.0
 ---
@@ -105,6 +109,16 @@ def pins(system_torch: bool) -> list[str]:
     """
     kept = [one for one in SAME if not (system_torch and one == "torch")]
     return [f"{one}=={importlib.metadata.version(one).partition('+')[0]}" for one in kept]
+
+
+def prebuilt(extra: str, system_torch: bool) -> list[list[str]]:
+    """What is better taken from a library's own index, as [index, requirement]."""
+    torch = next((one for one in pins(system_torch) if one.startswith("torch==")), "")
+    llama = environments.extra(extra).get(LLAMA[0], "")
+    return [
+        *([[TORCH, torch]] if torch else []),
+        *([[LLAMA[1], f"{LLAMA[0]}{llama}"]] if llama else []),
+    ]
 
 
 def repository(client: Client, user: str) -> str:

@@ -85,6 +85,7 @@ def specification(
     job: Job, model: str, flavor: Flavor, user: str, repo: str, wheel: shipping.Wheel, endpoint: str
 ) -> dict[str, Any]:
     """What a job is told; no secret is in it. ``model``: at the commit that was planned."""
+    extra = METHODS[job.method].extra
     return {
         "job": {**job.to_json(), "model": model},
         "key": job.key,
@@ -95,9 +96,9 @@ def specification(
         "wheel": wheel.path,
         "sha256": wheel.sha256,
         "package": PACKAGE,
-        "extra": METHODS[job.method].extra,
+        "extra": extra,
+        "prebuilt": shipping.prebuilt(extra, system_torch=bool(flavor.gpus)),
         "pins": shipping.pins(system_torch=bool(flavor.gpus)),
-        "gpu": bool(flavor.gpus),
     }
 
 
