@@ -13,6 +13,7 @@ from typing import Any
 
 from autoquant.backends.llamacpp import converter as llama
 from autoquant.core.errors import AutoQuantError, InputError
+from autoquant.core.language import say, told
 from autoquant.core.machine import cores
 from autoquant.core.progress import in_notebook
 from autoquant.core.records import Artifact, RunRecord
@@ -39,7 +40,7 @@ class Answers:
         return self.said.get(name) or f"({self.why.get(name, '…')})"
 
     def __str__(self) -> str:
-        parts = (f"--- {name}\n{self.text_of(name)}\n" for name in self.said)
+        parts = (f"--- {told(name)}\n{self.text_of(name)}\n" for name in self.said)
         return "\n".join([f"{self.prompt}\n", *parts])
 
     __repr__ = __str__  # what a Python prompt shows
@@ -47,12 +48,12 @@ class Answers:
     def _repr_html_(self) -> str:
         columns = "".join(
             "<div style='flex:1 1 18em;min-width:15em;border-top:2px solid #2a6f97;padding:4px 0'>"
-            f"<b>{html.escape(name)}</b><p style='white-space:pre-wrap;margin:4px 0'>"
+            f"<b>{html.escape(told(name))}</b><p style='white-space:pre-wrap;margin:4px 0'>"
             f"{html.escape(self.text_of(name))}</p></div>"
             for name in self.said
         )
         return (
-            f"<div><p><b>Prompt:</b> {html.escape(self.prompt)}</p>"
+            f"<div><p><b>{html.escape(say('Prompt:'))}</b> {html.escape(self.prompt)}</p>"
             f"<div style='display:flex;flex-wrap:wrap;gap:1.5em'>{columns}</div></div>"
         )
 
@@ -84,14 +85,17 @@ def answer(record: RunRecord, artifacts: list[Artifact], prompt: str, tokens: in
             shown.update()
 
         try:
-            told = job(heard)
-            made.said[name] = told["text"]
-            if not told["text"]:
-                made.why[name] = "it says nothing"
-            if told["lacking"]:
-                made.why[name] = f"it needs {told['lacking'] / 1e9:.1f} GB of memory to be run here"
+            answered = job(heard)
+            made.said[name] = answered["text"]
+            if not answered["text"]:
+                made.why[name] = say("it says nothing")
+            if answered["lacking"]:
+                made.why[name] = say(
+                    "it needs {size} GB of memory to be run here",
+                    size=f"{answered['lacking'] / 1e9:.1f}",
+                )
         except AutoQuantError as error:
-            made.why[name] = str(error)
+            made.why[name] = told(str(error))
         shown.update()
     shown.done()
     return made

@@ -12,6 +12,7 @@ from typing import Any
 
 from autoquant.core import options
 from autoquant.core.errors import InputError
+from autoquant.core.language import say
 from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import html
 from autoquant.display.colors import BLUE, ORANGE
@@ -56,12 +57,22 @@ class Look:
     stored: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.model}, {self.layer} {list(self.shape)} as"
-            f" {self.type}{f' (stored as {self.stored})' if self.stored else ''}: relative error"
-            f" {self.relative_error:.4f}, largest error of a weight {self.largest_error:.4g}; its"
-            f" first row of {self.shape[1]} weights has {self.levels} different values"
+        return say(
+            "{model}, {layer} {shape} as {type}: relative error {relative}, largest error of a"
+            " weight {largest}; its first row of {count} weights has {levels} different values",
+            model=self.model,
+            layer=self.layer,
+            shape=list(self.shape),
+            type=self._type(),
+            relative=f"{self.relative_error:.4f}",
+            largest=f"{self.largest_error:.4g}",
+            count=self.shape[1],
+            levels=self.levels,
         )
+
+    def _type(self) -> str:
+        stored = say("stored as {type}", type=self.stored) if self.stored else ""
+        return f"{self.type} ({stored})" if stored else self.type
 
     __repr__ = __str__
 
@@ -79,31 +90,32 @@ class Look:
         upper, lower = parts
         left, right = upper.subplots(1, 2)
         middle = lower.subplots()
-        left.stairs(self.after, self.edges, fill=True, color=BLUE, label="after")
-        left.stairs(self.before, self.edges, color=ORANGE, linewidth=1.5, label="before")
+        left.stairs(self.after, self.edges, fill=True, color=BLUE, label=say("after"))
+        left.stairs(self.before, self.edges, color=ORANGE, linewidth=1.5, label=say("before"))
         left.set_yscale("log")
-        left.set(title="all weights of the layer", xlabel="weight", ylabel="how many")
+        many = say("how many")
+        left.set(title=say("all weights of the layer"), xlabel=say("weight"), ylabel=many)
         left.legend(fontsize=SMALL)
-        middle.plot(self.row_before, "o", color=ORANGE, markersize=4, label="before")
+        middle.plot(self.row_before, "o", color=ORANGE, markersize=4, label=say("before"))
         middle.step(
             range(len(self.row_after)),
             self.row_after,
             where="mid",
             color=BLUE,
             linewidth=1,
-            label="after",
+            label=say("after"),
         )
         middle.set(
-            title=f"the first {len(self.row_before)} weights of a row",
-            xlabel="input",
-            ylabel="weight",
+            title=say("the first {count} weights of a row", count=len(self.row_before)),
+            xlabel=say("input"),
+            ylabel=say("weight"),
         )
         middle.legend(fontsize=SMALL)
         right.stairs(self.errors, self.error_edges, fill=True, color=ORANGE)
         right.set(
-            title=f"errors (relative: {self.relative_error:.3f})",
-            xlabel="after − before",
-            ylabel="how many",
+            title=say("errors (relative: {error})", error=f"{self.relative_error:.3f}"),
+            xlabel=say("after − before"),
+            ylabel=many,
         )
         right.locator_params(axis="x", nbins=5)
         for axis in (left, middle, right):
@@ -111,10 +123,7 @@ class Look:
             axis.xaxis.label.set_fontsize(FONT)
             axis.yaxis.label.set_fontsize(FONT)
             axis.tick_params(labelsize=SMALL)
-        figure.suptitle(
-            f"{self.layer}, {self.type}{f' (stored as {self.stored})' if self.stored else ''}",
-            fontsize=FONT,
-        )
+        figure.suptitle(f"{self.layer}, {self._type()}", fontsize=FONT)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")
         return drawn.getvalue()

@@ -5,7 +5,6 @@ not see them.
 from __future__ import annotations
 
 import dataclasses
-import io
 import re
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def only(run: Result, *types: str) -> Result:
 
 def test_one_file_is_not_drawn(demo: Result, tmp_path: Path) -> None:
     single = dataclasses.replace(only(demo, "Q4_K_M"), folder=tmp_path)
-    assert not plot.draw({"a": single}, io.BytesIO())
+    assert not plot.png({"a": single})
     path = tmp_path / plot.PLOT
     path.write_bytes(b"of two files, once")
     plot.write(single, path)
@@ -108,7 +107,7 @@ def test_points_have_the_errors_of_their_table(demo: Result) -> None:
         for one in demo.artifacts
         if one.evaluation is not None
     ]
-    assert plot.draw({"a": dataclasses.replace(demo, artifacts=tuple(old))}, io.BytesIO())
+    assert plot.png({"a": dataclasses.replace(demo, artifacts=tuple(old))})
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "4bit-128g-autoround-desc", 60 * "x"])

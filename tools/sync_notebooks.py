@@ -2,6 +2,9 @@
 code of the translations, with comments and forms in their language; take outputs out.
 
 usage: python tools/sync_notebooks.py [--check]     (`make sync` runs it)
+
+It stops with a list of the comments and docstrings, and of the help of forms, that
+autoquant/languages/ does not have in the language of a translation.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import ast
 import copy
 import io
+import json
 import re
 import sys
 import tokenize
@@ -19,8 +23,9 @@ from typing import Any
 
 import nbformat
 
+from autoquant.core import language as languages
 from autoquant.methods import METHODS
-from autoquant.notebook import forms, texts
+from autoquant.notebook import forms
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
@@ -209,25 +214,46 @@ def install(parts: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
+class Untranslated(Exception):
+    """English texts that a language lacks."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__("\n".join(texts))
+        self.texts = texts
+
+
 def translated(source: str, language: str) -> str:
-    """A cell's code with its comments, its form and what the install cell prints in a language, and
-    with that language chosen. Raises KeyError for a comment that the table of texts lacks.
+    """A cell's code with its comments, docstrings, form and what the install cell prints in a
+    language, and with that language chosen. Raises Untranslated.
     """
-    table = texts.LANGUAGES[language]
-    lines = source.split("\n")
-    for token in reversed([*tokenize.generate_tokens(io.StringIO(source).readline)]):
-        said = token.string
-        if token.type == tokenize.COMMENT and not said.startswith("# @param"):
-            found = re.fullmatch(
-                r'(# @title |# @markdown \*\*\w+\*\*: |# )(.*?)( \{ display-mode: "form" \})?', said
-            )
-            assert found, said
-            said = found[1] + table[found[2]] + (found[3] or "")
-        elif said == '"en"' or (token.type == tokenize.STRING and said[1:-1] in FORM):
-            said = f'"{language}"' if said == '"en"' else f'"{table[ast.literal_eval(said)]}"'
-        (row, begin), (_, end) = token.start, token.end
-        if said != token.string:
-            lines[row - 1] = lines[row - 1][:begin] + said + lines[row - 1][end:]
+    lines, lacking = source.split("\n"), list[str]()
+
+    def known(english: str) -> str:
+        said = re.sub(r"^if \w+ is made: ", "", english)  # in the form for all methods
+        if languages.told(said) == said and said not in languages.table(language):
+            lacking.append(said)
+        return languages.told(english)
+
+    tokens = [*tokenize.generate_tokens(io.StringIO(source).readline)]
+    with languages.spoken(language):
+        for token in reversed(tokens):
+            said = token.string
+            if token.type == tokenize.COMMENT and not said.startswith("# @param"):
+                found = re.fullmatch(
+                    r'(# @title |# @markdown \*\*\w+\*\*: |# )(.*?)( \{ display-mode: "form" \})?',
+                    said,
+                )
+                assert found, said
+                said = found[1] + known(found[2]) + (found[3] or "")
+            elif said.startswith('"""'):
+                said = f'"""{known(said[3:-3])}"""'
+            elif said == '"en"' or (token.type == tokenize.STRING and said[1:-1] in FORM):
+                said = f'"{language}"' if said == '"en"' else f'"{known(ast.literal_eval(said))}"'
+            (row, begin), (_, end) = token.start, token.end
+            if said != token.string:
+                lines[row - 1] = lines[row - 1][:begin] + said + lines[row - 1][end:]
+    if lacking:
+        raise Untranslated(lacking)
     return "\n".join(lines)
 
 
@@ -245,7 +271,7 @@ def render(path: Path, found: Any) -> Any:
         if language
         else {}
     )
-    ids = {cell.id for cell in made.cells}
+    ids, lacking = {cell.id for cell in made.cells}, list[str]()
     for cell in made.cells:
         cell.metadata = nbformat.from_dict({})
         if cell.id == "badge":
@@ -267,7 +293,12 @@ def render(path: Path, found: Any) -> Any:
             cell.metadata = nbformat.from_dict({**FOLDED, "tags": ["parameters"]})
             cell.source = forms.more(form, changed)
         if language:
-            cell.source = translated(original[cell.id].source, language)
+            try:
+                cell.source = translated(original[cell.id].source, language)
+            except Untranslated as lack:
+                lacking += lack.texts
+    if lacking:
+        raise Untranslated(lacking)
     return made
 
 
@@ -306,7 +337,13 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    wrong = stale(write="--check" not in sys.argv[1:])
+    try:
+        wrong = stale(write="--check" not in sys.argv[1:])
+    except Untranslated as lack:
+        missing = "\n".join(
+            json.dumps(one, ensure_ascii=False) for one in dict.fromkeys(lack.texts)
+        )
+        sys.exit(f"autoquant/languages lacks:\n{missing}")
     if "--check" in sys.argv[1:] and wrong:
         sys.exit(
             f"stale: {', '.join(str(path.relative_to(ROOT)) for path in wrong)}: run `make sync`"

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ def key_of(*parts: Any) -> str:
 
 
 def write_atomically(path: Path, text: str, *, shared: bool = False) -> None:
-    """Write a text file beside its place, then rename it into it. ``shared``: several processes may
-    do so at once.
+    """Write a text file beside its place, then rename it into it. ``shared``: several processes and
+    threads may do so at once.
     """
-    part = path.with_name(f".{path.name}.{f'{os.getpid()}.' if shared else ''}part")
+    own = f"{os.getpid()}.{threading.get_ident()}." if shared else ""
+    part = path.with_name(f".{path.name}.{own}part")
     try:
         with open(part, "w", encoding="utf-8") as file:
             file.write(text)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from autoquant.core.language import say, told
+
 
 def in_notebook() -> bool:
     """Whether this process is a notebook's kernel."""
@@ -25,7 +27,6 @@ def hidden() -> bool | None:
     return False if in_notebook() else None
 
 
-FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _stage = ""  # what bars begin with
 Watcher = Callable[[str, float], None]
 _watcher: Watcher | None = None
@@ -50,6 +51,11 @@ def said(title: str, share: float) -> None:
         _watcher(title, share)
 
 
+def bar_format() -> str:
+    """How a bar looks: tqdm's ``bar_format``."""
+    return "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, " + say("{remaining} left")
+
+
 class Stages:
     """The stages of a run, by their names; while one is at work, bars say which of how many it
     is.
@@ -64,7 +70,8 @@ class Stages:
         global _stage
         before = _stage
         if name in self.names and len(self.names) > 1:
-            _stage = f"{self.names.index(name) + 1} of {len(self.names)}, "
+            number, count = self.names.index(name) + 1, len(self.names)
+            _stage = say("{number} of {count}, ", number=number, count=count)
         said(titled(name), 0.0)
         try:
             yield
@@ -73,8 +80,8 @@ class Stages:
 
 
 def titled(title: str) -> str:
-    """A bar's title with the stage of the run."""
-    return _stage + title
+    """A bar's title in the reader's language, with the stage of the run."""
+    return _stage + told(title)
 
 
 class Bar:
@@ -87,7 +94,7 @@ class Bar:
             desc=self.title,
             disable=hidden(),
             leave=False,
-            bar_format=FORMAT,
+            bar_format=bar_format(),
         )
 
     def __call__(self, done: int, total: int) -> None:

@@ -1,12 +1,13 @@
-"""Records as HTML, for notebooks."""
+"""Records as HTML, for notebooks: in the language that is spoken there."""
 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from autoquant.core import language
+from autoquant.core.language import told
 from autoquant.core.plans import Plan
 from autoquant.core.records import RunRecord
 from autoquant.display import gains, plot, tables
@@ -24,7 +25,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
             for i in range(len(cells))
         ]
         drawn = (
-            f"<{tag} style='{style}'>{escape(cell)}</{tag}>"
+            f"<{tag} style='{style}'>{escape(told(cell))}</{tag}>"
             for style, cell in zip(styles, cells, strict=True)
         )
         return f"<tr>{''.join(drawn)}</tr>"
@@ -35,6 +36,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
 
 def picture(png: bytes, alt: str, *, wide: bool = False) -> str:
     """A picture; ``wide``: as wide as there is room."""
+    alt = told(alt)
     width = "100%" if wide else "min(100%,680px)"
     return (
         f'<img alt="{escape(alt)}" style="max-width:{width}"'
@@ -44,28 +46,31 @@ def picture(png: bytes, alt: str, *, wide: bool = False) -> str:
 
 def result(run: RunRecord, title: str) -> str:
     """A run's table with the plot beside it. ``title`` is the method's."""
-    drawn = run.folder / plot.PLOT
-    alt = plot.described({run.source.id: run})
-    image = picture(drawn.read_bytes(), alt) if drawn.is_file() else ""
+    drawn, runs = run.folder / plot.PLOT, {run.source.id: run}
+    image = ""
+    if drawn.is_file():  # which is English: it goes to the Hub
+        english = language.chosen() == language.ENGLISH
+        png = drawn.read_bytes() if english else plot.png(runs)
+        image = picture(png, plot.described(runs))
     uploads = "".join(
-        "<br>Uploaded and compared with the server:"
+        f"<br>{escape(told('Uploaded and compared with the server:'))}"
         f' <a href="{escape(one.url)}">{escape(one.repo)}</a>'
         for one in run.receipts
     )
     rows = table(tables.HEAD, tables.rows(run))
-    gained = "".join(f"<p><b>{escape(str(one))}</b></p>" for one in gains.of(run))
-    files = f"Files: {escape(str(run.folder))}{uploads}"
+    gained = "".join(f"<p><b>{escape(told(str(one)))}</b></p>" for one in gains.of(run))
+    files = f"{escape(told('Files:'))} {escape(str(run.folder))}{uploads}"
     return (
         f"<div><p><b>{escape(run.source.id)}</b>: {title}</p>"
         f"<div style='{BESIDE}'>{rows}{image}</div>"
-        f"{gained}<p>{tables.protocol(run)}<br>{files}</p></div>"
+        f"{gained}<p>{escape(told(tables.protocol(run)))}<br>{files}</p></div>"
     )
 
 
 def checks(run: RunRecord) -> str:
     """What was looked at on each file of a run, and what was seen."""
     notes = "".join(
-        f"<p>⚠ {escape(artifact.type)}: {escape(note)}</p>"
+        f"<p>⚠ {escape(artifact.type)}: {escape(told(note))}</p>"
         for artifact in run.artifacts
         for note in artifact.notes
     )
@@ -78,24 +83,23 @@ def comparison(
     """Table and plot of several runs; see :func:`autoquant.display.tables.comparison`."""
     head, body = tables.compared(results, label)
     title, said = tables.about(results, titles)
-    drawn = io.BytesIO()
-    shown = plot.draw(results, drawn)
-    image = picture(drawn.getvalue(), plot.described(results)) if shown else ""
+    drawn = plot.png(results)
+    image = picture(drawn, plot.described(results)) if drawn else ""
     return (
         f"<div><p><b>{escape(title)}</b></p>"
         f"<div style='{BESIDE}'>{table(head, body, left=2)}{image}</div>"
-        f"<p>{'<br>'.join(map(escape, (said, *more)))}</p></div>"
+        f"<p>{'<br>'.join(escape(told(line)) for line in (said, *more))}</p></div>"
     )
 
 
 def plan(planned: Plan, title: str) -> str:
     """A plan's table with its verdict. ``title`` is the method's."""
     what, head, body, notes, verdict = tables.plan_parts(planned)
-    lines = "".join(f"<div>{escape(line)}</div>" for line in (*notes, *verdict[:-1]))
+    lines = "".join(f"<div>{escape(told(line))}</div>" for line in (*notes, *verdict[:-1]))
     good = planned.verdict[0]
     color = "--jp-success-color1,#2e7d32" if good else "--jp-error-color1,#b00020"
-    said = f"{'✓' if good else '✗'} {escape(verdict[-1])}"
+    said = f"{'✓' if good else '✗'} {escape(told(verdict[-1]))}"
     return (
-        f"<div><p><b>{title}</b> of {escape(what)}</p>{table(head, body)}{lines}"
+        f"<div><p>{escape(told(f'{title} of {what}'))}</p>{table(head, body)}{lines}"
         f"<div style='color:var({color})'><b>{said}</b></div></div>"
     )

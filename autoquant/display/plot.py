@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoquant.core import language
+from autoquant.core.language import say, told
 from autoquant.core.records import COMPARED, Artifact, RunRecord
 from autoquant.display import tables
 from autoquant.display.colors import COLORS, GREY, RED
@@ -22,24 +24,28 @@ LINE = 78  # letters of a title
 
 def write(result: RunRecord, path: Path) -> None:
     """Size against perplexity and against KL divergence, one point per file, as a PNG; none of
-    fewer than two files, and an older one is then removed.
+    fewer than two files, and an older one is then removed. It goes to the Hub, so it is English.
     """
     scratch = path.with_name(f".{path.name}.part")
-    if draw({result.source.id: result}, scratch):
+    with language.spoken(language.ENGLISH):
+        drawn = png({result.source.id: result})
+    if drawn:
+        scratch.write_bytes(drawn)
         scratch.replace(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def draw(results: Mapping[str, RunRecord], target: Path | io.BytesIO) -> bool:
-    """Draw the measured artifacts of one or several results into a PNG; False if there are fewer
-    than two: the table says what one point would.
+def png(results: Mapping[str, RunRecord]) -> bytes:
+    """The measured artifacts of one or several results as a PNG; empty if there are fewer than
+    two: the table says what one point would.
     """
+    made = io.BytesIO()
     with trace.library("plot"):
         drawn = figure(results)
         if drawn is not None:
-            drawn.savefig(target, format="png")
-    return drawn is not None
+            drawn.savefig(made, format="png")
+    return made.getvalue()
 
 
 def described(results: Mapping[str, RunRecord]) -> str:
@@ -77,7 +83,7 @@ def _measured(results: Mapping[str, RunRecord]) -> dict[str, list[Artifact]]:
         for own in (True, False) if one.reference is not None else ():
             found = [a for a in one.artifacts if a.evaluation and own == (COMPARED not in a.facts)]
             if found:
-                key = name if own else f"{STOCK}{f' ({name})' * (len(results) > 1)}"
+                key = name if own else f"{say(STOCK)}{f' ({name})' * (len(results) > 1)}"
                 measured[key] = sorted(found, key=lambda a: a.bytes)
     return measured
 
@@ -102,10 +108,10 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         a.evaluation.kl_mean for artifacts in measured.values() for a in artifacts if a.evaluation
     ]
     for axis, label in (
-        (left, "perplexity (lower is better)"),
-        (right, "mean KL divergence, nats per token"),
+        (left, say("perplexity (lower is better)")),
+        (right, say("mean KL divergence, nats per token")),
     ):
-        axis.set_xlabel(f"size, {unit}", fontsize=FONT)
+        axis.set_xlabel(say("size, {unit}", unit=unit), fontsize=FONT)
         axis.set_ylabel(label, fontsize=FONT)
         axis.tick_params(labelsize=SMALL)
         axis.grid(alpha=0.25)
@@ -146,7 +152,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         for axis in (left, right):
             axis.set_xlim(0.9 * min(sizes), 1.1 * max(sizes))
     models = {one.source.id: one.reference for one in results.values() if one.reference is not None}
-    names = {one.source.id: reference_name(one.source) for one in results.values()}
+    names = {one.source.id: told(reference_name(one.source)) for one in results.values()}
     # before the limits are set: however far from the points, the line is to be seen
     for row in models.values():
         left.axhline(row.perplexity, color=RED, linewidth=1, linestyle="--")
@@ -168,7 +174,10 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         right.set_yscale("log")
     if len(measured) > 1:
         left.legend(fontsize=SMALL)
-    title = f"{' and '.join(models)}: size against quality (± one standard error)"
+    title = say(
+        "{models}: size against quality (± one standard error)",
+        models=say(" and ").join(models),
+    )
     drawn.suptitle(textwrap.fill(title, LINE), fontsize=FONT)
     thin_out(drawn, (left, right))
     return drawn

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from autoquant.core.language import say
 from autoquant.core.records import COMPARED, Artifact
 from autoquant.display.colors import BLUE, GREY, ORANGE
 from autoquant.display.plot import FONT, LINE, SMALL, STOCK, thin_out
@@ -39,7 +40,7 @@ def draw(
         upper, lower = parts
         _matters(upper, grid)
         labelled = _sizes(lower, frontier, stock, measured)
-        title = f"{model}: where bits matter, and what a size costs"
+        title = say("{model}: where bits matter, and what a size costs", model=model)
         figure.suptitle(textwrap.fill(title, LINE), fontsize=FONT)
         thin_out(figure, (labelled,))
         drawn = io.BytesIO()
@@ -101,10 +102,11 @@ def _matters(figure: Any, grid: Grid) -> None:
     if inside:
         step = math.ceil(layers / TICKS)
         axes[0].set_xticks(range(0, layers, step), range(0, layers, step), fontsize=SMALL)
-        axes[0].set_xlabel("layer")
+        axes[0].set_xlabel(say("layer"))
     if image is not None:
         bar = figure.colorbar(image, ax=list(axes), pad=0.02, aspect=30)
-        bar.set_label(f"predicted nats per million weights at {grid.type}", fontsize=SMALL)
+        label = say("predicted nats per million weights at {type}", type=grid.type)
+        bar.set_label(label, fontsize=SMALL)
         bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 100 * least else (1,)))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         bar.ax.yaxis.set_minor_formatter(NullFormatter())
@@ -123,8 +125,8 @@ def _sizes(
     theirs = [one for one in seen if COMPARED in one.facts]
     # first what must not lose its label
     for files, color, name in (
-        (own, ORANGE, "measured"),
-        (theirs, GREY, f"{STOCK}, measured"),
+        (own, ORANGE, say("measured")),
+        (theirs, GREY, say("{files}, measured", files=say(STOCK))),
     ):
         if files:
             x = [one.bytes / scale for one in files]
@@ -140,19 +142,21 @@ def _sizes(
         markersize=4,
         linewidth=1.5,
         zorder=3,
-        label="the best file of each size, predicted",
+        label=say("the best file of each size, predicted"),
     )
     shown = [one for one in stock if one.nats > 0 and one.bytes <= 1.05 * points[-1].bytes]
     x, y = [one.bytes / scale for one in shown], [one.nats for one in shown]
-    axis.scatter(x, y, color=GREY, s=22, zorder=2, label=f"{STOCK}, predicted")
+    predicted = say("{files}, predicted", files=say(STOCK))
+    axis.scatter(x, y, color=GREY, s=22, zorder=2, label=predicted)
     _label(axis, [one.type for one in shown], x, y, GREY)
     axis.set_yscale("log")
-    axis.set_xlabel(f"size, {unit}")
-    axis.set_ylabel("KL divergence, nats per token")
+    axis.set_xlabel(say("size, {unit}", unit=unit))
+    axis.set_ylabel(say("KL divergence, nats per token"))
     axis.grid(alpha=0.25)
     axis.margins(x=0.1, y=0.08)
     handles, names = axis.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: "predicted" not in names[i])
+    first = {say("the best file of each size, predicted"), predicted}
+    order = sorted(range(len(names)), key=lambda i: names[i] not in first)
     axis.legend([handles[i] for i in order], [names[i] for i in order], fontsize=SMALL)
     return axis
 

@@ -1,4 +1,6 @@
-"""Records as tables of text: for the terminal, and Markdown for cards and docs."""
+"""Records as tables of text: for the terminal, in the chosen language; and Markdown for cards and
+docs, which is English.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
+from autoquant.core.language import say, told
 from autoquant.core.plans import Plan
 from autoquant.core.records import COMPARED, UNQUANTIZED, Evaluation, RunRecord, Source
 from autoquant.display import gains
@@ -81,6 +84,7 @@ def rows(result: RunRecord) -> list[tuple[str, ...]]:
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A plain table; the first ``left`` columns are set to the left, the others to the right."""
+    head, body = tuple(map(told, head)), [tuple(map(told, row)) for row in body]
     widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -158,8 +162,14 @@ def result(run: RunRecord, title: str) -> str:
     method's.
     """
     kind = "model" if any(artifact.is_folder for artifact in run.artifacts) else "file"
-    count = f"{len(run.artifacts)} {kind}{'s' if len(run.artifacts) != 1 else ''}"
-    plot = " and plot" if PLOT in run.extras else ""
+    count = say(f"{{n}} {kind}{'s' * (len(run.artifacts) != 1)}", n=len(run.artifacts))
+    made = say(
+        "{files}, model card{plot} in {folder} ({seconds} s)",
+        files=count,
+        plot=say(" and plot") if PLOT in run.extras else "",
+        folder=run.folder,
+        seconds=f"{run.seconds:.0f}",
+    )
     lines = [
         f"{run.source.id}: {title}",
         "",
@@ -172,7 +182,7 @@ def result(run: RunRecord, title: str) -> str:
             for artifact in run.artifacts
             for note in artifact.notes
         ),
-        f"{count}, model card{plot} in {run.folder} ({run.seconds:.0f} s)",
+        made,
     ]
     lines += [
         f"uploaded and compared with the server: {receipt.url} (commit {receipt.commit[:10]},"
@@ -181,7 +191,9 @@ def result(run: RunRecord, title: str) -> str:
     ]
     width = min(120, shutil.get_terminal_size().columns)
     return "\n".join(
-        line if "  " in line or "─" in line else textwrap.fill(line, width, break_long_words=False)
+        line
+        if "  " in line or "─" in line
+        else textwrap.fill(told(line), width, break_long_words=False)
         for line in lines
     )
 
@@ -205,7 +217,8 @@ def comparison(
     head, body = compared(results, label)
     title, said = about(results, titles)
     folders = (f"{name}: {one.folder}" for name, one in results.items())
-    return "\n".join([title, "", table(head, body, left=2), "", said, *more, *folders])
+    below = map(told, (said, *more, *folders))
+    return "\n".join([title, "", table(head, body, left=2), "", *below])
 
 
 def compared(
@@ -247,8 +260,13 @@ def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str,
 
 def _time(seconds: Mapping[str, float]) -> str:
     """A plan's time, as this machine was measured."""
-    parts = [f"{minutes(value)} to {doing}" for doing, value in seconds.items()]
-    return f"time, by what this machine was measured to do: about {', '.join(parts)}"
+    parts = [
+        say("{time} to {doing}", time=told(minutes(value)), doing=told(doing))
+        for doing, value in seconds.items()
+    ]
+    return say(
+        "time, by what this machine was measured to do: about {parts}", parts=", ".join(parts)
+    )
 
 
 def minutes(seconds: float) -> str:
@@ -263,8 +281,8 @@ def minutes(seconds: float) -> str:
 def plan(planned: Plan) -> str:
     """A plan as a table, with the verdict below."""
     title, head, body, notes, verdict = plan_parts(planned)
-    wrapped = (textwrap.fill(note, 110, subsequent_indent="    ") for note in notes)
-    return "\n".join([title, "", table(head, body), *wrapped, "", *verdict])
+    wrapped = (textwrap.fill(told(note), 110, subsequent_indent="    ") for note in notes)
+    return "\n".join([told(title), "", table(head, body), *wrapped, "", *map(told, verdict)])
 
 
 def plan_parts(

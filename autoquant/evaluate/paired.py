@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from autoquant.core.errors import InputError
+from autoquant.core.language import told
 from autoquant.core.records import Evaluation
 from autoquant.display import html, tables
 
@@ -125,12 +126,12 @@ class Differences:
         ]
 
     def __str__(self) -> str:
-        return f"{tables.table(HEAD, self._body(), left=2)}\n\n{ABOUT}"
+        return f"{tables.table(HEAD, self._body(), left=2)}\n\n{told(ABOUT)}"
 
     __repr__ = __str__  # what a Python prompt shows
 
     def _repr_html_(self) -> str:
-        return f"<div>{html.table(HEAD, self._body(), left=2)}<p>{escape(ABOUT)}</p></div>"
+        return f"<div>{html.table(HEAD, self._body(), left=2)}<p>{escape(told(ABOUT))}</p></div>"
 
 
 def standard_error(differences: Any) -> float:

@@ -15,7 +15,7 @@ from autoquant.core.errors import OutOfMemory, ProcessFailed
 from autoquant.core.files import key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores, memory_available
-from autoquant.core.progress import FORMAT, hidden, said, titled
+from autoquant.core.progress import bar_format, hidden, said, titled
 from autoquant.core.records import Artifact, Evaluation, Snapshot
 from autoquant.evaluate import sources
 from autoquant.evaluate.evaluator import Evaluator, Kept
@@ -166,7 +166,7 @@ class Bar:
             desc=self._title,
             disable=hidden(),
             leave=False,
-            bar_format=FORMAT,
+            bar_format=bar_format(),
         )
 
     def part(self, name: str) -> process.Progress:

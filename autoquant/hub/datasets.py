@@ -51,7 +51,7 @@ def documents(
         tries=4,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(kept, json.dumps(texts))
+    write_atomically(kept, json.dumps(texts), shared=True)
     return texts, commit
 
 
@@ -79,7 +79,7 @@ def _commit(client: Client, id: str, revision: str | None, doing: str, folder: P
         log.warning("%s; using commit %s, which was fetched before", failure, known[:10])
         return known
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, commit)
+    write_atomically(record, commit, shared=True)
     return commit
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from autoquant.core import options
+from autoquant.core.language import say, told
 from autoquant.methods import METHODS
 from autoquant.notebook.form_options import PRESETS, TITLES, entries
 
@@ -16,11 +17,11 @@ from autoquant.notebook.form_options import PRESETS, TITLES, entries
 def about(name: str, field: FieldInfo) -> str:
     """One line of help. Notebooks upload in a cell of their own, after the checks."""
     if name == "upload":
-        return (
+        return say(
             "repository on the Hugging Face Hub, yourname/model: the Upload cell sends the finished"
             " files there; empty: nothing is sent"
         )
-    return str(field.description)
+    return told(str(field.description))
 
 
 def plain(value: Any) -> Any:
@@ -32,13 +33,18 @@ def cell(name: str, changed: Mapping[str, Any] | None = None) -> str:
     """The ``# @param`` cell of a form, with what it asks for at first: plain assignments that Colab
     draws as a form and papermill fills in. ``changed``: other defaults of this notebook.
     """
-    title = TITLES.get(name) or f"Model and options of {METHODS[name].title}"
+    titled = TITLES.get(name)
+    title = say(titled) if titled else _options_of(METHODS[name].title)
     return _cell(title, entries(name)[0], changed or {})
+
+
+def _options_of(method: str) -> str:
+    return say("Model and options of {method}", method=method)
 
 
 def more(name: str, changed: Mapping[str, Any] | None = None) -> str:
     """The same with the options that are folded."""
-    return _cell("More options (the defaults are sensible)", entries(name)[1], changed or {})
+    return _cell(say("More options (the defaults are sensible)"), entries(name)[1], changed or {})
 
 
 def _cell(title: str, fields: list[tuple[str, FieldInfo]], changed: Mapping[str, Any]) -> str:

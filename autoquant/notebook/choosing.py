@@ -14,6 +14,7 @@ from typing import Any
 
 from autoquant.core import options
 from autoquant.core.errors import AutoQuantError, InputError, Stopped
+from autoquant.core.language import say, told
 from autoquant.core.progress import in_notebook
 from autoquant.display import tables
 from autoquant.methods import METHODS
@@ -81,12 +82,25 @@ def made_by(choice: Choice) -> dict[str, Any]:
 def said_of(said: Advice, taken: Choice) -> Note:
     """Why that is taken."""
     size = tables.size
-    partly = f"; {taken.layers} layers of it on the card" if taken.fits == "partly" else ""
+    partly = say("; {layers} layers of it on the card", layers=taken.layers)
+    why = say(
+        "{model} on {device}, for {context} tokens: gguf {type} ({size}; with cache and buffers"
+        " {memory} of the {usable} that can be used{partly}). {quality}",
+        model=said.model,
+        device=told(said.device.name),
+        context=f"{said.context:,}",
+        type=taken.type,
+        size=size(taken.weights),
+        memory=size(taken.memory),
+        usable=size(said.device.usable),
+        partly=partly if taken.fits == "partly" else "",
+        quality=told(taken.quality),
+    )
     return Note(
-        f"{said.model} on {said.device.name}, for {said.context:,} tokens: gguf {taken.type}"
-        f" ({size(taken.weights)}; with cache and buffers {size(taken.memory)} of the"
-        f" {size(said.device.usable)} that can be used{partly}). {taken.quality}".rstrip(),
-        "To make something else, name methods and types in the form, and run again from there.",
+        why.rstrip(),
+        say(
+            "To make something else, name methods and types in the form, and run again from there."
+        ),
     )
 
 
@@ -136,7 +150,7 @@ class OthersGoOn:
         except AutoQuantError as error:
             if not self.left and not self.done:
                 raise
-            show(Refusal(f"{METHODS[method].title} failed: {error}"))
+            show(Refusal(say("{method} failed: {why}", method=METHODS[method].title, why=error)))
 
 
 class Refusal(Note):

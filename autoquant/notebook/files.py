@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from autoquant.core.errors import AutoQuantError
+from autoquant.core.language import say
 from autoquant.core.records import Artifact
 from autoquant.display import tables
 from autoquant.methods import METHODS
@@ -53,11 +54,13 @@ class Files:
         parts = []
         for result in self.results:
             folder = result.folder.resolve()
-            parts.append(
-                f"<p><b>{html.escape(METHODS[result.method].title)}</b>: everything lies in"
-                f" <code>{html.escape(str(folder))}</code>; {_link(folder / 'README.md')} is its"
-                " model card</p>"
+            where = say(
+                "everything lies in {folder}; {card} is its model card",
+                folder=f"<code>{html.escape(str(folder))}</code>",
+                card=_link(folder / "README.md"),
             )
+            title = html.escape(METHODS[result.method].title)
+            parts.append(f"<p><b>{title}</b>: {where}</p>")
         for kind, path, size, command in self.rows():
             run = f"<br><code>{html.escape(command)}</code>" if command else ""
             parts.append(
@@ -71,7 +74,8 @@ class Files:
             if _place(result, one) is None
         ]
         if gone:
-            parts.append(f"<p>Deleted here as they were uploaded: {', '.join(gone)}</p>")
+            deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
+            parts.append(f"<p>{deleted}</p>")
         return "".join(parts)
 
     def _ipython_display_(self) -> None:
@@ -89,15 +93,20 @@ class Files:
         for kind, _, size, _ in self.rows():
             for one in self._parts(kind):
                 button = ipywidgets.Button(
-                    description=f"Download {kind}", icon="download", layout={"width": "16em"}
+                    description=say("Download {type}", type=kind),
+                    icon="download",
+                    layout={"width": "16em"},
                 )
-                tooltip(button, f"{one.name}, {tables.size(size)}, to your computer")
+                about = say(
+                    "{file}, {size}, to your computer", file=one.name, size=tables.size(size)
+                )
+                tooltip(button, about)
                 button.on_click(lambda _, one=one: _download(one, said))
                 made.append(button)
         copy = ipywidgets.Button(
-            description="Copy to Google Drive", icon="cloud", layout={"width": "16em"}
+            description=say("Copy to Google Drive"), icon="cloud", layout={"width": "16em"}
         )
-        tooltip(copy, "all files of these runs, into the folder AutoQuant of your Drive")
+        tooltip(copy, say("all files of these runs, into the folder AutoQuant of your Drive"))
         copy.on_click(lambda _: self._copy(said))
         row = ipywidgets.Box([*made, copy], layout={"flex_flow": "row wrap"})
         return ipywidgets.VBox([row, said])
@@ -114,12 +123,12 @@ class Files:
         ]
 
     def _copy(self, said: Any) -> None:
-        said.value = '<span role="status">copying …</span>'
+        said.value = f'<span role="status">{say("copying …")}</span>'
         try:
             for result in self.results:
                 target = drive() / "AutoQuant" / result.folder.resolve().name
                 if target.resolve() == result.folder.resolve():
-                    said.value = "They lie there already."
+                    said.value = say("They lie there already.")
                     return
                 shutil.copytree(
                     result.folder,
@@ -127,7 +136,8 @@ class Files:
                     dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns(".autoquant"),
                 )
-            said.value = f'<span role="status">✓ copied to {html.escape(str(target.parent))}</span>'
+            copied = say("copied to {folder}", folder=html.escape(str(target.parent)))
+            said.value = f'<span role="status">✓ {copied}</span>'
         except (AutoQuantError, OSError) as error:
             told = str(error).removeprefix("out: ")
             said.value = f'<span role="alert">✗ {html.escape(told)}</span>'
@@ -160,9 +170,11 @@ def _link(path: Path) -> str:
 
 
 def _download(path: Path, said: Any) -> None:
-    said.value = f'<span role="status">sending {html.escape(path.name)} …</span>'
+    name = html.escape(path.name)
+    said.value = f'<span role="status">{say("sending {file} …", file=name)}</span>'
     try:
         importlib.import_module("google.colab.files").download(str(path))
-        said.value = f'<span role="status">✓ {html.escape(path.name)} goes to your computer</span>'
+        sent = say("{file} goes to your computer", file=name)
+        said.value = f'<span role="status">✓ {sent}</span>'
     except (AutoQuantError, OSError) as error:
         said.value = f'<span role="alert">✗ {html.escape(str(error))}</span>'

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autoquant import source
 from autoquant.core import options
 from autoquant.core.errors import InputError
+from autoquant.core.language import say, told, use
 from autoquant.core.options import MethodOptions, UploadOptions
 from autoquant.core.progress import in_notebook
 from autoquant.methods import METHODS
@@ -74,6 +75,7 @@ __all__ = [
     "reachable",
     "reachable_pair",
     "stoppable",
+    "use",
 ]
 
 
@@ -197,7 +199,10 @@ class Form:
                 raise InputError(next(iter(reasons.values())))
             for one, reason in reasons.items():
                 if reason:
-                    choosing.show(choosing.Refusal(f"{METHODS[one].title} is left out: {reason}"))
+                    left = say(
+                        "{method} is left out: {why}", method=METHODS[one].title, why=told(reason)
+                    )
+                    choosing.show(choosing.Refusal(left))
         self.one_by_one = choosing.OthersGoOn(len(asked))
         return asked
 
@@ -358,12 +363,17 @@ class Form:
             for one, value in self._raw().items()
             if value != plain(self.fields[one].default) and one != "model"
         }
-        rest = ", ".join(f"{one} = {value}" for one, value in different.items()) or "the defaults"
+        rest = ", ".join(f"{one} = {value}" for one, value in different.items()) or say(
+            "the defaults"
+        )
         if self.name == "compare":
-            what = f"{self.options.small} and {self.options.large}"
+            what = say("{one} and {other}", one=self.options.small, other=self.options.large)
         else:
             titles = ", ".join(METHODS[one].title for one in self.methods)
-            best = f"the best GGUF file for {self._raw().get('device') or choosing.HERE}"
-            what = f"{titles or best} of {self.model}"
-        hint = " Change them in the form above and rerun from there." if in_colab() else ""
-        show(text(f"<p><b>{html.escape(what)}</b>, options: {html.escape(rest)}.{hint}</p>"))
+            device = told(self._raw().get("device") or choosing.HERE)
+            best = say("the best GGUF file for {device}", device=device)
+            what = say("{what} of {model}", what=titles or best, model=self.model)
+        options_of = say("options: {options}.", options=rest)
+        hint = say("Change them in the form above and rerun from there.") if in_colab() else ""
+        said = html.escape(f"{options_of} {hint}".rstrip())
+        show(text(f"<p><b>{html.escape(what)}</b>, {said}</p>"))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autoquant.core.language import say
 from autoquant.display import html, tables
 
 
 class Growing:
     """Relative errors in percent, a row for each way of quantizing, a column for each layer. Shows
-    itself in a notebook. ``title`` stands over the rows' names.
+    itself in a notebook. ``title`` stands over the rows' names: "error of the output" if none is
+    given.
     """
 
-    def __init__(self, columns: Sequence[str], title: str = "error of the output") -> None:
-        self.columns, self.title = tuple(columns), title
+    def __init__(self, columns: Sequence[str], title: str = "") -> None:
+        self.columns, self.title = tuple(columns), title or say("error of the output")
         self.rows: dict[str, tuple[str, ...]] = {}
 
     def add(self, name: str, errors: Sequence[float], note: str = "") -> Growing:
@@ -26,7 +28,7 @@ class Growing:
         return self
 
     def _parts(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return (self.title, *self.columns, "note"), list(self.rows.values())
+        return (self.title, *self.columns, say("note")), list(self.rows.values())
 
     def __repr__(self) -> str:
         return tables.table(*self._parts())

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from autoquant.notebook import texts
-from autoquant.notebook.texts import say
+from autoquant.core import language as languages
+from autoquant.core.language import say
 from autoquant.runtime.process import HEAVY
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def start(language: str = "en") -> None:
     Matrices this small are computed faster by one thread than by two, which wait for each other:
     on a busy machine 8 to 12 times faster (bench/RESULTS.md).
     """
-    texts.use(language)
+    languages.use(language)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     import torch

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from autoquant.core.language import say
 from autoquant.display.colors import BLUE, GREY, ORANGE, RED
-from autoquant.notebook.texts import say
 
 GPUS = (("T4", 16), ("RTX 4090", 24), ("A100", 80))  # GB, as they are sold
 # half a bit more for scales, as with groups of 32

@@ -18,6 +18,7 @@ from typing import Any
 
 from autoquant import source
 from autoquant.core.errors import HubFailed, InputError, Stopped
+from autoquant.core.language import say, told
 from autoquant.core.progress import in_notebook
 from autoquant.hub.client import offline
 
@@ -64,11 +65,12 @@ class Question:
 
             self._box = ipywidgets.Textarea(
                 value=text,
-                description="prompt",
+                description=say("prompt"),
                 rows=3,
                 layout={"width": "48em", "max_width": "98%"},
             )
-            tooltip(self._box, "what the models are asked; run the next cell to see what they say")
+            about = say("what the models are asked; run the next cell to see what they say")
+            tooltip(self._box, about)
 
     @property
     def text(self) -> str:
@@ -77,7 +79,7 @@ class Question:
 
     def _ipython_display_(self) -> None:
         show = importlib.import_module("IPython.display").display
-        show(self._box if self._box is not None else Note(f"Prompt: {self._text}"))
+        show(self._box if self._box is not None else Note(f"{say('Prompt:')} {self._text}"))
 
 
 def tooltip(widget: Any, text: str) -> None:
@@ -120,11 +122,11 @@ def _missing(model: str) -> bool:
             # the Hub answered: a refused token or a model that is gone is for the user to know
             raise
         said = (
-            (
+            say(
                 "Continuing with the bundled demo model: everything below is about a tiny model"
                 " trained on Jane Austen's novels."
             ),
-            f"{model} is not available: {failure}",
+            say("{model} is not available: {why}", model=model, why=told(str(failure))),
         )
         if in_notebook():
             importlib.import_module("IPython.display").display(Note(f"⚠ {said[0]}", said[1]))
@@ -176,14 +178,17 @@ def stoppable() -> Iterator[None]:
         from IPython.display import display
 
         show: Any = display
-        button = ipywidgets.Button(description="Stop (or ■)", icon="stop", button_style="warning")
+        button = ipywidgets.Button(
+            description=say("Stop (or ■)"), icon="stop", button_style="warning"
+        )
         tooltip(
-            button, "stop this run; finished files are kept, and running the cell again continues"
+            button,
+            say("stop this run; finished files are kept, and running the cell again continues"),
         )
         main = threading.get_ident()
 
         def stop(_: Any) -> None:
-            button.description, button.disabled = "Stopping …", True
+            button.description, button.disabled = say("Stopping …"), True
             # what ■ does; a flag set from another thread would not end a wait
             signal.pthread_kill(main, signal.SIGINT)
 
@@ -219,30 +224,31 @@ def login() -> Any:
     field = ipywidgets.Password(
         description="HF token", placeholder="hf_…", layout={"width": "30em"}
     )
-    tooltip(field, f"a token with write access, from {client.endpoint}/settings/tokens")
-    button = ipywidgets.Button(description="Log in")
-    tooltip(button, "store the token for this machine")
+    place = f"{client.endpoint}/settings/tokens"
+    tooltip(field, say("a token with write access, from {place}", place=place))
+    button = ipywidgets.Button(description=say("Log in"))
+    tooltip(button, say("store the token for this machine"))
+    link = f'<a href="{place}" target="_blank">{place}</a>'
     said = ipywidgets.HTML(
-        value=(
-            f'No token yet? Make one at <a href="{client.endpoint}/settings/tokens"'
-            f' target="_blank">{client.endpoint}/settings/tokens</a> (write access).'
-        )
+        value=say("No token yet? Make one at {place} (write access).", place=link)
     )
 
     def click(_: Any) -> None:
         token, field.value = field.value.strip(), ""
         if not token:
-            said.value = "Paste a token first."
+            said.value = say("Paste a token first.")
             return
         try:
             store(token=token)
         except (ValueError, OSError) as error:
             # refused by the Hub; huggingface_hub's HTTP errors are OSErrors
-            said.value = (
-                f"Not accepted ({type(error).__name__}). Copy the token again, or make a new one."
+            said.value = say(
+                "Not accepted ({error}). Copy the token again, or make a new one.",
+                error=type(error).__name__,
             )
             return
-        said.value = f"Logged in as <b>{connect().api.whoami()['name']}</b>."
+        name = connect().api.whoami()["name"]
+        said.value = say("Logged in as {name}.", name=f"<b>{name}</b>")
 
     button.on_click(click)
     return ipywidgets.VBox([ipywidgets.HBox([field, button]), said])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from autoquant.core.language import say, told
 from autoquant.core.options import split
 from autoquant.display import tables
 from autoquant.notebook.page import tooltip
@@ -35,7 +36,7 @@ class Ticks:
                 indent=False,
                 layout={"width": "10em", "margin": "0 4px 0 0"},
             )
-            tooltip(box, about)
+            tooltip(box, told(about))
             box.observe(self._changed, "value")
             self.boxes[one] = box
         label = ipywidgets.HTML(
@@ -98,9 +99,8 @@ def table(
 
     size = tables.size
     columns = "9em 12em 7em 8em 11em 1fr"
-    head = ipywidgets.HTML(
-        _row(columns, "take", "type", "fits?", "file", "memory in use", "quality", bold=True)
-    )
+    titles = ("take", "type", "fits?", "file", "memory in use", "quality")
+    head = ipywidgets.HTML(_row(columns, *map(told, titles), bold=True))
     rows, boxes = [], list[tuple[Choice, Any]]()
 
     def changed(choice: Choice, new: bool) -> None:
@@ -115,10 +115,10 @@ def table(
         box = ipywidgets.Checkbox(
             value=ticked(one), description=one.method, indent=False, layout={"width": "9em"}
         )
-        tooltip(box, f"make {one.method} {one.type}")
+        tooltip(box, say("make {what}", what=f"{one.method} {one.type}"))
         box.observe(lambda change, one=one: changed(one, change.new), "value")
         boxes.append((one, box))
-        fits = FITS.get(one.fits, f"{one.layers} layers")
+        fits = told(FITS.get(one.fits, f"{one.layers} layers"))
         cells = ipywidgets.HTML(
             _row(
                 columns.partition(" ")[2],
@@ -126,7 +126,7 @@ def table(
                 fits,
                 ("" if one.exact else "≈ ") + size(one.weights),
                 size(one.memory),
-                one.quality or "–",
+                told(one.quality) or "–",
             ),
             layout={"flex": "1 1 auto", "height": "auto"},
         )

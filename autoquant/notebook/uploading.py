@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from autoquant.core import bundled
 from autoquant.core.errors import InputError
+from autoquant.core.language import say
 from autoquant.core.progress import in_notebook
 from autoquant.hub.client import find_token
 from autoquant.notebook import choosing
@@ -55,16 +56,28 @@ def upload(result: Result, given: Mapping[str, Any], form: Form) -> Any:
     if not repo:
         name = "owner" if form.name == "all" else "upload"
         return Note(
-            f"Nothing is uploaded. To upload, fill in {name} in the form and run this cell again."
-            " The token is the Colab secret HF_TOKEN, the environment variable HF_TOKEN, or the"
-            " login of `hf auth login`; if there is none, this cell shows a field for it."
+            say(
+                "Nothing is uploaded. To upload, fill in {name} in the form and run this cell"
+                " again. The token is the Colab secret HF_TOKEN, the environment variable HF_TOKEN,"
+                " or the login of `hf auth login`; if there is none, this cell shows a field for"
+                " it.",
+                name=name,
+            )
         )
     if in_notebook() and find_token() is None:
-        choosing.show(Note("No token is found. Log in here, then run this cell again:"))
+        choosing.show(Note(say("No token is found. Log in here, then run this cell again:")))
         return login()
     with stoppable():
         receipts = result.upload(repo, **values)
     return Note(
-        "Uploaded, and compared with the server file by file:",
-        *(f"{one.url} (commit {one.commit[:10]}, {len(one.files)} files)" for one in receipts),
+        say("Uploaded, and compared with the server file by file:"),
+        *(
+            say(
+                "{place} (commit {commit}, {count} files)",
+                place=one.url,
+                commit=one.commit[:10],
+                count=len(one.files),
+            )
+            for one in receipts
+        ),
     )

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from autoquant.core import options
 from autoquant.core.errors import AutoQuantError, HubFailed, InputError
+from autoquant.core.language import say, told
 from autoquant.core.machine import nvidia_gpu
 from autoquant.display import tables
 from autoquant.hub.client import offline
@@ -58,11 +59,11 @@ def _unit(field: FieldInfo) -> str:
     """An option's unit in brackets, unless its help names it."""
     extra = field.json_schema_extra
     unit = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
-    return f" ({unit})" if unit and unit not in str(field.description) else ""
+    return f" ({told(unit)})" if unit and unit not in str(field.description) else ""
 
 
 def _refusal(error: Exception | str) -> str:
-    said = html.escape(str(error))
+    said = html.escape(told(str(error)))
     return f'<div role="alert" style="line-height:1.3;color:var({BAD})">✗ {said}</div>'
 
 
@@ -82,27 +83,33 @@ class Widgets:
         self.rows = {name: self._row(name, field) for name, field in form.fields.items()}
         folded = ipywidgets.VBox([self.rows[name] for name in form.folded])
         more = ipywidgets.Accordion([folded], selected_index=None)
-        more.set_title(0, f"More options ({len(form.folded)}; the defaults are sensible)")
+        more.set_title(
+            0, say("More options ({count}; the defaults are sensible)", count=len(form.folded))
+        )
         self.said, self.planned = ipywidgets.HTML(), ipywidgets.HTML()
         self.advised = ipywidgets.VBox([])
-        title = html.escape(TITLES.get(form.name) or METHODS[form.name].title)
+        title = html.escape(told(TITLES.get(form.name) or METHODS[form.name].title))
         shown = [row for name, row in self.rows.items() if name not in form.folded]
         if form.name == "all":
             fits = _button(
-                "What fits there?",
+                say("What fits there?"),
                 "mobile",
-                "show all types that this model can have,"
-                " what fits on the device, and tick what to make; downloads no weights",
+                say(
+                    "show all types that this model can have, what fits on the device, and tick"
+                    " what to make; downloads no weights"
+                ),
             )
             fits.on_click(lambda _: self.advise())
             shown.insert(
                 list(form.fields).index("context") + 1, ipywidgets.VBox([fits, self.advised])
             )
         plan = _button(
-            "Will it fit?",
+            say("Will it fit?"),
             "balance-scale",
-            "show the size and the memory that this"
-            " would need, for the chosen model; downloads no weights, writes nothing",
+            say(
+                "show the size and the memory that this would need, for the chosen model; downloads"
+                " no weights, writes nothing"
+            ),
         )
         plan.on_click(lambda _: self.plan())
         self.box = ipywidgets.VBox(
@@ -153,10 +160,8 @@ class Widgets:
         wrong, said = "", ""
         try:
             self._form.check()
-            self.said.value = (
-                f'<span role="status" style="color:var({GOOD})">✓ the values are valid; run the'
-                " next cells to use them</span>"
-            )
+            valid = say("the values are valid; run the next cells to use them")
+            self.said.value = f'<span role="status" style="color:var({GOOD})">✓ {valid}</span>'
         except InputError as error:
             wrong, _, said = str(error).partition(": ")
             self.said.value = _refusal(error)
@@ -169,18 +174,20 @@ class Widgets:
         given = str(self.by_name[name].value).strip()
         try:
             source = resolve(given)
-            said = (
-                f"{html.escape(source.architecture)}, {source.parameters / 1e6:,.0f} million"
-                f" weights, {tables.size(source.bytes)}"
+            said = say(
+                "{architecture}, {count} million weights, {size}",
+                architecture=html.escape(source.architecture),
+                count=f"{source.parameters / 1e6:,.0f}",
+                size=tables.size(source.bytes),
             )
             self.seen[name] = f'<div role="status" style="color:var({GOOD})">✓ {said}</div>'
         except (AutoQuantError, OSError) as error:
             self.seen[name] = _refusal(error)
             if given in DEFAULTS and (isinstance(error, HubFailed) or offline()):
-                self.seen[name] = (
-                    '<div role="status">⚠ the Hub cannot be reached: the notebook goes on with the'
-                    " bundled demo model</div>"
+                goes_on = say(
+                    "the Hub cannot be reached: the notebook goes on with the bundled demo model"
                 )
+                self.seen[name] = f'<div role="status">⚠ {goes_on}</div>'
         self._help(name)
 
     def look_at_models(self) -> None:
@@ -193,14 +200,16 @@ class Widgets:
         """Show what of the model fits on the device, to be ticked."""
         import ipywidgets
 
-        self.advised.children = (ipywidgets.HTML('<span role="status">looking …</span>'),)
+        self.advised.children = (ipywidgets.HTML(f'<span role="status">{say("looking …")}</span>'),)
         try:
             asked = self._form.options
             said = choosing.advised(self._form.model, asked.device, asked.context)
-            unasked = f"If you tick nothing, gguf {choosing.best(said).type} is made."
-            verdict = ipywidgets.HTML(f"<div>{html.escape(f'{said.verdict}. {unasked}')}</div>")
+            unasked = say(
+                "If you tick nothing, gguf {type} is made.", type=choosing.best(said).type
+            )
+            verdict = html.escape(f"{told(said.verdict)}. {unasked}")
             table = ticks.table(said, self._taken, self._take)
-            self.advised.children = (verdict, table)
+            self.advised.children = (ipywidgets.HTML(f"<div>{verdict}</div>"), table)
         except (AutoQuantError, OSError) as error:
             self.advised.children = (ipywidgets.HTML(_refusal(error)),)
 
@@ -240,7 +249,7 @@ class Widgets:
         from autoquant import result
         from autoquant.display import html as shown
 
-        self.planned.value = '<span role="status">looking at the model …</span>'
+        self.planned.value = f'<span role="status">{say("looking at the model …")}</span>'
         try:
             plans = [
                 result.plan(METHODS[method], model, out=Path.cwd() / "run", values=values)
@@ -272,7 +281,7 @@ def _lacking() -> str:
     names = [one for one, method in METHODS.items() if "cpu" not in method.runs_on]
     if not names or nvidia_gpu():
         return ""
-    return f"{', '.join(names)} needs an NVIDIA GPU, and this machine has none"
+    return say("{methods} needs an NVIDIA GPU, and this machine has none", methods=", ".join(names))
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from autoquant.core.language import told
 from autoquant.core.records import RunRecord
 from autoquant.display import html, sensitivities, sensitivity_plot, tables
 from autoquant.display.sensitivities import Point
@@ -62,9 +63,9 @@ class Sensitivities(Measured):
     def __str__(self) -> str:
         parts = summary.parts(self.table)
         head, body = sensitivities.parts(parts, summary.types(self.table))
-        below = (textwrap.fill(line, WIDE, break_long_words=False) for line in self._below())
+        below = (textwrap.fill(told(line), WIDE, break_long_words=False) for line in self._below())
         return "\n".join(
-            [f"{self.source.id}: {self._how()}", "", tables.table(head, body), "", *below]
+            [f"{self.source.id}: {told(self._how())}", "", tables.table(head, body), "", *below]
         )
 
     __repr__ = __str__  # what a Python prompt shows
@@ -72,13 +73,11 @@ class Sensitivities(Measured):
     def _repr_html_(self) -> str:
         parts = summary.parts(self.table)
         shown = html.table(*sensitivities.parts(parts, summary.types(self.table)))
-        below = "".join(f"<div>{escape(line)}</div>" for line in self._below())
+        below = "".join(f"<div>{escape(told(line))}</div>" for line in self._below())
         seen = sensitivity_plot.described(summary.grid(self.table), self.points())
         picture = html.picture(self.png(), seen, wide=True)
-        return (
-            f"<div><p><b>{escape(self.source.id)}</b>: {escape(self._how())}</p>{picture}{shown}"
-            f"{below}</div>"
-        )
+        how = f"<b>{escape(self.source.id)}</b>: {escape(told(self._how()))}"
+        return f"<div><p>{how}</p>{picture}{shown}{below}</div>"
 
     def frontier(self, sizes: Sequence[str | int] | str | int | None = None) -> Frontier:
         """The best files of these sizes, and the KL divergence that is predicted for each: nothing

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from autoquant.cluster import board, jobs, shown, work
 from autoquant.cluster.board import Board
 from autoquant.cluster.jobs import Batch
 from autoquant.core.errors import InputError
+from autoquant.core.files import write_atomically
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "batch.toml"
 QUICK = {"evaluate": "off"}
@@ -181,7 +183,8 @@ def test_plans_show_what_cannot_be_made_and_write_nothing(tmp_path: Path) -> Non
     entries = [TWO, {"model": str(tmp_path / "missing"), "method": "hqq"}]
     planned = autoquant.batch(entries, out=out, dry_run=True)
     assert not out.exists()
-    assert [bool(one.wrong) for one in planned.planned] == [False] * 4 + [True]
+    assert [one.wrong for one in planned.planned[:4]] == [""] * 4
+    assert planned.planned[4].wrong
     text = " ".join(str(planned).split())
     assert "4 of 5 jobs to run" in text
     assert re.search(r"\[1\] missing-HQQ-4bit: .*missing", text)
@@ -196,6 +199,16 @@ def test_what_does_not_fit_together_is_said(
     monkeypatch.setattr("autoquant.cluster.planning.free_bytes", lambda path: 1000)
     planned = autoquant.batch([TWO], out=tmp_path / "out", dry_run=True)
     assert "NOT all of it fits on the disk" in " ".join(str(planned).split())
+
+
+def test_threads_write_the_same_cache_entry_at_once(tmp_path: Path) -> None:
+    """As plans side by side do, of one model: none takes another one's unfinished file away."""
+    path, texts = tmp_path / "entry.json", [str(i) * 100_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        writing = [threads.submit(write_atomically, path, text, shared=True) for text in texts * 20]
+    assert not [one for one in writing if one.exception()]
+    assert path.read_text() in texts
+    assert [one.name for one in tmp_path.iterdir()] == ["entry.json"]
 
 
 # --- runs -----------------------------------------------------------------------------------------

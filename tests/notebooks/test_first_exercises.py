@@ -11,8 +11,9 @@ import nbformat
 import numpy as np
 import pytest
 
+from autoquant.core import language as languages
 from autoquant.core.errors import InputError
-from autoquant.notebook import first_exercises, lesson, texts
+from autoquant.notebook import first_exercises, lesson
 from autoquant.notebook.first_exercises import spending
 from tests.notebooks.running import FOLDER
 
@@ -26,9 +27,9 @@ EVERY = [
 
 @pytest.fixture(params=["en", "tr"])
 def language(request: pytest.FixtureRequest) -> Iterator[str]:
-    texts.use(request.param)
+    languages.use(request.param)
     yield request.param
-    texts.use("en")
+    languages.use("en")
 
 
 def absmax(weights: Any, bits: int) -> Any:
@@ -85,7 +86,7 @@ def test_each_mistake_gets_its_hint(name: str, number: int, language: str) -> No
     hint, mistake = first_exercises.EXERCISES[name].mistakes[number]
     said = check(name, mistake)
     assert said.right is False
-    assert said.hint == (hint if language == "en" else texts.TURKISH[hint])
+    assert said.hint == (hint if language == "en" else languages.table("tr")[hint])
 
 
 @pytest.mark.parametrize(
@@ -128,14 +129,14 @@ def test_each_mistake_gets_its_hint(name: str, number: int, language: str) -> No
 def test_answers_of_another_form(
     name: str, function: Callable[..., Any], hint: str, language: str
 ) -> None:
-    assert check(name, function).hint == (hint if language == "en" else texts.TURKISH[hint])
+    assert check(name, function).hint == (hint if language == "en" else languages.table("tr")[hint])
 
 
 @pytest.mark.parametrize("name", list(first_exercises.EXERCISES))
 def test_nothing_stops_a_notebook(name: str, language: str) -> None:
     unanswered = check(name, lambda *_: None)
     assert unanswered.right is None
-    assert repr(unanswered) == texts.say("… {name} is not answered yet", name=name)
+    assert repr(unanswered) == languages.say("… {name} is not answered yet", name=name)
     stopped = check(name, lambda *_: 1 / 0)
     assert stopped.right is False
     assert "ZeroDivisionError: division by zero" in stopped.hint
@@ -148,7 +149,7 @@ def test_unknown_names() -> None:
     with pytest.raises(InputError, match="no exercise 'absmin'; there are: absmax, pack4"):
         check("absmin", absmax)
     with pytest.raises(InputError, match="language: 'fr': there are en, tr"):
-        texts.use("fr")
+        languages.use("fr")
 
 
 @pytest.mark.parametrize("number", list(lesson.WRONG))
@@ -156,4 +157,4 @@ def test_numbers_that_show_what_went_wrong_get_a_hint(number: int, language: str
     for given, hint in lesson.WRONG[number].items():
         answer = lesson.check(number, given)
         assert answer.right is False
-        assert answer.hint == (hint if language == "en" else texts.TURKISH[hint])
+        assert answer.hint == (hint if language == "en" else languages.table("tr")[hint])

@@ -11,16 +11,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from autoquant.notebook import lesson, moving, texts
+from autoquant.core import language
+from autoquant.notebook import lesson, moving
 
 WEIGHTS = np.random.default_rng(0).normal(size=32)
 
 
 @pytest.fixture
 def turkish() -> Iterator[None]:
-    texts.use("tr")
+    language.use("tr")
     yield
-    texts.use("en")
+    language.use("en")
 
 
 @pytest.fixture(params=["number line", "memory"])

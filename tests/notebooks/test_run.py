@@ -16,8 +16,8 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from autoquant.notebook import texts
-from autoquant.notebook.texts import say
+from autoquant.core import language as languages
+from autoquant.core.language import say
 from tests.conftest import STAND_IN
 from tests.notebooks.running import FOLDER, environment, run, shown
 
@@ -176,7 +176,7 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
     said = start(f"{folder}01_Introduction_to_Quantization", tmp_path, cache)
     assert time.monotonic() - started < 120, "under a minute on two cores (bench/lesson.py)"
     assert len(said["load"].strip().splitlines()) == 1, "no warnings of libraries"
-    texts.use(language)
+    languages.use(language)
     try:
         exercises = [said[f"ex{i}"] for i in range(1, 9)]
         assert [one.split()[0] for one in exercises] == ["…"] * 8
@@ -197,7 +197,7 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
         schemes = [say(f"absmax, {one}") for one in ("tensor", "row", "128")]
         schemes.append(say("zero point, 128"))
     finally:
-        texts.use("en")
+        languages.use("en")
     assert "BF16" in said["floats"]
     errors = [float(line.split()[-2]) for line in said["scales"].splitlines()[1:] if line.strip()]
     assert errors == sorted(errors, reverse=True), (

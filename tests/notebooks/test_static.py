@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
-import runpy
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
 
-from autoquant.notebook import texts
 from tests.notebooks.running import FOLDER, ROOT
 
 NOTEBOOK = ROOT / "autoquant" / "notebook"
@@ -187,96 +183,3 @@ def test_no_cell_overwrites_a_parameter(path: Path) -> None:
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
             }
             assert not stored & named, cell.id
-
-
-SAME = {"# [?, ?, ?, ?]"}
-
-
-def comments(source: str) -> list[str]:
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return [
-        one.string
-        for one in tokens
-        if one.type == tokenize.COMMENT and not one.string.startswith("# @param")
-    ]
-
-
-def values(source: str) -> dict[str, Any]:
-    """What a parameters cell assigns."""
-    return {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-
-
-def said(source: str) -> set[str]:
-    """The texts that code says: say("...")."""
-    return {
-        node.args[0].value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-        and getattr(node.func, "id", getattr(node.func, "attr", "")) == "say"
-        and isinstance(node.args[0], ast.Constant)
-    }
-
-
-def test_all_that_the_lesson_says_is_in_the_table_of_texts() -> None:
-    lesson = read(FOLDER / "01_Introduction_to_Quantization.ipynb")
-    sources = [cell.source for cell in lesson.cells if cell.cell_type == "code"]
-    sources += [path.read_text(encoding="utf-8") for path in NOTEBOOK.rglob("*.py")]
-    all_said = set().union(*map(said, sources))
-    assert len(all_said) > 60
-    assert all_said - {*texts.TURKISH} == set()
-    for english, turkish in texts.TURKISH.items():
-        assert sorted(re.findall(r"{\w*}", english)) == sorted(re.findall(r"{\w*}", turkish)), (
-            english
-        )
-        if english == turkish:
-            assert english in ("[?, ?, ?, ?]", "absmax, 128")
-
-
-def test_a_comment_without_its_translation_stops_the_sync() -> None:
-    path = str(ROOT / "tools" / "sync_notebooks.py")
-    sync: Any = runpy.run_path(path)
-    assert sync["translated"]('x = "en"  # 3 bits: 8 codes', "tr") == 'x = "tr"  # 3 bit: 8 kod'
-    with pytest.raises(KeyError, match="never seen"):
-        sync["translated"]("x = 1  # never seen", "tr")
-
-
-def test_the_turkish_notebook_has_the_english_ones_code_and_the_fields_words() -> None:
-    for path in (FOLDER / "tr").glob("*.ipynb"):
-        english, turkish = read(FOLDER / path.name), read(path)
-        for cell, other in zip(english.cells, turkish.cells, strict=True):
-            if cell.cell_type != "code":
-                continue
-            said = comments(other.source)
-            assert not {*comments(cell.source)} & {*said} - SAME, "a comment left untranslated"
-            if cell.id == "parameters":  # which chooses the language
-                assert other.source.count('language = "tr"') == 1
-                assert values(other.source) == {**values(cell.source), "language": "tr"}
-            elif cell.id != "install":  # which says that it is ready
-                assert ast.dump(ast.parse(cell.source)) == ast.dump(ast.parse(other.source))
-        assert [cell.id for cell in english.cells] == [cell.id for cell in turkish.cells]
-        same = [
-            cell.id
-            for cell, other in zip(english.cells, turkish.cells, strict=True)
-            if cell.cell_type == "markdown" and cell.source == other.source
-        ]
-        assert same == [], "left untranslated"
-        text = "\n".join(
-            cell.source for cell in turkish.cells if cell.cell_type == "markdown"
-        ).lower()
-        for word in (
-            "nicemleme",
-            "ağırlıklar",
-            "aktivasyonlar",
-            "düşük hassasiyetli veri türleri",
-            "kayan noktalı format",
-            "bellek ayak izi",
-            "çıkarım",
-            "bellek kullanımı",
-            "hesaplama karmaşıklığı",
-            "sinir ağı",
-        ):
-            assert word in text, word

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from autoquant.core.language import say
+
 TOLERANCE = 1e-4  # of the largest right value: float32 will do
 COLORS = {None: "#5f5f5f", True: "#2e7d32", False: "#b00020"}
 SIGNS = {None: "…", True: "✓", False: "✗"}
@@ -43,7 +45,7 @@ class Verdict:
     hint: str = ""
 
     def __repr__(self) -> str:
-        after = "not answered yet" if self.right is None else self.hint
+        after = say("not answered yet") if self.right is None else self.hint
         return f"{SIGNS[self.right]} {self.name}" + (f": {after}" if after else "")
 
     def _repr_html_(self) -> str:
@@ -62,7 +64,8 @@ def judge(name: str, exercise: Exercise, function: Callable[..., Any]) -> Verdic
         try:
             given.append(_parts(function(*copy.deepcopy(case))))
         except Exception as error:  # noqa: BLE001 - whatever a student's function raises is shown
-            return Verdict(name, False, f"your function stopped with {_said(error)}")
+            stopped = say("your function stopped with {error}", error=_said(error))
+            return Verdict(name, False, stopped)
     if all(len(one) == 1 and one[0].dtype == object and one[0].item() is None for one in given):
         return Verdict(name, None)
     right = [_parts(exercise.right(*copy.deepcopy(case))) for case in exercise.cases]
@@ -71,7 +74,7 @@ def judge(name: str, exercise: Exercise, function: Callable[..., Any]) -> Verdic
     for mistake in exercise.mistakes:
         made = [_parts(mistake.gives(*copy.deepcopy(case))) for case in exercise.cases]
         if _same(given, made):
-            return Verdict(name, False, mistake.hint)
+            return Verdict(name, False, say(mistake.hint))
     return Verdict(name, False, _difference(given, right))
 
 
@@ -110,21 +113,38 @@ def _numbers(array: Any) -> bool:
 def _difference(given: list[Any], right: list[Any]) -> str:
     """What can be said of a wrong answer that is no usual mistake; not the right one itself."""
     for number, (one, other) in enumerate(zip(given, right, strict=True), 1):
-        where = f"in hidden case {number} of {len(right)} "
         if len(one) != len(other):
-            return f"{where}your function gives {len(one)} value(s), {len(other)} are asked for"
-        for mine, wanted in zip(one, other, strict=True):
-            if mine.shape != wanted.shape:
-                return f"{where}the shape is {mine.shape}, {wanted.shape} is asked for"
-            if _numbers(wanted) and not _numbers(mine):
-                return f"{where}numbers are asked for, and your function gives something else"
-            if _close(mine, wanted):
-                continue
-            if not _numbers(wanted):
-                return f"{where}{int((mine != wanted).sum())} of {wanted.size} are wrong"
-            if not np.isfinite(mine.astype(float)).all():
-                return f"{where}the result is not finite: is something divided by zero?"
-            off = float(np.abs(mine.astype(float) - wanted.astype(float)).max())
-            largest = float(np.abs(wanted).max())
-            return f"{where}a value is off by {off:.3g}; the largest right one is {largest:.3g}"
+            said = say(
+                "your function gives {given} value(s), {wanted} are asked for",
+                given=len(one),
+                wanted=len(other),
+            )
+        else:
+            pairs = zip(one, other, strict=True)
+            said = next(filter(None, (_wrong(mine, wanted) for mine, wanted in pairs)), "")
+        if said:
+            where = say("in hidden case {number} of {all}", number=number, all=len(right))
+            return f"{where} {said}"
     raise AssertionError("nothing differs")
+
+
+def _wrong(mine: Any, wanted: Any) -> str:
+    """What is wrong with one array; empty if nothing is."""
+    if mine.shape != wanted.shape:
+        return say(
+            "the shape is {given}, {wanted} is asked for", given=mine.shape, wanted=wanted.shape
+        )
+    if _numbers(wanted) and not _numbers(mine):
+        return say("numbers are asked for, and your function gives something else")
+    if _close(mine, wanted):
+        return ""
+    if not _numbers(wanted):
+        count = int((mine != wanted).sum())
+        return say("{count} of {all} are wrong", count=count, all=wanted.size)
+    if not np.isfinite(mine.astype(float)).all():
+        return say("the result is not finite: is something divided by zero?")
+    return say(
+        "a value is off by {off}; the largest right one is {largest}",
+        off=f"{float(np.abs(mine.astype(float) - wanted.astype(float)).max()):.3g}",
+        largest=f"{float(np.abs(wanted).max()):.3g}",
+    )

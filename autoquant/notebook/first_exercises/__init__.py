@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from autoquant.core.errors import InputError
+from autoquant.core.language import say
 from autoquant.notebook.first_exercises import codes, gptq, spending
 from autoquant.notebook.first_exercises.base import Function
 from autoquant.notebook.lesson import Answer
-from autoquant.notebook.texts import say
 
 EXERCISES = {
     "absmax": codes.ABSMAX,
