@@ -97,6 +97,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m bench.hub bench-work/smollm2
 	$(BIN)/python -m bench.exl2
 	$(BIN)/python -m bench.lesson
+	$(BIN)/python -m bench.jobs_cost
 
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("AutoQuant needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

@@ -35,6 +35,7 @@ _PUBLIC = (
     "Comparison",
     "HubFailed",
     "InputError",
+    "Offers",
     "OutOfMemory",
     "Plan",
     "ProcessFailed",
@@ -131,7 +132,18 @@ def compare(
     return result.compare(_method(method), model, calibrations, out=out, values=values)
 
 
-def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False, ray: str = "") -> Any:
+def batch(
+    jobs: Any,
+    *,
+    out: str | Path | None = None,
+    dry_run: bool = False,
+    ray: str = "",
+    on: str = "here",
+    flavor: str = "",
+    timeout: str | float = "",
+    image: str = "",
+    yes: bool = False,
+) -> Any:
     """Run many models and methods, each into a folder of its own, and sum them up in one page.
 
         done = autoquant.batch([
@@ -146,9 +158,16 @@ def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False, ra
         and in ``name``, the job's folder.
     out: the folder that has the jobs' folders; default: as the file says, ./autoquant-batch for a
         list.
-    dry_run: end after the plans, and return a BatchPlan; nothing is written.
+    dry_run: end after the plans, and return a BatchPlan (of Hugging Face Jobs, Offers with what
+        they cost at most); nothing is run.
     ray: run the jobs on a Ray cluster, by its address; "auto" for the one that this machine belongs
         to.
+    on: "here", or "hf-jobs": each job as a Hugging Face Job, which is billed, uploads what it makes
+        (``upload`` is needed), and goes on if this ends; called again, it is followed again.
+    flavor, timeout, image: of Hugging Face Jobs, the machine (default: the cheapest that has what
+        the plan needs), when each is ended ("6h", or seconds; default: twice the planned time), and
+        the Docker image.
+    yes: start Hugging Face Jobs without being asked; without it InputError names the cost.
 
     All jobs are planned before the first is run; what cannot be made does not stop the others, nor
     does a failure. Called again, it goes on with what is missing. Returns a BatchResult: prints as
@@ -158,6 +177,17 @@ def batch(jobs: Any, *, out: str | Path | None = None, dry_run: bool = False, ra
     """
     from autoquant.cluster import run
 
+    if on != "here":
+        if ray:
+            raise InputError("ray: has no effect beside on='hf-jobs'; leave one of them out")
+        from autoquant.cluster.hf_jobs import python
+        from autoquant.cluster.hf_jobs.offers import Settings
+
+        settings = Settings(flavor, timeout, image)
+        return python.batch(jobs, out, on, settings, yes=yes, dry_run=dry_run)
+    options = {"flavor": flavor, "timeout": timeout, "image": image, "yes": yes}
+    if given := [name for name, value in options.items() if value]:
+        raise InputError(f"{given[0]} has an effect only with on='hf-jobs'; add that")
     planned = run.plan(jobs, out, here=not ray)
     if dry_run:
         return planned
@@ -243,6 +273,10 @@ def __getattr__(name: str) -> Any:
         from autoquant.cluster import run
 
         return getattr(run, name)
+    if name == "Offers":
+        from autoquant.cluster.hf_jobs.offers import Offers
+
+        return Offers
     if name == "Advice":
         from autoquant.sizing.advice import Advice
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from autoquant.calibration import Calibration as Calibration
+from autoquant.cluster.hf_jobs.offers import Offers as Offers
 from autoquant.cluster.planning import BatchPlan as BatchPlan
 from autoquant.cluster.run import BatchResult as BatchResult
 from autoquant.core.errors import AutoQuantError as AutoQuantError
@@ -28,6 +29,11 @@ def batch(
     out: str | Path | None = None,
     dry_run: Literal[False] = False,
     ray: str = "",
+    on: Literal["here", "hf-jobs"] = "here",
+    flavor: str = "",
+    timeout: str | float = "",
+    image: str = "",
+    yes: bool = False,
 ) -> BatchResult: ...
 @overload
 def batch(
@@ -36,7 +42,20 @@ def batch(
     out: str | Path | None = None,
     dry_run: Literal[True],
     ray: str = "",
+    on: Literal["here"] = "here",
 ) -> BatchPlan: ...
+@overload
+def batch(
+    jobs: str | Path | Sequence[Mapping[str, Any]],
+    *,
+    out: str | Path | None = None,
+    dry_run: Literal[True],
+    on: Literal["hf-jobs"],
+    flavor: str = "",
+    timeout: str | float = "",
+    image: str = "",
+    yes: bool = False,
+) -> Offers: ...
 def advise(
     model: str | Path,
     fits: str | None = None,

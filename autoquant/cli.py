@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     from autoquant.cluster.arguments import add_batch
+    from autoquant.cluster.hf_jobs.commands import add_jobs, add_place
     from autoquant.core.options import UploadOptions
     from autoquant.core.rendering import add_arguments
     from autoquant.evaluate.arguments import add_evaluate
@@ -76,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
                 ),
             )
             add_arguments(sub, method.Options)
+            if name == "quantize":
+                add_place(sub)
     add_evaluate(commands, common)
     send = commands.add_parser(
         "upload",
@@ -111,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_sensitivity(commands, common)
     add_batch(commands, common)
+    add_jobs(commands, common)
     commands.add_parser("devices", help="list the devices that advise knows, with their memory")
     prepare = commands.add_parser(
         "setup",
@@ -121,12 +125,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _quantize(arguments: argparse.Namespace) -> None:
+def _quantize(arguments: argparse.Namespace) -> int:
     from autoquant import result
+    from autoquant.cluster.hf_jobs import commands
     from autoquant.core import rendering
     from autoquant.methods import METHODS
 
     method = METHODS[arguments.method]
+    if commands.elsewhere(arguments):
+        return commands.quantize(arguments, rendering.given(arguments, method.Options))
     print(
         result.quantize(
             method,
@@ -135,6 +142,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
             values=rendering.from_arguments(arguments, method.Options),
         )
     )
+    return 0
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -250,6 +258,12 @@ def _batch(arguments: argparse.Namespace) -> int:
     return batch(arguments)
 
 
+def _jobs(arguments: argparse.Namespace) -> int:
+    from autoquant.cluster.hf_jobs.commands import jobs
+
+    return jobs(arguments)
+
+
 def _devices(_: argparse.Namespace) -> None:
     from autoquant.display import tables
     from autoquant.sizing import devices
@@ -304,6 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         "advise": _advise,
         "sensitivity": _sensitivity,
         "batch": _batch,
+        "jobs": _jobs,
         "devices": _devices,
         "setup": _setup,
     }

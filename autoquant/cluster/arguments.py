@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from autoquant.cluster.hf_jobs import commands as hf_jobs
 from autoquant.core.errors import InputError
 
 HELP = "run many models and methods from one file (docs/scale.md)"
@@ -47,10 +48,18 @@ def add_batch(commands: Any, common: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --ray: end this file's jobs, which another client runs there",
     )
+    hf_jobs.add_place(parser)
 
 
 def batch(arguments: argparse.Namespace) -> int:
     """Run it. 0: all is done; 1: something failed or was stopped."""
+    if hf_jobs.elsewhere(arguments):
+        if arguments.ray or arguments.cancel:
+            raise InputError(
+                "ray: --ray and --cancel have no effect beside --on hf-jobs; leave them out"
+                " (`autoquant jobs cancel ID` ends a Hugging Face Job)"
+            )
+        return hf_jobs.batch(arguments)
     from autoquant.cluster import jobs, local, run
     from autoquant.cluster.work import DONE
 

@@ -6,7 +6,7 @@ import argparse
 import inspect
 import typing
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from autoquant.core.options import (
     MethodOptions,
@@ -51,10 +51,12 @@ def add_arguments(
 
 def from_arguments(namespace: argparse.Namespace, cls: type[O]) -> O:
     """The options from a parsed command line."""
-    return build(
-        cls,
-        {name: getattr(namespace, name) for name in cls.model_fields if hasattr(namespace, name)},
-    )
+    return build(cls, given(namespace, cls))
+
+
+def given(namespace: argparse.Namespace, cls: type[UploadOptions]) -> dict[str, Any]:
+    """What a parsed command line says of the options."""
+    return {name: getattr(namespace, name) for name in cls.model_fields if hasattr(namespace, name)}
 
 
 def signature(cls: type[MethodOptions], leading: list[inspect.Parameter]) -> inspect.Signature:

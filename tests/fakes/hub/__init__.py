@@ -4,9 +4,9 @@
 Speaks what releases 1.27 and 2.4 of the client speak for model repositories: whoami, create,
 delete, settings, preupload, LFS (basic and multipart), Xet (through hf_xet's own ``local://``
 store), commit, branches, tags, tree, paths-info, refs, commits, resolve with HEAD, Range, ETag and
-a redirect to another origin; and what it takes to read datasets, which are kept as
-``datasets/owner/name``. State is kept in ``root`` and in this object, so that a server can be
-stopped and started again.
+a redirect to another origin; the same for datasets, which are kept as ``datasets/owner/name``; and
+jobs (:mod:`tests.fakes.hub.jobs`), which run as local processes. State is kept in ``root`` and in
+this object, so that a server can be stopped and started again.
 
 Tests steer it: :meth:`Hub.fail` injects faults, ``latency`` and ``bandwidth`` slow it down,
 :meth:`Hub.on` calls back on a request, ``log`` has every request. ``python -m tests.fakes.hub

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 
 from tests.fakes.hub.connection import Route
+from tests.fakes.hub.jobs import Jobs
 from tests.fakes.hub.reading import Reading
 from tests.fakes.hub.writing import Writing
 
 _ID, _REV = r"(?P<id>[^/]+/[^/]+)", r"(?P<rev>[^/]+)"
 _MODEL = rf"/api/models/{_ID}"
-FREE = (Writing.lfs_put, Reading.cdn)  # long transfers do not hold the lock
+_JOBS = r"/api/jobs/(?P<owner>[^/]+)"
+_JOB = rf"{_JOBS}/(?P<job>[^/]+)"
+FREE = (Writing.lfs_put, Reading.cdn, Jobs.logs)  # long transfers do not hold the lock
 ROUTES: list[Route] = [
     (methods.split(), re.compile(pattern), function)
     for methods, pattern, function in (
@@ -34,13 +37,18 @@ ROUTES: list[Route] = [
         ("PUT", r"/_lfs/(?P<oid>\w{64})(?:/part/(?P<part>\d+))?", Writing.lfs_put),
         ("POST", r"/_lfs/(?P<oid>\w{64})/complete", Writing.lfs_complete),
         ("POST", r"/_lfs/(?P<oid>\w{64})/verify", Writing.lfs_verify),
+        ("GET", r"/api/jobs/hardware", Jobs.hardware),
+        ("GET POST", _JOBS, Jobs.jobs),
+        ("GET", _JOB, Jobs.job),
+        ("GET", rf"{_JOB}/logs", Jobs.logs),
+        ("POST", rf"{_JOB}/cancel", Jobs.cancel),
         ("GET HEAD", r"/_cdn/(?P<sha>\w{64})", Reading.cdn),
         ("GET HEAD", rf"/{_ID}/(?:resolve|raw)/{_REV}/(?P<path>.+)", Reading.resolve),
     )
 ]
 
 
-class Handler(Reading, Writing):
+class Handler(Reading, Writing, Jobs):
     """One connection, with every request that the loopback Hub answers."""
 
     routes = ROUTES

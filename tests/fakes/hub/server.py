@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.fakes.hub.connection import Fault, Request
 from tests.fakes.hub.contents import LFS_NAMES, File, Refused, Repo, git_sha
+from tests.fakes.hub.jobs import Running
 from tests.fakes.hub.routes import Handler
 
 TOKEN = "hf_" + "TesterTesterTesterTesterTesterTest"
@@ -40,6 +41,7 @@ class Hub:
     def __post_init__(self) -> None:
         (self.root / "blobs").mkdir(parents=True, exist_ok=True)
         self.repos: dict[str, Repo] = {}
+        self.running = Running(self.root / "jobs")
         self.log: list[Request] = []
         self.xet_hash: dict[str, str] = {}
         self.served = 0

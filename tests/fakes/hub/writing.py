@@ -14,6 +14,11 @@ from tests.fakes.hub.connection import Connection
 from tests.fakes.hub.contents import BLOCK, LFS_NAMES, File, Refused, Repo, git_sha, now
 
 
+def _kind(wanted: dict[str, Any]) -> str:
+    """What the name of a repository begins with here."""
+    return "datasets/" if wanted.get("type") == "dataset" else ""
+
+
 class Writing(Connection):
     """The account, and requests that change something."""
 
@@ -49,7 +54,7 @@ class Writing(Connection):
     def create(self) -> None:
         wanted, user = json.loads(self.data), self._known()
         owner = wanted.get("organization") or user["name"]
-        id = f"{owner}/{wanted['name']}"
+        id = f"{_kind(wanted)}{owner}/{wanted['name']}"
         if user["role"] == "read" or owner not in [user["name"], *user.get("orgs", ())]:
             raise Refused(
                 403, f'You don\'t have the rights to create a model under the namespace "{owner}"'
@@ -70,7 +75,8 @@ class Writing(Connection):
 
     def delete(self) -> None:
         wanted = json.loads(self.data)
-        id = f"{wanted.get('organization') or self._known()['name']}/{wanted['name']}"
+        owner = wanted.get("organization") or self._known()["name"]
+        id = f"{_kind(wanted)}{owner}/{wanted['name']}"
         self.hub.repo(id, self.user, write=True)
         del self.hub.repos[id]
         self.send()
