@@ -44,6 +44,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "05_AWQ": ("awq", ("gptq",), METHODS["awq"].notebook_defaults),
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
+    "08_Many_models": ("batch", ("gguf", "hqq"), {}),
     "09_Outliers": ("", (), {}),
     "10_Formats": ("", ("gguf",), {}),
     "11_Serving": ("", ("gguf",), {}),

@@ -16,6 +16,7 @@ from autoquant.cluster import jobs as reading
 from autoquant.cluster import local, planning, shown, summary
 from autoquant.cluster.board import OURS, Board, Row, counted
 from autoquant.cluster.planning import BatchPlan, Planned
+from autoquant.cluster.summary import Page
 from autoquant.cluster.work import DONE, FAILED, STOPPED, Outcome
 from autoquant.core.errors import InputError
 from autoquant.display import html
@@ -40,6 +41,10 @@ class BatchResult:
     def failed(self) -> dict[str, str]:
         """The jobs that failed, or could not be run, with the reason."""
         return {row.job.name: row.line for row in self.rows if row.state == FAILED}
+
+    def page(self) -> Page:
+        """The summary's text; in a notebook it shows itself rendered."""
+        return Page.of(self.summary)
 
     def __getitem__(self, name: str) -> result.Result:
         return self.results[name]

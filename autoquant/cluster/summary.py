@@ -4,6 +4,8 @@ went wrong.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -32,6 +34,23 @@ class _Line:
     cells: tuple[str, ...]
     text: str
     address: str
+
+
+class Page(str):
+    """summary.md's text; in a notebook it shows itself, with links from where the notebook lies."""
+
+    folder = Path()
+
+    @classmethod
+    def of(cls, path: Path) -> Page:
+        """The page at a path."""
+        page = cls(path.read_text(encoding="utf-8"))
+        page.folder = path.parent
+        return page
+
+    def _repr_markdown_(self) -> str:
+        inside = Path(os.path.relpath(self.folder)).as_posix()
+        return re.sub(r"\]\(<(?!\w+://)", f"](<{inside}/", self)
 
 
 def write(batch: Batch, rows: Sequence[Row], results: Mapping[str, RunRecord]) -> Path:
@@ -75,7 +94,7 @@ def _made(row: Row, results: Mapping[str, RunRecord]) -> list[_Line]:
         perplexity, kl, _, _, agreement = tables.quality(one.evaluation)
         cells = (row.job.name, run.source.id, one.type, f"{one.bits_per_weight:.2f}")
         url = urls.get(one.name) or next((receipt.url for receipt in run.receipts), "")
-        here = f"{row.job.name}/{one.path_in(Path()).as_posix()}"
+        here = Path(row.job.name, one.path_in(Path())).as_posix()
         link = ("on the Hub", url) if url else ("here", here)
         lines.append(_Line((*cells, tables.size(one.bytes), perplexity, kl, agreement), *link))
     return lines

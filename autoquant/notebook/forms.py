@@ -22,10 +22,11 @@ from autoquant.core.options import MethodOptions, UploadOptions
 from autoquant.core.progress import in_notebook
 from autoquant.methods import METHODS
 from autoquant.notebook import choosing, uploading
+from autoquant.notebook.comparing import CompareOptions
 from autoquant.notebook.form_options import (
     HIDDEN,
+    OTHERS,
     TITLES,
-    CompareOptions,
     calibrates,
     declared,
     entries,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from autoquant.result import Result
 from autoquant.notebook.cells import about, cell, more, plain
 from autoquant.notebook.files import Files
+from autoquant.notebook.many import BatchOptions
 from autoquant.notebook.refusals import refused
 from autoquant.notebook.widgets import Widgets, stripped
 
@@ -286,7 +288,7 @@ class Form:
         model: options that exclude each other, texts that are not there.
         """
         self.options  # noqa: B018 (looked at by being made)
-        if self.name == "compare":
+        if self.name in OTHERS:
             return
         for method in self.methods:
             asked = options.build(METHODS[method].Options, self._chosen(method))
@@ -317,10 +319,10 @@ class Form:
 
     def plans(self) -> list[tuple[str, str, dict[str, Any]]]:
         """The runs to plan: method, model and options."""
-        if self.name != "compare":
+        if self.name not in OTHERS:
             chosen = self.methods or self.chosen(self.model)
             return [(method, self.model, self.values(method)) for method in chosen]
-        asked: CompareOptions = self.options
+        asked: CompareOptions | BatchOptions = self.options
         return asked.runs()
 
     def _ipython_display_(self) -> None:
@@ -345,8 +347,8 @@ class Form:
         rest = ", ".join(f"{one} = {value}" for one, value in different.items()) or say(
             "the defaults"
         )
-        if self.name == "compare":
-            what = say("{one} and {other}", one=self.options.small, other=self.options.large)
+        if self.name in OTHERS:
+            what = self.options.subject()
         else:
             titles = ", ".join(METHODS[one].title for one in self.methods)
             device = told(self._raw().get("device") or choosing.HERE)

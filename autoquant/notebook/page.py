@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,17 @@ def reachable_pair(small: str, large: str) -> tuple[str, str]:
     if not {small, large} <= {SMALLER, LARGER} or not (_missing(small) or _missing(large)):
         return small, large
     return "demo-small", "demo"
+
+
+def reachable_all(models: Sequence[str]) -> list[str]:
+    """The models themselves, but for defaults of the notebook that cannot be had: for these the
+    bundled ones, as far as they go.
+    """
+    defaults = [one for one in models if one in DEFAULTS]
+    if not any(map(_missing, defaults)):  # which is said once
+        return list(models)
+    bundled = dict(zip(defaults, ("demo-small", "demo"), strict=False))
+    return [bundled.get(one, one) for one in models if one in bundled or one not in DEFAULTS]
 
 
 def _missing(model: str) -> bool:

@@ -250,6 +250,10 @@ def test_the_example_runs_and_what_failed_is_tried_again(tmp_path: Path) -> None
 def test_a_batch_that_was_edited_makes_what_is_new(tmp_path: Path) -> None:
     entry = {"models": ["demo-small"], "methods": ["hqq", "w8a8"], "name": "{method}", **QUICK}
     before = autoquant.batch([entry], out=tmp_path)
+    # a notebook's links begin at the notebook
+    links = re.findall(r"\]\(<(.*?)>\)", before.page()._repr_markdown_())
+    assert len(links) == 2
+    assert all(Path(link).is_dir() for link in links)
     assert list(before.results) == ["hqq", "w8a8"]
     assert isinstance(before["hqq"], autoquant.Result)
     edited = {**entry, "methods": ["hqq"], "hqq": {"bits": 3}}

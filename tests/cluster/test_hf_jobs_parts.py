@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import autoquant
-from autoquant.cluster.hf_jobs import duration, flavors, hardware, keeping, lines, shipping
+from autoquant.cluster import keeping
+from autoquant.cluster.hf_jobs import duration, flavors, hardware, lines, shipping
 from autoquant.cluster.hf_jobs.hardware import GB, TABLE, Flavor
 from autoquant.cluster.work import Outcome
 from autoquant.core.errors import InputError

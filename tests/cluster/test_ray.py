@@ -187,6 +187,9 @@ def test_nodes_that_share_no_folder_send_their_results_to_the_hub(
     assert last["outcome"]["state"] == "done", last
     assert f"{nodes.hub.url}/tester/tiny" in last["outcome"]["line"]
     assert {"README.md", ".autoquant/journal.json"} <= set(last["files"])
+    # what another node might have kept was asked for, and nothing is kept of a job that is done
+    assert any("tester/autoquant-unfinished-" in one.path for one in nodes.hub.log)
+    assert not [repo for repo in nodes.hub.repos if "unfinished" in repo]
     written = [path for path in (*nodes.logs.rglob("*"), *tmp_path.rglob("*")) if path.is_file()]
     assert len(written) > 10
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]

@@ -273,3 +273,20 @@ def test_papermill_runs_and_validates(tmp_path: Path, cache: Path) -> None:
 def test_a_chosen_model_is_never_replaced(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(CellExecutionError, match="someone/something"):
         start("00_AutoQuant", tmp_path, cache, model="someone/something")
+
+
+def test_many_models_become_one_table(tmp_path: Path, cache: Path) -> None:
+    said = start("08_Many_models", tmp_path, cache, methods="hqq, w8a8", eval_chunks=4)
+    assert "Continuing with the bundled demo model" in said["plan"]
+    assert "4 of 4 jobs to run" in said["plan"]
+    assert 'models = ["demo-small", "demo"]' in said["file"]
+    assert "4 done; with links: " in said["run"]
+    assert "data:image/png;base64," in said["compare"]
+    assert said["compare"].count("tiny-austen") >= 1
+    assert re.search(r"generates.*different", said["check"])
+    assert "relative error 0." in said["look"]
+    assert "# 4 jobs: 4 done" in said["card"]
+    assert "Nothing is uploaded" in said["upload"]
+    batch = tmp_path / "work" / "autoquant-batch"
+    assert (batch / "demo-W8A8-int8-dynamic" / "model.safetensors").is_file()
+    assert (batch / "summary.html").is_file()

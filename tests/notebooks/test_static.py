@@ -56,7 +56,7 @@ FORM = ("parameters", "more")
 FOLDED = ("install", "parameters", "more", "prompt")
 # lessons that teach by functions, and ask for some in their exercises
 BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
-NOTEBOOKS = ("00", "02", "03", "04", "05", "06", "07")  # with a form
+NOTEBOOKS = ("00", "02", "03", "04", "05", "06", "07", "08")  # with a form
 OWN = {"02_GGUF_llama_cpp": ["best-text", "best"]}  # beside the skeleton
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from autoquant.cluster import keeping
 from autoquant.cluster.board import Board, log_of
-from autoquant.cluster.hf_jobs import keeping, lines, shipping
+from autoquant.cluster.hf_jobs import lines, shipping
 from autoquant.cluster.hf_jobs.offers import Offer, Offers, Settings
 from autoquant.cluster.hf_jobs.submit import (
     ALIVE,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import autoquant
-from autoquant.cluster import work
-from autoquant.cluster.hf_jobs import keeping, lines
+from autoquant.cluster import keeping, work
+from autoquant.cluster.hf_jobs import lines
 from autoquant.cluster.jobs import from_json
 from autoquant.core.errors import AutoQuantError
 from autoquant.core.redact import redact

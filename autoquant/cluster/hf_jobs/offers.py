@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from autoquant.cluster import keeping
 from autoquant.cluster.board import Board, saved
-from autoquant.cluster.hf_jobs import duration, flavors, hardware, keeping, lines, shipping
+from autoquant.cluster.hf_jobs import duration, flavors, hardware, lines, shipping
 from autoquant.cluster.hf_jobs.submit import (
     ALIVE,
     Account,

@@ -85,14 +85,16 @@ def _package(root: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _metadata(folder: str) -> Iterator[tuple[str, bytes]]:
-    """What describes it to an installer: the installation's own METADATA, at this version."""
+    """What describes it to an installer: the installation's own METADATA (in a checkout, from
+    which it is found first, that is PKG-INFO), at this version.
+    """
     try:
         installed = importlib.metadata.distribution(PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         raise InputError(
             f"{PACKAGE} is not installed, so that it cannot be given to a job: pip install -e ."
         ) from None
-    text = installed.read_text("METADATA") or ""
+    text = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
     lines = [
         f"Version: {__version__}" if line.startswith("Version: ") else line
         for line in text.splitlines()

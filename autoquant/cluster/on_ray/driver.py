@@ -224,6 +224,9 @@ class _Jobs:
         except exceptions.OutOfMemoryError:
             self._end(job, "memory ran out on its node; give it more ([ray] memory in the file)")
             return
+        except exceptions.RayTaskError as error:
+            self._end(job, f"a fault of AutoQuant's own, on its node: {error.cause}")
+            return
         except exceptions.RayError as error:
             line = str(error).strip().splitlines()[0]
             self._end(job, f"its node or process died {RETRIES + 1} times: {line}")

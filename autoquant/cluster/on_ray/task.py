@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import logging
 import os
 import socket
 import tempfile
@@ -15,15 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from autoquant.cluster import jobs
+from autoquant.cluster import jobs, keeping
 from autoquant.cluster.board import log_of
 from autoquant.cluster.work import do
 from autoquant.core import journal, redact
 from autoquant.core.cache import cache_folder
+from autoquant.core.errors import AutoQuantError
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.version import __version__
+from autoquant.hub.client import connect, with_retries
 from autoquant.runtime import preload
 
+log = logging.getLogger(__name__)
 OFTEN = 0.5  # seconds between two reports
 LOG = 1 << 20  # bytes of a log that come back
 SMALL = ("README.md", "size-against-quality.png", f"{journal.OURS}/journal.json")
@@ -89,7 +93,7 @@ def run(
     place = Path(folder) if shared else cache_folder() / "batches" / key_of(folder)
     log, own = log_of(place, job.name), place / job.name
     said = _Saying(job.name, reporter)
-    with _token(token), _processors(cpus):
+    with _token(token), _processors(cpus), _kept_elsewhere(job, own, shared):
         _keep_preloaded()
         _wait_for(own)
         outcome = do(job, own, log, said)
@@ -133,6 +137,44 @@ def _token(token: str) -> Iterator[None]:
     finally:
         if ours:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _kept_elsewhere(job: jobs.Job, folder: Path, shared: bool) -> Iterator[None]:
+    """Where nodes share no folder: keep what is finished on the Hub, and begin with what another
+    node has kept there before it was lost.
+    """
+    if shared:
+        yield
+        return
+    keeper = None
+    try:
+        client = connect()
+        asked = "asking the Hub whose token this is"
+        repo = keeping.unfinished(with_retries(client.api.whoami, asked, client)["name"], job.key)
+        if not (folder / keeping.JOURNAL).is_file():
+            keeping.restore(client, repo, folder)
+        keeper = keeping.Keeper(client, repo, folder)
+    except (AutoQuantError, OSError) as error:  # without it, another node would begin anew
+        log.warning("finished steps are not kept: %s", error)
+    if keeper is None:
+        yield
+        return
+    with keeper:
+        yield
+    try:
+        if sent(folder):
+            keeper.forget()
+        else:
+            keeper.keep()
+    except (AutoQuantError, OSError) as error:
+        log.warning("finished steps are not kept: %s", error)
+
+
+def sent(folder: Path) -> bool:
+    """Whether a run has ended and was uploaded."""
+    steps = journal.read(folder)[1]
+    return "result" in steps and any("receipt" in one["facts"] for one in steps.values())
 
 
 @contextlib.contextmanager
