@@ -1,0 +1,410 @@
+"""A stand-in for exllamav3's compiled extension, in torch on the CPU: the functions that its
+converter calls for dense models.
+
+Each does what the kernel of that name does to its arguments. ``quantize_tiles`` alone is another
+algorithm: the extension finds the best path through the trellis by Viterbi over 65536 states, this
+one keeps the single nearest code at each step, so its errors are several times those of the real
+converter at the same bits. The codes that it writes are as valid.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+TILE = 256  # weights, 16 inputs by 16 outputs
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def stloader_open_file(filename: str) -> Any:
+    """A file to be read from."""
+    return open(filename, "rb")
+
+
+def stloader_close_file(file: Any) -> None:
+    """Close it."""
+    file.close()
+
+
+def stloader_read(file: Any, offset: int, size: int, target: Tensor) -> None:
+    """Bytes of a file into a tensor."""
+    file.seek(offset)
+    raw = bytearray(file.read(size))
+    if size:
+        target.copy_(torch.frombuffer(raw, dtype=target.dtype).view(target.shape))
+
+
+def stloader_deferred_batch(files: list[Any], rows: Tensor, chunk: int) -> None:
+    """Bytes of many tensors to where they belong: columns are the file, the place in it, how many
+    bytes, the address, its bytes, and flags (1: bfloat16 becomes float16, 2: float32 does).
+    """
+    import ctypes
+
+    for file, offset, size, address, _, flags, _ in rows.tolist():
+        files[file].seek(offset)
+        raw = files[file].read(size)
+        if flags & 1 and size:
+            half = torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).half()
+            raw = half.numpy().tobytes()
+        # float32 lies in a tensor of its own, which is converted when it is copied
+        ctypes.memmove(address, raw, len(raw))
+
+
+# --- the trellis ----------------------------------------------------------------------------------
+
+
+@functools.cache
+def codebook(mcg: bool, mul1: bool) -> Tensor:
+    """The value of each of the 65536 states, float32 of halves."""
+    state = torch.arange(1 << 16, dtype=torch.int64)
+    if mul1:
+        product = (state * 0x83DCD12D) & 0xFFFFFFFF
+        total = sum((product >> shift) & 0xFF for shift in (0, 8, 16, 24))
+        step, start = (
+            torch.tensor(bits, dtype=torch.int16).view(torch.half).double()
+            for bits in (0x1EEE, 0xC931 - (1 << 16))
+        )
+        return ((1024 + total) * step + start).half().float()
+    product = state * 0xCBAC1FED if mcg else state * 89226354 + 64248484
+    bits = (product & 0x8FFF8FFF) ^ 0x3B603B60
+    low, high = ((bits >> shift) & 0xFFFF for shift in (0, 16))
+    return sum(
+        one.to(torch.int32).where(one < 1 << 15, one.to(torch.int32) - (1 << 16))
+        .to(torch.int16)
+        .view(torch.half)
+        .float()
+        for one in (low, high)
+    ).half().float()  # fmt: skip
+
+
+def widths(k: float) -> list[int]:
+    """How many bits each of a tile's 256 codes has: at a half, every second has one more."""
+    return [int(k) + (i % 2 if k % 1 else 0) for i in range(TILE)]
+
+
+def _search(tiles: Tensor, k: float, values: Tensor) -> Tensor:
+    """States [tiles, 256] that make a ring: the last 16 bits are what comes before the first."""
+    bits = widths(k)
+    total = sum(bits)
+    # where the ring closes is found by a run-up over the tile's end
+    state = torch.zeros(len(tiles), dtype=torch.int64)
+    for i in range(TILE - 32, TILE):
+        state = _step(state, tiles[:, i], bits[i], values, 0, state)
+    closing, made, end = state, torch.empty(tiles.shape, dtype=torch.int64), 0
+    for i in range(tiles.shape[1]):
+        end += bits[i]
+        # the bits of this code that are among the last 16
+        fixed = max(0, min(bits[i], end - (total - 16)))
+        state = _step(state, tiles[:, i], bits[i], values, fixed, closing >> (total - end))
+        made[:, i] = state
+    return made
+
+
+def _step(
+    state: Tensor, wanted: Tensor, bits: int, values: Tensor, fixed: int, given: Tensor
+) -> Tensor:
+    """The next state: the nearest value among those whose last ``fixed`` bits are the given ones."""
+    free = torch.arange(1 << (bits - fixed)) << fixed
+    code = free + (given & ((1 << fixed) - 1))[:, None]
+    after = ((state << bits) & 0xFFFF)[:, None] | code
+    best = (values[after] - wanted[:, None]).abs().argmin(1, keepdim=True)
+    return after.gather(1, best)[:, 0]
+
+
+def quantize_tiles_scratch(*_: Any) -> tuple[bool, int]:
+    """How large its buffers are to be: as small as may be."""
+    return True, 1
+
+
+def _quantize(tiles: Tensor, made: Tensor, codes: Tensor, k: float, mcg: bool, mul1: bool) -> None:
+    values = codebook(mcg, mul1)
+    states = _search(tiles, k, values)
+    made.copy_(values[states])
+    codes.copy_(states.where(states < 1 << 15, states - (1 << 16)).short())
+
+
+def quantize_tiles(
+    tiles: Tensor, made: Tensor, codes: Tensor, _c: Any, _e: Any, k: int, mcg: bool, mul1: bool
+) -> None:
+    """Values and states of tiles [n, 256]."""
+    _quantize(tiles, made, codes, k, mcg, mul1)
+
+
+def quantize_tiles_frac(
+    tiles: Tensor, made: Tensor, codes: Tensor, _c: Any, _e: Any, k: int, mask: int
+) -> None:
+    """The same with half a bit more."""
+    assert mask == 0xAAAA
+    _quantize(tiles, made, codes, k + 0.5, False, True)
+
+
+def _pack(packed: Tensor, codes: Tensor, k: float) -> None:
+    """A stream of bits, the highest first, in 32-bit words."""
+    columns = []
+    for i, bits in enumerate(widths(k)):
+        columns += [(codes[..., i].long() >> (bits - 1 - b)) & 1 for b in range(bits)]
+    stream = torch.stack(columns, -1).reshape(*codes.shape[:-1], -1, 2, 16)
+    halves = (stream << torch.arange(15, -1, -1)).sum(-1).flip(-1).reshape(packed.shape)
+    packed.copy_(halves.where(halves < 1 << 15, halves - (1 << 16)).short())
+
+
+def pack_trellis(packed: Tensor, codes: Tensor, k: int) -> None:
+    """States [in / 16, out / 16, 256] to int16 [in / 16, out / 16, 16 k]."""
+    _pack(packed, codes, k)
+
+
+def pack_trellis_frac(packed: Tensor, codes: Tensor, k: int, mask: int) -> None:
+    """The same with half a bit more."""
+    _pack(packed, codes, k + 0.5)
+
+
+def _states(packed: Tensor, k: float) -> Tensor:
+    halves = (packed.long() & 0xFFFF).reshape(*packed.shape[:-1], -1, 2).flip(-1)
+    halves = halves.reshape(packed.shape)
+    stream = ((halves[..., None] >> torch.arange(15, -1, -1)) & 1).flatten(-2)
+    ends = torch.cumsum(torch.tensor(widths(k)), 0)
+    places = (ends[:, None] - 16 + torch.arange(16)) % stream.shape[-1]
+    made: Tensor = (stream[..., places] << torch.arange(15, -1, -1)).sum(-1)
+    return made
+
+
+@functools.cache
+def _order() -> Tensor:
+    """Where in a tile (row by row) each code's weight is: the tensor cores' order."""
+    made = []
+    for t in range(32):
+        rows, column = [2 * (t % 4) + one for one in (0, 1, 8, 9)], t // 4
+        made += [16 * row + column for row in rows] + [16 * row + column + 8 for row in rows]
+    return torch.tensor(made)
+
+
+def reconstruct(made: Tensor, packed: Tensor, k: float, mcg: bool, mul1: bool) -> None:
+    """The weight [in, out] between the two rotations."""
+    values = codebook(mcg, mul1)[_states(packed, k)]
+    tiles = torch.empty_like(values)
+    tiles[..., _order()] = values
+    rows, columns = packed.shape[:2]
+    made.copy_(
+        tiles.view(rows, columns, 16, 16).permute(0, 2, 1, 3).reshape(16 * rows, 16 * columns)
+    )
+
+
+def reconstruct_slice(
+    made: Tensor, packed: Tensor, k: float, mcg: bool, mul1: bool, first: int
+) -> None:
+    """Some of its outputs."""
+    tiles = packed[:, first // 16 : (first + made.shape[1]) // 16]
+    reconstruct(made, tiles, k, mcg, mul1)
+
+
+@functools.cache
+def _hadamard() -> Tensor:
+    made = torch.ones(1, 1)
+    while len(made) < 128:
+        made = torch.cat((torch.cat((made, made), 1), torch.cat((made, -made), 1)))
+    return made / math.sqrt(128)
+
+
+def had_r_128(
+    x: Tensor, made: Tensor, before: Tensor | None, after: Tensor | None, scale: float
+) -> None:
+    """Each 128 inputs rotated, with factors for each before and after."""
+    value = x.float() if before is None else x.float() * before.float()
+    value = (value.reshape(-1, 128) @ _hadamard()).reshape(x.shape) * scale
+    made.copy_(value if after is None else value * after.float())
+
+
+def reconstruct_had_slice(
+    made: Tensor,
+    packed: Tensor,
+    suh: Tensor,
+    svh: Tensor,
+    k: float,
+    mcg: bool,
+    mul1: bool,
+    first: int,
+) -> None:
+    """The weight [in, out] with both rotations."""
+    inner = torch.empty(made.shape)
+    reconstruct_slice(inner, packed, k, mcg, mul1, first)
+    had_r_128(inner, inner, None, svh[: made.shape[1]], 1.0)
+    turned = inner.T.contiguous()
+    had_r_128(turned, turned, None, suh, 1.0)
+    made.copy_(turned.T)
+
+
+# --- running a model ------------------------------------------------------------------------------
+
+
+def hgemm(a: Tensor, b: Tensor, made: Tensor) -> None:
+    """A product of matrices."""
+    made.copy_((a.float() @ b.float()).view(made.shape))
+
+
+hgemm_recon = hgemm
+
+
+class BC_LinearFP16:
+    """A layer's weight, as the C++ side keeps it."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+
+class BC_LinearEXL3:
+    """A quantized layer that multiplies few rows at a time."""
+
+    def __init__(
+        self,
+        trellis: Tensor,
+        suh: Tensor,
+        svh: Tensor,
+        k: float,
+        bias: Tensor | None,
+        mcg: bool,
+        mul1: bool,
+        _: Any,
+    ) -> None:
+        self.parts = (trellis, suh, svh, k, mcg, mul1, 0)
+        self.bias = bias
+        self.shape = (len(suh), len(svh))
+
+    def run_alloc(self, x: Tensor, outputs: int, float32: bool) -> Tensor:
+        """A product."""
+        weight = torch.empty(self.shape)
+        reconstruct_had_slice(weight, *self.parts)
+        made = x.float() @ weight + (0 if self.bias is None else self.bias.float())
+        return made if float32 else made.half()
+
+
+class BC_GatedMLP:
+    """A graph for single tokens, which the converter does not run."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+BC_MLP = BC_Attention = BC_GatedMLP
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    made: Tensor,
+    eps: float,
+    bias: float,
+    scale: float,
+    span_heads: bool,
+    add: bool,
+    groups: int = 1,
+) -> None:
+    """A norm; with ``add`` onto what is there."""
+    value = x.float()
+    value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps) * scale
+    value = value if weight is None else value * (weight.float() + bias)
+    made.copy_(made.float() + value if add else value)
+
+
+def rms_norm_res_in(
+    x: Tensor,
+    weight: Tensor | None,
+    made: Tensor,
+    residual: Tensor,
+    eps: float,
+    bias: float,
+    scale: float,
+) -> None:
+    """Add to the residual, then a norm of that."""
+    residual.copy_(residual.float() + x.float())
+    rms_norm(residual, weight, made, eps, bias, scale, False, False)
+
+
+def rope(
+    q: Tensor,
+    out_q: Tensor,
+    k: Tensor | None,
+    out_k: Tensor | None,
+    frequencies: Tensor,
+    position: int,
+    positions: Any,
+    position_ids: Any,
+    style: int,
+    factor: float,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    bias: float,
+    *_: Any,
+) -> None:
+    """Rotary embeddings [batch, tokens, heads, width], after a norm of each head if there is one."""
+    assert positions is None
+    assert position_ids is None
+    half = frequencies.shape[-1]
+    angle = (position + torch.arange(q.shape[1]))[:, None].float() * frequencies
+    cos, sin = (angle.cos() * factor)[:, None], (angle.sin() * factor)[:, None]
+    for x, made, weight in ((q, out_q, q_norm), (k, out_k, k_norm)):
+        if x is None or made is None:
+            continue
+        value = x.float()
+        if weight is not None:
+            value = value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + eps)
+            value = (value * (weight.float() + bias)).half().float()
+        value = value.clone()
+        # 1: pairs side by side (GPT-J); else the two halves (NeoX)
+        first, second = (
+            (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+            if style == 1
+            else (slice(0, half), slice(half, 2 * half))
+        )
+        a, b = value[..., first].clone(), value[..., second].clone()
+        value[..., first], value[..., second] = a * cos - b * sin, b * cos + a * sin
+        made.copy_(value)
+
+
+def silu_mul(gate: Tensor, up: Tensor, made: Tensor, limit: float = 0.0) -> None:
+    """The usual gate."""
+    made.copy_(torch.nn.functional.silu(gate.float()) * up.float())
+
+
+def gelu_mul(gate: Tensor, up: Tensor, made: Tensor, limit: float = 0.0) -> None:
+    """Gemma's."""
+    made.copy_(torch.nn.functional.gelu(gate.float(), approximate="tanh") * up.float())
+
+
+def relu2_mul(gate: Tensor, up: Tensor, made: Tensor, limit: float = 0.0) -> None:
+    """Squared ReLU."""
+    made.copy_(torch.relu(gate.float()).square() * up.float())
+
+
+def softcap(x: Tensor, made: Tensor, most: float) -> None:
+    """Logits held below a bound."""
+    made.copy_(torch.tanh(x.float() / most) * most)
+
+
+def count_inf_nan(x: Tensor, counts: Tensor) -> None:
+    """Add what is not finite to two counts."""
+    counts += torch.stack((torch.isinf(x).sum(), torch.isnan(x).sum()))
+
+
+def exl3_gemv_int8_max_k(_: Any) -> int:
+    """As on most cards."""
+    return 5
+
+
+def __getattr__(name: str) -> Any:
+    """A kernel that dense models do not need: only its name is looked at."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    if name.startswith("HAS_"):
+        return False
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"the stand-in for exllamav3's extension has no {name}")
+
+    return missing
