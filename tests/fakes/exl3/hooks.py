@@ -41,12 +41,18 @@ def _named(name: str, **content: Any) -> types.ModuleType:
     return module
 
 
+def _any(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Nothing()
+
+
 def install() -> None:
     """Do it, for this process."""
     import exllamav3_ext
 
     language = _named("triton.language", constexpr=_Nothing, dtype=_Nothing, extra=_Nothing)
-    language.__getattr__ = lambda name: _Nothing()  # type: ignore[method-assign]
+    language.__getattr__ = _any  # type: ignore[method-assign]
     _named(
         "triton",
         jit=_decorator,
@@ -69,11 +75,17 @@ def _accumulate(packed: torch.Tensor, x: torch.Tensor) -> None:
 
 
 def _attend(args: Any) -> torch.Tensor:
-    q, k, v = (one.transpose(1, 2) for one in (args.q, args.k, args.v))
-    made: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, is_causal=args.causal, enable_gqa=args.is_gqa(), scale=args.sm_scale
-    )
-    return made.transpose(1, 2)
+    """Attention without a cache; each token sees ``window_size`` before it, if that is given."""
+    q, k, v = (one.transpose(1, 2).float() for one in (args.q, args.k, args.v))
+    k, v = (one.repeat_interleave(args.num_q_heads // args.num_kv_heads, 1) for one in (k, v))
+    scores = q @ k.transpose(2, 3) * args.sm_scale
+    if args.softcap:
+        scores = torch.tanh(scores / args.softcap) * args.softcap
+    ahead = torch.arange(args.kv_len) - torch.arange(args.q_len)[:, None]
+    window = args.window_size if args.window_size not in (None, -1) else args.kv_len
+    hidden = (ahead > 0) | (ahead <= -window)
+    scores = scores.masked_fill(hidden, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).to(args.q.dtype)
 
 
 # module -> function -> what is put in its place once the module has been imported
