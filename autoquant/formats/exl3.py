@@ -38,7 +38,8 @@ def _order() -> npt.NDArray[np.intp]:
     lane = np.arange(32)[:, None]
     rows = 2 * (lane % 4) + np.array([0, 1, 8, 9, 0, 1, 8, 9])
     columns = lane // 4 + np.array([0, 0, 0, 0, 8, 8, 8, 8])
-    return (TILE * rows + columns).ravel()
+    order: npt.NDArray[np.intp] = (TILE * rows + columns).ravel()
+    return order
 
 
 ORDER = _order()
@@ -49,19 +50,22 @@ def codebook(mark: str) -> Floats:
     """The values of all 65536 states, which the kernels compute in float16; ``mark`` is ``mul1``,
     ``mcg`` or empty.
     """
+    values: Floats
     state = np.arange(1 << 16, dtype=np.uint32)
     if mark == "mul1":
         digits = (state * np.uint32(0x83DCD12D)).view(np.uint8).reshape(-1, 4)
         step, start = np.array([0x1EEE, 0xC931], dtype=np.uint16).view(np.float16).astype(float)
         total = 1024.0 + digits.sum(axis=1)
-        return (total * step + start).astype(np.float16).astype(np.float32)
+        values = (total * step + start).astype(np.float16).astype(np.float32)
+        return values
     product = (
         state * np.uint32(0xCBAC1FED)
         if mark == "mcg"
         else state * np.uint32(89226354) + np.uint32(64248484)
     )
     halves = ((product & np.uint32(0x8FFF8FFF)) ^ np.uint32(0x3B603B60)).view(np.float16)
-    return (halves[::2] + halves[1::2]).astype(np.float32)
+    values = (halves[::2] + halves[1::2]).astype(np.float32)
+    return values
 
 
 def bits(trellis: Any) -> float:
@@ -79,16 +83,18 @@ def states(trellis: npt.NDArray[np.int16]) -> npt.NDArray[np.uint16]:
     after = words[..., (first // 32 + 1) % count].astype(np.uint64)
     both = (words[..., first // 32].astype(np.uint64) << np.uint64(32)) | after
     shifts = (48 - first % 32).astype(np.uint64)
-    return (both >> shifts).astype(np.uint16)
+    made: npt.NDArray[np.uint16] = (both >> shifts).astype(np.uint16)
+    return made
 
 
 @functools.cache
 def hadamard() -> Floats:
     """The Hadamard matrix of 128 by Sylvester's construction, divided by √128."""
-    made = np.ones((1, 1), dtype=np.float32)
+    made: Any = np.ones((1, 1), dtype=np.float32)
     while len(made) < BLOCK:
         made = np.block([[made, made], [made, -made]])
-    return (made / np.sqrt(np.float32(BLOCK))).astype(np.float32)
+    turn: Floats = (made / np.sqrt(np.float32(BLOCK))).astype(np.float32)
+    return turn
 
 
 def dequantize(parts: dict[str, Any], outputs: int = 0, inputs: int = 0) -> Floats:
@@ -98,15 +104,13 @@ def dequantize(parts: dict[str, Any], outputs: int = 0, inputs: int = 0) -> Floa
     trellis = np.asarray(parts["trellis"])
     values = codebook(next((mark for mark in CODEBOOKS if mark in parts), ""))
     rows, columns = trellis.shape[:2]
-    weight = np.empty((rows * TILE, columns * TILE), dtype=np.float32)
+    weight: Any = np.empty((rows * TILE, columns * TILE), dtype=np.float32)
     for first in range(0, rows, ROWS):
         ring = values[states(trellis[first : first + ROWS])]
         tiles = np.empty_like(ring)
         tiles[..., ORDER] = ring
         weight[first * TILE : (first + ROWS) * TILE] = (
-            tiles.reshape(-1, columns, TILE, TILE)
-            .swapaxes(1, 2)
-            .reshape(-1, columns * TILE)
+            tiles.reshape(-1, columns, TILE, TILE).swapaxes(1, 2).reshape(-1, columns * TILE)
         )
     turn = hadamard()
     scale_in, scale_out = (np.asarray(parts[name], dtype=np.float32) for name in ("suh", "svh"))

@@ -110,9 +110,7 @@ def verify(
         raise CheckFailed(f"the blocks have {mean:.2f} bits per weight, asked for {target:.2f}")
     bits = {name: codes[name][0] / codes[name][1] for name in layers}
     most, fewest = max(bits, key=lambda name: bits[name]), min(bits, key=lambda name: bits[name])
-    held = sum(
-        8 * quantized.size(one) for name in layers for one in format.stored(quantized, name)
-    )
+    held = sum(8 * quantized.size(one) for name in layers for one in format.stored(quantized, name))
     needed = 4 * parameters + (2 << 30)
     if needed > memory_available():
         said = predicts(folder, source, dequantized.READ_BACK, needed)

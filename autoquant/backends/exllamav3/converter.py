@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoquant.backends.exllamav3.environment import VARIABLES
 from autoquant.core.errors import OutOfMemory, ProcessFailed
@@ -38,9 +39,23 @@ def stage(model: Path, folder: Path) -> Path:
         (folder / path.name).symlink_to(path.resolve())
     carry(model, folder)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config.pop("auto_map", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(converter_config(config), indent=2) + "\n", encoding="utf-8"
+    )
     return folder
+
+
+def converter_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config that exllamav3 reads as it is meant. The finished folder keeps it: the runtimes read
+    it with the same code.
+
+    Of Gemma 2 it takes the window of local attention from ``sliding_window_size``, which
+    transformers does not write, and without it lets every layer see everything.
+    """
+    made = {name: value for name, value in config.items() if name != "auto_map"}
+    if config.get("model_type") == "gemma2" and config.get("sliding_window"):
+        made.setdefault("sliding_window_size", config["sliding_window"])
+    return made
 
 
 def resumable(job: Path, model: Path, target: Path) -> bool:
@@ -93,7 +108,13 @@ def convert(
         str(os.getpid()),
         "-w",
         str(job),
-        *(["-r"] if again else ["-i", str(model), "-o", str(target), *arguments]),
+        "-i",
+        str(model),
+        "-o",
+        str(target),
+        # again too: a job that is resumed without its codebook goes on with another
+        *arguments,
+        *(["-r"] if again else []),
     ]
     done: set[str] = set()
 

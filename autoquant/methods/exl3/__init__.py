@@ -1,5 +1,5 @@
-"""EXL3 folders for exllamav3 and TabbyAPI: exllamav3's own converter, its files read back by our own
-reader.
+"""EXL3 folders for exllamav3 and TabbyAPI: exllamav3's own converter, its files read back by our
+own reader.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from autoquant.formats.exl2 import FUSED
 from autoquant.formats.exl3 import BLOCK
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output, UsualType
+from autoquant.methods.exl2.options import bitrate
 from autoquant.methods.exl3 import work
-from autoquant.methods.exl3.options import LEAST, SAMPLES, USUAL_HEAD, Exl3Options, bitrate
+from autoquant.methods.exl3.options import LEAST, SAMPLES, USUAL_HEAD, Exl3Options
 from autoquant.methods.size import Size
 from autoquant.source import bytes_to_fetch, shapes
 from autoquant.source import layers as layers_of
@@ -35,21 +36,24 @@ from autoquant.source import layers as layers_of
 # Of those that exllamav3 1.6.5 knows: dense language models that transformers has too, so that the
 # files can be read back, and which it runs as transformers does: a test compares them one by one.
 ARCHITECTURES: tuple[str, ...] = (
+    "ArceeForCausalLM",
     "CohereForCausalLM",
     "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
     "Glm4ForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "SeedOssForCausalLM",
     "SmolLM3ForCausalLM",
 )
+WINDOWED = ("Gemma2ForCausalLM",)  # of these, those whose local attention it has
 # of exllamav3's README, not measured here
 COSTS = (
-    "each bitrate is a conversion of its own; exllamav3's README puts one at a couple of minutes for"
-    " smaller models and a few hours for 70 billion parameters and more, on one fast consumer GPU"
+    "each bitrate is a conversion of its own; exllamav3's README puts one at a couple of minutes"
+    " for smaller models and a few hours for 70 billion parameters and more, on one high-end"
+    " consumer GPU"
     " (not measured here)"
 )
 
@@ -60,13 +64,13 @@ class Exl3(Method[Exl3Options]):
     name: ClassVar[str] = "exl3"
     title: ClassVar[str] = "EXL3"
     summary: ClassVar[str] = (
-        "1 to 8 bits per weight by a trellis code, the most quality at 2 to 4 bits; for NVIDIA GPUs"
+        "1 to 8 bits per weight on average by a trellis code, made for 2 to 4; for NVIDIA GPUs"
         " with exllamav3, TabbyAPI"
     )
     Options: ClassVar[type[MethodOptions]] = Exl3Options
     start: ClassVar[str] = "python main.py --model-dir {folder} --model-name {name}"  # TabbyAPI
     take_when: ClassVar[str] = (
-        "you want the best model in 2 to 4 bits on your NVIDIA GPU (any average of 1 to 8 bits)"
+        "it must fit your NVIDIA GPU in 2 to 4 bits per weight (any average of 1 to 8 bits)"
     )
     bits: ClassVar[str] = "1 to 8, any average"
     requires_calibration: ClassVar[str] = "yes"
@@ -123,6 +127,19 @@ class Exl3(Method[Exl3Options]):
         """What can be refused before anything is downloaded, but for the machine."""
         refuse(source, options)
 
+    def about(self, source: Source, options: Exl3Options) -> list[str]:
+        """Also, where exllamav3 does not look back only as far as the model does."""
+        config = _config(source)
+        window = config.get("sliding_window")
+        used = config.get("use_sliding_window", True) and source.architecture not in WINDOWED
+        if not (used and window and window < source.context):
+            return super().about(source, options)
+        return [
+            *super().about(source, options),
+            f"this model looks back {window:,} tokens, and exllamav3 1.6.5 lets it look back"
+            " further: on longer texts its predictions differ from the original's",
+        ]
+
     def check_hardware(self, options: Exl3Options, folder: Path) -> None:
         """Refuse a machine that cannot, unless all bitrates are in the folder already: they can be
         measured and uploaded anywhere.
@@ -143,7 +160,7 @@ class Exl3(Method[Exl3Options]):
             for name, bpw in zip(options.types, options.bpw, strict=True)
         }
         download, free = bytes_to_fetch(source), free_bytes(out)
-        hidden = min(inputs for _, inputs in layers.values())
+        hidden = _config(source)["hidden_size"]
         tokens = options.calibration_samples * min(options.calibration_length, source.context)
         states = 4 * tokens * hidden  # in float32 between blocks
         # the quantized layers once as the converter's own files and once in the folder; the
@@ -227,8 +244,15 @@ def refuse(source: Source, options: Exl3Options) -> dict[str, tuple[int, int]]:
             f"exl3: the architecture {source.architecture} is not among those tested here:"
             f" {', '.join(ARCHITECTURES)}. GGUF takes more"
         )
+    config = _config(source)
+    if config["hidden_size"] % BLOCK:
+        raise InputError(
+            f"exl3: the hidden size of {source.id} is {config['hidden_size']}, and exllamav3 1.6.5"
+            f" runs such models only where it is a multiple of {BLOCK}. Take exl2, gguf, gptq or"
+            " awq"
+        )
     if any(name.rpartition(".")[2] in FUSED for name in layers):
-        odd = _odd_parts(json.loads((source.folder / "config.json").read_text(encoding="utf-8")))
+        odd = _odd_parts(config)
         if odd:
             raise InputError(
                 f"exl3: exllamav3 stores this model's fused matrices in parts, whose outputs"
@@ -244,6 +268,10 @@ def refuse(source: Source, options: Exl3Options) -> dict[str, tuple[int, int]]:
             " calibration"
         )
     return layers
+
+
+def _config(source: Source) -> dict[str, Any]:
+    return dict(json.loads((source.folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _odd_parts(config: Mapping[str, Any]) -> list[int]:
@@ -264,7 +292,7 @@ def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head
     else (with the embeddings; a head that is tied to them is stored beside them).
     """
     blocks = sum(outputs * inputs for outputs, inputs in layers.values())
-    hidden = min(inputs for _, inputs in layers.values())
+    hidden = _config(source)["hidden_size"]
     head = source.vocab_size * hidden
     tied = f"{HEAD}.weight" not in shapes(source)
     rest = source.parameters - blocks - (0 if tied else head)

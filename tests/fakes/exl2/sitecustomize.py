@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 NAMES = (
     "exllamav2",
@@ -24,8 +24,8 @@ NAMES = (
 class _Before:
     """Stands in front of Python's finders; of its own it finds nothing."""
 
-    done: set[str] = set()
-    instead: dict[str, dict[str, Any]] = {}
+    done: ClassVar[set[str]] = set()
+    instead: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name in _Before.done or not (name in NAMES or name in _Before.instead):

@@ -3,8 +3,8 @@ converter calls for dense models.
 
 Each does what the kernel of that name does to its arguments. ``quantize_tiles`` alone is another
 algorithm: the extension finds the best path through the trellis by Viterbi over 65536 states, this
-one keeps a few paths at each step, so its errors are larger than the real converter's at the same
-bits. The codes that it writes are as valid.
+one takes the single nearest code at each step, so its errors are several times those of the real
+converter at the same bits. The codes that it writes are as valid.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 Tensor = torch.Tensor
 TILE = 256  # weights, 16 inputs by 16 outputs
-BEAM = 4  # paths that are kept
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -89,50 +89,34 @@ def widths(k: float) -> list[int]:
     return [int(k) + (i % 2 if k % 1 else 0) for i in range(TILE)]
 
 
-def _search(tiles: Tensor, k: float, values: Tensor) -> Tensor:
+def _search(tiles: Any, k: float, values: Any) -> Any:
     """States [tiles, 256] that make a ring: the last 16 bits are what comes before the first."""
     bits = widths(k)
-    total, tile = sum(bits), torch.arange(len(tiles))
+    total = sum(bits)
+    state = np.zeros(len(tiles), dtype=np.int64)
     # where the ring closes is found by a run-up over the tile's end
-    paths = torch.zeros(len(tiles), 1, dtype=torch.int64), torch.zeros(len(tiles), 1)
-    for i in range(TILE - 32, TILE):
-        paths = _step(*paths, tiles[:, i], bits[i], values)[:2]
-    closing = paths[0][tile, paths[1].argmin(1)]
-    paths, end, steps = (closing[:, None], torch.zeros(len(tiles), 1)), 0, []
+    for i in range(TILE - 20, TILE):
+        state = _step(state, tiles[:, i], bits[i], values)
+    closing, made, end = state, np.empty(tiles.shape, dtype=np.int64), 0
     for i in range(tiles.shape[1]):
         end += bits[i]
         # the bits of this code that are among the last 16
         fixed = max(0, min(bits[i], end - (total - 16)))
-        *paths, came_from = _step(
-            *paths, tiles[:, i], bits[i], values, fixed, closing >> (total - end)
-        )
-        steps.append((paths[0], came_from))
-    best, made = paths[1].argmin(1), torch.empty(tiles.shape, dtype=torch.int64)
-    for i, (states, came_from) in reversed(list(enumerate(steps))):
-        made[:, i] = states[tile, best]
-        best = came_from[tile, best]
+        state = _step(state, tiles[:, i], bits[i], values, fixed, closing >> (total - end))
+        made[:, i] = state
     return made
 
 
 def _step(
-    states: Tensor,
-    costs: Tensor,
-    wanted: Tensor,
-    bits: int,
-    values: Tensor,
-    fixed: int = 0,
-    given: Tensor | int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The best paths [tiles, BEAM] one step further, their costs, and which paths they go on from.
-    Of the new codes the last ``fixed`` bits are the ``given`` ones.
-    """
-    codes = torch.arange(1 << (bits - fixed)) << fixed
+    state: Any, wanted: Any, bits: int, values: Any, fixed: int = 0, given: Any = None
+) -> Any:
+    """The next state: the nearest value of those whose last ``fixed`` bits are the given ones."""
+    code = np.arange(1 << (bits - fixed)) << fixed
+    after = ((state << bits) & 0xFFFF)[:, None] | code
     if fixed:
-        codes = codes + (given & ((1 << fixed) - 1))[:, None, None]
-    after = ((states << bits) & 0xFFFF)[:, :, None] | codes
-    costs = (costs[:, :, None] + (values[after] - wanted[:, None, None]).square()).flatten(1)
-    costs, at = costs.topk(min(BEAM, costs.shape[1]), 1, largest=False, sorted=False)
-    return after.flatten(1).gather(1, at), costs, at // codes.shape[-1]
+        after |= (given & ((1 << fixed) - 1))[:, None]
+    best = np.abs(values[after] - wanted[:, None]).argmin(1)
+    return after[np.arange(len(after)), best]
 
 
 def quantize_tiles_scratch(*_: Any) -> tuple[bool, int]:
@@ -142,7 +126,7 @@ def quantize_tiles_scratch(*_: Any) -> tuple[bool, int]:
 
 def _quantize(tiles: Tensor, made: Tensor, codes: Tensor, k: float, mcg: bool, mul1: bool) -> None:
     values = codebook(mcg, mul1)
-    states = _search(tiles, k, values)
+    states = torch.from_numpy(_search(tiles.numpy(), k, values.numpy()))
     made.copy_(values[states])
     codes.copy_(states.where(states < 1 << 15, states - (1 << 16)).short())
 
@@ -291,13 +275,14 @@ class BC_LinearEXL3:
     ) -> None:
         self.parts = (trellis, suh, svh, k, mcg, mul1, 0)
         self.bias = bias
-        self.shape = (len(suh), len(svh))
+        self.weight: Tensor | None = None
 
     def run_alloc(self, x: Tensor, outputs: int, float32: bool) -> Tensor:
         """A product."""
-        weight = torch.empty(self.shape)
-        reconstruct_had_slice(weight, *self.parts)
-        made = x.float() @ weight + (0 if self.bias is None else self.bias.float())
+        if self.weight is None:
+            self.weight = torch.empty(len(self.parts[1]), len(self.parts[2]))
+            reconstruct_had_slice(self.weight, *self.parts)
+        made = x.float() @ self.weight + (0 if self.bias is None else self.bias.float())
         return made if float32 else made.half()
 
 
@@ -360,7 +345,7 @@ def rope(
     bias: float,
     *_: Any,
 ) -> None:
-    """Rotary embeddings [batch, tokens, heads, width], after a norm of each head if there is one."""
+    """Rotary embeddings [batch, tokens, heads, width], after a norm of each head, if any."""
     assert positions is None
     assert position_ids is None
     half = frequencies.shape[-1]

@@ -75,15 +75,17 @@ def _accumulate(packed: torch.Tensor, x: torch.Tensor) -> None:
 
 
 def _attend(args: Any) -> torch.Tensor:
-    """Attention without a cache; each token sees ``window_size`` before it, if that is given."""
+    """Attention without a cache; each token sees ``window_size`` before it, if that is not
+    negative.
+    """
     q, k, v = (one.transpose(1, 2).float() for one in (args.q, args.k, args.v))
     k, v = (one.repeat_interleave(args.num_q_heads // args.num_kv_heads, 1) for one in (k, v))
     scores = q @ k.transpose(2, 3) * args.sm_scale
     if args.softcap:
         scores = torch.tanh(scores / args.softcap) * args.softcap
     ahead = torch.arange(args.kv_len) - torch.arange(args.q_len)[:, None]
-    window = args.window_size if args.window_size not in (None, -1) else args.kv_len
-    hidden = (ahead > 0) | (ahead <= -window)
+    window = args.window_size if (args.window_size or 0) >= 0 else args.kv_len
+    hidden = (ahead > 0) | (ahead < -(args.kv_len if window is None else window))
     scores = scores.masked_fill(hidden, -torch.inf)
     return (scores.softmax(-1) @ v).transpose(1, 2).to(args.q.dtype)
 
