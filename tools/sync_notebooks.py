@@ -34,7 +34,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "01_Introduction_to_Quantization": ("", (), {}),
     "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
     "03_GPTQ": ("gptq", ("gptq",), {}),
-    "04_EXL2": ("exl2", ("exl2",), {}),
+    "04_EXL2": ("exl2", ("exl2", "exl3"), {}),
     "05_AWQ": ("awq", ("gptq",), METHODS["awq"].notebook_defaults),
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),
@@ -189,8 +189,9 @@ def install(parts: tuple[str, ...]) -> str:
         lines += [
             "",
             (
-                "# exllamav2 gets an environment of its own where it is not installed, and compiles"
-                " its CUDA extension, once: minutes (an estimate: 5 to 10 in Colab)."
+                "# exllamav2 and exllamav3 get environments of their own where they are not"
+                " installed, and compile their CUDA extensions, once: minutes (an estimate: 5 to 10"
+                " each in Colab)."
             ),
             "# Without a GPU nothing is done",
         ]

@@ -94,16 +94,16 @@ def test_a_finished_run_starts_nothing_and_needs_no_gpu(
 def test_the_text_of_the_library_another_codebook_and_an_unquantized_head(
     model: Path, gpu: None, tmp_path: Path
 ) -> None:
-    """Three options at once; what is killed before it is compiled is resumed to the same bytes."""
-    options: dict[str, Any] = {
-        "bpw": "3",
-        "codebook": "mcg",
-        "head_bits": 16,
-        "calibration_samples": 8,
-        "calibration_length": 64,
-        "evaluate": "off",
-    }
-    result = autoquant.exl3(model, **options, out=tmp_path / "out")
+    result = autoquant.exl3(
+        model,
+        bpw="3",
+        codebook="mcg",
+        head_bits=16,
+        calibration_samples=8,
+        calibration_length=64,
+        evaluate="off",
+        out=tmp_path / "out",
+    )
     (artifact,) = result.artifacts
     assert artifact.type == "3.0bpw-h16-mcg"
     assert (
@@ -113,32 +113,29 @@ def test_the_text_of_the_library_another_codebook_and_an_unquantized_head(
     assert "calibration sha256" not in result.provenance, "they are the library's own"
     assert "(head 16, unquantized)" in str(artifact.checks)
 
-    real = converter.finished
 
-    def killed(target: Path) -> bool:
-        """Say of the first that it is not finished, as if it had been killed."""
-        monkeypatch.setattr(converter, "finished", real)
-        shutil.rmtree(target, ignore_errors=True)
-        return False
-
+@pytest.mark.slow
+def test_what_was_begun_is_resumed_to_the_same_bytes(
+    made: tuple[Result, list[str]], model: Path, gpu: None, tmp_path: Path
+) -> None:
     lines: list[str] = []
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(
-            "autoquant.runtime.process.run",
-            lambda argv, **more: lines.append(" ".join(argv)) or REAL(argv, **more),
-        )
-        asked: list[Path] = []
-        monkeypatch.setattr(
-            converter,
-            "finished",
-            lambda target: killed(target) if asked.append(target) or len(asked) == 2 else False,
-        )
+
+    def run(argv: list[str], **more: Any) -> None:
+        """The converter; of the first run the result is taken away, as if it had been killed."""
+        lines.append(" ".join(argv))
+        REAL(argv, **more)
+        if len(lines) == 1:
+            shutil.rmtree(argv[argv.index("-o") + 1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autoquant.runtime.process.run", run)
+        options: dict[str, Any] = {**QUICK, "bpw": "4", "evaluate": "off", "out": tmp_path / "out"}
         with pytest.raises(ProcessFailed, match="exited with status 0 but did not finish"):
-            autoquant.exl3(model, **options, out=tmp_path / "again")
-        again = autoquant.exl3(model, **options, out=tmp_path / "again")
-    assert [line.endswith(" -r") for line in lines] == [False, True], "what was begun is resumed"
-    assert " -cb mcg " in lines[1], "or it would go on with another codebook"
-    assert again.artifacts[0].files == artifact.files
+            autoquant.exl3(model, **options)
+        again = autoquant.exl3(model, **options)
+    assert [line.endswith(" -r") for line in lines] == [False, True]
+    assert " -cb mul1 " in lines[1], "a job that is resumed without it takes the default"
+    assert again.artifacts[0].files == made[0].artifacts[0].files
 
 
 def test_checks_find_a_spoiled_layer_a_lost_one_and_a_missed_target(

@@ -22,6 +22,7 @@ SOURCES = {
     "gguf": {"llama-cpp-python"},
     "gptq": {"gptqmodel", "device-smi", "pypcre", "tokenicer", "logbar", "defuser"},
     "exl2": set(),
+    "exl3": set(),
     "hqq": {"hqq"},
     "bitsandbytes": set(),
     "w8a8": set(),
@@ -43,7 +44,7 @@ def _shipped(version: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
-@pytest.mark.parametrize("part", ["gguf", "gptq", "exl2", "hqq", "bitsandbytes", "w8a8"])
+@pytest.mark.parametrize("part", ["gguf", "gptq", "exl2", "exl3", "hqq", "bitsandbytes", "w8a8"])
 def test_it_resolves_in_colab(part: str, version: str, tmp_path: Path) -> None:
     """Into Colab's own environment, all of whose packages are held; gptq: an overlay, which may
     have other packages, but not these (environments.SHARED).

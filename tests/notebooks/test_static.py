@@ -59,7 +59,18 @@ FORM = ("parameters", "more")
 FOLDED = ("install", "parameters", "more", "prompt")
 # lessons that teach by functions, and ask for some in their exercises
 BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
-OWN = {"02_GGUF_llama_cpp": ["best-text", "best"]}  # beside the skeleton
+OWN = {  # beside the skeleton
+    "02_GGUF_llama_cpp": ["best-text", "best"],
+    "04_EXL2": [
+        "exl3-text",
+        "exl3-picture",
+        "exl3-run-text",
+        "exl3-plan",
+        "exl3",
+        "exl3-check",
+        "exl3-upload-text",
+    ],
+}
 
 
 def read(path: Path) -> Any:

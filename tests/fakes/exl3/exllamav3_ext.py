@@ -187,14 +187,21 @@ def _order() -> Tensor:
 
 
 def reconstruct(made: Tensor, packed: Tensor, k: float, mcg: bool, mul1: bool) -> None:
-    """The weight [in, out] between the two rotations."""
+    """The weight [in, out] between the two rotations; kept beside the codes, for a layer is asked
+    for it again with each sample.
+    """
+    kept = getattr(packed, "weight_of_stand_in", None)
+    if kept is None:
+        kept = packed.weight_of_stand_in = _weight(packed, k, mcg, mul1)  # type: ignore[attr-defined]
+    made.copy_(kept)
+
+
+def _weight(packed: Tensor, k: float, mcg: bool, mul1: bool) -> Tensor:
     values = codebook(mcg, mul1)[_states(packed, k)]
     tiles = torch.empty_like(values)
     tiles[..., _order()] = values
     rows, columns = packed.shape[:2]
-    made.copy_(
-        tiles.view(rows, columns, 16, 16).permute(0, 2, 1, 3).reshape(16 * rows, 16 * columns)
-    )
+    return tiles.view(rows, columns, 16, 16).permute(0, 2, 1, 3).reshape(16 * rows, 16 * columns)
 
 
 def reconstruct_slice(
