@@ -111,7 +111,7 @@ $(VENV)/.torch: constraints.txt
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml constraints.txt
 	@ls $(WHEELS)/llama_cpp_python-*.whl >/dev/null 2>&1 || { echo "compiling llama.cpp, once (5 to 10 minutes on two cores)"; \
 	  $(BIN)/python -m pip wheel --quiet --no-cache-dir --no-deps --wheel-dir $(WHEELS) $(LLAMA); }
-	$(BIN)/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[gguf,gptq,exl2,hqq,bitsandbytes,w8a8,adapters,cluster,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --find-links $(WHEELS) -e '.[gguf,gptq,exl2,exl3,hqq,bitsandbytes,w8a8,adapters,cluster,dev]'
 	$(BIN)/autoquant setup gguf
 	touch $@
 

@@ -222,6 +222,36 @@ def exl2(
     exllamav2, TabbyAPI, text-generation-webui.
     """
 
+def exl3(
+    model: str | Path,
+    *,
+    out: str | Path | None = None,
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = "branch-per-type",
+    calibration: str | Calibration = "exllamav3",
+    calibration_samples: int = 250,
+    calibration_length: int = 2048,
+    bpw: str | float | Sequence[str | float] = ("4.0",),
+    size: str | Sequence[str] = (),
+    head_bits: int = 6,
+    codebook: Literal["mul1", "mcg", "3inst"] = "mul1",
+    calibration_column: str = "text",
+    calibration_split: str = "train",
+    calibration_subset: str = "",
+    calibration_seed: int = 0,
+    base: str = "",
+    evaluate: Literal["auto", "on", "off"] = "auto",
+    eval_text: str = "builtin",
+    eval_chunks: int = 20,
+    eval_minutes: float = 30,
+    upload: str = "",
+    private: Literal["auto", "yes", "no"] = "auto",
+    overwrite: bool = False,
+    base_model: str = "",
+) -> Result:
+    """EXL3: 1 to 8 bits per weight on average by a trellis code, made for 2 to 4; for NVIDIA GPUs
+    with exllamav3, TabbyAPI.
+    """
+
 def awq(
     model: str | Path,
     *,

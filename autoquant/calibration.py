@@ -71,7 +71,7 @@ class CalibrationOptions(MethodOptions):
 @dataclass(frozen=True)
 class Calibration:
     """A calibration set to give to any method: ``autoquant.gptq(…, calibration=it)``, the same for
-    ``awq``, ``exl2`` and ``w8a8``, and ``autoquant.gguf(…, imatrix=it)``.
+    ``awq``, ``exl2``, ``exl3`` and ``w8a8``, and ``autoquant.gguf(…, imatrix=it)``.
 
     The fields are the options of the same names (``calibration_column`` is ``column`` and so on),
     with the same defaults. With one tokenizer the same set gives every method the very same tokens;

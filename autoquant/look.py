@@ -195,7 +195,7 @@ def read(
             stored = str(gptq.kind(block, layer))
     else:
         after, stored = _gguf(path, layer)
-    after = after[: len(before)]  # EXL2 pads outputs
+    after = after[: before.shape[0], : before.shape[1]]  # EXL2 pads outputs, EXL3 inputs too
     limit = float(max(abs(before).max(), abs(after).max())) or 1.0
     edges = np.linspace(-limit, limit, BINS + 1)
     difference = after - before

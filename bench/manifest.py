@@ -9,8 +9,8 @@ file.
 The runs are those of ``make demo`` and RUNS, all methods with fixed seeds on the bundled models,
 each through the command line in a process of its own. A manifest has, for each run, the sha256 of
 its model files, configs, importance matrices and measurements, and the figures of its evaluation.
-Cards, plots and journals are left out: they have times, versions and sentences in them. EXL2 and
-AutoGPTQ run on the tests' stand-ins for a GPU.
+Cards, plots and journals are left out: they have times, versions and sentences in them. EXL2, EXL3
+and AutoGPTQ run on the tests' stand-ins for a GPU.
 """
 
 from __future__ import annotations
@@ -66,6 +66,10 @@ RUNS = {
     "exl2": (
         "exl2 demo-small --bpw 3.0,4.5 --calibration builtin --measurement-samples 3"
         f" --calibration-samples 6 --calibration-length 128 {FAST}"
+    ),
+    "exl3": (
+        "exl3 demo-small --bpw 2.5,4.0 --calibration builtin --calibration-samples 6"
+        f" --calibration-length 128 {FAST}"
     ),
 }
 AUTO_GPTQ = """
@@ -137,7 +141,8 @@ def run(name: str, words: str, scratch: Path) -> dict[str, str]:
             "--out",
             str(out),
         ]
-    stand_in = str(ROOT / "tests" / "fakes" / "exl2") + os.pathsep if name == "exl2" else ""
+    fakes = ("exl2", "exl3") if name in ("exl2", "exl3") else ()
+    stand_in = "".join(f"{ROOT / 'tests' / 'fakes' / one}{os.pathsep}" for one in fakes)
     env = {
         **os.environ,
         "AUTOQUANT_CACHE": str(scratch / "cache"),

@@ -31,7 +31,8 @@ from tests import order
 
 # Where make has put the converter: fetched once, before the tests get a cache folder of their own.
 CONVERTER = converter.locate()
-STAND_IN = str(Path(__file__).parent / "fakes" / "exl2")  # on PYTHONPATH: a GPU for exllamav2
+# on PYTHONPATH: a GPU for exllamav2 and exllamav3
+STAND_IN = os.pathsep.join(str(Path(__file__).parent / "fakes" / name) for name in ("exl2", "exl3"))
 TYPES = ("F16", "Q8_0", "Q4_K_M", "Q2_K", "IQ3_XXS")
 
 

@@ -13,7 +13,7 @@ from itertools import groupby
 import pytest
 
 # folders whose files share a run, which is made once by each worker that has one of their tests
-TOGETHER = ("exl2", "hub")
+TOGETHER = ("exl2", "exl3", "hub")
 
 
 def slow(items: Iterable[pytest.Item]) -> int:

@@ -81,7 +81,7 @@ def test_an_unknown_option_names_the_nearest(method: AnyMethod) -> None:
 def test_demo_run_checks_measures_resumes_and_writes_its_card(
     method: AnyMethod, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", STAND_IN)  # exllamav2 wants a GPU; nobody else takes notice
+    monkeypatch.setenv("PYTHONPATH", STAND_IN)  # EXL2 and EXL3 want a GPU; nobody else notices
     out = tmp_path / "out"
     made = result.quantize(
         method,

@@ -48,6 +48,7 @@ class Entry:
 
 STAGES: dict[str, Entry] = {
     "exl2": Entry("gpu.exl2:run", "EXL2 by the real converter and its kernels", 380),
+    "exl3": Entry("gpu.exl3:run", "EXL3 by the real converter and its kernels", 560),
     "gptq": Entry("gpu.gptq:run", "GPTQ and AWQ by GPTQModel, AutoRound, the kernels", 395),
     "plain": Entry("gpu.plain:run", "HQQ, NF4, FP4, LLM.int8(), INT8 and FP8 W8A8", 300),
     "evaluation": Entry("gpu.evaluation:run", "measuring on CUDA beside the CPU", 180),
@@ -179,8 +180,9 @@ def run_stages(
 
     def work(name: str) -> tuple[list[Row], dict[str, Any]]:
         more = {}
-        if name == "exl2" and name in builds:
-            build = builds[name]["exllamav2"]
+        library = {"exl2": "exllamav2", "exl3": "exllamav3"}.get(name, "")
+        if library and name in builds:
+            build = builds[name][library]
             failed = build.wait(until - time.monotonic())
             more = {
                 "GPU_CHECK_EXTENSION_FAILED": failed,

@@ -20,8 +20,8 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$max" ] || { sed -n 3p "$0"; exit 2; }
 
-binary=(annotated-types auto-round bitsandbytes compressed-tensors cramjam datasets dill exllamav2
-        fastparquet loguru multiprocess optimum pandas pydantic pydantic_core termcolor torchao
+binary=(annotated-types auto-round bitsandbytes compressed-tensors cramjam datasets dill exllamav2 exllamav3
+        fastparquet llguidance loguru marisa-trie markdown-it-py mdurl multiprocess optimum pandas pydantic pydantic_core Pygments rich termcolor torchao
         typing-inspection websockets)
 pure=(Defuser Device-SMI GPTQModel hqq LogBar TokeNicer)  # source packages of Python alone
 pinned() { grep -i "^$1==" constraints.txt || { echo "constraints.txt does not pin $1" >&2; exit 1; }; }

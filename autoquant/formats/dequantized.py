@@ -24,6 +24,7 @@ from autoquant.formats import (
     compressed_tensors as compressed_format,
 )
 from autoquant.formats import exl2 as exl2_format
+from autoquant.formats import exl3 as exl3_format
 from autoquant.formats import (
     gptq as gptq_format,
 )
@@ -81,9 +82,9 @@ def _parts(tensors: Tensors, name: str, parts: tuple[str, ...]) -> dict[str, Any
     return {part: tensors.get(f"{name}.{part}") for part in parts}
 
 
-def _exl2_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """The names and shapes that transformers expects, for exllamav2 stores fused matrices in parts
-    and pads outputs; and an output head that was tied is no more.
+def _exllama_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that transformers expects, for exllamav2 and exllamav3 store fused
+    matrices in parts and pad them; and an output head that was tied is no more.
     """
     import torch
     import transformers
@@ -133,11 +134,21 @@ FORMATS = {  # by quant_method
     ),
     "exl2": Format(
         (".q_weight",),
-        lambda tensors, name, _, outputs=0: exl2_format.layer(tensors, name, outputs),
+        lambda tensors, name, _, outputs=0, inputs=0: exl2_format.layer(tensors, name, outputs),
         lambda _: True,
         lambda folder: load(folder),
         READ_BACK,
-        shapes=_exl2_shapes,
+        shapes=_exllama_shapes,
+    ),
+    "exl3": Format(
+        (".trellis",),
+        lambda tensors, name, _, outputs=0, inputs=0: exl3_format.layer(
+            tensors, name, outputs, inputs
+        ),
+        lambda _: True,
+        lambda folder: load(folder),
+        READ_BACK,
+        shapes=_exllama_shapes,
     ),
     "compressed-tensors": Format(
         (".weight_scale",),
@@ -216,7 +227,7 @@ class Values:
 
         layer = name.removesuffix(".weight")
         if self.format.shapes is not None and name not in self.tensors:
-            value = self.format.weight(self.tensors, layer, self.block, self.shapes[name][0])
+            value = self.format.weight(self.tensors, layer, self.block, *self.shapes[name])
         elif layer != name and layer in self.layers:
             value = self.format.weight(self.tensors, layer, self.block)
         else:

@@ -6,6 +6,7 @@ from autoquant.methods.awq import Awq
 from autoquant.methods.base import AnyMethod
 from autoquant.methods.bitsandbytes import Bitsandbytes
 from autoquant.methods.exl2 import Exl2
+from autoquant.methods.exl3 import Exl3
 from autoquant.methods.gguf import Gguf
 from autoquant.methods.gptq import Gptq
 from autoquant.methods.hqq import Hqq
@@ -17,6 +18,7 @@ METHODS: dict[str, AnyMethod] = {
         Gguf(),
         Gptq(),
         Exl2(),
+        Exl3(),
         Awq(),
         Hqq(),
         Bitsandbytes(),

@@ -304,7 +304,7 @@ def _notes(
             " tenths of the card, of which 1 GiB is set aside for its graphs and batches"
         )
     elif not device.cuda:
-        notes.append("GPTQ, AWQ, EXL2 and W8A8 want an NVIDIA GPU: name one to see them")
+        notes.append("GPTQ, AWQ, EXL2, EXL3 and W8A8 want an NVIDIA GPU: name one to see them")
     if sees:
         what = "what the model sees or hears with (mmproj)"
         notes.append(f"the buffers of {what} come on top" if tower else f"{what} comes on top")

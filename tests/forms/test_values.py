@@ -65,7 +65,7 @@ def test_the_form_for_all_methods_gives_each_its_own() -> None:
     assert form.values("gptq") == {"bits": 3, "eval_chunks": 7}
     with pytest.raises(
         InputError,
-        match="methods: no method is called 'gptx'; there are: gguf, gptq, exl2, awq, hqq",
+        match="methods: no method is called 'gptx'; there are: gguf, gptq, exl2, exl3, awq, hqq",
     ):
         _ = forms.form("all", {**space, "methods": "gptx"}).methods
 

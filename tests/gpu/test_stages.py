@@ -32,7 +32,7 @@ def _gpu() -> bool:
 @pytest.mark.gpu
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not _gpu(), reason="no NVIDIA GPU that torch can use")
-@pytest.mark.parametrize("stage", ["plain", "evaluation", "blocks", "exl2", "gptq"])
+@pytest.mark.parametrize("stage", ["plain", "evaluation", "blocks", "exl2", "exl3", "gptq"])
 def test_a_stage_passes_on_this_gpu(stage: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(PROGRAM), "--stages", stage, "--out", str(tmp_path)],

@@ -22,6 +22,7 @@ SOURCES = {
     "gguf": {"llama-cpp-python"},
     "gptq": {"gptqmodel", "device-smi", "pypcre", "tokenicer", "logbar", "defuser"},
     "exl2": set(),
+    "exl3": set(),
     "hqq": {"hqq"},
     "bitsandbytes": set(),
     "w8a8": set(),
@@ -43,16 +44,15 @@ def _shipped(version: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
-@pytest.mark.parametrize("part", ["gguf", "gptq", "exl2", "hqq", "bitsandbytes", "w8a8"])
+@pytest.mark.parametrize("part", ["gguf", "gptq", "exl2", "exl3", "hqq", "bitsandbytes", "w8a8"])
 def test_it_resolves_in_colab(part: str, version: str, tmp_path: Path) -> None:
-    """Into Colab's own environment, all of whose packages are held; gptq: an overlay, which may
-    have other packages, but not these (environments.SHARED).
+    """Into Colab's own environment, all of whose packages are held; gptq and exl3: overlays, which
+    may have other packages, but not these (environments.SHARED).
     """
     shipped = _shipped(version)
-    extras = ("gptq",) if part == "gptq" else (part, "notebook")
-    held = (
-        {name: shipped[_name(name)] for name in environments.SHARED} if part == "gptq" else shipped
-    )
+    overlay = part in ("gptq", "exl3")
+    extras = (part,) if overlay else (part, "notebook")
+    held = {name: shipped[_name(name)] for name in environments.SHARED} if overlay else shipped
     (tmp_path / "held.txt").write_text(
         "".join(f"{name}=={number}\n" for name, number in held.items())
     )
@@ -72,7 +72,8 @@ def test_it_resolves_in_colab(part: str, version: str, tmp_path: Path) -> None:
         "--python-version",
         version,
         "--python-platform",
-        "x86_64-manylinux_2_28",
+        # Colab's Ubuntu has a newer glibc yet; llguidance, which exllamav3 needs, wants 2.31
+        f"x86_64-manylinux_2_{31 if part == 'exl3' else 28}",
         "--constraint",
         str(tmp_path / "held.txt"),
         "--only-binary",

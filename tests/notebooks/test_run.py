@@ -140,6 +140,13 @@ def test_run_all_ends_well_without_network_and_gpu(
         assert ("data:image/png;base64," in said["size"]) is not alone, (
             "the plot beside the table, where there is more than one file"
         )
+    if name == "04_EXL2":
+        assert "Figure" in said["exl3-picture"]
+        assert "it fits" in said["exl3-plan"]
+        assert "EXL3" in said["exl3"]
+        assert said["exl3"].count("3.0bpw") >= 1
+        assert re.search(r"generates.*different", said["exl3-check"])
+        assert (tmp_path / "work" / "tiny-austen-4m-EXL2-as-EXL3" / "3.0bpw").is_dir()
     if name == "02_GGUF_llama_cpp":
         assert "less KL divergence than Q3_K_M" in said["best"], "what the choice gains"
         assert "data:image/png;base64," in said["best"]

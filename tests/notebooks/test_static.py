@@ -57,7 +57,18 @@ FOLDED = ("install", "parameters", "more", "prompt")
 # lessons that teach by functions, and ask for some in their exercises
 BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
 NOTEBOOKS = ("00", "02", "03", "04", "05", "06", "07", "08")  # with a form
-OWN = {"02_GGUF_llama_cpp": ["best-text", "best"]}  # beside the skeleton
+OWN = {  # beside the skeleton
+    "02_GGUF_llama_cpp": ["best-text", "best"],
+    "04_EXL2": [
+        "exl3-text",
+        "exl3-picture",
+        "exl3-run-text",
+        "exl3-plan",
+        "exl3",
+        "exl3-check",
+        "exl3-upload-text",
+    ],
+}
 
 
 def read(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Compiled extensions: exllamav2's and GPTQModel's kernels, compiled here while stages run.
+"""Compiled extensions: kernels of exllamav2, exllamav3 and GPTQModel, compiled while stages run.
 
 exllamav2's is taken from among the wheels if it lies there. The others are started early only to
 save time: GPTQModel compiles what it needs by itself, and waits for one that is being compiled.
@@ -20,10 +20,12 @@ from typing import Any
 from gpu.children import end, tail
 
 NAME = "exllamav2_ext.so"
+EXLLAMA3 = "import exllamav3.ext; print(exllamav3.ext.exllamav3_ext.__file__)"
 EXLLAMA = "import exllamav2.ext; print(exllamav2.ext.exllamav2_ext.__file__)"
 GPTQMODEL = "from gptqmodel import extension; print(extension.load({!r}))"
 CODE = {
     "exl2": {"exllamav2": EXLLAMA},
+    "exl3": {"exllamav3": EXLLAMA3},
     "gptq": {
         name: GPTQMODEL.format(name)
         for name in ("marlin_fp16", "exllamav2", "exllamav2_awq", "awq")

@@ -95,6 +95,47 @@ def exl2_logits(folder: str) -> dict[str, Any]:
     return {"relative": relative(mine, theirs[:, : mine.shape[1]]), "tokens": len(ids)}
 
 
+def exl3_matrices(folder: str) -> dict[str, Any]:
+    """Each matrix as exllamav3 reconstructs it beside our reader's: how far apart, relative to its
+    size.
+    """
+    import torch
+    from exllamav3 import Config, Model
+    from exllamav3.modules import Linear
+
+    tensors, block, layers = internals.read(folder)
+    model: Any = Model.from_config(Config.from_directory(folder))
+    apart = {}
+    with torch.inference_mode():
+        for module in model.modules:
+            module.load(torch.device("cuda:0"))
+            for one in module:
+                if isinstance(one, Linear) and one.key in layers:
+                    theirs = one.inner.get_weight_tensor().float().cpu().T
+                    mine = torch.from_numpy(internals.weight(tensors, one.key, block))
+                    apart[one.key] = relative(mine, theirs[: len(mine)])
+            module.unload()
+    missing = sorted(set(layers) - set(apart))
+    if missing:
+        raise RuntimeError(f"exllamav3 shows no matrix of {', '.join(missing[:3])}")
+    return {"layers": len(apart), "relative": max(apart.values())}
+
+
+def exl3_logits(folder: str) -> dict[str, Any]:
+    """Logits of exllamav3's runtime beside our reader's through transformers."""
+    import torch
+    from exllamav3 import Config, Model
+
+    ids = tokens(folder, context(folder))
+    model: Any = Model.from_config(Config.from_directory(folder))
+    model.load("cuda:0")
+    with torch.inference_mode():
+        made = model.forward(torch.tensor([ids]), {"attn_mode": "flash_attn_nc"})
+    theirs = made[0].float().cpu()
+    mine = ours(folder, ids)
+    return {"relative": relative(mine, theirs[:, : mine.shape[1]]), "tokens": len(ids)}
+
+
 def gptq_kernel(folder: str, backend: str) -> dict[str, Any]:
     """Logits of one of GPTQModel's kernels beside our reader's."""
     import time

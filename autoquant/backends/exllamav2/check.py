@@ -28,7 +28,7 @@ HEAD = "lm_head"
 NEAR = 0.1
 
 
-class _Original(Tensors):
+class Original(Tensors):
     """The unquantized model's tensors; of one that ties its output head to the embeddings, the head
     is those.
     """
@@ -105,7 +105,7 @@ def verify(
             f" { ({name: asked[name] for name in wrong}) }"
         )
     try:
-        original, quantized = _Original(source), Tensors(folder)
+        original, quantized = Original(source), Tensors(folder)
     except SafetensorError as error:
         raise CheckFailed(f"a file of weights is damaged or cut short: {error}") from None
     lost = [

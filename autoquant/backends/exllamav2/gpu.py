@@ -4,57 +4,16 @@ stand-in for a GPU hooks this module's import).
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import sys
 from typing import Any
+
+from autoquant.backends import extension
 
 
 def look() -> dict[str, Any]:
     """Whether torch finds a GPU, and whether exllamav2's compiled extension is here or can be
     compiled.
     """
-    import torch
-    from torch.utils import cpp_extension
-
-    gpu = bool(torch.cuda.is_available())
-    home = cpp_extension.CUDA_HOME or cpp_extension.ROCM_HOME
-    nvcc = bool(
-        home
-        and any(
-            os.access(os.path.join(str(home), "bin", name), os.X_OK) for name in ("nvcc", "hipcc")
-        )
-    )
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    cache = os.path.join(
-        given or os.path.join(cpp_extension.get_default_build_root(), _build_folder()),
-        "exllamav2_ext",
-    )
-    return {
-        "gpu": gpu,
-        "name": torch.cuda.get_device_name(0) if gpu else "",
-        "memory": torch.cuda.get_device_properties(0).total_memory if gpu else 0,
-        "torch": torch.__version__.split("+")[0],
-        "cuda": torch.version.cuda or "",
-        "python": list(sys.version_info[:2]),
-        "extension": importlib.util.find_spec("exllamav2_ext") is not None,
-        "compiled": os.path.isfile(os.path.join(cache, "exllamav2_ext.so")),
-        "nvcc": nvcc,
-        "compiler": bool(shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")),
-        "disk": shutil.disk_usage(os.path.expanduser("~")).free,
-    }
-
-
-def _build_folder() -> str:
-    """The folder that torch's cpp_extension puts its builds in, by Python and CUDA
-    (torch.utils.cpp_extension._get_build_directory).
-    """
-    import torch
-
-    hip, cuda = getattr(torch.version, "hip", None), torch.version.cuda
-    kind = f"rocm{hip.replace('.', '')}" if hip else f"cu{cuda.replace('.', '')}" if cuda else "cpu"
-    return f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}_{kind}"
+    return extension.look("exllamav2_ext")
 
 
 def build() -> str:

@@ -20,17 +20,32 @@ SAMPLES, MEASURED = 100, 16  # the converter's own defaults
 HEAD_BITS = (2, 3, 4, 5, 6, 8)
 
 
-def bitrate(value: Any) -> str:
-    """A bitrate as it is written in names: 4.0, 4.25. A ValueError for pydantic if it is none."""
+def bitrate(value: Any, least: int = 2) -> str:
+    """A bitrate as it is written in names: 4.0, 4.25. A ValueError for pydantic if it is none, or
+    not in the range of ``least`` to 8.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(
-            f"{value!r} is no number of bits; allowed: 2 to 8, e.g. 4.0 or 4.25"
+            f"{value!r} is no number of bits; allowed: {least} to 8, e.g. 4.0 or 4.25"
         ) from None
-    if not 2 <= number <= 8:
-        raise ValueError(f"{value} is not allowed; allowed: 2 to 8 bits per weight")
+    if not least <= number <= 8:
+        raise ValueError(f"{value} is not allowed; allowed: {least} to 8 bits per weight")
     return f"{number:.2f}".removesuffix("0") if round(number, 2) == number else str(number)
+
+
+def sizes_of(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Sizes in bytes, each once. A ValueError for pydantic if one is none."""
+    found = []
+    for text in value:
+        one = None
+        with contextlib.suppress(ValueError):
+            one = Size.parse(text)
+        if one is None or one.type or one.unit == BPW:
+            raise ValueError(f"{text!r} is no size in bytes; write 5.5GB, or bits as bpw")
+        found.append(str(one))
+    return tuple(dict.fromkeys(found))
 
 
 class Exl2Options(CalibrationOptions):
@@ -123,15 +138,7 @@ class Exl2Options(CalibrationOptions):
     @field_validator("size")
     @classmethod
     def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        found = []
-        for text in value:
-            one = None
-            with contextlib.suppress(ValueError):
-                one = Size.parse(text)
-            if one is None or one.type or one.unit == BPW:
-                raise ValueError(f"{text!r} is no size in bytes; write 5.5GB, or bits as bpw")
-            found.append(str(one))
-        return tuple(dict.fromkeys(found))
+        return sizes_of(value)
 
     @field_validator("head_bits")
     @classmethod

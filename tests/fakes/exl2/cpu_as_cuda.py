@@ -5,6 +5,7 @@ answers, and tensors made for "cuda" are made on the CPU.
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ class CudaOnCpu(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        kwargs.pop("pin_memory", None)
+        if function is torch.Tensor.cpu:  # of a tensor on a GPU it is a copy
+            return args[0].clone()
+        if function is torch.Tensor.record_stream:
+            return None
         if function is torch.Tensor.cuda:
             return args[0]
         if "device" in kwargs:
@@ -54,11 +60,13 @@ class CudaOnCpu(TorchFunctionMode):
 
 
 class _Stream:
+    """A stream or an event: all that may be asked of it does nothing."""
+
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def synchronize(self) -> None:
-        pass
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
 
 
 def install() -> None:
@@ -68,6 +76,9 @@ def install() -> None:
         setattr(cuda, name, lambda *_, **__: None)
     for name in ("stream", "device"):
         setattr(cuda, name, lambda *_: contextlib.nullcontext())
+    cuda.mem_get_info = lambda *_: (8 << 30, 8 << 30)
+    cuda.get_device_capability, cuda.current_device = lambda *_: (8, 9), lambda: 0
+    cuda.current_stream = cuda.Event = _Stream
     cuda.is_available, cuda.device_count, cuda.Stream = lambda: True, lambda: 1, _Stream
     cuda.get_device_name = lambda *_: "the CPU (a stand-in)"
     cuda.get_device_properties = lambda *_: type("Properties", (), {"total_memory": 8 << 30})()
@@ -80,10 +91,17 @@ def install() -> None:
     class device(metaclass=Kind):
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[misc]
             if len(args) == 1 and isinstance(args[0], int):
-                return real("cuda", args[0])
+                return real("cpu")
             return real("cpu") if args == ("cuda:None",) else real(*args, **kwargs)
 
     torch.device = device  # type: ignore[misc, assignment]
     mode = CudaOnCpu()
     mode.__enter__()
     KEPT.append(mode)
+    run = threading.Thread.run
+
+    def run_so(thread: threading.Thread) -> None:
+        with CudaOnCpu():  # a mode is of one thread
+            run(thread)
+
+    threading.Thread.run = run_so  # type: ignore[method-assign]

@@ -1,0 +1,15 @@
+"""Starts exllamav3's own converter, unmodified, in a process that ends with its parent: ``python -m
+autoquant.backends.exllamav3.run PARENT ARGUMENT…``.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from autoquant.runtime.worker import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[1]))
+    sys.argv = ["convert_model", *sys.argv[2:]]
+    runpy.run_module("exllamav3.conversion.convert_model", run_name="__main__", alter_sys=True)

@@ -1,0 +1,125 @@
+"""The options of EXL3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator
+
+from autoquant.calibration import CalibrationOptions
+from autoquant.core.options import option
+from autoquant.methods.base import choice
+from autoquant.methods.exl2.options import bitrate, sizes_of
+
+OWN = "exllamav3"  # the calibration text that comes with the library
+SAMPLES = 250  # the converter's own default
+LEAST = 1  # bits per weight
+HEAD_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+USUAL_HEAD, USUAL_CODEBOOK = 6, "mul1"  # which names of types leave out
+
+
+class Exl3Options(CalibrationOptions):
+    """The options of EXL3. Names are exllamav3's, where they are words."""
+
+    applies: ClassVar[Mapping[str, str]] = {
+        **CalibrationOptions.applies,
+        **dict.fromkeys(
+            (
+                "calibration_seed",
+                "calibration_column",
+                "calibration_split",
+                "calibration_subset",
+            ),
+            f"calibration!={OWN}",
+        ),
+    }
+    main: ClassVar[tuple[str, ...]] = ("bpw", "head_bits", "calibration", "evaluate", "upload")
+
+    bpw: tuple[str, ...] = option(
+        ("4.0",),
+        "average bits per weight of the blocks, scales not counted, 1 to 8; several, separated by"
+        " commas, are made one after the other",
+        metavar="BITS,…",
+        accepts="str | float | Sequence[str | float]",
+        min_length=1,
+    )
+    size: tuple[str, ...] = option(
+        (),
+        "in the place of bpw: sizes of the model folder's weights, which give the bits; a number"
+        " with GB, GiB, MB or MiB",
+        metavar="SIZE,…",
+    )
+    head_bits: int = option(
+        USUAL_HEAD,
+        "bits per weight of the output head; 16 leaves it unquantized",
+        metavar="1|2|3|4|5|6|7|8|16",
+    )
+    codebook: Literal["mul1", "mcg", "3inst"] = option(
+        "mul1",
+        "which of exllamav3's codebooks gives codes their values: mul1 (its default, the only one"
+        " with rates of 1.5, 2.5 and 3.5 bits), or mcg and 3inst, for releases of exllamav3 that do"
+        " not know mul1",
+    )
+    calibration: str = option(
+        OWN,
+        "text to calibrate on: exllamav3 (the mixture that comes with it: web, code, other"
+        " languages, technical texts, encyclopedia, stories, random tokens), builtin (prose, other"
+        " languages, code and conversations; or one of them: prose, languages, code,"
+        " conversations), a file (text, JSON, CSV, Parquet), or a dataset on the Hugging Face Hub"
+        " as owner/name or owner/name@revision",
+        metavar=f"{OWN}|builtin|FILE|OWNER/NAME",
+    )
+    calibration_samples: int = option(
+        SAMPLES,
+        "how many samples to calibrate on; exllamav3's default; their states take main memory",
+        unit="samples",
+        ge=1,
+        le=100_000,
+    )
+    calibration_length: int = option(
+        2048,
+        "tokens per sample, at most the model's context; exllamav3's default; longer ones take more"
+        " GPU memory",
+        unit="tokens",
+        ge=16,
+        le=131_072,
+    )
+    layout: Literal["one-repo", "repo-per-type", "branch-per-type"] = option(
+        "branch-per-type",
+        "each bitrate in its own branch, with the card on main, as EXL3 repositories usually have"
+        " it; or each in its own repository, named OWNER/NAME-TYPE; or all in folders of one"
+        " repository",
+    )
+
+    @field_validator("bpw", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, (int, float)) else value
+        if not isinstance(given, (list, tuple)):
+            return value
+        return tuple(dict.fromkeys(bitrate(one, LEAST) for one in given))
+
+    @field_validator("size")
+    @classmethod
+    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return sizes_of(value)
+
+    @field_validator("head_bits")
+    @classmethod
+    def _head(cls, value: int) -> int:
+        return choice(value, HEAD_BITS)
+
+    @property
+    def own_text(self) -> bool:
+        """Whether it calibrates on the text that comes with the library."""
+        return self.calibration == OWN
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The artifacts' names: 4.0bpw, with the head's bits and the codebook if they are not the
+        usual ones.
+        """
+        more = "" if self.head_bits == USUAL_HEAD else f"-h{self.head_bits}"
+        more += "" if self.codebook == USUAL_CODEBOOK else f"-{self.codebook}"
+        return tuple(f"{one}bpw{more}" for one in self.bpw)
