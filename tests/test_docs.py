@@ -35,6 +35,7 @@ def test_what_is_generated_is_fresh(tool: str) -> None:
         "docs/hub.md",
         "docs/methods.md",
         "docs/models.md",
+        "docs/scale.md",
         "docs/sizes.md",
         "docs/teaching.md",
         "docs/testing.md",

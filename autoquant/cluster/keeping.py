@@ -184,11 +184,11 @@ def collect(
     left = [name for name in names if name != f"{prefix}outcome.json"]
     if f"{prefix}{JOURNAL}" in left:
         _download(client, repo, {name: folder / name.removeprefix(prefix) for name in left})
-        _elsewhere(folder)
+        elsewhere(folder)
     return ended
 
 
-def _elsewhere(folder: Path) -> None:
+def elsewhere(folder: Path) -> None:
     """Note in a journal that its files are where they were uploaded to, and not here."""
     path = folder / JOURNAL
     data = json.loads(path.read_text(encoding="utf-8"))

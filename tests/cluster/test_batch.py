@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from autoquant.cluster.board import Board
 from autoquant.cluster.jobs import Batch
 from autoquant.core.errors import InputError
 from autoquant.core.files import write_atomically
+from tests.fakes.hub import TOKEN, Hub
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "batch.toml"
 QUICK = {"evaluate": "off"}
@@ -201,6 +203,45 @@ def test_what_does_not_fit_together_is_said(
     assert "NOT all of it fits on the disk" in " ".join(str(planned).split())
 
 
+def test_an_upload_that_is_not_allowed_is_said_with_the_plans(tmp_path: Path) -> None:
+    """By the token of somebody who may only read, and to somebody else's repository."""
+    reader = "hf_" + "ReaderReaderReaderReaderReaderRead"
+    user = {"name": "tester", "role": "write", "orgs": []}
+    hub = Hub(tmp_path / "hub", {TOKEN: user, reader: {**user, "role": "read"}}).start()
+    path = toml(
+        tmp_path,
+        """
+        [[jobs]]
+        models = ["demo", "demo-small"]
+        method = "hqq"
+        evaluate = "off"
+        base_model = "maker/tiny"
+        upload = "tester/{model}"
+        [[jobs]]
+        model = "demo"
+        method = "w8a8"
+        base_model = "maker/tiny"
+        upload = "somebody/{model}"
+        """,
+    )
+    online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    said = {}
+    for token in (TOKEN, reader):
+        done = subprocess.run(
+            [sys.executable, "-m", "autoquant.cli", "batch", str(path), "--dry-run"],
+            env={**os.environ, **online, "HF_HOME": str(tmp_path), "HF_TOKEN": token},
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert token not in done.stdout + done.stderr
+        said[token] = " ".join(done.stdout.split())
+    hub.stop()
+    assert "2 of 3 jobs to run" in said[TOKEN]
+    assert "belongs to tester, who cannot write to 'somebody'" in said[TOKEN]
+    assert "0 of 3 jobs are done" in said[reader]
+    assert said[reader].count("read") >= 2
+
+
 def test_threads_write_the_same_cache_entry_at_once(tmp_path: Path) -> None:
     """As plans side by side do, of one model: none takes another one's unfinished file away."""
     path, texts = tmp_path / "entry.json", [str(i) * 100_000 for i in range(8)]
@@ -288,6 +329,8 @@ def test_a_fault_of_our_own_stops_nobody_else(
     assert f"ZeroDivisionError: ours); its traceback is in {log}" in line
     assert "Traceback" in log.read_text()
     assert "No space left" in done.failed["demo-small-HQQ-4bit"]
+    job = jobs.read([{"model": "demo-small", "method": "hqq"}], tmp_path).jobs[0]
+    assert work.do(job, tmp_path / "full", tmp_path / "log", lambda *_: None).disk_full
 
 
 def test_an_interrupt_leaves_the_page_and_the_rest_goes_on(tmp_path: Path) -> None:

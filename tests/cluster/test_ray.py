@@ -7,12 +7,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -20,7 +22,7 @@ import autoquant
 from autoquant.cluster import jobs, planning
 from autoquant.cluster.board import Board
 from autoquant.cluster.on_ray import driver
-from autoquant.cluster.on_ray.runner import Cluster
+from autoquant.cluster.on_ray.runner import Cluster, _heard
 from autoquant.core.errors import InputError
 from autoquant.runtime import process
 from tests.fakes.hub import TOKEN, Hub
@@ -139,6 +141,14 @@ def test_a_batch_is_cancelled_by_another_client(nodes: Nodes, tmp_path: Path) ->
     assert "6 stopped" in stdout
     assert "cancelled; run the same batch again to go on" in stdout
     assert process_free(out)
+    # and by Ctrl-C in its own
+    running = command(nodes, path, out)
+    until(running.stderr, ": running")
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert process_free(out)
+    assert "stopped" in (out / "summary.md").read_text()
 
 
 def process_free(out: Path) -> bool:
@@ -187,6 +197,12 @@ def test_nodes_that_share_no_folder_send_their_results_to_the_hub(
     assert last["outcome"]["state"] == "done", last
     assert f"{nodes.hub.url}/tester/tiny" in last["outcome"]["line"]
     assert {"README.md", ".autoquant/journal.json"} <= set(last["files"])
+    # this side knows it as done, and where its files are
+    _heard(last, Board(sent))
+    assert planning.plan(sent, here=False).ready == []
+    made = autoquant.load(tmp_path / "demo-small-HQQ-4bit")
+    with pytest.raises(InputError, match="download it from tester/tiny"):
+        made.path("4bit-64g")
     # what another node might have kept was asked for, and nothing is kept of a job that is done
     assert any("tester/autoquant-unfinished-" in one.path for one in nodes.hub.log)
     assert not [repo for repo in nodes.hub.repos if "unfinished" in repo]
@@ -206,6 +222,21 @@ def test_what_no_node_has_is_said(nodes: Nodes, tmp_path: Path) -> None:
         Cluster(nodes.address, needs).run(planned.ready, board)
         assert said in board.rows[0].line
         assert board.rows[0].state == "failed"
+
+
+def test_a_full_disk_sends_a_job_to_a_node_with_room() -> None:
+    def node(free: int, *, shared: bool = False) -> dict[str, Any]:
+        return {"shared": shared, "free": free, "host": f"has{free}", "Resources": {}}
+
+    nodes = {"a": node(5), "b": node(50), "c": node(70)}
+    waiting = driver._Jobs(mock.MagicMock(), "folder", nodes, None, lambda event: None)
+    job = {"name": "job", "needs": {"disk": 40}}
+    assert waiting._roomier(job, {"node": "a"}) == "c"
+    assert waiting._roomier(job, {"node": "c"}) == "b"
+    assert waiting._roomier(job, {"node": "b"}) == ""
+    together = {"a": node(5, shared=True), "b": node(50, shared=True)}
+    shared = driver._Jobs(mock.MagicMock(), "folder", together, None, lambda event: None)
+    assert shared._roomier(job, {"node": "a"}) == "", "they write to the same disk"
 
 
 def test_a_cluster_that_is_lost_is_said(tmp_path: Path) -> None:

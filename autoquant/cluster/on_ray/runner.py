@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoquant.cluster import keeping
 from autoquant.cluster.board import OURS, Board, log_of
 from autoquant.cluster.planning import Planned
-from autoquant.cluster.work import Outcome
+from autoquant.cluster.work import DONE, Outcome
 from autoquant.core.errors import InputError, ProcessFailed
 from autoquant.core.plans import Plan
 from autoquant.hub.client import connect
@@ -118,6 +119,8 @@ def _heard(event: Mapping[str, Any], board: Board) -> None:
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(base64.b64decode(content))
+        if event["outcome"]["state"] == DONE and event["files"]:
+            keeping.elsewhere(folder)
         if event["log"]:
             log = log_of(board.batch.folder, name)
             log.parent.mkdir(parents=True, exist_ok=True)
