@@ -97,6 +97,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m bench.hub bench-work/smollm2
 	$(BIN)/python -m bench.exl2
 	$(BIN)/python -m bench.lesson
+	$(BIN)/python -m bench.batch bench-work/batch
 	$(BIN)/python -m bench.jobs_cost
 
 $(VENV)/.torch: constraints.txt

@@ -86,9 +86,14 @@ def ray(work: Path) -> None:
 
     jobs: list[dict[str, Any]] = [{
         "models": ["demo", "demo-small"],
-        "methods": ["gguf", "hqq", "w8a8"],
+        "methods": ["gguf", "gptq", "w8a8"],
         "eval_chunks": 200,
-        "gguf": {"types": ["Q8_0", "Q4_K_M"], "pre_tokenizer": "gpt-2"},
+        "gguf": {
+            "types": ["Q8_0", "Q6_K", "Q4_K_M", "Q2_K"],
+            "imatrix": "builtin",
+            "pre_tokenizer": "gpt-2",
+        },
+        "w8a8": {"scheme": "int8-static"},
     }]  # fmt: skip
     every = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(every)})

@@ -33,6 +33,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "05_AWQ": {**SHORT, "iterations": 4},
     "06_HQQ_and_more": {"compare": "3,nf4"},
     "07_Compare": {"calibration_samples": 8, "gptq_bits": "4"},
+    "08_Many_models": {"methods": "hqq,w8a8", "eval_chunks": 4},
 }
 
 

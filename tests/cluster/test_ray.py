@@ -181,6 +181,7 @@ def test_nodes_that_share_no_folder_send_their_results_to_the_hub(
                 **one.job.to_json(),
                 "needs": runner._needs(one),
                 "upload": bool(one.job.options.upload),
+                "seconds": one.seconds,
             }
             for one in plan.planned
         ]
@@ -229,13 +230,13 @@ def test_a_full_disk_sends_a_job_to_a_node_with_room() -> None:
         return {"shared": shared, "free": free, "host": f"has{free}", "Resources": {}}
 
     nodes = {"a": node(5), "b": node(50), "c": node(70)}
-    waiting = driver._Jobs(mock.MagicMock(), "folder", nodes, None, lambda event: None)
+    waiting = driver._Jobs(mock.MagicMock(), "folder", nodes, None, None, lambda event: None)
     job = {"name": "job", "needs": {"disk": 40}}
     assert waiting._roomier(job, {"node": "a"}) == "c"
     assert waiting._roomier(job, {"node": "c"}) == "b"
     assert waiting._roomier(job, {"node": "b"}) == ""
     together = {"a": node(5, shared=True), "b": node(50, shared=True)}
-    shared = driver._Jobs(mock.MagicMock(), "folder", together, None, lambda event: None)
+    shared = driver._Jobs(mock.MagicMock(), "folder", together, None, None, lambda event: None)
     assert shared._roomier(job, {"node": "a"}) == "", "they write to the same disk"
 
 

@@ -55,9 +55,8 @@ def drive(
             )
             .remote()
         )
-        # as an object of its own, not in a task's description
-        ray.get(reporter.keep.remote([ray.put(token)]))
-        _Jobs(ray, folder, nodes, reporter, emit).run(jobs)
+        # an object of its own, and no text in a task's description
+        _Jobs(ray, folder, nodes, reporter, ray.put(token), emit).run(jobs)
 
 
 def cancel(address: str, folder: str) -> None:
@@ -158,18 +157,24 @@ class _Jobs:
     """Jobs on their way through a cluster."""
 
     def __init__(
-        self, ray: Any, folder: str, nodes: Mapping[str, Any], reporter: Any, emit: Emit
+        self,
+        ray: Any,
+        folder: str,
+        nodes: Mapping[str, Any],
+        reporter: Any,
+        secret: Any,
+        emit: Emit,
     ) -> None:
         self.ray, self.folder, self.nodes = ray, folder, nodes
-        self.reporter, self.emit = reporter, emit
+        self.reporter, self.secret, self.emit = reporter, secret, emit
         self.task = ray.remote(task.run)
         self.cpus = min(CORES, int(min(one["Resources"].get("CPU", 1) for one in nodes.values())))
         self.running: dict[Any, Mapping[str, Any]] = {}
         self.full: dict[str, set[str]] = {}  # nodes without room for a job
 
     def run(self, jobs: Sequence[Mapping[str, Any]]) -> None:
-        """Hand all of them over and wait for their ends."""
-        for job in jobs:
+        """Hand all of them over, the longest first, and wait for their ends."""
+        for job in sorted(jobs, key=lambda job: -float(job["seconds"])):
             self._submit(job)
         try:
             while self.running:
@@ -211,7 +216,8 @@ class _Jobs:
         handed = {name: job[name] for name in ("name", "model", "method", "values")}
         given = self.task.options(max_retries=RETRIES, **wanted, **placed)
         shared = all(one["shared"] for one in self.nodes.values())
-        started = given.remote(handed, self.folder, self.reporter, shared, int(wanted["num_cpus"]))
+        cpus = int(wanted["num_cpus"])
+        started = given.remote(handed, self.folder, self.reporter, self.secret, shared, cpus)
         self.running[started] = job
 
     def _ended(self, one: Any, job: Mapping[str, Any]) -> None:

@@ -45,7 +45,12 @@ class Cluster:
         mark = log.parent / f"shared-{uuid.uuid4().hex}"
         mark.touch()  # a node that sees it shares this folder
         jobs = [
-            {**one.job.to_json(), "needs": self._needs(one), "upload": bool(one.job.options.upload)}
+            {
+                **one.job.to_json(),
+                "needs": self._needs(one),
+                "upload": bool(one.job.options.upload),
+                "seconds": one.seconds,
+            }
             for one in ready
         ]
         try:

@@ -36,23 +36,11 @@ _entered = contextlib.ExitStack()
 
 
 class Reporter:
-    """An actor that carries reports from tasks to the driver, and to them what nobody else is to
-    see.
-    """
+    """An actor that carries reports from tasks to the driver."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        self.cancelled, self.secret = False, ""
-
-    def keep(self, secret: list[Any]) -> None:
-        """Keep the token, which comes as an object of Ray's."""
-        import ray
-
-        self.secret = ray.get(secret[0])
-
-    def token(self) -> str:
-        """The token, for a task."""
-        return self.secret
+        self.cancelled = False
 
     def say(self, event: dict[str, Any]) -> None:
         """A task has something to report."""
@@ -78,15 +66,15 @@ def look(mark: str) -> dict[str, Any]:
 
 
 def run(
-    data: Mapping[str, Any], folder: str, reporter: Any, shared: bool, cpus: int
+    data: Mapping[str, Any], folder: str, reporter: Any, token: str, shared: bool, cpus: int
 ) -> dict[str, Any]:
     """Run one job. ``shared``: all nodes see the batch's folder; else it is run in this node's
-    cache, and its small files come back.
+    cache, and its small files come back. Nothing of Ray's is waited for: a task that waits gives
+    its processors away, and another one begins beside it.
     """
     import ray
 
     job, host = jobs.from_json(data), socket.gethostname()
-    token = ray.get(reporter.token.remote())
     if token:
         redact.remember(token)
     reporter.say.remote({"name": job.name, "began": host})
