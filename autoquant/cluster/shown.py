@@ -113,13 +113,16 @@ def _in_notebook(board: Board) -> Iterator[None]:
         return ipython.HTML(f"<div>{table}<p>{escape(rest or counted(board.rows))}</p></div>")
 
     shown = ipython.display(drawn(), display_id=True)
-    with _now_and_then(lambda: shown.update(drawn())):
-        yield
+    try:
+        with _now_and_then(lambda: shown.update(drawn())):
+            yield
+    finally:
+        shown.update(ipython.HTML(""))  # what the batch returns shows the same
 
 
 @contextlib.contextmanager
 def _now_and_then(draw: Callable[[], object]) -> Iterator[None]:
-    """Draw again and again from a thread, and once at the end."""
+    """Draw again and again from a thread."""
     over = threading.Event()
 
     def drawing() -> None:
@@ -133,7 +136,6 @@ def _now_and_then(draw: Callable[[], object]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        draw()
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -294,7 +294,9 @@ def _lacking() -> str:
     names = [one for one, method in METHODS.items() if "cpu" not in method.runs_on]
     if not names or nvidia_gpu():
         return ""
-    return say("{methods} needs an NVIDIA GPU, and this machine has none", methods=", ".join(names))
+    return say(
+        "an NVIDIA GPU is needed for {methods}, and this machine has none", methods=", ".join(names)
+    )
 
 
 def _texts(value: Any) -> tuple[str, ...]:
