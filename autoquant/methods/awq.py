@@ -82,6 +82,9 @@ class Awq(GroupedMethod[AwqOptions]):
         "calibration_length": 256,
         "iterations": 20,
     }
+    # bench/RESULTS.md: SmolLM2 on 16 samples of 256 tokens ("GPTQ, AWQ and AutoRound");
+    # AutoRound's 200 steps 13 times GPTQ ("What AutoRound's steps cost")
+    pace: ClassVar[Mapping[str, float]] = {"awq": 6440.0, "autoround": 14_000.0}
     notebook_defaults: ClassVar[Mapping[str, Any]] = {"calibration_samples": 32, "iterations": 50}
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
         ("autoround", "awq"), parse_choice("autoround", "awq"), "algorithms (autoround, awq)"

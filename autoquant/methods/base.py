@@ -119,6 +119,12 @@ class Method(ABC, Generic[O]):
     cards: ClassVar[str] = ""
     """The GPUs that have made the bundled model with it (bench/GPU.md)."""
 
+    pace: ClassVar[Mapping[str, float]] = {}
+    """Seconds for a billion weights on two cores, checks included, by algorithm ("" where there is
+    one): for who plans for another machine. Of a method that needs a GPU, on one, for each type.
+    None where a plan says itself how long it takes.
+    """
+
     # what its processes need
     extra: ClassVar[str]
     """The extra of this package with its libraries; laid over the environment where missing."""

@@ -74,6 +74,8 @@ class Bitsandbytes(TensorwiseMethod[BitsandbytesOptions]):
     usual_types: ClassVar[tuple[UsualType, ...]] = (
         UsualType("nf4", 4 + 8 / 64 + 32 / (64 * 256), "transformers", 6.0),
     )
+    # bench/RESULTS.md, "Tensor by tensor": 3.2 billion weights
+    pace: ClassVar[Mapping[str, float]] = {"": 44.0}
     extra: ClassVar[str] = "bitsandbytes"
     heavy_imports: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
     packages: ClassVar[tuple[str, ...]] = (

@@ -129,7 +129,7 @@ def interpreter(logs: Path) -> str:
     """The interpreter that has exllamav2: this one (""), or that of an overlay, which is made on
     first use.
     """
-    return "" if environments.here("exl2") else environments.python("exl2", logs)
+    return environments.beside("exl2", logs)
 
 
 def prepare(logs: Path) -> None:

@@ -16,21 +16,9 @@ from autoquant.core.options import MethodOptions
 from autoquant.core.plans import Plan
 from autoquant.methods import METHODS
 
-# Seconds for a billion weights on two cores, checks included (bench/RESULTS.md): HQQ, NF4 and
-# W8A8 of 3.2 billion ("Tensor by tensor"); GPTQ of SmolLM2 on 128 samples of 512 tokens ("Cost of
-# the wrapper, GPTQ"); AWQ of SmolLM2 on 16 samples of 256 ("GPTQ, AWQ and AutoRound"), and
-# AutoRound with its default of 200 steps, 13 times GPTQ ("What AutoRound's steps cost").
-TWO_CORES = {
-    "hqq": 145.0,
-    "bitsandbytes": 44.0,
-    "w8a8": 24.0,
-    "gptq": 1080.0,
-    "awq": 6440.0,
-    "autoround": 14_000.0,
-}
-# Assumed, and measured nowhere: how much faster than two cores a GPU calibrates, what EXL2 takes
-# there for a billion weights (measuring and one bitrate), and bytes a second from and to the Hub.
-GPU_SPEED, EXL2, NETWORK = 20.0, 400.0, 50e6
+# Assumed, and measured nowhere: how much faster than two cores a GPU calibrates, and bytes a second
+# from and to the Hub.
+GPU_SPEED, NETWORK = 20.0, 50e6
 THREAD = 0.5  # of a core's work that a provider's CPU (a thread) does beside its twin
 INSTALL = 15 * 60  # seconds to start, install the package with its libraries, compile what must be
 MARGIN = 2.0  # what the planned time is multiplied by for the timeout
@@ -71,12 +59,13 @@ def work(plan: Plan, options: MethodOptions) -> Work:
     here = float(cores())
     own = {n: s for n, s in plan.seconds.items() if n not in ("download", "measure")}
     algorithm = str(getattr(options, "algorithm", ""))
-    rate = TWO_CORES.get(algorithm) or TWO_CORES.get(plan.method, 0.0)
-    core = here * sum(own.values()) if "quantize" in own else 2 * rate * billions
-    core += 0.0 if "quantize" in own else here * sum(own.values())
+    pace = method.pace.get(algorithm) or method.pace.get("", 0.0)
+    core = here * sum(own.values())
+    if "quantize" not in own and "cpu" in method.runs_on:
+        core += 2 * pace * billions
     on_gpu = 0.0
     if method.runs_on == ("cuda",):
-        on_gpu = EXL2 * billions * max(1, len(plan.items))
+        on_gpu = pace * billions * max(1, len(plan.items))
     elif "cuda" in method.runs_on and options.calibrated_by:
         on_gpu = core / 2 / GPU_SPEED
     measuring, longest = _measuring(plan.seconds, options, here)

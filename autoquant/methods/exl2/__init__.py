@@ -89,6 +89,8 @@ class Exl2(Method[Exl2Options]):
     runtimes: ClassVar[str] = "exllamav2, TabbyAPI, text-generation-webui"
     tested_on: ClassVar[str] = "CPU, with CUDA kernels mocked"
     cards: ClassVar[str] = "NVIDIA H100"
+    # assumed, and measured nowhere
+    pace: ClassVar[Mapping[str, float]] = {"": 400.0}
     extra: ClassVar[str] = "exl2"
     heavy_imports: ClassVar[tuple[str, ...]] = ("exllamav2",)
     packages: ClassVar[tuple[str, ...]] = (

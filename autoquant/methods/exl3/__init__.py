@@ -78,6 +78,8 @@ class Exl3(Method[Exl3Options]):
     gpu_to_run: ClassVar[str] = "yes"
     runtimes: ClassVar[str] = "exllamav3, TabbyAPI"
     tested_on: ClassVar[str] = "CPU, with CUDA kernels mocked"
+    # assumed, and measured nowhere
+    pace: ClassVar[Mapping[str, float]] = {"": 400.0}
     extra: ClassVar[str] = "exl3"
     heavy_imports: ClassVar[tuple[str, ...]] = ("exllamav3",)
     packages: ClassVar[tuple[str, ...]] = ("exllamav3", "torch", "transformers", "numpy")
