@@ -82,6 +82,7 @@ def test_when_one_job_fails_the_others_are_ended_with_their_children(tmp_path: P
         time.sleep(1)
         raise ProcessFailed("this one failed")
 
+    before = set(threading.enumerate())
     start = time.monotonic()
     with pytest.raises(ProcessFailed, match="this one failed"):
         process.side_by_side([slow, fails], at_once=2)
@@ -89,7 +90,8 @@ def test_when_one_job_fails_the_others_are_ended_with_their_children(tmp_path: P
     assert pids
     members = [stat for stat in Path("/proc").glob("[0-9]*/stat") if _group(stat) == pids[0]]
     assert members == [], "nobody of the worker's process group is left"
-    assert threading.active_count() < 10
+    left = {thread.name for thread in set(threading.enumerate()) - before if thread.is_alive()}
+    assert left == set(), "no thread of these jobs is left"
 
 
 def _group(stat: Path) -> int:
