@@ -231,6 +231,8 @@ def exl3(
     calibration_samples: int = 250,
     calibration_length: int = 2048,
     bpw: str | float | Sequence[str | float] = ("4.0",),
+    optimized_bpw: str | float | Sequence[str | float] = (),
+    measurement_samples: int = 10,
     size: str | Sequence[str] = (),
     head_bits: int = 6,
     codebook: Literal["mul1", "mcg", "3inst"] = "mul1",

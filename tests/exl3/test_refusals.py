@@ -65,6 +65,11 @@ def test_this_machine_is_refused_and_the_plan_has_the_sizes(model: Path, tmp_pat
     assert [item.type for item in plan.items] == ["2.0bpw", "4.0bpw"]
     assert plan.items[0].bytes < plan.items[1].bytes
     assert "torch finds none here" in plan.refused
+    mixed = autoquant.plan("exl3", str(model), bpw=[2, 4], optimized_bpw=3, out=tmp_path)
+    sizes = {item.type: item.bytes for item in mixed.items}
+    assert list(sizes) == ["2.0bpw", "4.0bpw", "3.0bpw-opt"]
+    assert sizes["2.0bpw"] < sizes["3.0bpw-opt"] < sizes["4.0bpw"]
+    assert "runs the model once for each group of layers" in str(mixed)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,6 +85,18 @@ def test_this_machine_is_refused_and_the_plan_has_the_sizes(model: Path, tmp_pat
         ({"calibration": "gone.txt"}, "calibration: no such file: gone.txt"),
         ({"size": "90MB"}, "with 1 to 8 bits this model has"),
         ({"size": "4bpw"}, "'4bpw' is no size in bytes; write 5.5GB, or bits as bpw"),
+        (
+            {"optimized_bpw": "3"},
+            "optimized_bpw: 3.0 is mixed of the layers of two bitrates or more, and bpw has 4.0",
+        ),
+        (
+            {"bpw": [2, 4], "optimized_bpw": [3, 4.5]},
+            "optimized_bpw: 4.5 does not lie between 2.0 and 4.0",
+        ),
+        (
+            {"bpw": [2, 4], "measurement_samples": 5},
+            "measurement_samples: 5 has an effect only with optimized_bpw",
+        ),
         ({"size": "1MB", "bpw": "3"}, "size: bpw says the same in bits; leave one of them out"),
     ],
 )

@@ -58,6 +58,12 @@ def run(stage: Stage) -> None:
         needs_cuda=True,
         cpu_too=True,
     )
+    stage.check(
+        "optimizer, 3.0 of 2.0 and 4.0",
+        lambda: _optimize(stage, made),
+        needs_cuda=True,
+        cpu_too=True,
+    )
     probes = {
         f"{what} {rate}": partial(_probe, stage, made, what, rate)
         for rate in RATES
@@ -111,6 +117,30 @@ def _convert(stage: Stage, made: dict[str, dict[str, Any]]) -> Seen:
         stage.keep(f"exl3 {rate} achieved", one["achieved"])
     falls = [made[f"{rate}bpw"]["kl"] for rate in RATES]
     return Seen(falls == sorted(falls, reverse=True), "; ".join(parts), "KL falls with bits", seen)
+
+
+def _optimize(stage: Stage, made: dict[str, dict[str, Any]]) -> Seen:
+    """An average mixed of the finished bitrates, beside the converter's own at the same bits."""
+    seen = making.run(
+        "exl3",
+        "demo",
+        stage.work / "exl3",
+        {"bpw": ("2.0", "4.0"), "optimized_bpw": ("3.0",), "eval_chunks": CHUNKS, **CALIBRATION},
+        limit=300 if stage.rehearse else 120,
+        env=_env(stage),
+    )
+    (mixed,) = (one for one in seen["made"] if one["type"] == "3.0bpw-opt")
+    stage.keep("exl3 optimized 3.0 kl", mixed["kl"])
+    stage.keep("exl3 optimized 3.0 achieved", mixed["achieved"])
+    beside = made["3.0bpw"]["kl"] if "3.0bpw" in made else float("nan")
+    least = made["2.0bpw"]["kl"] if "2.0bpw" in made else float("inf")
+    return Seen(
+        mixed["kl"] < least,
+        f"{mixed['achieved']:.3f} with scales, KL {mixed['kl']:.4f} (the converter's 3.0:"
+        f" {beside:.4f})",
+        "KL below that of 2.0",
+        seen,
+    )
 
 
 def _probe(stage: Stage, made: dict[str, dict[str, Any]], what: str, rate: str) -> Any:

@@ -5,6 +5,7 @@ is given. Runs in worker processes.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def verify(
     layers: dict[str, list[int]],
     *,
     target: float,
+    near: float | None = None,
     head_bits: int,
     codebook: str,
     parameters: int,
@@ -56,10 +58,12 @@ def verify(
     """Check an EXL3 folder against its source: config, every layer's error, finite values, bits per
     weight, a generation.
 
-    ``layers`` are the blocks' matrices, name -> [outputs, inputs]. Returns ``checks``, ``files``
-    ([name, bytes, sha256], config.json first), ``bits_per_weight`` (all tensors over
-    ``parameters``), ``codes`` (bits of the codes of the blocks' matrices, what the target is about)
-    and ``achieved`` (with scales and padding). Raises CheckFailed naming the layer.
+    ``layers`` are the blocks' matrices, name -> [outputs, inputs]; ``near`` is how far below the
+    target their bits may be (left out: as far as the converter comes). Returns ``checks``,
+    ``files`` ([name, bytes, sha256], config.json first), ``bits_per_weight`` (all tensors over
+    ``parameters``), ``codes`` (bits of the codes of the blocks' matrices, what the target is
+    about), ``achieved`` (with scales and padding) and ``layers`` (how many matrices have how many
+    bits). Raises CheckFailed naming the layer.
     """
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     block = config.get("quantization_config") or {}
@@ -105,7 +109,8 @@ def verify(
     padded = {name: codes[name][1] for name in layers}
     mean = sum(codes[name][0] for name in layers) / sum(padded.values())
     # it spends its budget on whole groups of layers, and leaves what is too little for the next
-    near = max(NEAR, 2 * max(padded.values()) / sum(padded.values()))
+    if near is None:
+        near = max(NEAR, 2 * max(padded.values()) / sum(padded.values()))
     if not target - near <= mean <= target + NEAR / 10:
         raise CheckFailed(f"the blocks have {mean:.2f} bits per weight, asked for {target:.2f}")
     bits = {name: codes[name][0] / codes[name][1] for name in layers}
@@ -122,6 +127,7 @@ def verify(
         "bits_per_weight": 8 * quantized.bytes() / parameters,
         "codes": mean,
         "achieved": held / whole,
+        "layers": dict(sorted(Counter(f"{one:.2f}" for one in bits.values()).items())),
         "files": stored(Path(folder)),
         "checks": [
             [

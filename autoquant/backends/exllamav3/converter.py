@@ -102,10 +102,6 @@ def convert(
     shutil.rmtree(target, ignore_errors=True)  # it is written from the job's files
     job.mkdir(parents=True, exist_ok=True)
     words = [
-        python or sys.executable,
-        "-m",
-        "autoquant.backends.exllamav3.run",
-        str(os.getpid()),
         "-w",
         str(job),
         "-i",
@@ -124,27 +120,57 @@ def convert(
             done.add(found[1])
             progress(min(len(done), modules), modules)
 
+    start(
+        "convert_model",
+        words,
+        python=python,
+        logs=logs,
+        heard=heard,
+        memory="close what else uses the GPU, take shorter samples (calibration_length), or a GPU"
+        " with more memory",
+    )
+    if not finished(target):
+        raise unfinished("exllamav3's converter", logs)
+
+
+def start(
+    program: str,
+    arguments: Sequence[str],
+    *,
+    python: str,
+    logs: Path,
+    heard: Callable[[str], None] | None = None,
+    memory: str,
+) -> None:
+    """Run one of exllamav3's programs to its end; ``heard`` gets its lines, ``memory`` is what to
+    do when the GPU's is not enough. Raises ProcessFailed; OutOfMemory for the GPU's memory.
+    """
+    name = "exllamav3's converter" if program == "convert_model" else f"exllamav3's {program}"
+    words = [python or sys.executable, "-m", "autoquant.backends.exllamav3.run", str(os.getpid())]
     begin = logs.stat().st_size if logs.exists() else 0
     try:
-        process.run(words, log=logs, env=VARIABLES, on_line=heard, name="exllamav3's converter")
+        process.run(
+            [*words, program, *arguments], log=logs, env=VARIABLES, on_line=heard, name=name
+        )
     except ProcessFailed:
         with open(logs, "rb") as file:
             file.seek(begin)
             said = file.read()
         if b"OutOfMemoryError" in said or b"CUDA out of memory" in said:
-            memory = OutOfMemory(
-                "out of memory on the GPU while exllamav3 converted. Close what else uses the GPU,"
-                " take shorter samples (calibration_length), or a GPU with more memory; what is"
-                " finished is kept"
+            failure = OutOfMemory(
+                f"out of memory on the GPU in {name}. To go on, {memory}; what is finished is kept"
             )
-            memory.where = "out of memory on the GPU"
-            raise memory from None
+            failure.where = "out of memory on the GPU"
+            raise failure from None
         raise
-    if not finished(target):
-        raise ProcessFailed(
-            f"exllamav3's converter exited with status 0 but did not finish. Log: {logs}. Its end:"
-            f" {process.tail(logs)}"
-        )
+
+
+def unfinished(name: str, logs: Path) -> ProcessFailed:
+    """The error of a program that said nothing is wrong and left nothing whole."""
+    return ProcessFailed(
+        f"{name} exited with status 0 but did not finish. Log: {logs}. Its end:"
+        f" {process.tail(logs)}"
+    )
 
 
 def tidy(folder: Path, model: Path, text: str) -> None:

@@ -27,7 +27,7 @@ from autoquant.formats.exl3 import BLOCK
 from autoquant.hub.fetch import same_disk
 from autoquant.methods.base import ComparisonVariants, Method, Output, UsualType
 from autoquant.methods.exl2.options import bitrate
-from autoquant.methods.exl3 import work
+from autoquant.methods.exl3 import making, mixing
 from autoquant.methods.exl3.options import LEAST, SAMPLES, USUAL_HEAD, Exl3Options
 from autoquant.methods.size import Size
 from autoquant.source import bytes_to_fetch, shapes
@@ -55,6 +55,10 @@ COSTS = (
     " for smaller models and a few hours for 70 billion parameters and more, on one high-end"
     " consumer GPU"
     " (not measured here)"
+)
+MIXING = (
+    "for optimized_bpw exllamav3 runs the model once for each group of layers of each bitrate, from"
+    " there to its end, on one GPU (how long that takes was not measured here)"
 )
 
 
@@ -101,7 +105,7 @@ class Exl3(Method[Exl3Options]):
     )
 
     def variants(self, options: Exl3Options) -> tuple[str, ...]:
-        """One for each bitrate."""
+        """One for each bitrate, and for each average that is mixed of them."""
         return options.types
 
     def resolve_defaults(self, source: Source, options: Exl3Options) -> Exl3Options:
@@ -157,14 +161,16 @@ class Exl3(Method[Exl3Options]):
     def plan(self, source: Source, options: Exl3Options, out: Path) -> Plan:
         """Sizes from the headers alone. ``refused`` if this machine has no GPU for it."""
         layers = refuse(source, options)
+        averages = (*options.bpw, *options.optimized_bpw)
         sizes = {
             name: size(source, layers, float(bpw), options.head_bits)
-            for name, bpw in zip(options.types, options.bpw, strict=True)
+            for name, bpw in zip(options.types, averages, strict=True)
         }
         download, free = bytes_to_fetch(source), free_bytes(out)
         hidden = _config(source)["hidden_size"]
         tokens = options.calibration_samples * min(options.calibration_length, source.context)
         states = 4 * tokens * hidden  # in float32 between blocks
+        mixed = mixing.memory(source, options, hidden)[1] if options.optimized else 0
         # the quantized layers once as the converter's own files and once in the folder; the
         # samples' states, and their copy while they are written
         needed = sum(sizes.values()) + max(sizes.values()) + 2 * states
@@ -185,16 +191,16 @@ class Exl3(Method[Exl3Options]):
             states,
             disk_needed=needed,
             disk_free=free,
-            memory_needed=2_500_000_000 + states + 2 * source.largest_tensor,
+            memory_needed=2_500_000_000 + max(states + 2 * source.largest_tensor, mixed),
             memory_available=memory_available(),
             download=download,
             refused=refused,
-            notes=(COSTS,),
+            notes=(COSTS, *((MIXING,) if options.optimized else ())),
         )
 
     def quantize(self, snapshot: Snapshot, options: Exl3Options, run: RunFolder) -> Output:
         """Make and verify each bitrate."""
-        return work.quantize(snapshot, options, run)
+        return making.quantize(snapshot, options, run)
 
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""
@@ -261,6 +267,7 @@ def refuse(source: Source, options: Exl3Options) -> dict[str, tuple[int, int]]:
                 f" ({', '.join(map(str, odd))}) must be multiples of {BLOCK} to be read back. Take"
                 " gguf, gptq or awq"
             )
+    mixing.refuse(options)
     if not options.own_text:
         calibration.check(options)
     elif options.calibration_samples > SAMPLES:

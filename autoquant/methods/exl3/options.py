@@ -17,6 +17,7 @@ SAMPLES = 250  # the converter's own default
 LEAST = 1  # bits per weight
 HEAD_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 USUAL_HEAD, USUAL_CODEBOOK = 6, "mul1"  # which names of types leave out
+OPTIMIZED = "opt"  # in the names of types that the optimizer mixed
 
 
 class Exl3Options(CalibrationOptions):
@@ -33,6 +34,7 @@ class Exl3Options(CalibrationOptions):
             ),
             f"calibration!={OWN}",
         ),
+        "measurement_samples": "optimized_bpw",
     }
     main: ClassVar[tuple[str, ...]] = ("bpw", "head_bits", "calibration", "evaluate", "upload")
 
@@ -43,6 +45,22 @@ class Exl3Options(CalibrationOptions):
         metavar="BITS,…",
         accepts="str | float | Sequence[str | float]",
         min_length=1,
+    )
+    optimized_bpw: tuple[str, ...] = option(
+        (),
+        "further averages, between the smallest and the largest of bpw: exllamav3's optimizer puts"
+        " each together from the layers of those bitrates, with more bits where they lower the"
+        " measured KL divergence most; takes two bitrates or more in bpw (or size)",
+        metavar="BITS,…",
+        accepts="str | float | Sequence[str | float]",
+    )
+    measurement_samples: int = option(
+        10,
+        "how many samples of exllamav3's own text optimized_bpw is measured on, each of as many"
+        " tokens as calibration_length, at most 1,024; exllamav3's defaults",
+        unit="samples",
+        ge=1,
+        le=10_000,
     )
     size: tuple[str, ...] = option(
         (),
@@ -92,7 +110,7 @@ class Exl3Options(CalibrationOptions):
         " repository",
     )
 
-    @field_validator("bpw", mode="before")
+    @field_validator("bpw", "optimized_bpw", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         given = [value] if isinstance(value, (int, float)) else value
@@ -117,9 +135,19 @@ class Exl3Options(CalibrationOptions):
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The artifacts' names: 4.0bpw, with the head's bits and the codebook if they are not the
-        usual ones.
+        """The artifacts' names: 4.0bpw, 3.25bpw-opt of the optimizer's, with the head's bits and
+        the codebook if they are not the usual ones.
         """
-        more = "" if self.head_bits == USUAL_HEAD else f"-h{self.head_bits}"
-        more += "" if self.codebook == USUAL_CODEBOOK else f"-{self.codebook}"
-        return tuple(f"{one}bpw{more}" for one in self.bpw)
+        return (*(self.name(one) for one in self.bpw), *self.optimized)
+
+    @property
+    def optimized(self) -> tuple[str, ...]:
+        """The names of those that the optimizer makes."""
+        return tuple(self.name(one, OPTIMIZED) for one in self.optimized_bpw)
+
+    def name(self, bits: str, how: str = "") -> str:
+        """The name of an artifact with an average of bits."""
+        parts = [f"{bits}bpw", how]
+        parts.append("" if self.head_bits == USUAL_HEAD else f"h{self.head_bits}")
+        parts.append("" if self.codebook == USUAL_CODEBOOK else self.codebook)
+        return "-".join(part for part in parts if part)

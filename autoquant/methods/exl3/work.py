@@ -1,69 +1,24 @@
-"""The work of an EXL3 run: each bitrate converted by exllamav3, checked, moved."""
+"""The work of an EXL3 run: bitrates converted by exllamav3, checked, moved."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autoquant import calibration
 from autoquant.backends.exllamav3 import converter, environment
 from autoquant.core.errors import CheckFailed, InputError
-from autoquant.core.files import key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, Snapshot, Stored
-from autoquant.methods.base import Output
 from autoquant.methods.exl3.options import OWN, Exl3Options
 from autoquant.runtime import environments, process
 from autoquant.source.layers import linears, weights_of_blocks
 
 log = logging.getLogger(__name__)
-
-
-def quantize(snapshot: Snapshot, options: Exl3Options, run: RunFolder) -> Output:
-    """Make and verify each bitrate, unless the journal knows it as done. Each becomes a folder of
-    the run's folder.
-    """
-    work = Work(snapshot, options, run)
-    keys = {type: key_of(work.asked, type) for type in options.types}
-    artifacts = []
-    for type, bpw in zip(options.types, options.bpw, strict=True):
-        facts = run.done(f"quantize {type}", keys[type])
-        if facts is not None:
-            artifact = Artifact.from_json(facts)
-        else:
-            run.jobs.mkdir(exist_ok=True)
-            artifact = work.quantize(type, bpw, keys[type])
-            run.record(
-                f"quantize {type}",
-                keys[type],
-                [run.folder / stored.name for stored in artifact.files],
-                artifact.to_json(),
-                {stored.name: stored.sha256 for stored in artifact.files},
-            )
-        run.passed(artifact)
-        for note in artifact.notes:
-            log.warning("%s: %s", type, note)
-        artifacts.append(artifact)
-    shutil.rmtree(run.jobs, ignore_errors=True)
-    first = artifacts[0].facts
-    provenance = {
-        "algorithm": f"EXL3: trellis-coded quantization with LDLQ ({first['algorithm']})",
-        "file format": "EXL3",
-        "bits per weight of the blocks": ", ".join(
-            f"{a.type}: target {float(bpw):.2f}, achieved {a.facts['codes']:.3f}, with scales and"
-            f" padding {a.facts['achieved']:.3f}"
-            for a, bpw in zip(artifacts, options.bpw, strict=True)
-        ),
-        "head bits": str(options.head_bits),
-        "codebook": options.codebook,
-        "calibration": f"{work.text_name()}, {first['samples']} samples of {work.length} tokens",
-    }
-    if first["calibration sha256"]:
-        provenance["calibration sha256"] = first["calibration sha256"]
-    return Output(tuple(artifacts), None, provenance)
 
 
 class Work:
@@ -173,6 +128,41 @@ class Work:
                     logs=self.run.logs,
                     progress=progress,
                 )
+        facts = {"samples": samples["samples"], "calibration sha256": samples["sha256"]}
+        return self.finished(type, bpw, target, facts, job)
+
+    def once(self, type: str, key: str, make: Callable[[], Artifact]) -> Artifact:
+        """An artifact: the one that the journal knows, or a new one, which is noted there."""
+        facts = self.run.done(f"quantize {type}", key)
+        if facts is not None:
+            artifact = Artifact.from_json(facts)
+        else:
+            self.run.jobs.mkdir(exist_ok=True)
+            artifact = make()
+            self.run.record(
+                f"quantize {type}",
+                key,
+                [self.run.folder / stored.name for stored in artifact.files],
+                artifact.to_json(),
+                {stored.name: stored.sha256 for stored in artifact.files},
+            )
+        self.run.passed(artifact)
+        for note in artifact.notes:
+            log.warning("%s: %s", type, note)
+        return artifact
+
+    def finished(
+        self,
+        type: str,
+        bits: str,
+        target: Path,
+        facts: dict[str, Any],
+        job: Path | None = None,
+        near: float | None = None,
+    ) -> Artifact:
+        """A folder that exllamav3 has left, put in order, verified, and moved to its place in the
+        run's folder; ``near`` is how far below the target its bits may be.
+        """
         converter.tidy(target, self.snapshot.folder, self.text_name())
         try:
             with Bar(f"check {type}") as progress:
@@ -184,7 +174,8 @@ class Work:
                     folder=str(target),
                     source=str(self.snapshot.folder),
                     layers=self.layers,
-                    target=float(bpw),
+                    target=float(bits),
+                    near=near,
                     head_bits=self.options.head_bits,
                     codebook=self.options.codebook,
                     parameters=self.source.parameters,
@@ -192,11 +183,12 @@ class Work:
         except CheckFailed as failure:
             # or the next run would find it finished, and damaged again
             for path in (job, target):
-                shutil.rmtree(path, ignore_errors=True)
+                if path is not None:
+                    shutil.rmtree(path, ignore_errors=True)
             raise CheckFailed(
                 f"{failure}. It was discarded: run again to make {type} anew"
             ) from None
-        rows, asked = samples["samples"], self.options.calibration_samples
+        rows, asked = facts["samples"], self.options.calibration_samples
         artifact = Artifact(
             type=type,
             files=tuple(
@@ -208,14 +200,15 @@ class Work:
             facts={
                 "codes": seen["codes"],
                 "achieved": seen["achieved"],
-                "samples": rows,
-                "calibration sha256": samples["sha256"],
+                "layers": seen["layers"],
                 "algorithm": self.version,
-                "bpw": float(bpw),
+                "bpw": float(bits),
+                **facts,
             },
         )
         place = self.run.folder / type
         shutil.rmtree(place, ignore_errors=True)
         target.replace(place)
-        shutil.rmtree(job, ignore_errors=True)
+        if job is not None:
+            shutil.rmtree(job, ignore_errors=True)
         return artifact

@@ -47,7 +47,7 @@ class _Before:
 
 
 def _replacing(name: str, functions: dict[str, Any]) -> Any:
-    """A module's spec, with some of its functions replaced once it is loaded."""
+    """A module's spec, with some of its functions and methods replaced once it is loaded."""
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
@@ -55,7 +55,9 @@ def _replacing(name: str, functions: dict[str, Any]) -> Any:
 
     def exec_module(module: Any) -> None:
         load(module)
-        vars(module).update(functions)
+        for function, put in functions.items():
+            of, _, last = function.rpartition(".")
+            setattr(getattr(module, of) if of else module, last, put)
 
     spec.loader.exec_module = exec_module  # type: ignore[method-assign]
     return spec

@@ -1,5 +1,5 @@
-"""Triton's and the extension's places, filled before exllamav3 looks for them, and two functions
-that would start a Triton kernel, done in torch.
+"""Triton's and the extension's places, filled before exllamav3 looks for them; two functions that
+would start a Triton kernel, done in torch; and the copy to a GPU, made on the CPU.
 """
 
 from __future__ import annotations
@@ -90,8 +90,14 @@ def _attend(args: Any) -> torch.Tensor:
     return (scores.softmax(-1) @ v).transpose(1, 2).to(args.q.dtype)
 
 
+def _prepare(module: Any, x: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
+    """A copy, as on its way to a GPU: a module may add to what it is given."""
+    return x.clone()
+
+
 # module -> function -> what is put in its place once the module has been imported
 INSTEAD = {
+    "exllamav3.modules.module": {"Module.prepare_for_device": _prepare},
     "exllamav3.modules.quant.exl3_lib.hessian_packed": {"accumulate_": _accumulate},
     "exllamav3.modules.attention_fn.triton_paged": {"fn_triton_attn_nocache": _attend},
 }
