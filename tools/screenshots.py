@@ -1,10 +1,10 @@
 """Screenshots of every notebook after Run All, in JupyterLab in Debian's Chromium, to be looked at.
 
-usage: python tools/screenshots.py [NOTEBOOK…]     (`make pictures`; for example 03_GPTQ)
+usage: python tools/screenshots.py [NOTEBOOK…]     (`make pictures`; for example tr/10_Formats)
 
 Each notebook runs on the bundled models, without a network, with values that make it a quick one;
 04_EXL2 stops where it needs a GPU. Its page, in pieces, becomes browser-output/NOTEBOOK-N.png.
-All of them take a quarter of an hour on two cores.
+All of them take twenty minutes on two cores.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def taken(page: Any, name: str) -> list[Path]:
     page.wait_for_timeout(2000)
     made = []
     for i, top in enumerate(range(0, min(tall, MOST), PIECE), 1):
-        made.append(SHOTS / f"{name}-{i}.png")
+        made.append(SHOTS / f"{name.replace('/', '-')}-{i}.png")
         height = min(PIECE, min(tall, MOST) - top)
         page.screenshot(
             path=str(made[-1]), clip={"x": 0, "y": top, "width": WIDTH, "height": height}
@@ -76,7 +76,10 @@ def taken(page: Any, name: str) -> list[Path]:
 
 def main(names: list[str]) -> None:
     """Photograph some notebooks, or all of them."""
-    there = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    there = sorted(
+        str(path.relative_to(FOLDER).with_suffix(""))
+        for path in (*FOLDER.glob("*.ipynb"), *FOLDER.glob("??/*.ipynb"))
+    )
     unknown = [name for name in names if name not in there]
     if unknown:
         sys.exit(f"there is no notebook {', '.join(unknown)}; there are: {', '.join(there)}")

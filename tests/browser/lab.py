@@ -53,8 +53,10 @@ def serving(root: Path, home: Path) -> Iterator[Path]:
     notebooks, pictures = root / "notebooks", Path("docs") / "images"
     notebooks.mkdir()
     shutil.copytree(ROOT / pictures, root / pictures)
-    for path in FOLDER.glob("*.ipynb"):
-        shutil.copy(path, notebooks / path.name)
+    for path in (*FOLDER.glob("*.ipynb"), *FOLDER.glob("??/*.ipynb")):
+        copy = notebooks / path.relative_to(FOLDER)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
     for name, values in {
         "apputils-extension/notification": {"fetchNews": "false"},
         "notebook-extension/tracker": {"windowingMode": "none"},
