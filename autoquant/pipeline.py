@@ -16,6 +16,7 @@ from typing import Any, cast
 from autoquant.core import bundled, journal
 from autoquant.core.errors import HubFailed, InputError
 from autoquant.core.journal import RunFolder
+from autoquant.core.machine import cores, nvidia_gpu
 from autoquant.core.options import MethodOptions, build
 from autoquant.core.plans import Plan
 from autoquant.core.progress import Stages
@@ -220,6 +221,16 @@ def _make(
     return finished.finish(record, run)
 
 
+def _quantizing(method: AnyMethod, source: Source, options: MethodOptions) -> dict[str, float]:
+    """Seconds to quantize on this machine's cores, by what was measured on two of them, as a plan
+    has it; empty where that says nothing: of methods that plan it themselves, and on a GPU.
+    """
+    pace = method.pace.get(str(getattr(options, "algorithm", ""))) or method.pace.get("", 0.0)
+    if not pace or "cpu" not in method.runs_on or nvidia_gpu():
+        return {}
+    return {"quantize": 2 * pace * source.parameters / 1e9 / cores()}
+
+
 @preload.kept()
 def plan(
     method: AnyMethod,
@@ -232,8 +243,9 @@ def plan(
     source, options = _resolve(method, model, values)
     folder = output_folder(method, source, out, options)
     planned = method.plan(source, options, folder)
-    notes, seconds = [*planned.notes, *method.about(source, options)], dict(planned.seconds)
+    notes = [*planned.notes, *method.about(source, options)]
     possible = [item for item in planned.items if not item.impossible]
+    seconds = _quantizing(method, source, options) | dict(planned.seconds)
     if options.evaluate != "off" and not method.unmeasured(source, options, folder):
         found = planning.of(source, options, len(possible))
         if found.minutes and not found.why_not:

@@ -19,9 +19,11 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
     """A table; the first ``left`` columns are set to the left, the others to the right."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        first = ";white-space:nowrap"  # a type's name is no text to be broken
+        # neither a type's name nor a number with its unit is a text to be broken
+        whole = ";white-space:nowrap"
         styles = [
-            f"text-align:{'left' if i < left else 'right'}{'' if i else first}"
+            f"text-align:{'left' if i < left else 'right'}"
+            + (whole if tag == "td" and (i == 0 or i >= left) else "")
             for i in range(len(cells))
         ]
         drawn = (

@@ -19,7 +19,8 @@ from autoquant.runtime import trace
 PLOT = tables.PLOT
 STOCK = "llama.cpp's own types"  # what files whose types were chosen are compared with
 FONT, SMALL = 10, 9  # points: ten pixels and more where the picture is 600 pixels wide
-LINE = 78  # letters of a title
+LINE, SHORT = 78, 16  # letters of a title, and of a name that stands at its point
+NOTHING = 1e-5  # nats per token: a file that loses nothing, by another order of sums
 
 
 def write(result: RunRecord, path: Path) -> None:
@@ -97,8 +98,10 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
-    drawn = Figure(figsize=(7.2, 3.7), layout="constrained", dpi=160)
+    drawn = Figure(figsize=(7.2, 3.7 + 0.2 * (len(measured) > 1)), layout="constrained", dpi=160)
+    around = [withStroke(linewidth=2.5, foreground="white")]  # readable on lines
     FigureCanvasAgg(drawn)
     left, right = drawn.subplots(1, 2)
     largest = max(artifacts[-1].bytes for artifacts in measured.values())
@@ -116,6 +119,10 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         axis.tick_params(labelsize=SMALL)
         axis.grid(alpha=0.25)
         axis.margins(x=0.16, y=0.16)
+    # one file each: a point is called by what the legend would say
+    named = len(measured) > 1 and all(
+        len(artifacts) == 1 and len(name) <= SHORT for name, artifacts in measured.items()
+    )
     for i, (name, artifacts) in enumerate(measured.items()):
         stock = all(COMPARED in a.facts for a in artifacts)
         color = GREY if stock else COLORS[i % len(COLORS)]
@@ -140,12 +147,13 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             for artifact, at, value in zip(artifacts, x, values, strict=True):
                 right_half = at > (min(sizes) + max(sizes)) / 2
                 axis.annotate(
-                    artifact.type,
+                    name if named else artifact.type,
                     (at, value),
                     xytext=(-5 if right_half else 5, 5),
                     textcoords="offset points",
                     ha="right" if right_half else "left",
                     fontsize=SMALL,
+                    path_effects=around,
                 )
     # nearly the same: some bytes more are not to look like a difference
     if max(sizes) < 1.1 * min(sizes):
@@ -156,8 +164,14 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     # before the limits are set: however far from the points, the line is to be seen
     for row in models.values():
         left.axhline(row.perplexity, color=RED, linewidth=1, linestyle="--")
-    low, high = left.get_ylim()
-    left.set_ylim(low - 0.06 * (high - low), high)  # room for the label below the line
+    perplexities = [
+        a.evaluation.perplexity for group in measured.values() for a in group if a.evaluation
+    ]
+    if max(perplexities) > 20 * min(perplexities):
+        left.set_yscale("log")  # one destroyed file would press the others together
+    else:
+        low, high = left.get_ylim()
+        left.set_ylim(low - 0.06 * (high - low), high)  # room for the label below the line
     for model, row in models.items():
         left.annotate(
             f"{model.rsplit('/', 1)[-1]} {names[model]}" if len(models) > 1 else names[model],
@@ -169,11 +183,19 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             va="top",
             fontsize=SMALL,
             color=RED,
+            path_effects=around,
         )
     if all(value > 0 for value in every) and max(every) > 20 * min(every):
         right.set_yscale("log")
-    if len(measured) > 1:
-        left.legend(fontsize=SMALL)
+        # what loses nothing but the rounding of sums would press the rest together
+        told_apart = [value for value in every if value > NOTHING]
+        if told_apart and min(every) <= NOTHING:
+            right.set_ylim(bottom=0.5 * min(told_apart))
+    if (
+        len(measured) > 1 and not named
+    ):  # beside the axes: inside it would lie on points or their errors
+        handles, labels = left.get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside lower center", fontsize=SMALL, ncols=2)
     title = say(
         "{models}: size against quality (± one standard error)",
         models=say(" and ").join(models),
@@ -184,8 +206,8 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
 
 
 def thin_out(figure: Any, axes: Sequence[Any]) -> None:
-    """Move labels of points into their axes, and take those away that would lie on another one,
-    or are wider than the axes: the table has them.
+    """Move labels of points into their axes, and to another side of their points where they would
+    lie on another one; take those away that fit nowhere: the table has them.
     """
     for axis in axes:
         for text in axis.texts:
@@ -194,13 +216,26 @@ def thin_out(figure: Any, axes: Sequence[Any]) -> None:
     for axis in axes:
         kept: list[Any] = []
         for text in axis.texts:
-            _into(axis, text)
-            box = text.get_window_extent()
-            wide = box.width > axis.get_window_extent().width
-            if wide or any(box.overlaps(other) for other in kept):
-                text.set_visible(False)
+            x, y = text.get_position()
+            side = text.get_ha()
+            other = {"left": "right", "right": "left"}.get(side, side)
+            for place, toward in (
+                ((x, y), side),
+                ((x, -y), side),
+                ((-x, y), other),
+                ((-x, -y), other),
+            ):
+                text.set_position(place)
+                text.set_ha(toward)
+                text.set_va("bottom" if place[1] > 0 else "top")
+                _into(axis, text)
+                box, room = text.get_window_extent(), axis.get_window_extent().padded(0.5)
+                within = room.contains(*box.min) and room.contains(*box.max)
+                if within and not any(box.overlaps(one) for one in kept):
+                    kept.append(box)
+                    break
             else:
-                kept.append(box)
+                text.set_visible(False)
 
 
 def _into(axis: Any, text: Any) -> None:

@@ -259,14 +259,15 @@ def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str,
 
 
 def _time(seconds: Mapping[str, float]) -> str:
-    """A plan's time, as this machine was measured."""
+    """A plan's time, as far as it is known."""
     parts = [
         say("{time} to {doing}", time=told(minutes(value)), doing=told(doing))
         for doing, value in seconds.items()
     ]
-    return say(
-        "time, by what this machine was measured to do: about {parts}", parts=", ".join(parts)
-    )
+    listed = ", ".join(parts)
+    if "quantize" in seconds:
+        return say("time here: about {parts}", parts=listed)
+    return say("time here: about {parts}; quantizing is not counted", parts=listed)
 
 
 def minutes(seconds: float) -> str:
@@ -317,7 +318,7 @@ def plan_parts(
     memory, available = size(planned.memory_needed), size(planned.memory_available)
     verdict = [
         *([f"to download: {size(planned.download)}"] if planned.download else []),
-        f"all of these together: {disk} on the disk (free: {free})",
+        f"disk while working: about {disk} (free: {free})",
         f"memory while working: about {memory} (available: {available})",
         *([_time(planned.seconds)] if planned.seconds else []),
         planned.verdict[1],

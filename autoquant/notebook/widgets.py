@@ -325,6 +325,8 @@ def widget(name: str, field: FieldInfo, value: Any) -> Any:
         "layout": {"width": "38em", "flex": "0 1 38em"},
     }
     offered, free = options.choices(field)
+    if field.annotation is float and type(value) is int:
+        value = float(value)  # 0 in a parameters cell
     if name == "device":
         offered = [*PRESETS, *(one.name for one in devices.table() if one.name not in PRESETS)]
     widget: Any
