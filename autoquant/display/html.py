@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from autoquant.core import language
-from autoquant.core.language import told
+from autoquant.core.language import say, told
 from autoquant.core.plans import Plan
 from autoquant.core.records import RunRecord
 from autoquant.display import gains, plot, tables
 
+UNFOLDED = 14  # rows of checks that are shown without being asked for
 BESIDE = "display:flex;flex-wrap:wrap;gap:1em"  # a table with its plot, below it where narrow
 
 
@@ -76,7 +77,13 @@ def checks(run: RunRecord) -> str:
         for artifact in run.artifacts
         for note in artifact.notes
     )
-    return f"<div>{table(('type', 'check', 'seen'), tables.checked(run), left=3)}{notes}</div>"
+    rows = tables.checked(run)
+    passed = say("{n} checks passed", n=len(rows))
+    shown = table(("type", "check", "what was found"), rows, left=3)
+    opened = " open" if len(rows) <= UNFOLDED else ""
+    return (
+        f"<div><details{opened}><summary>✓ {escape(passed)}</summary>{shown}</details>{notes}</div>"
+    )
 
 
 def comparison(

@@ -200,7 +200,7 @@ def result(run: RunRecord, title: str) -> str:
 
 def checks(run: RunRecord) -> str:
     """What was looked at on each file of a run, and what was seen."""
-    return table(("type", "check", "seen"), checked(run), left=3)
+    return table(("type", "check", "what was found"), checked(run), left=3)
 
 
 def checked(run: RunRecord) -> list[tuple[str, str, str]]:

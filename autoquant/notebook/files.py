@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from autoquant.core.errors import AutoQuantError
-from autoquant.core.language import say
+from autoquant.core.language import say, told
 from autoquant.core.records import Artifact
 from autoquant.display import tables
 from autoquant.methods import METHODS
@@ -23,6 +23,15 @@ from autoquant.notebook.page import drive, in_colab, tooltip
 
 if TYPE_CHECKING:
     from autoquant.result import Result
+
+# what a command begins with, and where that program comes from
+PROGRAMS = {
+    "llama-server": "llama-server comes with llama.cpp"
+    " (https://github.com/ggml-org/llama.cpp/releases); when it runs, open http://localhost:8080.",
+    "vllm": "vllm wants an NVIDIA GPU: pip install vllm.",
+    "python main.py": "main.py is TabbyAPI's (https://github.com/theroyallab/tabbyAPI): run it in"
+    " its folder.",
+}
 
 
 class Files:
@@ -36,18 +45,21 @@ class Files:
 
     def rows(self) -> list[tuple[str, Path, int, str]]:
         """Of each file or folder: its type, where it lies, bytes, and the command that runs it."""
+        return [row for result in self.results for row in _rows(result)]
+
+    def _needed(self) -> list[str]:
+        """What the commands need that is not installed with this package."""
+        commands = [command for *_, command in self.rows()]
         return [
-            (artifact.type, path, artifact.bytes, _command(result, path))
-            for result in self.results
-            for artifact in result.artifacts
-            if (path := _place(result, artifact)) is not None
+            said for word, said in PROGRAMS.items() if any(c.startswith(word) for c in commands)
         ]
 
     def __str__(self) -> str:
-        return "\n".join(
+        lines = [
             f"{kind}: {path} ({tables.size(size)})" + (f"\n    {command}" if command else "")
             for kind, path, size, command in self.rows()
-        )
+        ]
+        return "\n".join([*lines, *map(told, self._needed())])
 
     __repr__ = __str__
 
@@ -56,27 +68,23 @@ class Files:
         for result in self.results:
             folder = result.folder.resolve()
             where = say(
-                "everything lies in {folder}; {card} is its model card",
+                "in {folder}; {card} is the model card",
                 folder=f"<code>{html.escape(str(folder))}</code>",
                 card=_link(folder / "README.md"),
             )
-            title = html.escape(METHODS[result.method].title)
-            parts.append(f"<p><b>{title}</b>: {where}</p>")
-        for kind, path, size, command in self.rows():
-            run = f"<br><code>{html.escape(command)}</code>" if command else ""
-            parts.append(
-                f"<p style='margin:2px 0 2px 1em'>{html.escape(kind)}, {tables.size(size)}:"
-                f" {_link(path)}{run}</p>"
-            )
-        gone = [
-            one.type
-            for result in self.results
-            for one in result.artifacts
-            if _place(result, one) is None
-        ]
-        if gone:
-            deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
-            parts.append(f"<p>{deleted}</p>")
+            title = html.escape(f"{result.source.id}, {METHODS[result.method].title}")
+            parts.append(f"<p><b>{title}</b>, {where}</p>")
+            for kind, path, size, command in _rows(result):
+                run = f"<br><code>{html.escape(command)}</code>" if command else ""
+                parts.append(
+                    f"<p style='margin:2px 0 2px 1em'>{html.escape(kind)}, {tables.size(size)}:"
+                    f" {_link(path)}{run}</p>"
+                )
+            gone = [one.type for one in result.artifacts if _place(result, one) is None]
+            if gone:
+                deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
+                parts.append(f"<p style='margin:2px 0 2px 1em'>{deleted}</p>")
+        parts += [f"<p>{html.escape(told(one))}</p>" for one in self._needed()]
         return "".join(parts)
 
     def _ipython_display_(self) -> None:
@@ -131,6 +139,15 @@ def _place(result: Result, artifact: Artifact) -> Path | None:
     return artifact.path_in(result.folder).resolve()
 
 
+def _rows(result: Result) -> list[tuple[str, Path, int, str]]:
+    """Of each file or folder: its type, where it lies, bytes, and the command that runs it."""
+    return [
+        (artifact.type, path, artifact.bytes, _command(result, path))
+        for artifact in result.artifacts
+        if (path := _place(result, artifact)) is not None
+    ]
+
+
 def _command(result: Result, path: Path) -> str:
     """The command that runs it with what most people take; empty where that is a script."""
     return METHODS[result.method].start.format(
@@ -141,13 +158,13 @@ def _command(result: Result, path: Path) -> str:
 
 
 def _link(path: Path) -> str:
-    """A link to what lies beside the notebook or below it, else the path."""
+    """A link with its name to what lies beside the notebook or below it, else the path."""
     try:
         here = path.relative_to(Path.cwd().resolve())
     except ValueError:
         return f"<code>{html.escape(str(path))}</code>"
     target = quote(here.as_posix())
-    return f'<a href="{target}" target="_blank">{html.escape(str(path))}</a>'
+    return f'<a href="{target}" target="_blank">{html.escape(path.name)}</a>'
 
 
 def _button(artifact: Artifact, path: Path, said: Any) -> Any:

@@ -116,7 +116,7 @@ def reachable_pair(small: str, large: str) -> tuple[str, str]:
 
     Nothing is replaced if one of them was chosen by somebody.
     """
-    if not {small, large} <= {SMALLER, LARGER} or not (_missing(small) or _missing(large)):
+    if not {small, large} <= {SMALLER, LARGER} or not _missing(small, large):
         return small, large
     return "demo-small", "demo"
 
@@ -126,35 +126,45 @@ def reachable_all(models: Sequence[str]) -> list[str]:
     bundled ones, as far as they go.
     """
     defaults = [one for one in models if one in DEFAULTS]
-    if not any(map(_missing, defaults)):  # which is said once
+    if not _missing(*defaults):
         return list(models)
     bundled = dict(zip(defaults, ("demo-small", "demo"), strict=False))
     return [bundled.get(one, one) for one in models if one in bundled or one not in DEFAULTS]
 
 
-def _missing(model: str) -> bool:
-    """Whether a model cannot be had because the Hub cannot be reached, which is then said. Raises
-    InputError if the Hub answered and refused.
+def _missing(*models: str) -> bool:
+    """Whether one of some models cannot be had because the Hub cannot be reached, which is then
+    said of all that bundled ones will replace. Raises InputError if the Hub answered and refused.
     """
-    try:
-        source.resolve(model)
-    except (HubFailed, InputError) as failure:
-        if isinstance(failure, InputError) and not offline():
-            # the Hub answered: a refused token or a model that is gone is for the user to know
-            raise
-        said = (
-            say(
-                "Continuing with the bundled demo model: everything below is about a tiny model"
-                " trained on Jane Austen's novels."
-            ),
-            say("{model} is not available: {why}", model=model, why=told(str(failure))),
-        )
-        if in_notebook():
-            importlib.import_module("IPython.display").display(Note(f"⚠ {said[0]}", said[1]))
-        else:
-            log.warning("%s %s", *said)
-        return True
+    for model in models:
+        try:
+            source.resolve(model)
+        except (HubFailed, InputError) as failure:
+            if isinstance(failure, InputError) and not offline():
+                # the Hub answered: a refused token or a model that is gone is for the user to know
+                raise
+            _goes_on(models, told(str(failure)))
+            return True
     return False
+
+
+def _goes_on(models: Sequence[str], why: str) -> None:
+    if len(models) == 1:
+        what = say(
+            "Continuing with the bundled demo model: everything below is about a tiny model"
+            " trained on Jane Austen's novels."
+        )
+        reason = say("{model} is not available: {why}", model=models[0], why=why)
+    else:
+        what = say(
+            "Continuing with the two bundled demo models: everything below is about tiny models"
+            " trained on Jane Austen's novels."
+        )
+        reason = say("{models} are not available: {why}", models=", ".join(models), why=why)
+    if in_notebook():
+        importlib.import_module("IPython.display").display(Note(f"⚠ {what}", reason))
+    else:
+        log.warning("%s %s", what, reason)
 
 
 def drive() -> Path:
