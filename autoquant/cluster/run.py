@@ -50,14 +50,14 @@ class BatchResult:
         return self.results[name]
 
     def __str__(self) -> str:
-        below = f"{counted(self.rows)}; with links: {self.summary}"
+        below = f"{counted(self.rows)}; a page with links to all: {self.summary}"
         return f"{shown.table(self.rows)}\n\n{below}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         body = [shown.cells(row) for row in self.rows]
-        below = escape(f"{counted(self.rows)}; with links: {self.summary}")
+        below = escape(f"{counted(self.rows)}; a page with links to all: {self.summary}")
         return f"<div>{html.table(shown.HEAD, body, left=3)}<p>{below}</p></div>"
 
 

@@ -20,7 +20,7 @@ from autoquant.core.progress import in_notebook
 from autoquant.display import html, tables
 
 log = logging.getLogger(__name__)
-HEAD = ("job", "state", "", "time")
+HEAD = ("job", "state", "result", "time")
 COLORS = {RUNNING: "cyan", DONE: "green", FAILED: "red", STOPPED: "yellow", WAITING: "dim"}
 OFTEN = 0.5  # seconds between two drawings
 LINES = 20  # that a table has at most; of the others the number is said

@@ -1,15 +1,24 @@
-"""What the form of the notebook that compares two models asks for."""
+"""The notebook that compares two models: what its form asks for, and its answer."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from html import escape
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
 from autoquant.backends.llamacpp.types import parse
-from autoquant.core.language import say
+from autoquant.core.errors import InputError
+from autoquant.core.language import say, told
 from autoquant.core.options import MethodOptions, UploadOptions, option
+from autoquant.display import html, tables
+from autoquant.evaluate.paired import ABOUT
 from autoquant.notebook.page import LARGER, SMALLER
+
+if TYPE_CHECKING:
+    from autoquant.result import Result
 
 OUT = option(
     "",
@@ -90,3 +99,60 @@ class CompareOptions(UploadOptions):
             if bits not in ("2", "3", "4", "8"):
                 raise ValueError(f"{bits} is not allowed; allowed: 2, 3, 4, 8")
         return value
+
+
+class SameMemory:
+    """Each file of a smaller model against the best file of a larger one that is no larger than it,
+    token by token. Prints as a table, in a notebook too.
+    """
+
+    HEAD = ("memory", "smaller model", "larger model", "nats per token", "z", "verdict")
+
+    def __init__(self, smaller: Result, larger: Result) -> None:
+        self.smaller, self.larger = smaller, larger
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """The table's rows, the largest first."""
+        for one in sorted(self.smaller.artifacts, key=lambda a: -a.bytes):
+            size = tables.size(one.bytes)
+            fitting = [other for other in self.larger.artifacts if other.bytes <= one.bytes]
+            if not fitting:
+                yield (size, one.type, "–", "", "", say("none of the larger is as small"))
+                continue
+            best = min(fitting, key=attrgetter("evaluation.perplexity"))
+            try:
+                found = self.smaller.difference(one.type, best.type, self.larger)
+            except InputError as reason:  # such as different tokenizers
+                yield (size, one.type, best.type, "", "", str(reason))
+                continue
+            better = {
+                found.name: say("the smaller model is better"),
+                found.other: say("the larger model is better"),
+            }
+            yield (
+                size,
+                one.type,
+                best.type,
+                f"{found.mean:+.4f} ± {found.error:.4f}",
+                f"{found.z:+.1f}",
+                better.get(found.better, found.verdict),
+            )
+
+    def _said(self) -> tuple[str, str]:
+        names = say(
+            "{smaller} against {larger}, in the same memory",
+            smaller=self.smaller.source.name,
+            larger=self.larger.source.name,
+        )
+        return names, told(ABOUT)
+
+    def __str__(self) -> str:
+        above, below = self._said()
+        return f"{above}\n\n{tables.table(self.HEAD, list(self.rows()), left=3)}\n\n{below}"
+
+    __repr__ = __str__  # what a Python prompt shows
+
+    def _repr_html_(self) -> str:
+        above, below = map(escape, self._said())
+        shown = html.table(self.HEAD, list(self.rows()), left=3)
+        return f"<div><p><b>{above}</b></p>{shown}<p>{below}</p></div>"
