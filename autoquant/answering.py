@@ -27,11 +27,13 @@ TOKENS, MOST = 64, 4096
 
 @dataclass
 class Answers:
-    """What each model says to ``prompt``: ``said`` by name, the unquantized one first; ``why`` one
-    has said nothing. Prints one below the other; a notebook shows them side by side.
+    """What each model says to ``prompt`` in ``tokens`` at most: ``said`` by name, the unquantized
+    one first; ``why`` one has said nothing. Prints one below the other; a notebook shows them side
+    by side.
     """
 
     prompt: str
+    tokens: int = TOKENS
     said: dict[str, str] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
 
@@ -53,7 +55,8 @@ class Answers:
             for name in self.said
         )
         return (
-            f"<div><p><b>{html.escape(say('Prompt:'))}</b> {html.escape(self.prompt)}</p>"
+            f"<div><p><b>{html.escape(say('Prompt:'))}</b> {html.escape(self.prompt)}"
+            f" ({html.escape(say('at most {n} tokens of each', n=self.tokens))})</p>"
             f"<div style='display:flex;flex-wrap:wrap;gap:1.5em'>{columns}</div></div>"
         )
 
@@ -67,7 +70,7 @@ def answer(record: RunRecord, artifacts: list[Artifact], prompt: str, tokens: in
         raise InputError("prompt: it is empty; write some words")
     if not 1 <= tokens <= MOST:
         raise InputError(f"tokens: {tokens} is not allowed; allowed: 1 to {MOST}")
-    made = Answers(prompt)
+    made = Answers(prompt, tokens)
     shown = _Shown(made)
     first = reference_name(record.source)
     names = [first, *(one.type for one in artifacts)]

@@ -33,7 +33,10 @@ class Card(str):
                 else source[0]
             )
 
-        return re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown)
+        # a notebook's own headings stand above the card's; code has lines with # too
+        parts = re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown).split("```")
+        parts[::2] = [re.sub(r"^#", "###", part, flags=re.MULTILINE) for part in parts[::2]]
+        return "```".join(parts)
 
 
 @dataclass(frozen=True, repr=False)
