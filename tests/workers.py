@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autoquant.backends.exllamav2 import environment
-from autoquant.backends.exllamav3 import environment as exl3_environment
+from autoquant.backends.exllamav2.environment import EXLLAMAV2
+from autoquant.backends.exllamav3.environment import EXLLAMAV3
 from autoquant.backends.llamacpp import converter
 from autoquant.methods import METHODS
 from autoquant.methods.gptq import GptqOptions
@@ -35,9 +35,9 @@ def in_llama_worker(target: str, tmp_path: Path, /, **kwargs: Any) -> Any:
 
 def in_exl2_worker(target: str, tmp_path: Path, /, **kwargs: Any) -> Any:
     """As EXL2 does."""
-    return process.call(target, log=tmp_path / "log", env=environment.VARIABLES, **kwargs)
+    return process.call(target, log=tmp_path / "log", env=dict(EXLLAMAV2.variables), **kwargs)
 
 
 def in_exl3_worker(target: str, tmp_path: Path, /, **kwargs: Any) -> Any:
     """As EXL3 does."""
-    return process.call(target, log=tmp_path / "log", env=exl3_environment.VARIABLES, **kwargs)
+    return process.call(target, log=tmp_path / "log", env=dict(EXLLAMAV3.variables), **kwargs)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant.backends.exllamav2 import environment
+from autoquant.backends.exllamav2.environment import EXLLAMAV2
 from autoquant.runtime import process
 from tests.exl2.conftest import LLAMA3, QUICK
 from tests.workers import in_exl2_worker
@@ -56,7 +56,7 @@ def test_every_architecture_it_is_given_it_runs_as_transformers_does(
 def test_without_our_variable_it_would_look_at_tokens_to_come(tmp_path: Path, gpu: None) -> None:
     models = {"m": {"architecture": "LlamaForCausalLM"}}
     without = {
-        name: value for name, value in environment.VARIABLES.items() if name != "EXLLAMA_NO_SDPA"
+        name: value for name, value in EXLLAMAV2.variables.items() if name != "EXLLAMA_NO_SDPA"
     }
     seen = process.call(
         "tests.helpers.exl2:in_exllamav2",

@@ -73,7 +73,7 @@ def test_its_exit_status_is_not_believed(tmp_path: Path, monkeypatch: pytest.Mon
         )
     with pytest.raises(ProcessFailed, match="exllamav2's converter exited with status 1"):
         convert(tmp_path, monkeypatch, "import sys; sys.exit(1)")
-    with pytest.raises(OutOfMemory, match="out of memory on the GPU while exllamav2 converted"):
+    with pytest.raises(OutOfMemory, match="out of memory on the GPU in exllamav2's converter"):
         convert(
             tmp_path, monkeypatch, "raise RuntimeError('CUDA out of memory. Tried to allocate')"
         )

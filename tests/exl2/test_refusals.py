@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant.backends.exllamav2 import environment
+from autoquant.backends.exllamav2.environment import EXLLAMAV2, wheel
 from autoquant.core.errors import InputError
 
 
@@ -52,34 +52,30 @@ def seen(**more: Any) -> dict[str, Any]:
 
 
 def test_what_a_machine_lacks_is_named_and_how_to_get_it() -> None:
-    assert environment.refusal(seen()) == "", "Colab: it is compiled"
-    assert environment.refusal(seen(nvcc=False, compiler=False, extension=True)) == "", (
+    assert EXLLAMAV2.refusal(seen()) == "", "Colab: it is compiled"
+    assert EXLLAMAV2.refusal(seen(nvcc=False, compiler=False, extension=True)) == "", (
         "a prebuilt extension needs no compiler"
     )
-    said = environment.refusal(seen(nvcc=False))
+    said = EXLLAMAV2.refusal(seen(nvcc=False))
     assert "there is no nvcc (of the CUDA toolkit" in said
     assert (
         "Prebuilt ones are for torch 2.7, 2.8, 2.9 with CUDA 12.8, and this machine has torch"
         " 2.11.0 and CUDA 12.8" in said
     )
-    said = environment.refusal(seen(nvcc=False, compiler=False, torch="2.9.0", python=[3, 12]))
+    said = EXLLAMAV2.refusal(seen(nvcc=False, compiler=False, torch="2.9.0", python=[3, 12]))
     assert " and no C++ compiler (g++): install it; or take its prebuilt one: " in said
     assert said.endswith(
         "pip install"
         " https://github.com/turboderp-org/exllamav2/releases/download/v0.3.2/exllamav2-0.3.2+cu128.torch2.9.0-cp312-cp312-linux_x86_64.whl"
     )
-    assert "2 GB under ~/.cache/torch_extensions" in environment.refusal(seen(disk=1 << 30))
-    assert (
-        environment.wheel("2.9.0", "12.6", (3, 12))
-        == environment.wheel("2.9.0", "12.8", (3, 14))
-        == ""
-    )
+    assert "2 GB under ~/.cache/torch_extensions" in EXLLAMAV2.refusal(seen(disk=1 << 30))
+    assert wheel("2.9.0", "12.6", (3, 12)) == wheel("2.9.0", "12.8", (3, 14)) == ""
 
 
 def test_setup_without_a_gpu_says_why_it_does_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    environment.prepare(tmp_path / "log")
+    EXLLAMAV2.prepare(tmp_path / "log")
     assert "torch finds none here" in caplog.text
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import autoquant
-from autoquant.backends.exllamav3 import environment
+from autoquant.backends.exllamav3.environment import EXLLAMAV3
 from autoquant.core.errors import InputError
 from tests.workers import in_exl3_worker
 
@@ -53,7 +53,7 @@ MACHINE: dict[str, Any] = {
     ],
 )
 def test_what_a_machine_lacks(changes: dict[str, Any], said: str) -> None:
-    reason = environment.refusal({**MACHINE, **changes})
+    reason = EXLLAMAV3.refusal({**MACHINE, **changes})
     assert said in reason
     assert bool(reason) is bool(said)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import autoquant
-from autoquant.backends.exllamav2 import environment as exl2_environment
+from autoquant.backends.exllamav2.environment import EXLLAMAV2
 from autoquant.core import bundled
 from autoquant.formats import dequantized
 from autoquant.formats.architecture import config_of
@@ -27,7 +27,7 @@ from autoquant.runtime import environments, process
 
 DEMO: Path = bundled.MODEL
 HELD_OUT: Path = bundled.EVALUATION_TEXT
-EXL2_VARIABLES: dict[str, str] = exl2_environment.VARIABLES
+EXL2_VARIABLES: dict[str, str] = dict(EXLLAMAV2.variables)
 
 
 def lacking() -> list[str]:

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoquant.backends.exllamav2.environment import VARIABLES
-from autoquant.core.errors import OutOfMemory, ProcessFailed
+from autoquant.backends import exllama
+from autoquant.backends.exllamav2.environment import EXLLAMAV2
 from autoquant.formats.checkpoint import carry, legacy_config, listed, weight_files
-from autoquant.runtime import process
 
 STATUS = re.compile(r"\[STATUS\](\{.*\})\[/STATUS\]")
 JOB = "job_new.json"
@@ -132,27 +131,17 @@ def convert(
                     1000 * len(stages),
                 )
 
-    begin = logs.stat().st_size if logs.exists() else 0
-    try:
-        process.run(words, log=logs, env=VARIABLES, on_line=heard, name="exllamav2's converter")
-    except ProcessFailed:
-        with open(logs, "rb") as file:
-            file.seek(begin)
-            said = file.read()
-        if b"OutOfMemoryError" in said or b"CUDA out of memory" in said:
-            memory = OutOfMemory(
-                "out of memory on the GPU while exllamav2 converted. Close what else uses the GPU,"
-                " take shorter samples (calibration_length), or a GPU with more memory; what is"
-                " finished is kept"
-            )
-            memory.where = "out of memory on the GPU"
-            raise memory from None
-        raise
+    exllama.start(
+        "exllamav2's converter",
+        words,
+        logs=logs,
+        variables=EXLLAMAV2.variables,
+        heard=heard,
+        memory="close what else uses the GPU, take shorter samples (calibration_length), or a GPU"
+        " with more memory",
+    )
     if not finished(job) or not result.exists():
-        raise ProcessFailed(
-            f"exllamav2's converter exited with status 0 but did not finish. Log: {logs}. Its end:"
-            f" {process.tail(logs)}"
-        )
+        raise exllama.unfinished("exllamav2's converter", logs)
 
 
 def tidy(folder: Path, model: Path, text: str, rows: int) -> None:

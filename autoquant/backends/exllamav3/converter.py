@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoquant.backends.exllamav3.environment import VARIABLES
-from autoquant.core.errors import OutOfMemory, ProcessFailed
+from autoquant.backends import exllama
+from autoquant.backends.exllamav3.environment import EXLLAMAV3
 from autoquant.formats.checkpoint import carry, listed, weight_files
-from autoquant.runtime import process
 
 # a module is done; while one is quantized its layers have such lines too, but without the seconds
 DONE = re.compile(r"-- Quantized: (\S+) .*\[[\d.]+ s\]")
@@ -130,7 +129,7 @@ def convert(
         " with more memory",
     )
     if not finished(target):
-        raise unfinished("exllamav3's converter", logs)
+        raise exllama.unfinished("exllamav3's converter", logs)
 
 
 def start(
@@ -145,31 +144,15 @@ def start(
     """Run one of exllamav3's programs to its end; ``heard`` gets its lines, ``memory`` is what to
     do when the GPU's is not enough. Raises ProcessFailed; OutOfMemory for the GPU's memory.
     """
-    name = "exllamav3's converter" if program == "convert_model" else f"exllamav3's {program}"
-    words = [python or sys.executable, "-m", "autoquant.backends.exllamav3.run", str(os.getpid())]
-    begin = logs.stat().st_size if logs.exists() else 0
-    try:
-        process.run(
-            [*words, program, *arguments], log=logs, env=VARIABLES, on_line=heard, name=name
-        )
-    except ProcessFailed:
-        with open(logs, "rb") as file:
-            file.seek(begin)
-            said = file.read()
-        if b"OutOfMemoryError" in said or b"CUDA out of memory" in said:
-            failure = OutOfMemory(
-                f"out of memory on the GPU in {name}. To go on, {memory}; what is finished is kept"
-            )
-            failure.where = "out of memory on the GPU"
-            raise failure from None
-        raise
-
-
-def unfinished(name: str, logs: Path) -> ProcessFailed:
-    """The error of a program that said nothing is wrong and left nothing whole."""
-    return ProcessFailed(
-        f"{name} exited with status 0 but did not finish. Log: {logs}. Its end:"
-        f" {process.tail(logs)}"
+    called = "converter" if program == "convert_model" else program
+    run = [python or sys.executable, "-m", "autoquant.backends.exllamav3.run", str(os.getpid())]
+    exllama.start(
+        f"exllamav3's {called}",
+        [*run, program, *arguments],
+        logs=logs,
+        variables=EXLLAMAV3.variables,
+        heard=heard,
+        memory=memory,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autoquant.backends import exllama
 from autoquant.backends.exllamav3 import converter
 
 NAME = "measurement.json"
@@ -86,7 +87,7 @@ def measure(
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise converter.unfinished("exllamav3's measure_model", logs)
+        raise exllama.unfinished("exllamav3's measure_model", logs)
     # no paths of this machine
     for entry, name in zip([found["base"], *found["alts"]], names, strict=True):
         entry["dir"] = name
@@ -119,7 +120,7 @@ def mix(
         memory="close what else uses the GPU",
     )
     if not converter.finished(target):
-        raise converter.unfinished("exllamav3's optimize_model", logs)
+        raise exllama.unfinished("exllamav3's optimize_model", logs)
 
 
 def unhelpful(measured: dict[str, Any]) -> int:

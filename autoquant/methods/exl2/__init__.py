@@ -7,28 +7,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from autoquant import calibration
+from autoquant.backends.exllama import Environment
 from autoquant.backends.exllamav2 import check as exl2_check
-from autoquant.backends.exllamav2 import converter, environment, measurement
-from autoquant.core import journal
+from autoquant.backends.exllamav2 import converter, measurement
+from autoquant.backends.exllamav2.environment import EXLLAMAV2
 from autoquant.core.errors import InputError
-from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
-from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
-from autoquant.display.tables import size as in_words
-from autoquant.hub.fetch import same_disk
-from autoquant.methods.base import ComparisonVariants, Method, Output, UsualType
+from autoquant.methods.base import ComparisonVariants, Output, UsualType
+from autoquant.methods.bitrates import Bitrates, Layers
+from autoquant.methods.bitrates.options import bitrate
 from autoquant.methods.exl2 import work
-from autoquant.methods.exl2.options import OWN_ROWS, Exl2Options, bitrate
-from autoquant.methods.size import Size
-from autoquant.source import bytes_to_fetch, shapes
+from autoquant.methods.exl2.options import OWN_ROWS, Exl2Options
 from autoquant.source import layers as layers_of
+from autoquant.source import shapes
 
 # group size, and of which width which share of the inputs is (exllamav2 0.3.2,
 # conversion/qparams.py: qparams_headoptions)
@@ -68,7 +64,7 @@ COSTS = (
 )
 
 
-class Exl2(Method[Exl2Options]):
+class Exl2(Bitrates[Exl2Options]):
     """EXL2."""
 
     name: ClassVar[str] = "exl2"
@@ -78,19 +74,15 @@ class Exl2(Method[Exl2Options]):
         " exllamav2, TabbyAPI, text-generation-webui"
     )
     Options: ClassVar[type[MethodOptions]] = Exl2Options
-    start: ClassVar[str] = "python main.py --model-dir {folder} --model-name {name}"  # TabbyAPI
     take_when: ClassVar[str] = (
         "you want the largest version that fits your NVIDIA GPU (any average of 2 to 8 bits)"
     )
     bits: ClassVar[str] = "2 to 8, any average"
-    requires_calibration: ClassVar[str] = "yes"
-    runs_on: ClassVar[tuple[str, ...]] = ("cuda",)
-    gpu_to_run: ClassVar[str] = "yes"
     runtimes: ClassVar[str] = "exllamav2, TabbyAPI, text-generation-webui"
-    tested_on: ClassVar[str] = "CPU, with CUDA kernels mocked"
     cards: ClassVar[str] = "NVIDIA H100"
-    # assumed, and measured nowhere
-    pace: ClassVar[Mapping[str, float]] = {"": 400.0}
+    machine: ClassVar[Environment] = EXLLAMAV2
+    costs: ClassVar[str] = COSTS
+    usual_bits: ClassVar[tuple[str, ...]] = ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")
     extra: ClassVar[str] = "exl2"
     heavy_imports: ClassVar[tuple[str, ...]] = ("exllamav2",)
     packages: ClassVar[tuple[str, ...]] = (
@@ -116,36 +108,23 @@ class Exl2(Method[Exl2Options]):
         ("3.0", "6.0"), bitrate, "bitrates (2 to 8)"
     )
 
-    def variants(self, options: Exl2Options) -> tuple[str, ...]:
-        """One for each bitrate."""
-        return options.types
+    def refuse(self, source: Source, options: Exl2Options) -> Layers:
+        """What exllamav2 would spoil."""
+        return refuse(source, options)
 
-    def resolve_defaults(self, source: Source, options: Exl2Options) -> Exl2Options:
-        """Sizes as the bits that they allow."""
-        if not options.size:
-            return options
-        if options.bpw != Exl2Options.model_fields["bpw"].default:
-            raise InputError("size: bpw says the same in bits; leave one of them out")
-        bits = tuple(dict.fromkeys(bits_for(source, options, one) for one in options.size))
-        return options.model_copy(update={"bpw": bits, "size": ()})
+    def size(self, source: Source, layers: Layers, bpw: float, head_bits: int) -> int:
+        """The blocks' matrices at ``bpw``, the head as HEAD_MIXES says, 16 bits for all else."""
+        return size(source, layers, bpw, head_bits)
 
-    def folder_suffix(self, options: Exl2Options) -> str:
-        """One folder for all bitrates."""
-        return "EXL2"
-
-    def environment(self, options: Exl2Options) -> dict[str, str]:
-        """Variables that exllamav2 reads."""
-        return dict(environment.VARIABLES)
-
-    def prepare(self, logs: Path) -> None:
-        """Install exllamav2 and compile its extension, where there is a GPU."""
-        environment.prepare(logs)
+    def states(self, source: Source, options: Exl2Options, layers: Layers) -> int:
+        """In float16, of what goes into a block and what comes out."""
+        samples = OWN_ROWS if options.own_text else options.calibration_samples
+        hidden = min(inputs for _, inputs in layers.values())
+        return 2 * 2 * samples * min(options.calibration_length, source.context) * hidden
 
     def check(self, source: Source, options: Exl2Options) -> None:
-        """What can be refused before anything is downloaded, but for the machine; the measurement
-        too, if one is given.
-        """
-        refuse(source, options)
+        """The measurement too, if one is given."""
+        super().check(source, options)
         if options.measurement:
             path, said = measurement.given(options.measurement, source)
             measurement.read(path, said)
@@ -154,80 +133,21 @@ class Exl2(Method[Exl2Options]):
         """A measurement is another model's, and may lie on the Hub."""
         return options.model_copy(update={"measurement": ""})
 
-    def check_hardware(self, options: Exl2Options, folder: Path) -> None:
-        """Refuse a machine that has no GPU, unless all bitrates are in the folder already: they can
-        be measured and uploaded anywhere.
-        """
-        steps = journal.read(folder)[1]
-        if not all(f"quantize {type}" in steps for type in options.types):
-            environment.check()
-
-    def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The usual bitrates."""
-        return {} if given.get("size") else {"bpw": ("2.5", "3.0", "4.0", "5.0", "6.0", "8.0")}
-
-    def plan(self, source: Source, options: Exl2Options, out: Path) -> Plan:
-        """Sizes from the headers alone. ``refused`` if this machine has no GPU for it."""
-        layers = refuse(source, options)
-        sizes = {
-            name: size(source, layers, float(bpw), options.head_bits)
-            for name, bpw in zip(options.types, options.bpw, strict=True)
-        }
-        download, free = bytes_to_fetch(source), free_bytes(out)
-        samples = OWN_ROWS if options.own_text else options.calibration_samples
-        hidden = min(inputs for _, inputs in layers.values())
-        states = 2 * 2 * samples * min(options.calibration_length, source.context) * hidden
-        # the quantized layers once as the converter's own files and once in the folder; the
-        # samples' states, and their copy while they are written
-        needed = sum(sizes.values()) + max(sizes.values()) + 2 * states
-        needed += download if download and same_disk(out) else 0
-        refused = environment.refusal(environment.look())
-        if needed > free and not refused:
-            refused = (
-                f"not enough room on the disk: {needed / 1e9:.3f} GB are needed,"
-                f" {free / 1e9:.3f} GB are free"
-            )
-        return Plan(
-            self.name,
-            source,
-            tuple(
-                PlanItem(name, bytes, 8 * bytes / source.parameters, False, "")
-                for name, bytes in sizes.items()
-            ),
-            states,
-            disk_needed=needed,
-            disk_free=free,
-            memory_needed=2_500_000_000 + states + 2 * source.largest_tensor,
-            memory_available=memory_available(),
-            download=download,
-            refused=refused,
-            notes=(COSTS,),
-        )
-
     def quantize(self, snapshot: Snapshot, options: Exl2Options, run: RunFolder) -> Output:
         """Measure once, then make and verify each bitrate."""
         return work.quantize(snapshot, options, run)
 
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""
-        bits = artifact.facts["bpw"]
-        return (
-            "practically lossless"
-            if bits >= 6
-            else (
-                "very close to the original"
-                if bits >= 5
-                else (
-                    "the usual choice"
-                    if bits >= 4
-                    else (
-                        "when 4 bits do not fit; clear loss on small models"
-                        if bits >= 3
-                        else "large models only, as a last resort"
-                    )
-                )
-            )
-        )
+        for least, said in (
+            (6, "practically lossless"),
+            (5, "very close to the original"),
+            (4, "the usual choice"),
+            (3, "when 4 bits do not fit; clear loss on small models"),
+        ):
+            if artifact.facts["bpw"] >= least:
+                return said
+        return "large models only, as a last resort"
 
     def how_to_run(self, record: RunRecord) -> str:
         """The card's section on running the model."""
@@ -265,7 +185,7 @@ name it as `model_name` in `config.yml`.
 `user_data/models` and choose the loader ExLlamav2_HF (releases that still have it)."""
 
 
-def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
+def refuse(source: Source, options: Exl2Options) -> Layers:
     """Refuse a source or options that cannot work, but for the machine; return the blocks'
     matrices.
     """
@@ -300,7 +220,7 @@ def refuse(source: Source, options: Exl2Options) -> dict[str, tuple[int, int]]:
     return layers
 
 
-def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head_bits: int) -> int:
+def size(source: Source, layers: Layers, bpw: float, head_bits: int) -> int:
     """The size to be, nearly: the blocks' matrices at ``bpw``, the head as HEAD_MIXES says, 16 bits
     for all else (with the embeddings).
     """
@@ -320,18 +240,3 @@ def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head
         )
     outputs = -(-source.vocab_size // 32) * 32
     return int(blocks * bpw / 8 + outputs * (stored + 4 * groups) / 8 + 4 * hidden + 2 * rest)
-
-
-def bits_for(source: Source, options: Exl2Options, asked: str) -> str:
-    """The most bits per weight with which a model's weights take no more than a size. Raises
-    InputError for a size that 2 to 8 bits do not reach.
-    """
-    wanted, layers = Size.parse(asked).bytes(0), refuse(source, options)
-    least, most = (size(source, layers, bits, options.head_bits) for bits in (2.0, 8.0))
-    bits = 2.0 + 6.0 * (wanted - least) / (most - least)
-    if not least <= wanted <= most * 1.01:
-        raise InputError(
-            f"size: {asked} is {in_words(wanted)}, and with 2 to 8 bits this model has"
-            f" {in_words(least)} to {in_words(most)}. Ask for a size in between"
-        )
-    return bitrate(math.floor(100 * min(8.0, bits)) / 100)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autoquant import calibration
+from autoquant.backends.exllama import Environment
 from autoquant.backends.exllamav2 import check as exl2_check
-from autoquant.backends.exllamav2 import converter, environment, measurement
+from autoquant.backends.exllamav2 import converter, measurement
+from autoquant.backends.exllamav2.environment import EXLLAMAV2
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import key_of, sha256_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, Snapshot, Stored
 from autoquant.methods.base import Output
+from autoquant.methods.bitrates.work import BitrateWork
 from autoquant.methods.exl2.options import OWN, OWN_MEASURED, OWN_ROWS, Exl2Options
-from autoquant.runtime import environments, process
-from autoquant.source.layers import linears, weights_of_blocks
+from autoquant.runtime import process
 
 log = logging.getLogger(__name__)
 
@@ -40,35 +43,18 @@ def quantize(snapshot: Snapshot, options: Exl2Options, run: RunFolder) -> Output
         options.head_bits,
     ]
     keys = {type: key_of(asked, type) for type in options.types}
-    known = {
-        type: facts
-        for type in options.types
-        if (facts := run.done(f"quantize {type}", keys[type])) is not None
-    }
     path = run.folder / measurement.NAME
-    if len(known) < len(options.types) or not path.is_file():
+    done = all(work.known(type, keys[type]) is not None for type in options.types)
+    if not done or not path.is_file():
         run.jobs.mkdir(exist_ok=True)
         measured = work.measure()
     else:
         measured = measurement.read(path, measurement.NAME)
     near = max(exl2_check.NEAR, measurement.step(measured, len(work.blocks), work.weights))
-    artifacts = []
-    for type, bpw in zip(options.types, options.bpw, strict=True):
-        if type in known:
-            artifact = Artifact.from_json(known[type])
-        else:
-            artifact = work.quantize(type, bpw, path, near)
-            run.record(
-                f"quantize {type}",
-                keys[type],
-                [run.folder / stored.name for stored in artifact.files],
-                artifact.to_json(),
-                {stored.name: stored.sha256 for stored in artifact.files},
-            )
-        run.passed(artifact)
-        for note in artifact.notes:
-            log.warning("%s: %s", type, note)
-        artifacts.append(artifact)
+    artifacts = [
+        work.once(type, keys[type], functools.partial(work.quantize, type, bpw, path, near))
+        for type, bpw in zip(options.types, options.bpw, strict=True)
+    ]
     shutil.rmtree(run.jobs, ignore_errors=True)
     record = measured[measurement.RECORD]
     first = artifacts[0].facts
@@ -102,17 +88,14 @@ def quantize(snapshot: Snapshot, options: Exl2Options, run: RunFolder) -> Output
 # --- quantizing -----------------------------------------------------------------------------------
 
 
-class Work:
+class Work(BitrateWork[Exl2Options]):
     """One run's converter: its staged model, its calibration and the measurement."""
 
+    machine: ClassVar[Environment] = EXLLAMAV2
+
     def __init__(self, snapshot: Snapshot, options: Exl2Options, run: RunFolder) -> None:
-        self.snapshot, self.options, self.run, self.source = snapshot, options, run, snapshot.source
-        self.layers = linears(self.source)
-        self.blocks = weights_of_blocks(self.layers)
+        super().__init__(snapshot, options, run)
         self.weights = sum(self.blocks.values())
-        self.length = min(options.calibration_length, self.source.context)
-        self.version = f"exllamav2 {environments.version('exllamav2')}"
-        self.text = None if options.own_text else calibration.documents(options, self.source.folder)
         # all that the samples depend on; the number of them is the measurement's or the
         # quantization's own
         self.calibrated = (
@@ -125,23 +108,8 @@ class Work:
                 self.length,
             ]
         )
-        self._python: str | None = None
         self._model: Path | None = None
         self._samples = 0
-
-    @property
-    def python(self) -> str:
-        """The interpreter that has exllamav2, with its extension compiled."""
-        if self._python is None:
-            # again: other options than those of a finished run come here unasked
-            seen = environment.look()
-            said = environment.refusal(seen)
-            if said:
-                raise InputError(said)
-            self._python = environment.interpreter(self.run.logs)
-            if not (seen["extension"] or seen["compiled"]):
-                environment.build(self._python, self.run.logs)
-        return self._python
 
     @property
     def model(self) -> Path:
@@ -162,7 +130,7 @@ class Work:
             made = process.call(
                 "autoquant.backends.exllamav2.check:calibrate",
                 log=self.run.logs,
-                env=environment.VARIABLES,
+                env=dict(EXLLAMAV2.variables),
                 python=self.python,
                 folder=str(self.snapshot.folder),
                 texts=self.text.texts,
@@ -174,10 +142,6 @@ class Work:
             self._samples = int(made["samples"])
         rows = min(rows, self._samples)
         return ["-c", str(table), "-r", str(rows), "-mr", str(rows), *lengths], rows
-
-    def text_name(self) -> str:
-        """The calibration text in words."""
-        return "the text that comes with exllamav2" if self.text is None else self.text.name
 
     def measure(self) -> dict[str, Any]:
         """The measurement: the one that is given, one that was made before, or a new one; checked,
@@ -208,12 +172,7 @@ class Work:
             result = job.with_suffix(".json")
             if not (converter.finished(job) and result.is_file()):
                 log.info("measuring %s: once for all bitrates, and kept", self.source.id)
-                # hours of measuring damaged weights would be in vain
-                process.call(
-                    "autoquant.backends.folder:finite",
-                    log=self.run.logs,
-                    model=str(self.snapshot.folder),
-                )
+                self.refuse_damaged()
                 with Bar("measure layers") as progress:
                     converter.convert(
                         words,
@@ -308,7 +267,7 @@ class Work:
                 seen = process.call(
                     "autoquant.backends.exllamav2.check:verify",
                     log=self.run.logs,
-                    env=environment.VARIABLES,
+                    env=dict(EXLLAMAV2.variables),
                     progress=progress,
                     folder=str(target),
                     source=str(self.snapshot.folder),

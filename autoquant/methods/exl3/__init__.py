@@ -5,33 +5,26 @@ own reader.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from autoquant import calibration
+from autoquant.backends.exllama import Environment
 from autoquant.backends.exllamav2.check import HEAD
-from autoquant.backends.exllamav3 import environment
-from autoquant.core import journal
+from autoquant.backends.exllamav3.environment import EXLLAMAV3
 from autoquant.core.errors import InputError
-from autoquant.core.files import free_bytes
 from autoquant.core.journal import RunFolder
-from autoquant.core.machine import memory_available
 from autoquant.core.options import MethodOptions
-from autoquant.core.plans import Plan, PlanItem
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
-from autoquant.display.tables import size as in_words
 from autoquant.formats.exl2 import FUSED
 from autoquant.formats.exl3 import BLOCK
-from autoquant.hub.fetch import same_disk
-from autoquant.methods.base import ComparisonVariants, Method, Output, UsualType
-from autoquant.methods.exl2.options import bitrate
+from autoquant.methods.base import ComparisonVariants, Output, UsualType
+from autoquant.methods.bitrates import Bitrates, Layers
+from autoquant.methods.bitrates.options import bitrate
 from autoquant.methods.exl3 import making, mixing
 from autoquant.methods.exl3.options import LEAST, SAMPLES, USUAL_HEAD, Exl3Options
-from autoquant.methods.size import Size
-from autoquant.source import bytes_to_fetch, shapes
 from autoquant.source import layers as layers_of
+from autoquant.source import shapes
 
 # Of those that exllamav3 1.6.5 knows: dense language models that transformers has too, so that the
 # files can be read back, and which it runs as transformers does: a test compares them one by one.
@@ -62,7 +55,7 @@ MIXING = (
 )
 
 
-class Exl3(Method[Exl3Options]):
+class Exl3(Bitrates[Exl3Options]):
     """EXL3."""
 
     name: ClassVar[str] = "exl3"
@@ -72,18 +65,14 @@ class Exl3(Method[Exl3Options]):
         " with exllamav3, TabbyAPI"
     )
     Options: ClassVar[type[MethodOptions]] = Exl3Options
-    start: ClassVar[str] = "python main.py --model-dir {folder} --model-name {name}"  # TabbyAPI
     take_when: ClassVar[str] = (
         "it must fit your NVIDIA GPU in 2 to 4 bits per weight (any average of 1 to 8 bits)"
     )
     bits: ClassVar[str] = "1 to 8, any average"
-    requires_calibration: ClassVar[str] = "yes"
-    runs_on: ClassVar[tuple[str, ...]] = ("cuda",)
-    gpu_to_run: ClassVar[str] = "yes"
     runtimes: ClassVar[str] = "exllamav3, TabbyAPI"
-    tested_on: ClassVar[str] = "CPU, with CUDA kernels mocked"
-    # assumed, and measured nowhere
-    pace: ClassVar[Mapping[str, float]] = {"": 400.0}
+    machine: ClassVar[Environment] = EXLLAMAV3
+    costs: ClassVar[str] = COSTS
+    usual_bits: ClassVar[tuple[str, ...]] = ("2.0", "2.5", "3.0", "4.0", "5.0", "6.0")
     extra: ClassVar[str] = "exl3"
     heavy_imports: ClassVar[tuple[str, ...]] = ("exllamav3",)
     packages: ClassVar[tuple[str, ...]] = ("exllamav3", "torch", "transformers", "numpy")
@@ -104,34 +93,32 @@ class Exl3(Method[Exl3Options]):
         ("2.0", "4.0"), lambda value: bitrate(value, LEAST), "bitrates (1 to 8)"
     )
 
-    def variants(self, options: Exl3Options) -> tuple[str, ...]:
-        """One for each bitrate, and for each average that is mixed of them."""
-        return options.types
+    def refuse(self, source: Source, options: Exl3Options) -> Layers:
+        """What exllamav3 would spoil, and averages that cannot be mixed."""
+        return refuse(source, options)
 
-    def resolve_defaults(self, source: Source, options: Exl3Options) -> Exl3Options:
-        """Sizes as the bits that they allow."""
-        if not options.size:
-            return options
-        if options.bpw != Exl3Options.model_fields["bpw"].default:
-            raise InputError("size: bpw says the same in bits; leave one of them out")
-        bits = tuple(dict.fromkeys(bits_for(source, options, one) for one in options.size))
-        return options.model_copy(update={"bpw": bits, "size": ()})
+    def size(self, source: Source, layers: Layers, bpw: float, head_bits: int) -> int:
+        """The blocks' matrices at ``bpw``, the head at its own, 16 bits for all else."""
+        return size(source, layers, bpw, head_bits)
 
-    def folder_suffix(self, options: Exl3Options) -> str:
-        """One folder for all bitrates."""
-        return "EXL3"
+    def states(self, source: Source, options: Exl3Options, layers: Layers) -> int:
+        """In float32."""
+        tokens = options.calibration_samples * min(options.calibration_length, source.context)
+        return int(4 * tokens * _config(source)["hidden_size"])
 
-    def environment(self, options: Exl3Options) -> dict[str, str]:
-        """Variables of its workers."""
-        return dict(environment.VARIABLES)
+    def averages(self, options: Exl3Options) -> tuple[str, ...]:
+        """Those that are mixed too."""
+        return (*options.bpw, *options.optimized_bpw)
 
-    def prepare(self, logs: Path) -> None:
-        """Install exllamav3 and compile its extension, where there is a GPU."""
-        environment.prepare(logs)
+    def memory(self, source: Source, options: Exl3Options, states: int) -> int:
+        """The converter's or the optimizer's, whichever is more."""
+        most = super().memory(source, options, states)
+        hidden = int(_config(source)["hidden_size"])
+        return max(most, mixing.memory(source, options, hidden)[1] if options.optimized else 0)
 
-    def check(self, source: Source, options: Exl3Options) -> None:
-        """What can be refused before anything is downloaded, but for the machine."""
-        refuse(source, options)
+    def notes(self, options: Exl3Options) -> tuple[str, ...]:
+        """Of the optimizer too."""
+        return (*super().notes(options), *((MIXING,) if options.optimized else ()))
 
     def about(self, source: Source, options: Exl3Options) -> list[str]:
         """Also, where exllamav3 does not look back only as far as the model does."""
@@ -145,58 +132,6 @@ class Exl3(Method[Exl3Options]):
             f"this model looks back {window:,} tokens, and exllamav3 1.6.5 lets it look back"
             " further: on longer texts its predictions differ from the original's",
         ]
-
-    def check_hardware(self, options: Exl3Options, folder: Path) -> None:
-        """Refuse a machine that cannot, unless all bitrates are in the folder already: they can be
-        measured and uploaded anywhere.
-        """
-        steps = journal.read(folder)[1]
-        if not all(f"quantize {type}" in steps for type in options.types):
-            environment.check()
-
-    def plan_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The usual bitrates."""
-        return {} if given.get("size") else {"bpw": ("2.0", "2.5", "3.0", "4.0", "5.0", "6.0")}
-
-    def plan(self, source: Source, options: Exl3Options, out: Path) -> Plan:
-        """Sizes from the headers alone. ``refused`` if this machine has no GPU for it."""
-        layers = refuse(source, options)
-        averages = (*options.bpw, *options.optimized_bpw)
-        sizes = {
-            name: size(source, layers, float(bpw), options.head_bits)
-            for name, bpw in zip(options.types, averages, strict=True)
-        }
-        download, free = bytes_to_fetch(source), free_bytes(out)
-        hidden = _config(source)["hidden_size"]
-        tokens = options.calibration_samples * min(options.calibration_length, source.context)
-        states = 4 * tokens * hidden  # in float32 between blocks
-        mixed = mixing.memory(source, options, hidden)[1] if options.optimized else 0
-        # the quantized layers once as the converter's own files and once in the folder; the
-        # samples' states, and their copy while they are written
-        needed = sum(sizes.values()) + max(sizes.values()) + 2 * states
-        needed += download if download and same_disk(out) else 0
-        refused = environment.refusal(environment.look())
-        if needed > free and not refused:
-            refused = (
-                f"not enough room on the disk: {needed / 1e9:.3f} GB are needed,"
-                f" {free / 1e9:.3f} GB are free"
-            )
-        return Plan(
-            self.name,
-            source,
-            tuple(
-                PlanItem(name, bytes, 8 * bytes / source.parameters, False, "")
-                for name, bytes in sizes.items()
-            ),
-            states,
-            disk_needed=needed,
-            disk_free=free,
-            memory_needed=2_500_000_000 + max(states + 2 * source.largest_tensor, mixed),
-            memory_available=memory_available(),
-            download=download,
-            refused=refused,
-            notes=(COSTS, *((MIXING,) if options.optimized else ())),
-        )
 
     def quantize(self, snapshot: Snapshot, options: Exl3Options, run: RunFolder) -> Output:
         """Make and verify each bitrate."""
@@ -242,7 +177,7 @@ print(generator.generate(prompt="Once upon a time", max_new_tokens=32))
 name it as `model_name` in `config.yml`."""
 
 
-def refuse(source: Source, options: Exl3Options) -> dict[str, tuple[int, int]]:
+def refuse(source: Source, options: Exl3Options) -> Layers:
     """Refuse a source or options that cannot work, but for the machine; return the blocks'
     matrices.
     """
@@ -296,7 +231,7 @@ def _padded(outputs: int, inputs: int, bits: float) -> float:
     return rows * columns * bits / 8 + 2 * (rows + columns) + 4
 
 
-def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head_bits: int) -> int:
+def size(source: Source, layers: Layers, bpw: float, head_bits: int) -> int:
     """The size to be, nearly: the blocks' matrices at ``bpw``, the head at its own, 16 bits for all
     else (with the embeddings; a head that is tied to them is stored beside them).
     """
@@ -311,18 +246,3 @@ def size(source: Source, layers: Mapping[str, tuple[int, int]], bpw: float, head
         + (2 * head if head_bits == 16 else _padded(source.vocab_size, hidden, head_bits))
         + 2 * rest
     )
-
-
-def bits_for(source: Source, options: Exl3Options, asked: str) -> str:
-    """The most bits per weight with which a model's weights take no more than a size. Raises
-    InputError for a size that 1 to 8 bits do not reach.
-    """
-    wanted, layers = Size.parse(asked).bytes(0), refuse(source, options)
-    least, most = (size(source, layers, bits, options.head_bits) for bits in (LEAST, 8.0))
-    bits = LEAST + (8.0 - LEAST) * (wanted - least) / (most - least)
-    if not least <= wanted <= most * 1.01:
-        raise InputError(
-            f"size: {asked} is {in_words(wanted)}, and with {LEAST} to 8 bits this model has"
-            f" {in_words(least)} to {in_words(most)}. Ask for a size in between"
-        )
-    return bitrate(math.floor(100 * min(8.0, bits)) / 100, LEAST)

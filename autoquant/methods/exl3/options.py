@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from autoquant.calibration import CalibrationOptions
 from autoquant.core.options import option
 from autoquant.methods.base import choice
-from autoquant.methods.exl2.options import bitrate, sizes_of
+from autoquant.methods.bitrates.options import BitrateOptions
 
 OWN = "exllamav3"  # the calibration text that comes with the library
 SAMPLES = 250  # the converter's own default
@@ -20,11 +19,11 @@ USUAL_HEAD, USUAL_CODEBOOK = 6, "mul1"  # which names of types leave out
 OPTIMIZED = "opt"  # in the names of types that the optimizer mixed
 
 
-class Exl3Options(CalibrationOptions):
+class Exl3Options(BitrateOptions):
     """The options of EXL3. Names are exllamav3's, where they are words."""
 
     applies: ClassVar[Mapping[str, str]] = {
-        **CalibrationOptions.applies,
+        **BitrateOptions.applies,
         **dict.fromkeys(
             (
                 "calibration_seed",
@@ -36,7 +35,8 @@ class Exl3Options(CalibrationOptions):
         ),
         "measurement_samples": "optimized_bpw",
     }
-    main: ClassVar[tuple[str, ...]] = ("bpw", "head_bits", "calibration", "evaluate", "upload")
+    own: ClassVar[str] = OWN
+    least: ClassVar[int] = LEAST
 
     bpw: tuple[str, ...] = option(
         ("4.0",),
@@ -61,12 +61,6 @@ class Exl3Options(CalibrationOptions):
         unit="samples",
         ge=1,
         le=10_000,
-    )
-    size: tuple[str, ...] = option(
-        (),
-        "in the place of bpw: sizes of the model folder's weights, which give the bits; a number"
-        " with GB, GiB, MB or MiB",
-        metavar="SIZE,…",
     )
     head_bits: int = option(
         USUAL_HEAD,
@@ -110,28 +104,10 @@ class Exl3Options(CalibrationOptions):
         " repository",
     )
 
-    @field_validator("bpw", "optimized_bpw", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        given = [value] if isinstance(value, (int, float)) else value
-        if not isinstance(given, (list, tuple)):
-            return value
-        return tuple(dict.fromkeys(bitrate(one, LEAST) for one in given))
-
-    @field_validator("size")
-    @classmethod
-    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return sizes_of(value)
-
     @field_validator("head_bits")
     @classmethod
     def _head(cls, value: int) -> int:
         return choice(value, HEAD_BITS)
-
-    @property
-    def own_text(self) -> bool:
-        """Whether it calibrates on the text that comes with the library."""
-        return self.calibration == OWN
 
     @property
     def types(self) -> tuple[str, ...]:

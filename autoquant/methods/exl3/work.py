@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autoquant import calibration
-from autoquant.backends.exllamav3 import converter, environment
-from autoquant.core.errors import CheckFailed, InputError
+from autoquant.backends.exllama import Environment
+from autoquant.backends.exllamav3 import converter
+from autoquant.backends.exllamav3.environment import EXLLAMAV3
+from autoquant.core.errors import CheckFailed
 from autoquant.core.journal import RunFolder
 from autoquant.core.progress import Bar
 from autoquant.core.records import Artifact, Check, Snapshot, Stored
+from autoquant.methods.bitrates.work import BitrateWork
 from autoquant.methods.exl3.options import OWN, Exl3Options
-from autoquant.runtime import environments, process
-from autoquant.source.layers import linears, weights_of_blocks
-
-log = logging.getLogger(__name__)
+from autoquant.runtime import process
 
 
-class Work:
+class Work(BitrateWork[Exl3Options]):
     """One run's converter: its staged model and its calibration."""
 
+    machine: ClassVar[Environment] = EXLLAMAV3
+
     def __init__(self, snapshot: Snapshot, options: Exl3Options, run: RunFolder) -> None:
-        self.snapshot, self.options, self.run, self.source = snapshot, options, run, snapshot.source
-        self.layers = linears(self.source)
-        # the embeddings, each block, the last norm, the head
-        self.modules = len(weights_of_blocks(self.layers)) + 3
-        self.length = min(options.calibration_length, self.source.context)
-        self.version = f"exllamav3 {environments.version('exllamav3')}"
-        self.text = None if options.own_text else calibration.documents(options, self.source.folder)
+        super().__init__(snapshot, options, run)
+        self.modules = len(self.blocks) + 3  # the embeddings, each block, the last norm, the head
         # all that a result depends on, but for its type
         self.asked: list[Any] = [
             snapshot.sha256,
@@ -40,34 +35,14 @@ class Work:
             options.calibration_samples,
             self.length,
         ]
-        self._python: str | None = None
         self._model: Path | None = None
         self._samples: dict[str, Any] = {}
-
-    @property
-    def python(self) -> str:
-        """The interpreter that has exllamav3, with its extension compiled."""
-        if self._python is None:
-            # again: other options than those of a finished run come here unasked
-            seen = environment.look()
-            said = environment.refusal(seen)
-            if said:
-                raise InputError(said)
-            self._python = environment.interpreter(self.run.logs)
-            if not (seen["extension"] or seen["compiled"]):
-                environment.build(self._python, self.run.logs)
-        return self._python
 
     @property
     def model(self) -> Path:
         """The folder the converter is given; made once, of weights that are finite."""
         if self._model is None:
-            # hours with damaged weights would be in vain
-            process.call(
-                "autoquant.backends.folder:finite",
-                log=self.run.logs,
-                model=str(self.snapshot.folder),
-            )
+            self.refuse_damaged()
             self._model = converter.stage(self.snapshot.folder, self.run.jobs / "model")
         return self._model
 
@@ -84,7 +59,7 @@ class Work:
             self._samples = process.call(
                 "autoquant.backends.exllamav3.check:calibrate",
                 log=self.run.logs,
-                env=environment.VARIABLES,
+                env=dict(EXLLAMAV3.variables),
                 folder=str(self.snapshot.folder),
                 texts=self.text.texts,
                 samples=self.options.calibration_samples,
@@ -94,10 +69,6 @@ class Work:
             )
         rows = int(self._samples["samples"])
         return ["-cd", str(file), "-cr", str(rows), *columns], self._samples
-
-    def text_name(self) -> str:
-        """The calibration text in words."""
-        return "the text that comes with exllamav3" if self.text is None else self.text.name
 
     def quantize(self, type: str, bpw: str, key: str) -> Artifact:
         """One bitrate: converted, put in order, verified, and moved to its place in the run's
@@ -131,26 +102,6 @@ class Work:
         facts = {"samples": samples["samples"], "calibration sha256": samples["sha256"]}
         return self.finished(type, bpw, target, facts, job)
 
-    def once(self, type: str, key: str, make: Callable[[], Artifact]) -> Artifact:
-        """An artifact: the one that the journal knows, or a new one, which is noted there."""
-        facts = self.run.done(f"quantize {type}", key)
-        if facts is not None:
-            artifact = Artifact.from_json(facts)
-        else:
-            self.run.jobs.mkdir(exist_ok=True)
-            artifact = make()
-            self.run.record(
-                f"quantize {type}",
-                key,
-                [self.run.folder / stored.name for stored in artifact.files],
-                artifact.to_json(),
-                {stored.name: stored.sha256 for stored in artifact.files},
-            )
-        self.run.passed(artifact)
-        for note in artifact.notes:
-            log.warning("%s: %s", type, note)
-        return artifact
-
     def finished(
         self,
         type: str,
@@ -169,7 +120,7 @@ class Work:
                 seen = process.call(
                     "autoquant.backends.exllamav3.check:verify",
                     log=self.run.logs,
-                    env=environment.VARIABLES,
+                    env=dict(EXLLAMAV3.variables),
                     progress=progress,
                     folder=str(target),
                     source=str(self.snapshot.folder),
