@@ -188,6 +188,7 @@ def _make(
                 artifacts,
                 env=method.environment(options),
                 unquantized=output.unquantized,
+                made_with=output.made_with,
                 how=measured.how,
                 stand_in=output.stand_in,
                 why_not=measured.why_not,

@@ -36,13 +36,15 @@ def evaluate(
     *,
     env: Mapping[str, str],
     unquantized: Callable[[], Path] | None = None,
+    made_with: str = "",
     how: Mapping[str, Any] | None = None,
     stand_in: Path | None = None,
     why_not: str = "",
 ) -> tuple[tuple[Artifact, ...], Evaluation | None]:
     """The artifacts with their evaluations, and the unquantized model's.
 
-    ``unquantized`` makes a GGUF file that stands in for a source that transformers does not know.
+    ``unquantized`` makes a GGUF file that stands in for a source that transformers does not know,
+    of what ``made_with`` is the key of.
     ``how`` says how models are run block by block (see evaluate.planning). ``stand_in`` is an
     unquantized GGUF file with the source's very weights, to be read instead of a source whose files
     are on the Hub. ``why_not``: only what the journal knows is wanted; it says so if that is not
@@ -54,6 +56,7 @@ def evaluate(
     )
     source = snapshot.source
     known = planning.known(source)
+    evaluator.stand_in = "" if source.gguf or known else made_with
     converter = str(getattr(options, "converter", ""))
     if stand_in is not None and known:
         evaluator.source = sources.file_of(snapshot, [stand_in], converter)
