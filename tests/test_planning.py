@@ -81,6 +81,50 @@ def test_a_gguf_file_that_llama_cpp_runs_is_bounded_too(
     )
 
 
+def test_what_llama_cpp_takes_to_measure_is_in_the_plan(
+    monkeypatch: pytest.MonkeyPatch, demo: Result
+) -> None:
+    """The whole model in memory, and log-probabilities of its vocabulary on the disk."""
+    monkeypatch.setattr(cost, "rate", lambda **_: 1e18)
+    found = resolve(demo.path("Q8_0"))
+    source = dataclasses.replace(found, bytes=16_000_000_000, vocab_size=128_000, context=8192)
+    monkeypatch.setattr(planning, "memory_available", lambda: 20_000_000_000)
+    monkeypatch.setattr(planning, "free_bytes", lambda place: 3_000_000_000)
+    planned = planning.of(source, options(), 1)
+    assert (planned.note, planned.why_not) == ("", "")
+    assert "llama.cpp, which runs the whole model: 17.1 GB of memory, and 2.6 GB" in planned.needs
+    monkeypatch.setattr(planning, "memory_available", lambda: 10_000_000_000)
+    assert "of 17.1 GB of memory 10.0 GB are free, so" in planning.of(source, options(), 1).note
+    monkeypatch.setattr(planning, "free_bytes", lambda place: 2_000_000_000)
+    assert "measuring needs 2.62 GB in " in planning.of(source, options(), 1).why_not
+    fewer = planning.of(source, options(eval_chunks=10), 1)
+    assert fewer.why_not == ""
+    # whatever transformers runs keeps hidden states, and needs no such sentence
+    assert planning.of(resolve("demo"), options(), 1).needs == ""
+    notes = " ".join(autoquant.plan("gguf", demo.path("Q8_0"), types=["Q2_K"]).notes)
+    assert "it is measured by llama.cpp, which runs the whole model" in notes
+
+
+def test_a_plan_counts_the_file_that_stands_for_the_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the disk, while it is measured; where there is no room for that one, it is not."""
+    made: dict[str, Any] = {"types": ["Q8_0"], "out": tmp_path / "out", "imatrix": "none"}
+    without = autoquant.plan("gguf", "demo", evaluate="off", **made).disk_needed
+    assert autoquant.plan("gguf", "demo", **made).disk_needed == without
+    monkeypatch.setattr(planning, "known", lambda source: False)
+    assert autoquant.plan("gguf", "demo", evaluate="off", **made).disk_needed == without
+    whole = autoquant.plan("gguf", "demo", **made)
+    assert whole.disk_needed > without + 8_000_000, "4 million parameters in 16 bits"
+    monkeypatch.setattr(
+        "autoquant.methods.gguf.sizes.room", lambda *_: (without + whole.disk_needed) // 2
+    )
+    less = autoquant.plan("gguf", "demo", **made)
+    assert less.disk_needed == without
+    assert "measuring needs the unquantized model, and there is no room" in " ".join(less.notes)
+    assert "measure" not in less.seconds
+
+
 def test_less_memory_is_told_before_any_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

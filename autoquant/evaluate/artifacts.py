@@ -23,7 +23,6 @@ from autoquant.display.tables import reference_name
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.evaluator import Evaluator
 from autoquant.evaluate.rows import Bar, Rows
-from autoquant.forward import cost
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +92,9 @@ def evaluate(
 
 def _refuse_without_room(source: Source, evaluator: Evaluator) -> None:
     """Refuse without room for what is kept of the unquantized model."""
-    known = planning.known(source)
-    disk = evaluator.reference_bytes(cost.of(source).width if known else source.vocab_size)
-    if disk > free_bytes(evaluator.cache):
-        raise InputError(
-            f"measuring needs {disk / 1e9:.2f} GB in {evaluator.cache} for what is kept of the"
-            " unquantized model; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"
-            " evaluate='off'"
-        )
+    kept = planning.kept_bytes(source, evaluator.wanted)
+    if kept > free_bytes(evaluator.cache):
+        raise InputError(planning.no_room(kept, evaluator.cache))
 
 
 def evaluate_files(

@@ -282,7 +282,3 @@ class Evaluator:
             )
             self._repack = False
             return dict(self.call(name, path=str(path), repack=False, **more))
-
-    def reference_bytes(self, width: int) -> int:
-        """What is kept of the reference on the disk: of each prediction ``width`` numbers."""
-        return 4 * width * self.wanted * (self.context // 2)

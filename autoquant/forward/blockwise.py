@@ -300,6 +300,23 @@ def built(config: Any, dtype: Any = None) -> Any:
     return model
 
 
+def block_sizes(config: Any) -> tuple[int, int]:
+    """How many values the largest block of a config's model has, and how many with one of its
+    experts only.
+    """
+    from autoquant.source.skeleton import blocks
+
+    model, whole, single = built(config), [0], [0]
+    for block in (one for name in blocks(model) for one in model.get_submodule(name)):
+        sizes = {
+            name: (one.numel(), one.shape[0] if one.ndim == 3 and "experts" in name else 1)
+            for name, one in block.named_parameters()
+        }
+        whole.append(sum(size for size, _ in sizes.values()))
+        single.append(sum(size // experts for size, experts in sizes.values()))
+    return max(whole), max(single)
+
+
 def towers_of(model: Any) -> list[str]:
     """The parts of a model that see or hear."""
     from autoquant.source.skeleton import towers

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from autoquant.core.errors import OutOfMemory
-from autoquant.runtime.worker import Emit
+from autoquant.runtime.worker import Emit, out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Plan = Mapping[str, Any] | None
 """Arguments of blockwise.Blockwise, and ``on_gpu`` (see cost.Cost.how), or ``device``: the CPU is
 to be taken in any case."""
+BESIDE = 2 << 30  # bytes of libraries and activations
 HEAD = 3_000_000_000  # bytes of a GPU that a head of 1 GB wants, with logits
 
 
@@ -55,6 +56,38 @@ def place(plan: Plan, emit: Emit | None = None) -> Place:
             }
         )
     return Place("cpu", how)
+
+
+def attempt(work: Callable[[], T]) -> tuple[T | None, str]:
+    """What a piece of work gives, and no words; or where memory ran out, in words, when what it
+    held is free again. Runs in workers.
+    """
+    try:
+        return work(), ""
+    except (MemoryError, RuntimeError, OSError) as error:
+        where = out_of_memory(error)
+        if where is None:
+            raise
+    # here, where nothing holds the error, and with it the variables of what has failed
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None, where[0]
+
+
+def anywhere(work: Callable[[Place], T], needed: int) -> T:
+    """Work that needs so many bytes, on a GPU that has them free; on the CPU where there is none,
+    or its memory runs out all the same. Runs in workers.
+    """
+    where = place({"on_gpu": [[0, needed]]})
+    if where.device == "cpu":
+        return work(where)
+    found, _ = attempt(lambda: (work(where),))
+    return found[0] if found is not None else work(Place("cpu", {}))
 
 
 class Places:
