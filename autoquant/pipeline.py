@@ -189,6 +189,7 @@ def _make(
                 artifacts,
                 env=method.environment(options),
                 unquantized=output.unquantized,
+                made_with=output.made_with,
                 how=measured.how,
                 stand_in=output.stand_in,
                 why_not=measured.why_not,
@@ -250,7 +251,7 @@ def plan(
         found = planning.of(source, options, len(possible))
         if found.minutes and not found.why_not:
             seconds["measure"] = 60 * found.minutes
-        notes += [one for one in (found.note, found.why_not) if one]
+        notes += [one for one in (found.needs, found.note, found.why_not) if one]
     return dataclasses.replace(planned, notes=tuple(notes), seconds=seconds)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ import pytest
 
 import autoquant
 from autoquant.core.bundled import MODEL
-from autoquant.core.errors import InputError
+from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.files import key_of
 from autoquant.core.options import MethodOptions
 from autoquant.evaluate import planning
 from autoquant.evaluate.evaluator import Evaluator
 from autoquant.forward import cost
 from autoquant.result import Result
+from autoquant.runtime import environments, process
 from autoquant.source import resolve
+from autoquant.source.adapter import merged
 from tests.workers import in_worker
 
 
@@ -76,6 +81,50 @@ def test_a_gguf_file_that_llama_cpp_runs_is_bounded_too(
     )
 
 
+def test_what_llama_cpp_takes_to_measure_is_in_the_plan(
+    monkeypatch: pytest.MonkeyPatch, demo: Result
+) -> None:
+    """The whole model in memory, and log-probabilities of its vocabulary on the disk."""
+    monkeypatch.setattr(cost, "rate", lambda **_: 1e18)
+    found = resolve(demo.path("Q8_0"))
+    source = dataclasses.replace(found, bytes=16_000_000_000, vocab_size=128_000, context=8192)
+    monkeypatch.setattr(planning, "memory_available", lambda: 20_000_000_000)
+    monkeypatch.setattr(planning, "free_bytes", lambda place: 3_000_000_000)
+    planned = planning.of(source, options(), 1)
+    assert (planned.note, planned.why_not) == ("", "")
+    assert "llama.cpp, which runs the whole model: 17.1 GB of memory, and 2.6 GB" in planned.needs
+    monkeypatch.setattr(planning, "memory_available", lambda: 10_000_000_000)
+    assert "of 17.1 GB of memory 10.0 GB are free, so" in planning.of(source, options(), 1).note
+    monkeypatch.setattr(planning, "free_bytes", lambda place: 2_000_000_000)
+    assert "measuring needs 2.62 GB in " in planning.of(source, options(), 1).why_not
+    fewer = planning.of(source, options(eval_chunks=10), 1)
+    assert fewer.why_not == ""
+    # whatever transformers runs keeps hidden states, and needs no such sentence
+    assert planning.of(resolve("demo"), options(), 1).needs == ""
+    notes = " ".join(autoquant.plan("gguf", demo.path("Q8_0"), types=["Q2_K"]).notes)
+    assert "it is measured by llama.cpp, which runs the whole model" in notes
+
+
+def test_a_plan_counts_the_file_that_stands_for_the_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On the disk, while it is measured; where there is no room for that one, it is not."""
+    made: dict[str, Any] = {"types": ["Q8_0"], "out": tmp_path / "out", "imatrix": "none"}
+    without = autoquant.plan("gguf", "demo", evaluate="off", **made).disk_needed
+    assert autoquant.plan("gguf", "demo", **made).disk_needed == without
+    monkeypatch.setattr(planning, "known", lambda source: False)
+    assert autoquant.plan("gguf", "demo", evaluate="off", **made).disk_needed == without
+    whole = autoquant.plan("gguf", "demo", **made)
+    assert whole.disk_needed > without + 8_000_000, "4 million parameters in 16 bits"
+    monkeypatch.setattr(
+        "autoquant.methods.gguf.sizes.room", lambda *_: (without + whole.disk_needed) // 2
+    )
+    less = autoquant.plan("gguf", "demo", **made)
+    assert less.disk_needed == without
+    assert "measuring needs the unquantized model, and there is no room" in " ".join(less.notes)
+    assert "measure" not in less.seconds
+
+
 def test_less_memory_is_told_before_any_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -111,33 +160,140 @@ def test_a_plan_says_how_long_measuring_takes(monkeypatch: pytest.MonkeyPatch) -
     assert "measured on 10 chunks of text instead of 20" in str(plan)
 
 
-def evaluator(tmp_path: Path, sha256: str = "a") -> Evaluator:
+def evaluator(
+    tmp_path: Path, model: str | Path = "demo", text: str = "builtin", chunks: int = 2
+) -> Evaluator:
     from autoquant.evaluate.sources import evaluator_of
     from autoquant.source import fetch
 
-    snapshot = fetch(resolve("demo"))
-    found = evaluator_of(snapshot, tmp_path / "log", "builtin", 2, {})
+    found = evaluator_of(fetch(resolve(model)), tmp_path / "log", text, chunks, {})
     found.cache = tmp_path / "references"
     return found
 
 
-def test_a_wrong_reference_cannot_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key covers what computes it; what is damaged is not used."""
+FILES = sorted(path.name for path in MODEL.iterdir() if path.suffix in (".json", ".safetensors"))
+VERSIONS = (
+    "transformers", "tokenizers", "sentencepiece", "jinja2", "torch", "peft", "llama-cpp-python",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "ingredient", [*FILES, *VERSIONS, "autoquant", "text", "chunks", "context", "made with"]
+)
+def test_a_reference_is_of_all_that_it_depends_on(
+    ingredient: str, model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = model()
+    before = evaluator(tmp_path, folder).key()
+    assert evaluator(tmp_path, folder).key() == before
+    if ingredient in FILES:
+        changed = bytearray((folder / ingredient).read_bytes())
+        # one bit of a weight; in JSON a space
+        changed = changed[:-1] + bytes([changed[-1] ^ 1] if ingredient[-1] == "s" else b" \n")
+        (folder / ingredient).write_bytes(changed)
+    elif ingredient in VERSIONS:
+        real = environments.version
+        monkeypatch.setattr(
+            environments, "version", lambda name: "9" if name == ingredient else real(name)
+        )
+    elif ingredient == "autoquant":
+        monkeypatch.setattr("autoquant.evaluate.evaluator.__version__", "9")
+    more: dict[str, Any] = {"text": "prose"} if ingredient == "text" else {}
+    more |= {"chunks": 3} if ingredient == "chunks" else {}
+    after = evaluator(tmp_path, folder, **more)
+    after.context -= ingredient == "context"
+    after.stand_in = "another" if ingredient == "made with" else ""
+    assert after.key() != before
+
+
+def test_a_reference_by_llama_cpp_is_of_the_file_and_what_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that transformers does not know a GGUF file stands for the source. Each run makes
+    one anew, and goes on in the same folder.
+    """
+    monkeypatch.setenv("AUTOQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(planning, "known", lambda source: False)
+    real, ran = process.call, list[str]()
+    monkeypatch.setattr(
+        "autoquant.runtime.process.call",
+        lambda target, /, **more: ran.append(target.rpartition(":")[2]) or real(target, **more),
+    )
+
+    def references(**options: Any) -> int:
+        ran.clear()
+        made = autoquant.gguf(
+            "demo", types=["Q8_0"], eval_chunks=2, out=tmp_path / "out", **options
+        )
+        assert made.reference is not None
+        assert made.reference.engine == "llama.cpp"
+        return ran.count("log_probabilities")
+
+    assert references(precision="f16") == 1
+    assert references(precision="f16") == 0
+    assert references(precision="f32") == 1
+    assert references(precision="f32", pre_tokenizer="smollm") == 1
+    monkeypatch.setattr(
+        "autoquant.methods.gguf.work.llama.installed_version", lambda: "another converter"
+    )
+    assert references(precision="f32", pre_tokenizer="smollm") == 1
+
+
+def test_a_changed_file_is_another_reference(
+    demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the key says of how it was made."""
+    stand_in, asked = tmp_path / "whole.gguf", evaluator(tmp_path)
+    shutil.copy(demo.path("Q8_0"), stand_in)
+    first = asked.reference(gguf=stand_in)
+    assert asked.reference(gguf=stand_in) == first
+    shutil.copy(demo.path("Q4_K_M"), stand_in)
+    other = asked.reference(gguf=stand_in)
+    assert other.path != first.path
+    assert other.row.perplexity != first.row.perplexity
+
+
+def test_what_another_peft_has_merged_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOQUANT_CACHE", str(tmp_path))
+    monkeypatch.setattr(environments, "version", lambda name: "1")
+    source = dataclasses.replace(resolve("demo"), adapter=tmp_path)
+    monkeypatch.setattr("autoquant.source.adapter.free_bytes", lambda path: 0)
+    place = tmp_path / "sources" / f"{key_of('sha', '1')}-merged"
+    place.mkdir(parents=True)
+    (place / "config.json").touch()
+    assert merged(source, MODEL, "sha") == place
+    monkeypatch.setattr(environments, "version", lambda name: "2")
+    with pytest.raises(InputError, match="the merged model needs"):  # it would be made anew
+        merged(source, MODEL, "sha")
+
+
+def test_a_damaged_reference_is_not_used(tmp_path: Path) -> None:
     first = evaluator(tmp_path)
     kept = first.reference()
-    key = first.key()
-    known = {"transformers": "1", "torch": "2"}
-    monkeypatch.setattr(
-        "autoquant.evaluate.evaluator.environments.version", lambda name: known.get(name, "3")
-    )
-    assert first.key() != key
-    before = first.key()
-    known["torch"] = "2.1"
-    assert first.key() != before
-    monkeypatch.undo()
     values = bytearray(kept.path.read_bytes())
     values[-1] ^= 1
     kept.path.write_bytes(values)
     file = {"folder": str(MODEL), "states": str(tmp_path / "states.npy")}
     with pytest.raises(InputError, match="is damaged: remove it"):
         first.measure([file], first.reference())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "spoil", "said"),
+    [
+        ("lm_head.weight", "nan", r"lm_head\.weight has NaN or Inf values"),
+        # each value is finite, and what the head makes of them is not
+        ("lm_head.weight", "large", "predictions on this text are not finite"),
+    ],
+)
+def test_no_reference_is_kept_of_a_model_that_computes_none(
+    tensor: str, spoil: str, said: str, model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = model()
+    in_worker("tests.helpers.forward:with_one", tmp_path, folder=str(folder), name=tensor, to=spoil)
+    asked = evaluator(tmp_path, folder)
+    with pytest.raises(CheckFailed, match=said):
+        asked.reference()
+    assert list(asked.cache.glob("*.npy")) == []

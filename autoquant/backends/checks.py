@@ -11,13 +11,15 @@ import numpy as np
 
 from autoquant.backends.prompt import GENERATED, PROMPT, in_words
 from autoquant.core.errors import CheckFailed
-from autoquant.core.machine import memory_available, nvidia_gpu
+from autoquant.core.machine import memory_available
 from autoquant.formats import dequantized, seeing
 from autoquant.formats.architecture import class_of, config_of
 from autoquant.formats.checks import LOW_BITS, WORST, layer_errors, stored, warnings
+from autoquant.formats.loaders import takes_gpu
 from autoquant.formats.tensors import Part, Tensors
-from autoquant.forward.blockwise import Blockwise
+from autoquant.forward.blockwise import Blockwise, block_sizes
 from autoquant.forward.head import Head, final
+from autoquant.forward.places import BESIDE, Place, anywhere, attempt
 from autoquant.forward.weights import of_folder
 from autoquant.runtime.worker import Report
 
@@ -34,13 +36,16 @@ def verify(
     parameters: int,
     report: Report,
     read_back: bool = False,
+    failed: str = "",
 ) -> dict[str, Any]:
     """Check a quantized folder against its source: config, every layer's error, finite values, bits
     a weight, a generation by the library that loads such folders.
 
     ``layers`` gives each layer's Part of the source; ``wanted`` is what config.json's quantization
     block must say; ``read_back``: the library that loads such folders cannot load this one, so the
-    model is made from what our reader reads; for the others see
+    model is made from what our reader reads; ``failed`` says how an
+    earlier check ran out of memory: the model is run block by block then, as it is where there is
+    no room for all of it, or memory runs out here. For the others see
     :class:`autoquant.methods.folder.Recipe`. Returns ``checks``, ``notes``, ``files`` ([name,
     bytes, sha256], config.json first) and ``bits_per_weight``. Raises CheckFailed naming the layer.
     """
@@ -83,19 +88,14 @@ def verify(
         loader, engine = dequantized.load, dequantized.READ_BACK
     # our reader makes float32 of it, compressed-tensors 16 bits
     width = 4 if read_back else 2 if block["quant_method"] == "compressed-tensors" else 0
-    needed, seen = max(width * parameters, size) + (2 << 30), ""
-    if (read_back or not nvidia_gpu()) and needed > memory_available():
-        generated_by = predicts(folder, source, engine, needed)
-    else:
-        try:
-            loaded = loader(folder)
-        except CheckFailed as failure:
-            if loader is dequantized.load:
-                raise
-            loaded, engine = dequantized.load(folder), dequantized.READ_BACK
-            notes.append(f"{failure}. It was read back, run and measured by AutoQuant's reader")
-        generated_by = generates(loaded, folder, source, engine)
-        seen = seeing.shown(loaded, folder)
+    needed, answers = max(width * parameters, size) + BESIDE, None
+    if not failed and needed <= _room(loader):
+        read = 4 * parameters + BESIDE
+        answers, failed = attempt(lambda: _answers(folder, source, loader, engine, read))
+    if answers is None:
+        answers = predicts(folder, source, engine, needed, _room(loader), failed), "", []
+    generated_by, seen, more = answers
+    notes += more
     report(1, 1)
     return {
         "bits_per_weight": 8 * size / parameters,
@@ -133,6 +133,36 @@ def _says(block: dict[str, Any], name: str, value: Any) -> bool:
     if isinstance(value, dict) and isinstance(found, dict):
         return value.items() <= found.items()
     return bool(found == value)
+
+
+def _room(loader: Any) -> int:
+    """Bytes that are free where a loader puts a model: on the GPU, or in memory."""
+    import torch
+
+    if takes_gpu(loader) and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return memory_available()
+
+
+def _answers(
+    folder: str, source: str, loader: Any, engine: str, read: int
+) -> tuple[str, str, list[str]]:
+    """What a whole model generates, what it sees, and notes. One that the library does not load is
+    loaded by our reader, which needs as many bytes as ``read``.
+    """
+    notes = []
+    try:
+        model = loader(folder)
+    except CheckFailed as failure:
+        if loader is dequantized.load:
+            raise
+        notes.append(f"{failure}. It was read back, run and measured by AutoQuant's reader")
+    if notes:
+        engine, free = dequantized.READ_BACK, memory_available()
+        if read > free:
+            return predicts(folder, source, engine, read, free), "", notes
+        model = dequantized.load(folder)
+    return generates(model, folder, source, engine), seeing.shown(model, folder), notes
 
 
 def generates(model: Any, folder: str, source: str, engine: str) -> str:
@@ -182,16 +212,27 @@ def continuation(model: Any, folder: str) -> list[int]:
     return [int(token) for token in out[0, tokens.input_ids.shape[1] :]]
 
 
-def predicts(folder: str, source: str, engine: str, needed: int) -> str:
-    """What a quantized model that is too large to be loaded with the ``engine`` (which takes as
-    many bytes as ``needed``) answers to PROMPT when our reader's weights are run block by block, in
-    words. Raises CheckFailed if it is one token everywhere, unless the ``source`` answers the same.
+def predicts(
+    folder: str,
+    source: str,
+    engine: str,
+    needed: int,
+    free: int | None = None,
+    failed: str = "",
+) -> str:
+    """What a quantized model that is too large to be loaded with the ``engine`` answers to PROMPT
+    when our reader's weights are run block by block, in words. As many bytes as ``needed`` are not
+    ``free`` (default: in memory), or it has ``failed`` for want of memory. Raises CheckFailed if it
+    is one token everywhere, unless the ``source`` answers the same.
     """
+    free = memory_available() if free is None else free
     tokens = _predictions(folder, folder)
+    why = f"loading it with {engine} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    if failed:
+        why = f"whole, with {engine}, it did not run: {failed}"
     said = (
         f"{len(tokens)} predictions, {len(set(tokens))} different, {dequantized.READ_BACK}, block"
-        f" by block; loading it with {engine} needs {needed / 1e9:.1f} GB,"
-        f" {memory_available() / 1e9:.1f} GB are free"
+        f" by block; {why}"
     )
     if len(set(tokens)) > 1 or _predictions(source, folder) == tokens:
         return said
@@ -202,12 +243,20 @@ def predicts(folder: str, source: str, engine: str, needed: int) -> str:
 
 
 def _predictions(folder: str, tokenizer: str) -> list[int]:
-    """The likeliest token after each of PROMPT, block by block."""
-    import torch
-
+    """The likeliest token after each of PROMPT, block by block: on a GPU if a block has room there;
+    expert by expert where memory has none for all of a block's.
+    """
     ids = _tokenizer(tokenizer)(PROMPT, return_tensors="pt").input_ids
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Blockwise(config_of(folder), of_folder(folder), device=device, ahead=False)
-    hidden = final(model, ids, ids.shape[1])
-    model.close()
-    return [int(token) for token in Head(model).logits(hidden)[0].argmax(1)]
+    config = config_of(folder)
+    block, expert = block_sizes(config)
+
+    def run(where: Place) -> list[int]:
+        on_cpu = where.device == "cpu"
+        single = on_cpu and expert < block and 4 * block + BESIDE > memory_available()
+        how: dict[str, Any] = {"device": where.device, "ahead": False, "single": single}
+        model = Blockwise(config_of(folder), of_folder(folder), **how)
+        hidden = final(model, ids, ids.shape[1])
+        model.close()
+        return [int(token) for token in Head(model).logits(hidden)[0].argmax(1)]
+
+    return anywhere(run, 4 * block + BESIDE)

@@ -10,8 +10,9 @@ from autoquant.backends.folder import used
 from autoquant.backends.tensorwise import Division, begin, device, rewrite
 from autoquant.formats import compressed_tensors
 from autoquant.formats.architecture import config_of
-from autoquant.forward.blockwise import Blockwise
+from autoquant.forward.blockwise import Blockwise, block_sizes
 from autoquant.forward.head import final
+from autoquant.forward.places import BESIDE, Place, anywhere
 from autoquant.forward.weights import of_folder
 from autoquant.runtime.worker import Report
 
@@ -96,9 +97,21 @@ def quantize(
 
 
 def _largest_inputs(
-    division: Division, model: str, ids: list[list[int]], report: Report
+    division: Division, model: str, samples: list[list[int]], report: Report
 ) -> dict[str, Any]:
     """The largest input of each layer, by the name it is written under; in float32."""
+    import torch
+
+    config, ids = config_of(model), torch.tensor(samples)
+    # a block, and hidden states of all samples where they run
+    needed = 4 * (block_sizes(config)[0] + 4 * ids.numel() * config.get_text_config().hidden_size)
+    return anywhere(lambda where: _largest(division, model, ids, where, report), needed + BESIDE)
+
+
+def _largest(
+    division: Division, model: str, ids: Any, where: Place, report: Report
+) -> dict[str, Any]:
+    """The same, in a place."""
     import torch
 
     blocks = 0
@@ -108,7 +121,8 @@ def _largest_inputs(
         blocks += 1
         report(blocks, len(run.units) + 1)
 
-    run = Blockwise(config_of(model), of_folder(model), device=device(), ahead=False, done=done)
+    config, weights = config_of(model), of_folder(model)
+    run = Blockwise(config, weights, device=where.device, ahead=False, done=done)
     by_tensor = {part.tensor: name for name, part in division.parts.items()}
     names = {layer.module: by_tensor[layer.tensors[0]] for layer in division.found.layers}
     largest = {name: torch.zeros((), device=run.device) for name in names.values()}
@@ -121,6 +135,6 @@ def _largest_inputs(
 
     for module, name in names.items():
         run.model.get_submodule(module).register_forward_pre_hook(watch(name))
-    final(run, torch.tensor(ids), 1)
+    final(run, ids, 1)
     run.close()
     return largest

@@ -36,11 +36,12 @@ class OutOfMemory(AutoQuantError):
     """Memory ran out in a worker process, on the processor or the GPU; a caller that knows how says
     what would fit.
 
-    ``where`` is where, in words; ``available`` are the bytes there are in all, or 0 if that is not
-    known.
+    ``where`` is where, in words, and ``gpu`` whether on a GPU; ``available`` are the bytes there
+    are in all, or 0 if that is not known.
     """
 
     where = ""
+    gpu = False
     available = 0
 
 

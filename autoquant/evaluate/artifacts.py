@@ -23,7 +23,6 @@ from autoquant.display.tables import reference_name
 from autoquant.evaluate import planning, sources
 from autoquant.evaluate.evaluator import Evaluator
 from autoquant.evaluate.rows import Bar, Rows
-from autoquant.forward import cost
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +35,15 @@ def evaluate(
     *,
     env: Mapping[str, str],
     unquantized: Callable[[], Path] | None = None,
+    made_with: str = "",
     how: Mapping[str, Any] | None = None,
     stand_in: Path | None = None,
     why_not: str = "",
 ) -> tuple[tuple[Artifact, ...], Evaluation | None]:
     """The artifacts with their evaluations, and the unquantized model's.
 
-    ``unquantized`` makes a GGUF file that stands in for a source that transformers does not know.
+    ``unquantized`` makes a GGUF file that stands in for a source that transformers does not know,
+    of what ``made_with`` is the key of.
     ``how`` says how models are run block by block (see evaluate.planning). ``stand_in`` is an
     unquantized GGUF file with the source's very weights, to be read instead of a source whose files
     are on the Hub. ``why_not``: only what the journal knows is wanted; it says so if that is not
@@ -54,6 +55,7 @@ def evaluate(
     )
     source = snapshot.source
     known = planning.known(source)
+    evaluator.stand_in = "" if source.gguf or known else made_with
     converter = str(getattr(options, "converter", ""))
     if stand_in is not None and known:
         evaluator.source = sources.file_of(snapshot, [stand_in], converter)
@@ -90,14 +92,9 @@ def evaluate(
 
 def _refuse_without_room(source: Source, evaluator: Evaluator) -> None:
     """Refuse without room for what is kept of the unquantized model."""
-    known = planning.known(source)
-    disk = evaluator.reference_bytes(cost.of(source).width if known else source.vocab_size)
-    if disk > free_bytes(evaluator.cache):
-        raise InputError(
-            f"measuring needs {disk / 1e9:.2f} GB in {evaluator.cache} for what is kept of the"
-            " unquantized model; take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or"
-            " evaluate='off'"
-        )
+    kept = planning.kept_bytes(source, evaluator.wanted)
+    if kept > free_bytes(evaluator.cache):
+        raise InputError(planning.no_room(kept, evaluator.cache))
 
 
 def evaluate_files(

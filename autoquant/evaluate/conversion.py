@@ -11,7 +11,7 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import WEIGHTS, Artifact, Snapshot, Source
-from autoquant.evaluate import sources
+from autoquant.evaluate import planning, sources
 from autoquant.runtime import environments
 
 WRONG = 0.1  # nats per token; Q8_0 of models of 1B and more is below 0.005 in published figures
@@ -41,6 +41,8 @@ def refuse_wrong_conversion(
     ]
     if not far or far[0].evaluation is None:
         return
+    if not (snapshot.source.gguf or planning.known(snapshot.source)):
+        return  # it was measured against the unquantized file: nothing is known of that one
     found = far[0].evaluation.kl_mean
     whole = unquantized() if unquantized is not None else None
     if whole is not None and whole.name != far[0].name:

@@ -16,18 +16,23 @@ from typing import Any
 
 from autoquant.core.bundled import EVALUATION
 from autoquant.core.errors import ProcessFailed
-from autoquant.core.files import write_atomically
+from autoquant.core.files import key_of, sha256_of, write_atomically
 from autoquant.core.records import Evaluation
 from autoquant.core.texts import enough, parts
 from autoquant.core.version import __version__
 from autoquant.evaluate.scoring import CONTEXT
+from autoquant.forward.places import Places, Plan
 from autoquant.runtime import environments, process
 
 log = logging.getLogger(__name__)
 
 
-# what figures depend on beside files and text
-ENGINES = ("transformers", "torch", "llama-cpp-python")
+# what figures depend on beside files and text: what makes token ids of it, weights of files (an
+# adapter's too), and runs models. Not the device: see forward.places
+ENGINES = (
+    "transformers", "tokenizers", "sentencepiece", "tiktoken", "jinja2", "numpy", "peft", "torch",
+    "llama-cpp-python",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,11 @@ class Evaluator:
     where it is a GGUF file, ``gguf`` is that, and llama.cpp gives tokens and reference. ``cache``
     is the folder where references are kept: ``<key>.npy``, ``<key>.json`` (its hash, and the
     unquantized model's own figures), ``<key>.scored.npy`` (its log-probabilities of the scored
-    tokens) and ``<key>.tokens.json`` (the text as token ids); the key covers the source's hash, the
-    text and how it is cut, and the versions of what computes. ``env`` and ``python`` are of the
-    workers, and ``serve`` gives what prepares their arguments.
+    tokens) and ``<key>.tokens.json`` (the text as token ids); the key covers the hash of all of the
+    source's files, the text and how it is cut, and the versions of what computes. Of a GGUF file
+    that stands for the source the key covers what it is made with (``stand_in``: precision,
+    pre-tokenizer, converter), and that of its reference the file's own hash too. ``env`` and
+    ``python`` are of the workers, and ``serve`` gives what prepares their arguments.
     """
 
     def __init__(
@@ -80,19 +87,20 @@ class Evaluator:
         self.source, self.gguf = dict(source), gguf
         self.source_sha256, self.cache, self.logs = source_sha256, cache, logs
         self.threads, self.env, self.python = threads, dict(env or {}), python
-        self.serve = serve
+        self.serve, self.stand_in = serve, ""
         self.parts = parts(text, "eval_text", EVALUATION)
         said = json.dumps(self.parts, ensure_ascii=False)
         self.text_sha256 = hashlib.sha256(said.encode()).hexdigest()
         self.wanted, self.context = chunks, min(CONTEXT, context)
         self._cut: tuple[list[list[int]], list[str]] | None = None
         self._lock = threading.Lock()  # several artifacts are measured at once
-        self._repack = True
+        self._repack, self._places = True, Places()
 
     def key(self) -> str:
         """What a measurement depends on beside the artifact itself."""
         versions = [__version__, *(environments.version(name) for name in ENGINES)]
         parts = [self.source_sha256, self.text_sha256, self.wanted, self.context, versions]
+        parts += [self.stand_in] if self.stand_in else []
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def chunks(self) -> list[list[int]]:
@@ -140,7 +148,10 @@ class Evaluator:
         log-probabilities.
         """
         gguf = gguf or self.gguf
-        name = self.key() + ("-gguf" if gguf else "")
+        name = self.key()
+        if gguf:  # the source's own files are in the key
+            own = "" if gguf == self.gguf else sha256_of(gguf)
+            name = f"{key_of(name, own)}-gguf"
         array, facts = self.cache / f"{name}.npy", self.cache / f"{name}.json"
         scored = self.cache / f"{name}.scored.npy"
         if not (array.is_file() and facts.is_file() and scored.is_file()):
@@ -200,6 +211,7 @@ class Evaluator:
                 children=children,
                 progress=progress,
                 chunks=self.chunks()[:chunks],
+                plan=None,
                 scored=str(scored or ""),
                 threads=threads,
                 text_sha256=self.text_sha256,
@@ -231,20 +243,25 @@ class Evaluator:
         return [Evaluation(**row) for row in rows]
 
     def call(self, name: str, **more: Any) -> Any:
-        """A piece of work in a worker."""
+        """A piece of work in a worker; where that runs a model, by its ``plan``."""
         target = f"autoquant.evaluate.passes:{name}"
         children = more.pop("children", None)
         progress = more.pop("progress", None)
-        with self.serve() as prepare:
-            return process.call(
-                target,
-                log=self.logs,
-                env=self.env,
-                python=self.python,
-                children=children,
-                progress=progress,
-                **prepare(more),
-            )
+
+        def work(plan: Plan) -> Any:
+            planned = {"plan": plan} if "plan" in more else {}
+            with self.serve() as prepare:
+                return process.call(
+                    target,
+                    log=self.logs,
+                    env=self.env,
+                    python=self.python,
+                    children=children,
+                    progress=progress,
+                    **prepare({**more, **planned}),
+                )
+
+        return self._places.run(work, more.get("plan"))
 
     def by_llama_cpp(self, name: str, path: Path, **more: Any) -> dict[str, Any]:
         """The same with a GGUF file. llama.cpp's kernels for repacked weights crash on some
@@ -265,7 +282,3 @@ class Evaluator:
             )
             self._repack = False
             return dict(self.call(name, path=str(path), repack=False, **more))
-
-    def reference_bytes(self, width: int) -> int:
-        """What is kept of the reference on the disk: of each prediction ``width`` numbers."""
-        return 4 * width * self.wanted * (self.context // 2)

@@ -10,6 +10,7 @@ from typing import Any
 from autoquant.core.errors import ProcessFailed
 from autoquant.evaluate import models
 from autoquant.forward import head
+from autoquant.forward.places import place
 from autoquant.forward.products import Squares
 from autoquant.runtime.worker import Emit, Report
 
@@ -46,7 +47,7 @@ def collect(
 
     model = models.opened(
         source,
-        models.place(plan, emit),
+        place(plan, emit),
         threads=threads,
         emit=emit,
         done=done,

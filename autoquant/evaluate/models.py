@@ -11,7 +11,6 @@ that it was made of, and ``converter``, ``taking`` and ``name`` (see backends.ll
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +19,11 @@ from autoquant.formats.checkpoint import weight_files
 from autoquant.formats.tensors import Read, Tensors
 from autoquant.forward import weights
 from autoquant.forward.blockwise import Blockwise
+from autoquant.forward.places import Place
 from autoquant.runtime.worker import Emit
 from autoquant.source.headers import headers_of
 
-HEAD = 3_000_000_000  # bytes of a GPU that a head of 1 GB wants, with logits
 _GRAPHS: dict[str, Any] = {}  # of the model that this worker's GGUF files were made of
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where models run in a worker, and how (arguments of Blockwise)."""
-
-    device: str
-    how: dict[str, Any]
-
-
-def place(plan: Mapping[str, Any] | None, emit: Emit | None = None) -> Place:
-    """By a plan (see forward.cost): on a GPU, if what one of its parts takes is free there; chosen
-    once for all that a worker runs. Without a plan, of a head alone, where there is room for one.
-    """
-    import torch
-
-    how = dict(plan or {})
-    parts = how.pop("on_gpu", None) or [[0, HEAD]]
-    if not torch.cuda.is_available():
-        return Place("cpu", how)
-    free = int(torch.cuda.mem_get_info()[0])
-    for part, needed in parts:
-        if needed < free:
-            return Place("cuda", how | ({"part": part} if part else {}))
-    if plan and emit is not None:
-        emit(
-            {
-                "note": f"the GPU has {free / 1e9:.1f} GB free, and a block of the model takes"
-                f" {parts[-1][1] / 1e9:.1f} GB: it runs on the CPU"
-            }
-        )
-    return Place("cpu", how)
 
 
 def weights_of(what: Mapping[str, Any], threads: int, emit: Emit | None = None) -> weights.Weights:

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from autoquant.core.errors import InputError
+from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import sha256_of
 from autoquant.core.records import WEIGHTS
 from autoquant.evaluate import models
 from autoquant.evaluate.scoring import Measure, hash_of, predicting, targets_of
 from autoquant.forward import head
 from autoquant.forward.blockwise import Blockwise
+from autoquant.forward.places import Place, place
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Emit, Report
 
@@ -55,7 +56,7 @@ def reference(
     Measure.write). Returns its own ``row`` and the ``sha256`` of the first file.
     """
     progress = _Progress(report)
-    where = models.place(plan, emit)
+    where = place(plan, emit)
     model = models.opened(source, where, threads=threads, emit=emit, done=progress)
     progress.total = len(model.units) + len(chunks)
     hidden = _final(model, chunks)
@@ -118,17 +119,19 @@ def by_llama_cpp(
     text_sha256: str,
     kinds: list[str],
     repack: bool,
+    plan: Mapping[str, Any] | None = None,
     report: Report | None = None,
     emit: Emit,
 ) -> dict[str, Any]:
     """Measure a GGUF file that llama.cpp runs. ``kept`` is what :func:`reference` has written of
     the ``source``, or :func:`log_probabilities` where there is none. The file's log-probabilities
-    of the scored tokens go to ``scored``, unless that is empty.
+    of the scored tokens go to ``scored``, unless that is empty. ``plan`` says where the reference's
+    head is.
     """
     import torch
 
     torch.set_num_threads(threads)
-    where = models.place(None)
+    where = place(plan)
     measure, known = Measure(), _Reference(source, kept, sha256, where, threads, emit)
     for i, logits in enumerate(_by_llama_cpp(path, chunks, threads, repack)):
         measure.add(torch.from_numpy(logits), targets_of(chunks[i]), known.logits(i, len(chunks)))
@@ -157,7 +160,7 @@ def by_blocks(
     rows in order.
     """
     progress, opened, hidden = _Progress(report), list[Blockwise](), list[Any]()
-    where = models.place(plan, emit)
+    where = place(plan, emit)
     for file in files:
         model = models.opened(file, where, threads=threads, emit=emit, done=progress)
         opened.append(model)
@@ -195,8 +198,10 @@ def _row(
     scored: str,
 ) -> dict[str, Any]:
     """The figures; the log-probabilities that they are made of go to ``scored``, if that is a
-    path.
+    path. Raises CheckFailed if these are not finite.
     """
+    if not all(np.isfinite(one).all() for one in measure.nll):
+        raise CheckFailed("the model's predictions on this text are not finite (NaN or Inf)")
     if scored:
         measure.write(Path(scored))
     return asdict(measure.result(engine, text_sha256, kinds, hash_of(chunks)))
@@ -210,7 +215,7 @@ class _Reference:
         source: Mapping[str, Any] | None,
         kept: str,
         sha256: str,
-        where: models.Place,
+        where: Place,
         threads: int,
         emit: Emit,
         share: int = 1,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
-from autoquant.core.files import key_of
+from autoquant.core.files import free_bytes, key_of
 from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Source
@@ -16,6 +18,7 @@ from autoquant.forward import cost
 from autoquant.source.structure import counted, structure
 
 SMALL = 2_000_000_000  # parameters; GGUF files of up to as many are run by llama.cpp on a CPU
+BESIDE = 1 << 30  # bytes of libraries, logits and llama.cpp's buffers
 FEWEST = 2  # chunks that are worth a statement; fewer are not taken
 
 
@@ -31,8 +34,8 @@ def key(options: MethodOptions) -> str:
 class Measuring:
     """How the files of a run are measured: on how many ``chunks``, by what arguments of
     blockwise.Blockwise (``how``; None where llama.cpp alone can run the model), about how many
-    ``minutes`` it takes. ``note`` is for the user. ``why_not`` says why they cannot be; empty if
-    they can.
+    ``minutes`` it takes. ``note`` is for the user, and ``needs`` for who plans: what it takes where
+    llama.cpp runs the whole model. ``why_not`` says why they cannot be; empty if they can.
     """
 
     chunks: int
@@ -40,6 +43,7 @@ class Measuring:
     minutes: float
     note: str = ""
     why_not: str = ""
+    needs: str = ""
 
 
 def by_weights(source: Source) -> bool:
@@ -100,9 +104,9 @@ def of(source: Source, options: MethodOptions, files: int, begun: int = 0) -> Me
             f" would take about {spoken(minutes(wanted))}; eval_minutes (--eval-minutes) allows"
             f" {options.eval_minutes:g}"
         )
-    if found is None:
-        return Measuring(chunks, None, minutes(chunks), note)
     available = memory_available()
+    if found is None:
+        return _by_llama_cpp(source, options, chunks, minutes(chunks), note, available)
     here = found.how(chunks, length, available)
     if here is None:
         return Measuring(
@@ -112,6 +116,58 @@ def of(source: Source, options: MethodOptions, files: int, begun: int = 0) -> Me
             why_not=_no_memory(found, chunks, length, available),
         )
     return Measuring(chunks, here, minutes(chunks), note)
+
+
+def _by_llama_cpp(
+    source: Source,
+    options: MethodOptions,
+    chunks: int,
+    minutes: float,
+    note: str,
+    available: int,
+) -> Measuring:
+    """How a source is measured that is run as a GGUF file, or of which one stands in: whole, and
+    with log-probabilities that are kept for every word of the vocabulary.
+    """
+    width = 4 if getattr(options, "precision", "") == "f32" else 2
+    file = source.bytes if source.gguf else width * source.parameters
+    memory, kept = file + BESIDE, kept_bytes(source, chunks)
+    place = cache_folder()
+    needs = (
+        f"it is measured by llama.cpp, which runs the whole model: {memory / 1e9:.1f} GB of memory,"
+        f" and {kept / 1e9:.1f} GB on the disk, in {place}, for the log-probabilities of"
+        f" {counted(chunks, 'chunk')}"
+    )
+    if memory > available:
+        note = "; ".join(
+            filter(
+                None,
+                (
+                    note,
+                    f"llama.cpp runs the whole model to measure it: of {memory / 1e9:.1f} GB of"
+                    f" memory {available / 1e9:.1f} GB are free, so it reads the file again for"
+                    " each chunk, and takes longer than is said",
+                ),
+            )
+        )
+    why_not = no_room(kept, place) if kept > free_bytes(place) else ""
+    return Measuring(chunks, None, minutes, note, why_not, needs)
+
+
+def kept_bytes(source: Source, chunks: int) -> int:
+    """Bytes that are kept of the unquantized model: of each prediction what enters its output head,
+    or where llama.cpp runs it, the log-probabilities of the whole vocabulary.
+    """
+    width = cost.of(source).width if known(source) else source.vocab_size
+    return 4 * width * chunks * (min(CONTEXT, source.context) // 2)
+
+
+def no_room(kept: int, place: Path) -> str:
+    """What is said without room for that."""
+    return (
+        f"measuring needs {kept / 1e9:.2f} GB in {place} for what is kept of the unquantized model;"
+        " take fewer eval_chunks, set AUTOQUANT_CACHE to a larger disk, or evaluate='off'"
+    )
 
 
 def how(source: Source, chunks: int) -> dict[str, Any] | None:

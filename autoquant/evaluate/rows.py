@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from autoquant.core.errors import OutOfMemory, ProcessFailed
+from autoquant.core.errors import ProcessFailed
 from autoquant.core.files import key_of
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores, memory_available
@@ -112,14 +112,7 @@ class Rows:
             for i, part in enumerate(parts):
                 part(min(max(0, done * len(parts) - i * total), total), total)
 
-        try:
-            found = self.evaluator.measure(files, kept, progress=progress, plan=self.how)
-        except OutOfMemory as failure:
-            if not self.how.get("on_gpu"):
-                raise
-            log.warning("%s: the CPU does it", failure.where)
-            self.how = {**self.how, "on_gpu": [[0, 1 << 60]]}
-            found = self.evaluator.measure(files, kept, progress=progress, plan=self.how)
+        found = self.evaluator.measure(files, kept, progress=progress, plan=self.how)
         rows = {
             a.type: self.note(a.type, self.key(a), row)
             for a, row in zip(artifacts, found, strict=True)

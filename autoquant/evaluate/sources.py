@@ -22,6 +22,7 @@ from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores
 from autoquant.core.records import Snapshot, Source
 from autoquant.evaluate.evaluator import Evaluator
+from autoquant.forward.places import Places, Plan
 from autoquant.hub import look, ranges
 from autoquant.runtime import environments, process
 from autoquant.source.adapter import EXTRA
@@ -122,20 +123,27 @@ def in_worker(
     function: str,
     /,
     told: Callable[[Any], None] | None = None,
+    plan: Plan = None,
     **arguments: Any,
 ) -> Any:
-    """Call a function in a worker that reads a snapshot's model; ``told`` gets what it emits."""
+    """Call a function in a worker that reads a snapshot's model, and runs it where a ``plan`` says
+    (see forward.places); ``told`` gets what it emits.
+    """
     python = python_for(snapshot, run.logs)
-    with serving(snapshot) as prepare:
-        prepared = prepare(arguments)
-        serves = prepared.pop("on_part")
 
-        def on_part(part: Any) -> None:
-            serves(part)
-            if told is not None:
-                told(part)
+    def work(plan: Plan) -> Any:
+        with serving(snapshot) as prepare:
+            prepared = prepare({**arguments, "plan": plan})
+            serves = prepared.pop("on_part")
 
-        return process.call(function, python=python, on_part=on_part, **prepared)
+            def on_part(part: Any) -> None:
+                serves(part)
+                if told is not None:
+                    told(part)
+
+            return process.call(function, python=python, on_part=on_part, **prepared)
+
+    return Places().run(work, plan)
 
 
 def evaluator_of(

@@ -13,6 +13,7 @@ from autoquant.evaluate import models
 from autoquant.fisher import damage, ends
 from autoquant.fisher.damage import Found, Matrix
 from autoquant.fisher.walk import walk
+from autoquant.forward.places import place
 from autoquant.runtime.worker import Emit, Report
 
 
@@ -54,7 +55,7 @@ def collect(
     ggml, given = Ggml(), read_imatrix(imatrix) if imatrix else {}
     for kind in {kind for every in kinds.values() for kind in every}:
         ggml.begin(kind)
-    model = models.opened(source, models.place(plan, emit), threads=threads, emit=emit)
+    model = models.opened(source, place(plan, emit), threads=threads, emit=emit)
     ids = torch.tensor(chunks)
     places = model.parameters.places()
     columns: dict[str, Any] = {}

@@ -17,6 +17,7 @@ from typing import Any
 from autoquant.core.errors import ProcessFailed
 from autoquant.evaluate import models
 from autoquant.fisher.walk import walk
+from autoquant.forward.places import place
 from autoquant.runtime.worker import Emit, Report
 
 
@@ -44,7 +45,7 @@ def collect(
     """
     import torch
 
-    model = models.opened(source, models.place(plan, emit), threads=threads, emit=emit)
+    model = models.opened(source, place(plan, emit), threads=threads, emit=emit)
     ids, places = torch.tensor(chunks), model.parameters.places()
     nats: dict[str, list[float]] = {}
     wanted = {name: places[name][0] for name in tensors if name in places}

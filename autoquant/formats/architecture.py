@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoquant.core.errors import CheckFailed
+
+NAMED = 3  # tensors named in an error
 GENERATES, SEES = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 
 
@@ -83,7 +86,8 @@ def match(kind: str, config: Any, shapes: Mapping[str, Sequence[int]]) -> Match:
     missed, what it left over and what has another shape. So prefixes, renamed and merged tensors
     (experts) are matched as they will be when the model is loaded. Which tensors make which
     parameter is learned by listening to its add_tensor (transformers 5.15 to 5.23 call it for each
-    tensor that is taken), in this process alone.
+    tensor that is taken), in this process alone. Raises CheckFailed where tensors cannot be merged
+    because one is missing or of another shape: transformers does not say which.
     """
     import torch
     import transformers
@@ -112,6 +116,24 @@ def match(kind: str, config: Any, shapes: Mapping[str, Sequence[int]]) -> Match:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    except RuntimeError as error:
+        odd = [target for target, maker in makers.items() if _uneven(maker, shapes)]
+        if not odd:
+            raise
+        raise CheckFailed(
+            f"tensors missing or of another shape: {', '.join(odd[:NAMED])}"
+        ) from error
     finally:
         WeightTransform.add_tensor = add
     return Match(model, info, taken, makers)
+
+
+def _uneven(maker: Maker, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the tensors that are merged into a parameter are not of one number and shape for each
+    pattern, as experts are.
+    """
+    of: dict[str, list[tuple[int, ...]]] = {}
+    for name, pattern in maker.tensors:
+        of.setdefault(pattern, []).append(tuple(shapes[name]))
+    alike = all(len(set(every)) == 1 for every in of.values())
+    return not alike or len({len(every) for every in of.values()}) > 1

@@ -222,7 +222,7 @@ class Values:
         self.shapes = shapes
 
     def value(self, name: str) -> Any:
-        """One tensor, as torch has it."""
+        """One tensor, as torch has it. Raises CheckFailed for codes without a scale."""
         import torch
 
         layer = name.removesuffix(".weight")
@@ -231,7 +231,10 @@ class Values:
         elif layer != name and layer in self.layers:
             value = self.format.weight(self.tensors, layer, self.block)
         else:
-            return self.tensors.raw(name).float()
+            plain = self.tensors.raw(name)
+            if plain.ndim > 1 and plain.element_size() == 1:
+                raise CheckFailed(f"{name} has codes, and what they stand for is not there")
+            return plain.float()
         return torch.from_numpy(value)
 
     def inputs(self) -> dict[str, Callable[[Any], Any]]:
@@ -248,7 +251,7 @@ def shape_of(
     tensors: Tensors,
 ) -> tuple[int, ...]:
     """[outputs, inputs] of a layer by the quantization ``block``; of HQQ and bitsandbytes the
-    ``tensors`` tell. Raises ValueError where these are not at hand.
+    ``tensors`` tell. Raises ValueError where these are not at hand, or a tensor is missing.
     """
     if stored_by == "gptq":
         words, outputs = headers[f"{layer}.qweight"][1]
@@ -257,6 +260,8 @@ def shape_of(
         inputs, words = headers[f"{layer}.qweight"][1]
         return (words * 8, inputs)
     if stored_by == "compressed-tensors" or f"{layer}.SCB" in headers:
+        if f"{layer}.weight" not in headers:
+            raise ValueError(f"{layer}.weight is missing")
         outputs, inputs = headers[f"{layer}.weight"][1]
         return (outputs, inputs)
     if stored_by == "hqq":

@@ -85,6 +85,11 @@ def mixed_gptq(folder: str) -> Any:
     return model
 
 
+def takes_gpu(loader: Any) -> bool:
+    """Whether a loader puts the model on a GPU if there is one; others leave it on the CPU."""
+    return loader in (transformers_model, gptqmodel_kernels, mixed_gptq, bitsandbytes_model)
+
+
 def bitsandbytes_model(folder: str) -> Any:
     """A folder loaded by transformers. On CPUs with bfloat16 instructions bitsandbytes 0.50 packs
     weights anew for a kernel that takes whole multiples of its blocks only, and fails on others

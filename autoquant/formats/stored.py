@@ -31,6 +31,7 @@ Header = tuple[str, list[int]]
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 SCALES = ("_scale_inv", "_scale", "_zero_point", "_shape", "_g_idx")
 INPUTS = (".activation_scale", ".input_scale", ".input_zero_point", ".k_scale", ".v_scale")
+CODES = ("F8_E4M3", "F8_E5M2", "I8")  # dtypes that mean nothing without a scale
 BY_LAYER = ("gptq", "awq", "hqq", "bitsandbytes")
 READABLE = (*BY_LAYER, "fp8", "compressed-tensors", "mxfp4")
 
@@ -50,8 +51,8 @@ def made_of(
     headers: Mapping[str, Header], block: Mapping[str, Any], tensors: Tensors
 ) -> dict[str, Made]:
     """The tensors that a quantized checkpoint stands for, by headers alone; of HQQ and bitsandbytes
-    the ``tensors`` tell the shapes. Raises ValueError for a format that is not read, and where
-    these are not at hand.
+    the ``tensors`` tell the shapes. Raises ValueError for a format that is not read, for codes
+    without a scale, and where shapes are not at hand.
     """
     stored_by = str(block.get("quant_method"))
     if stored_by not in READABLE:
@@ -59,7 +60,7 @@ def made_of(
     if stored_by in BY_LAYER:
         return _by_layer(headers, block, stored_by, tensors)
     made: dict[str, Made] = {}
-    for name, (_, shape) in headers.items():
+    for name, (dtype, shape) in headers.items():
         if name.endswith(INPUTS):
             continue
         if stored_by == "mxfp4" and name.endswith(("_blocks", "_scales")):
@@ -73,6 +74,8 @@ def made_of(
         if name.endswith((".weight_packed", ".weight_global_scale")):
             raise ValueError("compressed-tensors of fewer than 8 bits are not read")
         scaled = any(f"{name}{end}" in headers for end in ("_scale_inv", "_scale"))
+        if dtype in CODES and not scaled:
+            raise ValueError(f"{name} has no scale")
         made[name] = Made(tuple(shape), "scaled" if scaled else "plain", name)
     return made
 
@@ -122,7 +125,7 @@ def _scaled(tensors: Tensors, name: str) -> npt.NDArray[np.float32]:
 
 def spread(scale: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """A scale for every value of a tensor: of one number, of rows, or of blocks of the last two
-    dimensions, of which the last may be cut off.
+    dimensions, of which the last may be cut off. Raises ValueError for a scale of another shape.
     """
     if scale.size == 1:
         return scale.reshape((1,) * len(shape))
@@ -133,6 +136,8 @@ def spread(scale: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArra
         if have not in (1, want):
             # blocks are of a power of two, 128 as a rule
             block = 1 << (-(-want // have) - 1).bit_length()
+            if -(-want // block) != have:
+                raise ValueError(f"a scale of shape {list(scale.shape)} for {list(shape)}")
             scale = np.repeat(scale, block, axis=axis)
             scale = np.take(scale, range(want), axis=axis)
     return scale

@@ -24,7 +24,6 @@ from autoquant.forward.parameters import Parameters
 from autoquant.forward.weights import Quantized, Weights
 
 PART = 2  # rows of the batch that go through a block together on a CPU; more are not faster
-PAGE = 4096  # bytes
 EMBEDDING = 1 << 24  # weights of an embedding, above which only rows are read
 Seen = Callable[[str, Any], Any]  # of a block's name and module: a context while it runs
 
@@ -123,8 +122,6 @@ class Blockwise:
         module, _, leaf = name.rpartition(".")
         owner = self.model.get_submodule(module)
         value = value.to(self.device).float()
-        if not value.sum().isfinite() and not value.isfinite().all():
-            raise CheckFailed(f"{name} has NaN or Inf values")
         if leaf in owner._buffers:
             owner._buffers[leaf] = value.to(owner._buffers[leaf].dtype)
         else:
@@ -148,7 +145,7 @@ class Blockwise:
             at = self._order.index(prefix) + ahead
             if 0 <= at < len(self._order):
                 after = self._order[at]
-                self._next = (after, self._pool.submit(self._read_ahead, after))
+                self._next = (after, self._pool.submit(self._read, after))
 
     def drop(self, prefix: str) -> None:
         """Give a block's weights back."""
@@ -164,22 +161,14 @@ class Blockwise:
         _give_back()
 
     def _read(self, prefix: str) -> dict[str, Any]:
-        """A block's weights from wherever they are."""
+        """A block's weights from wherever they are. They are looked at as they are read, so what
+        is mapped from files is in memory then.
+        """
         names = self.names_of(prefix, self.units[prefix])
         lazy = self._one_by_one(prefix) if self.single else set()
         names = [name for name in names if name not in lazy]
         self.parameters.expect(names)
         return {name: self.parameters.value(name) for name in names}
-
-    def _read_ahead(self, prefix: str) -> dict[str, Any]:
-        """The same, with the pages of files that tensors are mapped from read as well."""
-        import torch
-
-        found = self._read(prefix)
-        for value in found.values():
-            if value.is_contiguous():
-                value.flatten().view(torch.uint8)[::PAGE].max()
-        return found
 
     def _one_by_one(self, prefix: str) -> set[str]:
         """The parameters of a block that hold all its experts, and are indexed by them."""
@@ -309,6 +298,23 @@ def built(config: Any, dtype: Any = None) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def block_sizes(config: Any) -> tuple[int, int]:
+    """How many values the largest block of a config's model has, and how many with one of its
+    experts only.
+    """
+    from autoquant.source.skeleton import blocks
+
+    model, whole, single = built(config), [0], [0]
+    for block in (one for name in blocks(model) for one in model.get_submodule(name)):
+        sizes = {
+            name: (one.numel(), one.shape[0] if one.ndim == 3 and "experts" in name else 1)
+            for name, one in block.named_parameters()
+        }
+        whole.append(sum(size for size, _ in sizes.values()))
+        single.append(sum(size // experts for size, experts in sizes.values()))
+    return max(whole), max(single)
 
 
 def towers_of(model: Any) -> list[str]:

@@ -1,18 +1,21 @@
 """The parameters of a model of transformers, made of a checkpoint's tensors one by one, by
-transformers' own transforms. Runs in workers.
+transformers' own transforms; the one place where what is wrong with a weight is refused. Runs in
+workers.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from autoquant.core.errors import CheckFailed
 from autoquant.formats.architecture import Maker, class_of
 from autoquant.formats.experts import Joined
 from autoquant.forward.weights import Weights
+from autoquant.runtime.worker import out_of_memory
 
 NAMED = 3  # tensors named in an error
 
@@ -20,15 +23,17 @@ NAMED = 3  # tensors named in an error
 class Parameters:
     """The parameters of a ``config``'s model by name; ``weights`` gives the checkpoint's tensors.
 
-    Raises CheckFailed for a checkpoint that lacks some, or has some of another shape. ``outside``
-    are the beginnings of names that are not looked at: of parts that see or hear.
+    Raises CheckFailed, naming the tensor, for a checkpoint that lacks some, or has some of another
+    shape; and when one is read, whatever it is made of, for one that cannot be made, has another
+    shape than the model's, or NaN or Inf among its values. ``outside`` are the beginnings of names
+    that are not looked at: of parts that see or hear.
     """
 
     def __init__(self, config: Any, weights: Weights, outside: Sequence[str] = ()) -> None:
         self.weights, self._config = weights, config
         kind = class_of(config).__name__
         # a copy: to be matched it is told how to attend
-        self._joined = Joined(kind, copy.deepcopy(config), weights.shapes, weights.value)
+        self._joined = Joined(kind, copy.deepcopy(config), weights.shapes, self._read)
         matched = self._joined.match
         self.taken, self._tied = matched.taken, dict(matched.model.all_tied_weights_keys or {})
         self._model = matched.model
@@ -42,6 +47,7 @@ class Parameters:
             listed = ", ".join([*missing, *map(str, odd)][:NAMED])
             raise CheckFailed(f"tensors missing or of another shape: {listed}")
         self._whole: tuple[str, Any] = ("", None)
+        self._shapes = {n: tuple(one.shape) for n, one in self._model.state_dict().items()}
         # one transform may make several: which, it says of tensors without data
         self._by: dict[str, tuple[str, Maker]] = {}
         for target, maker in matched.makers.items():
@@ -57,6 +63,10 @@ class Parameters:
         """One parameter, or of one that holds a block's experts the ``experts`` with these numbers,
         in a dtype of the checkpoint.
         """
+        count = None if experts is None else len(experts)
+        return self._sound(name, self._value(name, experts), count)
+
+    def _value(self, name: str, experts: Sequence[int] | None) -> Any:
         target, maker = self._by[self._tied.get(name, name)]
         if self._plain(maker):
             return self._one(maker.tensors[0][0], experts)
@@ -81,9 +91,10 @@ class Parameters:
         _, maker = self._by[self._tied.get(name, name)]
         tensors = self._joined.parts(maker.tensors[0][0])
         if self._plain(maker) and len(tensors) == 1:
-            found = self.weights.rows(tensors[0], first, last)
+            with _reading(tensors[0]):
+                found = self.weights.rows(tensors[0], first, last)
             if found is not None:
-                return found
+                return self._sound(name, found, last - first)
         if self._whole[0] != name:  # what is read in pieces is not made anew for each
             self._whole = (name, self.value(name))
         return self._whole[1][first:last]
@@ -149,6 +160,23 @@ class Parameters:
         """The parameter that one shares its values with; itself if there is none."""
         return str(self._tied.get(name, name))
 
+    def _read(self, tensor: str) -> Any:
+        """One of the checkpoint's tensors, whatever it is made of."""
+        with _reading(tensor):
+            return self.weights.value(tensor)
+
+    def _sound(self, name: str, value: Any, count: int | None = None) -> Any:
+        """A parameter's value, or ``count`` of its rows or experts, unless something is wrong with
+        it.
+        """
+        wanted = self._shapes.get(name, tuple(value.shape))
+        wanted = wanted if count is None else (count, *wanted[1:])
+        if tuple(value.shape) != wanted:
+            raise CheckFailed(f"{name} has shape {list(value.shape)} instead of {list(wanted)}")
+        if not _finite(value):
+            raise CheckFailed(f"{name} has NaN or Inf values")
+        return value
+
     def _plain(self, maker: Maker) -> bool:
         """Whether a parameter is one tensor as it is."""
         return len(maker.tensors) == 1 and not getattr(maker.transform, "operations", None)
@@ -160,7 +188,8 @@ class Parameters:
             return self._joined.value(tensor)
         if len(self._joined.parts(tensor)) > 1:
             return self._joined.value(tensor, experts)
-        rows = [self.weights.rows(tensor, i, i + 1) for i in experts]
+        with _reading(tensor):
+            rows = [self.weights.rows(tensor, i, i + 1) for i in experts]
         if any(one is None for one in rows):
             return self._joined.value(tensor)[list(experts)]
         return torch.cat(rows)
@@ -177,3 +206,30 @@ class Parameters:
             maker.transform.collected_tensors[pattern].append(read(tensor))
         made = maker.transform.convert(target, model=self._model, config=self._config)
         return {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
+
+
+@contextmanager
+def _reading(tensor: str) -> Iterator[None]:
+    """Name the tensor that a reader fails on: of a quantized one a part may be missing, or have
+    another shape than the others.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        lacks = "is missing" if isinstance(error, KeyError) else ""
+        raise CheckFailed(f"{tensor} cannot be read: {error} {lacks}".rstrip()) from error
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers of a tensor are finite in float32."""
+    import torch
+
+    if value.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        value = value.float()
+    # a sum is fastest, and not finite where one of its terms is not; that of many float16 may be
+    # too large all the same
+    if value.sum().isfinite() or not value.numel():
+        return True
+    return bool(torch.stack(value.aminmax()).isfinite().all())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from autoquant.core.errors import InputError
-from autoquant.formats import dequantized
+import numpy as np
+
+from autoquant.core.errors import CheckFailed, InputError
+from autoquant.formats import awq, dequantized
 from autoquant.formats.checkpoint import quantization
 from autoquant.formats.tensors import Tensors
 from autoquant.source.headers import Header, headers_of
@@ -53,7 +55,26 @@ class Checkpoint:
 
 
 class Quantized(dequantized.Values):
-    """Those that a quantized folder stands for, in float32."""
+    """Those that a quantized folder stands for, in float32. Raises CheckFailed for scales of
+    activations, which are no weights, that are not finite.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        for name in self.tensors.names():
+            if name.endswith((".input_scale", *awq.ACTIVATIONS)):
+                scale = self.tensors.get(name)
+                if not scale.size or not np.isfinite(scale).all():
+                    raise CheckFailed(f"{name} is empty, or has NaN or Inf values")
+
+    def inputs(self) -> dict[str, Callable[[Any], Any]]:
+        """What is done to the inputs of each layer that has something done to them. Raises
+        CheckFailed where its scale is missing.
+        """
+        try:
+            return super().inputs()
+        except LookupError as error:
+            raise CheckFailed(f"the scale of a layer's inputs is missing: {error}") from error
 
     def rows(self, name: str, first: int, last: int) -> Any:
         """Some rows of one, of what is not quantized."""
@@ -66,9 +87,14 @@ class Quantized(dequantized.Values):
 
 
 def of_folder(folder: str) -> Weights:
-    """Those of a folder of safetensors, quantized in a format that our readers know or not."""
+    """Those of a folder of safetensors, quantized in a format that our readers know or not. Raises
+    CheckFailed or InputError for one that is not whole.
+    """
     if dequantized.readable(folder):
-        return Quantized(folder)
+        try:
+            return Quantized(folder)
+        except (LookupError, ValueError) as error:
+            raise CheckFailed(f"{folder} cannot be read back: {error}") from error
     tensors = Tensors(folder)
     if not quantization(folder):
         return Checkpoint(Plain(tensors), tensors.headers(), tensors)

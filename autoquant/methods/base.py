@@ -24,7 +24,7 @@ class Output:
     """What a method hands back: its artifacts, how to have the unquantized GGUF file until the run
     ends (which may convert it), what the card says of how they were made, and files to go with the
     artifacts. ``stand_in`` is that unquantized file, where it is here and the source's files are
-    not.
+    not; ``made_with`` is the key of all that its bytes depend on.
     """
 
     artifacts: tuple[Artifact, ...]
@@ -32,6 +32,7 @@ class Output:
     provenance: dict[str, Any]
     extras: tuple[str, ...] = ()
     stand_in: Path | None = None
+    made_with: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import signal
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from autoquant.core import journal
 from autoquant.core.errors import InputError, OutOfMemory, ProcessFailed
@@ -280,23 +280,35 @@ class FolderMethod(Method[F]):
                 )
         except (OutOfMemory, ProcessFailed) as failure:
             raise InputError(self._out_of_memory(source, options, failure)) from None
-        with Bar("check") as progress:
-            verified = process.call(
-                "autoquant.backends.checks:verify",
-                log=run.logs,
-                env=env,
-                progress=progress,
-                python=python,
-                folder=str(target),
-                source=str(snapshot.folder),
-                layers={name: dataclasses.asdict(part) for name, part in parts.items()},
-                wanted=dict(recipe.wanted),
-                scaled=recipe.scaled,
-                bits=recipe.bits,
-                advice=recipe.advice,
-                parameters=self.parameters(source),
-                read_back=self.read_back(source),
-            )
+
+        def verify(failed: str = "") -> dict[str, Any]:
+            with Bar("check") as progress:
+                found: dict[str, Any] = process.call(
+                    "autoquant.backends.checks:verify",
+                    log=run.logs,
+                    env=env,
+                    progress=progress,
+                    python=python,
+                    folder=str(target),
+                    source=str(snapshot.folder),
+                    layers={name: dataclasses.asdict(part) for name, part in parts.items()},
+                    wanted=dict(recipe.wanted),
+                    scaled=recipe.scaled,
+                    bits=recipe.bits,
+                    advice=recipe.advice,
+                    parameters=self.parameters(source),
+                    read_back=self.read_back(source),
+                    failed=failed,
+                )
+            return found
+
+        try:
+            verified = verify()
+        except (OutOfMemory, ProcessFailed) as failure:
+            if not (where := _without_memory(failure)):
+                raise
+            log.warning("the check of %s: %s; once more, block by block", type, where)
+            verified = verify(where)
         fewer = samples.fewer(used["samples"]) if samples else ()
         if rounded := used.get("rounded"):
             fewer += (
@@ -320,16 +332,21 @@ class FolderMethod(Method[F]):
 
     def _out_of_memory(self, source: Source, options: F, failure: Exception) -> str:
         """A failure for want of memory in words, with what would fit; any other is raised again."""
-        if isinstance(failure, OutOfMemory):
-            where, available = failure.where, failure.available or memory_available()
-        elif isinstance(failure, ProcessFailed) and failure.signal == signal.SIGKILL:
-            where, available = (
-                "the process was killed (SIGKILL), which is what the system does when memory runs"
-                " out",
-                memory_available(),
-            )
+        if where := _without_memory(failure):
+            available = getattr(failure, "available", 0) or memory_available()
         elif isinstance(failure, ProcessFailed) and (instead := self.what_instead(options)):
             raise ProcessFailed(f"{failure}. Another way: {instead}") from failure
         else:
             raise failure
         return f"{where}. {self.what_would_fit(source, options, available)}"
+
+
+def _without_memory(failure: Exception) -> str:
+    """Where memory ran out, in words; empty if something else has failed."""
+    if isinstance(failure, OutOfMemory):
+        return failure.where
+    if isinstance(failure, ProcessFailed) and failure.signal == signal.SIGKILL:
+        return (
+            "the process was killed (SIGKILL), which is what the system does when memory runs out"
+        )
+    return ""

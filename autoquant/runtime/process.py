@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 from autoquant.core import errors
 from autoquant.core.redact import TOKEN_VARIABLES
 from autoquant.runtime import preload
-from autoquant.runtime.worker import WITHOUT
+from autoquant.runtime.worker import ON_GPU, WITHOUT
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -300,6 +300,7 @@ def _raised(error: Mapping[str, Any], target: str, log: Path) -> Exception:
             f" Log: {log}"
         )
         memory.where, memory.available = message, int(error["available"])
+        memory.gpu = message.startswith(ON_GPU)
         return memory
     kind: type[errors.AutoQuantError] = getattr(errors, error["type"])
     return kind(message)

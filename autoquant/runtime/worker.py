@@ -29,6 +29,7 @@ Report = Callable[[int, int], None]
 Emit = Callable[[Any], None]
 # modules that are not to be found, with commas between (see process.finding)
 WITHOUT = "AUTOQUANT_WITHOUT"
+ON_GPU = "out of memory on the GPU"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -54,7 +55,7 @@ def out_of_memory(error: BaseException | None) -> tuple[str, int] | None:
             total = (
                 torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
             )
-            return f"out of memory on the GPU{f' ({total / 1e9:.1f} GB)' if total else ''}", total
+            return f"{ON_GPU}{f' ({total / 1e9:.1f} GB)' if total else ''}", total
         # torch's allocator, and mmap
         if (
             isinstance(error, MemoryError)

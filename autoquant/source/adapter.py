@@ -191,10 +191,12 @@ def _resize(config: dict[str, Any], base: Source, entries: dict[str, Any]) -> No
 
 def merged(source: Source, base: Path, sha256: str) -> Path:
     """The folder of the merged model, made in the cache if it is not there. ``base`` is the folder
-    with the base's files, ``sha256`` covers both. Raises InputError without room.
+    with the base's files, ``sha256`` covers both. One that another version of peft has merged is
+    not taken. Raises InputError without room.
     """
     assert source.adapter is not None
-    place = cache_folder() / "sources" / f"{key_of(sha256)}-merged"
+    key = key_of(sha256, environments.version("peft"))
+    place = cache_folder() / "sources" / f"{key}-merged"
     if (place / "config.json").is_file():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import autoquant
 from autoquant.core.bundled import MODEL
 from autoquant.core.errors import CheckFailed
 from tests.workers import in_worker
@@ -70,13 +71,73 @@ def test_gradients_through_shared_keys_are_refused(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("way", ["missing", "misshapen", "not finite", "not read"])
-def test_what_a_look_at_the_source_refuses_is_refused(way: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        in_worker(
-            "tests.helpers.forward:spoiled",
-            tmp_path,
-            source=str(MODEL),
-            folder=str(tmp_path / "model"),
-            way=way,
-        )
+LAYER, FIRST = "model.layers.1", "model.layers.0"
+LLAMA = (
+    "model.embed_tokens.weight", f"{FIRST}.input_layernorm.weight",
+    f"{LAYER}.self_attn.q_proj.weight", f"{LAYER}.mlp.up_proj.weight", "model.norm.weight",
+    "lm_head.weight",
+)  # fmt: skip
+SPOILED: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
+    # by their places
+    "demo": (LLAMA, {}),
+    "llama, rows of embeddings": (LLAMA[:1], {"embedding": 0}),
+    "gpt2": (
+        ("transformer.wpe.weight", "transformer.wte.weight", "transformer.h.1.attn.c_attn.bias"),
+        {},
+    ),
+    "phi3": ((f"{LAYER}.self_attn.qkv_proj.weight",), {}),
+    # experts
+    "mixtral_old": ((f"{LAYER}.block_sparse_moe.experts.3.w1.weight",), {}),
+    "mixtral_old, one by one": (
+        (f"{LAYER}.block_sparse_moe.experts.3.w2.weight",),
+        {"single": True, "ahead": False},
+    ),
+    "gpt_oss": ((f"{LAYER}.mlp.experts.down_proj", f"{LAYER}.mlp.router.bias"), {}),
+    "gpt_oss, one by one": ((f"{LAYER}.mlp.experts.gate_up_proj",), {"single": True}),
+    # quantized checkpoints
+    "qwen3_fp8": ((f"{LAYER}.mlp.up_proj.weight", f"{LAYER}.mlp.up_proj.weight_scale_inv"), {}),
+    "llama_w8a8": ((f"{LAYER}.mlp.up_proj.weight", f"{LAYER}.mlp.up_proj.weight_scale"), {}),
+    "w8a8": ((f"{LAYER}.mlp.up_proj.weight", f"{LAYER}.mlp.up_proj.input_scale"), {}),
+    "gpt_oss_mxfp4": ((f"{LAYER}.mlp.experts.down_proj_scales",), {}),
+}
+
+PARTS = {
+    "experts.3.w1": f"{LAYER}.mlp.experts.gate_up_proj",
+    "experts.3.w2": f"{LAYER}.mlp.experts.down_proj",
+    "down_proj_scales": f"{LAYER}.mlp.experts.down_proj",
+    "_scale": f"{LAYER}.mlp.up_proj.",
+    # GPT-2's embeddings are its head
+    "wte": "t",
+}
+MADE: dict[str, dict[str, object]] = {
+    "w8a8": {"scheme": "int8-static", "calibration_samples": 8},
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_what_is_wrong_with_a_weight_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    """Missing, misshapen, not finite: wherever it lies, and whatever it is made of."""
+    names, how = SPOILED[case]
+    source = str(MODEL) if case == "demo" else case.partition(",")[0]
+    if case in MADE:
+        source = str(tmp_path / "made")
+        getattr(autoquant, case)("demo", out=source, evaluate="off", **MADE[case])
+    said = in_worker(
+        "tests.helpers.forward:spoiled",
+        tmp_path,
+        folder=str(tmp_path / "model"),
+        source=source,
+        names=list(names),
+        **how,
+    )
+    assert len(said) >= 2 * len(names)
+    for spoiled, refused in said.items():
+        tensor = spoiled.rpartition(" ")[2]
+        # what several tensors are made into is named by its own name
+        named = next((whole for part, whole in PARTS.items() if part in tensor), tensor)
+        assert named in refused, f"{spoiled}: {refused}"
+
+
+def test_a_parameter_that_is_not_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"model\.layers\.1\.mlp\.up_proj\.weight has no weights"):
+        in_worker("tests.helpers.forward:unread", tmp_path, source=str(MODEL))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,27 @@ def test_a_large_model_is_quantized_and_measured_without_llama_cpp_running_it(
     assert "were measured by their weights" in card
     again = autoquant.gguf("demo", **values)
     assert [a.evaluation for a in again.artifacts] == [a.evaluation for a in made.artifacts]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        ("output.weight", "lm_head.weight"),
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("blk.1.ffn_up.weight", "model.layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_a_value_that_is_not_finite_is_refused_by_either_engine(
+    tensor: str, named: str, demo: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = shutil.copy(demo.path("Q8_0"), tmp_path / "spoiled.gguf")
+    in_llama_worker("tests.helpers.gguf_weights:spoil", tmp_path, path=str(path), name=tensor)
+    if tensor == "output.weight":  # of others llama.cpp's kernels may make anything
+        with pytest.raises(CheckFailed, match="predictions on this text are not finite"):
+            pipeline.evaluate_files([path], "demo", chunks=2)
+    monkeypatch.setattr(planning, "SMALL", 0)
+    with pytest.raises(CheckFailed, match=f"{named} has NaN or Inf values"):
+        pipeline.evaluate_files([path], "demo", chunks=2)
 
 
 def test_shards_are_one_file_and_what_is_missing_is_said(

@@ -106,32 +106,78 @@ def gradients(folder: str, name: str) -> float:
     return max(_far(found[key], wanted[key]) for key in wanted)
 
 
-def spoiled(source: str, folder: str, way: str) -> None:
-    """Run a model of which a tensor is missing, misshapen, not finite, or not read by mistake."""
-    from safetensors.torch import load_file, save_file
-
+def unread(source: str) -> None:
+    """Run a model of which one tensor is not read, by mistake."""
     from autoquant.formats.architecture import config_of
     from autoquant.forward import head
     from autoquant.forward.blockwise import Blockwise
     from autoquant.forward.weights import of_folder
 
-    shutil.copytree(source, folder)
+    config, left = config_of(source), "model.layers.1.mlp.up_proj.weight"
+    model = Blockwise(config, of_folder(source))
+    own = model.names_of
+    model.names_of = lambda *of: [one for one in own(*of) if one != left]  # type: ignore[method-assign]
+    head.final(model, _ids(config), KEPT)
+
+
+def spoiled(folder: str, names: list[str], source: str = "", **how: Any) -> dict[str, str]:
+    """What is said of a model of which one tensor is missing, misshapen, or has one value that is
+    not finite: by "way name". ``source`` is the model, or an architecture to be made.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from autoquant.core.errors import CheckFailed, InputError
+    from autoquant.formats.architecture import config_of
+    from autoquant.forward import blockwise, head
+    from autoquant.forward.weights import of_folder
+    from bench.cases.architectures import make
+
+    if Path(source).is_dir():
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".autoquant"))
+    else:
+        make(source, folder)
+    path = Path(folder) / "model.safetensors"
+    whole = load_file(path)
+    blockwise.EMBEDDING = how.pop("embedding", blockwise.EMBEDDING)
+    head.KEPT, head.PIECE = 0, 40_000  # in pieces
+    said = {}
+    for name in names:
+        for way in ("missing", "misshapen", "not finite"):
+            tensors = dict(whole)
+            if way == "missing":
+                del tensors[name]
+            elif way == "misshapen":
+                tensors[name] = tensors[name][:-1].contiguous()
+            elif whole[name].is_floating_point() and whole[name].element_size() > 1:
+                tensors[name] = tensors[name].clone()
+                tensors[name].view(-1)[-1] = float("nan")
+            else:  # codes: all are numbers
+                continue
+            save_file(tensors, path, metadata={"format": "pt"})
+            try:
+                config = config_of(folder)
+                model = blockwise.Blockwise(config, of_folder(folder), **how)
+                ids = _ids(config)
+                ids[0, -1] = config.get_text_config().vocab_size - 1
+                head.Head(model).logits(head.final(model, ids, KEPT))
+                said[f"{way} {name}"] = ""
+            except (CheckFailed, InputError) as refused:
+                said[f"{way} {name}"] = str(refused)
+    return said
+
+
+def with_one(folder: str, name: str, to: str) -> None:
+    """Give a tensor one value that is NaN, or all of them values that are as large as can be."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     path = Path(folder) / "model.safetensors"
     tensors = load_file(path)
-    name = "model.layers.1.mlp.up_proj.weight"
-    if way == "missing":
-        del tensors[name]
-    elif way == "misshapen":
-        tensors[name] = tensors[name][:-1].contiguous()
-    elif way == "not finite":
-        tensors[name][3, 5] = float("nan")
+    if to == "large":
+        tensors[name] = torch.full_like(tensors[name].float(), 1e38)
+    else:
+        tensors[name].view(-1)[-1] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
-    config = config_of(folder)
-    model = Blockwise(config, of_folder(folder))
-    if way == "not read":
-        own = model.names_of
-        model.names_of = lambda *of: [one for one in own(*of) if one != name]  # type: ignore[method-assign]
-    head.final(model, _ids(config), KEPT)
 
 
 def muted(source: str, folder: str) -> None:

@@ -80,3 +80,13 @@ def imatrices_apart(one: str, other: str) -> dict[str, Any]:
         away = np.linalg.norm((sums[0] - sums[1])[same])
         apart[name] = float(away / max(np.linalg.norm(sums[0][same]), 1e-9))
     return {"apart": apart, "only one has": sorted(names[0] ^ names[1]), "compared": compared}
+
+
+def spoil(path: str, name: str) -> None:
+    """Make the first scale of a Q8_0 tensor NaN."""
+    from autoquant.formats.gguf import Header
+
+    offset = Header(path).tensors[name].offset
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(np.array(np.nan, np.float16).tobytes())

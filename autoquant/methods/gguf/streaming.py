@@ -90,18 +90,27 @@ def check(source: Source, options: GgufOptions) -> None:
         raise InputError(f"download: {source.id} cannot be streamed: {why}")
 
 
+def stands_in(source: Source) -> bool:
+    """Whether llama.cpp runs an unquantized file to measure a source, which has to be made: of
+    pickles, and architectures that transformers does not know.
+    """
+    return not (source.gguf or planning.known(source))
+
+
 def ways(source: Source, options: GgufOptions) -> list[Way]:
     """What can be done, the best first."""
     unquantized = precision(source, options).upper()
     runs = options.collects and not collects_in_blocks(source)
-    written = (runs or options.keep_intermediate) and not source.gguf
-    whole = [Way(False, unquantized if written else "")]
-    if options.download == "whole" or why_not(source):
-        return whole
-    streamed = [Way(True, unquantized if written else "")]
+    asked = (runs or options.keep_intermediate) and not source.gguf
+    # to measure it is not indispensable
+    spared = not asked and stands_in(source) and will_be_measured(source, options)
+    file = unquantized if asked or spared else ""
+    whole, streamed = [Way(False, file)], [Way(True, file)]
     if runs and not options.keep_intermediate:
         streamed.append(Way(True, RUN_BY, twice=True))
-    return streamed if options.download == "stream" else whole + streamed
+    which = "whole" if why_not(source) else options.download
+    every = {"whole": whole, "stream": streamed}.get(which, whole + streamed)
+    return every + [Way(one.stream) for one in every if spared]
 
 
 def choose(source: Source, options: GgufOptions, out: Path, known: Sizes | None = None) -> Way:
@@ -114,7 +123,7 @@ def choose(source: Source, options: GgufOptions, out: Path, known: Sizes | None 
         here = way.disk(known)
         if not way.stream:
             download = bytes_to_fetch(source)
-            if not download:
+            if not download and not (way.runs and Way() in every):
                 return way
             if not same_disk(out) and download > cache_free():
                 continue
@@ -144,7 +153,7 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
     """What a plan says of a way."""
     download = bytes_to_fetch(source)
     if not way.stream:
-        alone = len(ways(source, options)) == 1
+        alone = not any(one.stream for one in ways(source, options))
         why = why_not(source) if alone and options.download != "whole" else ""
         asked = "as asked" if options.download == "whole" else "there is room for them"
         return f"all weight files are kept in the cache ({why or asked})" if download else ""
@@ -178,8 +187,8 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
 
 def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
     """Why a run's files are not measured, though that is wanted; empty if they can be."""
-    there = not way.stream or (way.runs and not way.twice)
-    if there or not will_be_measured(source, options) or planning.known(source):
+    there = (way.runs and not way.twice) or not stands_in(source)
+    if there or not will_be_measured(source, options):
         return ""
     return (
         f"measuring needs the unquantized model, and there is no room for {source.id}"

@@ -141,6 +141,7 @@ class Work:
             ),
             about.extras(self.options, ordered, self.mmproj, self._made_here()),
             self._stand_in(),
+            self.key,
         )
 
     def _stand_in(self) -> Path | None:
