@@ -83,6 +83,7 @@ bench: $(VENV)/.ready
 	$(BIN)/python -m bench.overhead bench-work/smollm2
 	$(BIN)/python -m bench.memory bench-work
 	$(BIN)/python -m bench.measuring bench-work/measuring bench-work/smollm2
+	$(BIN)/python -m bench.importance bench-work/importance demo bench-work/smollm2 phi3 gpt2 falcon bloom gpt_neox lfm2 qwen35_text mixtral llama4 qwen3_next qwen3_moe gpt_oss deepseek_v2
 	$(BIN)/python -m bench.blocks bench-work/blocks 14 29
 	$(BIN)/python -m bench.large bench-work/large
 	$(BIN)/python -m bench.calibrated bench-work/calibrated 4 8

@@ -49,8 +49,10 @@ def main(work: Path, layers: list[int]) -> None:
                 source={"folder": str(folder)},
                 chunks=chunks,
                 target=str(work / "states.npy"),
+                scored=str(work / "scored.npy"),
                 threads=cores(),
                 text_sha256="",
+                kinds=[],
                 plan=plan,
             )
             print(f"{size / 1e9:.1f} GB, {name}: {peak / 1e9:.2f} GB, {seconds:.0f} s", flush=True)

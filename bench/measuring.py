@@ -89,6 +89,7 @@ def main(work: Path, folder: str, chunks: int, types: list[str]) -> None:
             "text_sha256": "",
             "kinds": [],
             "target": f"{scratch}/states",
+            "scored": f"{scratch}/scored.npy",
         }
         for _ in range(2):
             known, blocks = timed(

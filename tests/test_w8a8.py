@@ -14,21 +14,24 @@ import autoquant
 from autoquant.core.bundled import MODEL as DEMO_FOLDER
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.formats import compressed_tensors as compressed_format
+from autoquant.methods.samples import Samples
+from autoquant.methods.w8a8 import W8a8Options
 from autoquant.result import Result
+from autoquant.source import resolve
 from tests.workers import in_worker
 
 SCHEMES = ("int8-dynamic", "int8-static", "fp8-dynamic")
+FEW: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
-    few: dict[str, Any] = {"calibration_samples": 8, "calibration_length": 128}
     return {
         scheme: autoquant.w8a8(
             "demo",
             scheme=scheme,
             eval_chunks=4,
-            **(few if scheme == "int8-static" else {}),
+            **(FEW if scheme == "int8-static" else {}),
             out=tmp_path_factory.mktemp(scheme) / "run",
         )
         for scheme in SCHEMES
@@ -87,6 +90,31 @@ def test_the_folder_is_what_vllm_asks_for_and_its_card_says_so(made: dict[str, R
         == "the built-in text (English novels), 8 samples of 128 tokens"
     )
     assert made["fp8-dynamic"].look(layer="model.layers.1.mlp.up_proj").relative_error < 0.05
+
+
+@pytest.mark.parametrize(("name", "layers"), [("demo", 28), ("phi3", 8)])
+def test_static_scales_are_the_whole_models(
+    name: str, layers: int, made: dict[str, Result], tmp_path: Path
+) -> None:
+    """For them it is run block by block; here by transformers, at once, with hooks."""
+    values: dict[str, Any] = {"scheme": "int8-static", **FEW}
+    model, result = name, made["int8-static"]
+    if name != "demo":
+        model = str(tmp_path / "model")
+        in_worker("bench.cases.architectures:make", tmp_path, name=name, folder=model)
+        result = autoquant.w8a8(model, evaluate="off", out=tmp_path / "out", **values)
+    source = resolve(model)
+    samples = Samples.of(source, W8a8Options(**values))
+    assert samples is not None
+    apart = in_worker(
+        "tests.helpers.activations:static_scales",
+        tmp_path,
+        folder=str(result.folder),
+        source=str(source.folder),
+        packing=samples.packing(),
+    )
+    assert len(apart) == layers
+    assert max(apart.values()) < 1e-5
 
 
 def test_static_scales_come_from_the_samples(made: dict[str, Result], tmp_path: Path) -> None:

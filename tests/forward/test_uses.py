@@ -16,6 +16,7 @@ from autoquant.runtime import process
 from tests.workers import in_worker
 
 PREDICTS = "autoquant.backends.checks:predicts"
+MUTED = "tests.helpers.forward:muted"
 
 
 def test_a_folder_too_large_to_be_loaded_is_asked_block_by_block(tmp_path: Path) -> None:
@@ -25,11 +26,43 @@ def test_a_folder_too_large_to_be_loaded_is_asked_block_by_block(tmp_path: Path)
     count, different = (int(said.split(word)[0].split()[-1]) for word in (" pred", " different"))
     assert count >= different > 3
     mute = str(tmp_path / "mute")
-    in_worker("tests.helpers.forward:muted", tmp_path, source=str(MODEL), folder=mute)
+    in_worker(MUTED, tmp_path, source=str(MODEL), folder=mute)
     with pytest.raises(CheckFailed, match="predicts nothing but token 0 after each token of"):
         in_worker(PREDICTS, tmp_path, folder=mute, **asked)
     said = in_worker(PREDICTS, tmp_path, folder=mute, **{**asked, "source": mute})
     assert f"{count} predictions, 1 different" in said, "as the source does"
+
+
+def test_a_folder_is_asked_block_by_block_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks of a run, in a worker that finds so much memory free."""
+    real, seen = process.call, dict[str, str]()
+    mute = str(tmp_path / "mute")
+
+    def call(target: str, /, **kwargs: Any) -> Any:
+        if target != "autoquant.backends.checks:verify":
+            return real(target, **kwargs)
+
+        def verified(free: int, **other: Any) -> Any:
+            found = real("tests.helpers.forward:verified", **{**kwargs, **other, "free": free})
+            seen[str(free)] = dict(found["checks"])["generates"]
+            return found
+
+        verified(10**9)
+        in_worker(MUTED, tmp_path, source=kwargs["folder"], folder=mute)
+        with pytest.raises(CheckFailed, match="predicts nothing but token 0 after each token of"):
+            verified(10**9, folder=mute)
+        return verified(10**10)
+
+    monkeypatch.setattr("autoquant.runtime.process.call", call)
+    made = autoquant.w8a8("demo", evaluate="off", out=tmp_path / "out")
+    short, enough = (seen[str(free)] for free in (10**9, 10**10))
+    assert " predictions, " in short
+    assert ", block by block; loading it with " in short
+    assert " GB, 1.0 GB are free" in short
+    assert " tokens with " in enough
+    assert enough in {one.seen for one in made.artifacts[0].checks}
 
 
 def test_a_mapped_model_is_the_loaded_one(tmp_path: Path) -> None:

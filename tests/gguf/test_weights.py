@@ -12,12 +12,13 @@ import autoquant
 from autoquant import pipeline
 from autoquant.backends.llamacpp import converter
 from autoquant.backends.llamacpp.taking import taking
-from autoquant.core.bundled import CALIBRATION_TEXT, MODEL
+from autoquant.core.bundled import MODEL
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.evaluate import planning
 from autoquant.result import Result
 from autoquant.runtime import process
 from autoquant.source import resolve
+from bench import importance
 from tests.gguf.conftest import QUICK
 from tests.workers import in_llama_worker
 
@@ -187,57 +188,35 @@ def test_a_killed_measurement_goes_on_with_the_file_it_was_at(
     assert [a.evaluation for a in made.artifacts] == [a.evaluation for a in wanted.artifacts]
 
 
-@pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("name", ["demo", "mixtral"])
-def test_importance_matrices_are_llama_cpps(name: str, single: bool, tmp_path: Path) -> None:
-    folder = MODEL
+@pytest.mark.parametrize(
+    ("name", "single", "entries", "rows"),
+    [
+        ("demo", False, 28, 28),
+        ("demo", True, 28, 28),
+        ("mixtral", False, 16, 30),
+        ("mixtral", True, 16, 30),
+        ("phi3", False, 8, 8),  # queries, keys and values are one matrix, gate and up another
+        ("gpt2", False, 8, 8),  # the first of them too, and all are transposed
+        ("qwen3_next", False, 48, 110),  # the converter cuts and joins projections
+    ],
+)
+def test_importance_matrices_are_llama_cpps(
+    name: str, single: bool, entries: int, rows: int, tmp_path: Path
+) -> None:
+    """Experts are compared where they were sent as many tokens."""
+    model = name
     if name != "demo":
-        folder = tmp_path / "model"
-        in_llama_worker("tests.helpers.models:random_mixture", tmp_path, folder=str(folder))
-    whole = autoquant.gguf(folder, types=["F32"], out=tmp_path / "out", **QUICK).path("F32")
-    chunks = in_llama_worker(
-        "autoquant.evaluate.scoring:tokenize",
+        model = str(tmp_path / "model")
+        in_llama_worker("tests.helpers.gguf_weights:make", tmp_path, name=name, folder=model)
+    seen = importance.collected(
+        model,
         tmp_path,
-        folder=str(folder),
-        parts={"": [CALIBRATION_TEXT.read_text()[:60_000]]},
         chunks=6,
-        context=256,
-    )["chunks"]
-    given = {"dataset": "austen", "threads": 2}
-    in_llama_worker(
-        "autoquant.backends.llamacpp.imatrix:collect_imatrix",
-        tmp_path,
-        model=str(whole),
-        text="",
-        ids=chunks,
-        target=str(tmp_path / "theirs.gguf"),
-        chunks=6,
-        context=256,
-        **given,
-    )
-    source = {
-        "folder": str(folder),
-        "converter": str(converter.locate()),
-        "taking": taking(resolve(folder)),
-        "name": "model",
-    }
-    in_llama_worker(
-        "autoquant.evaluate.importance:collect",
-        tmp_path,
-        source=source,
-        chunks=chunks,
-        target=str(tmp_path / "ours.gguf"),
+        length=256,
+        pre_tokenizer=QUICK["pre_tokenizer"],
         plan={"single": single, "ahead": False},
-        **given,
     )
-    seen = in_llama_worker(
-        "tests.helpers.gguf_weights:imatrices_apart",
-        tmp_path,
-        one=str(tmp_path / "theirs.gguf"),
-        other=str(tmp_path / "ours.gguf"),
-    )
-    assert seen["only one has"] == []
-    assert len(seen["apart"]) == (28 if name == "demo" else 16)
-    assert max(seen["apart"].values()) < 1e-3
-    experts = 4
-    assert seen["compared"] >= (28 if name == "demo" else 10 + 5 * experts)
+    assert seen.unlike == []
+    assert len(seen.entries) == entries
+    assert max(seen.entries.values()) < 1e-3
+    assert seen.rows >= rows

@@ -141,3 +141,41 @@ def w8a8_layer(folder: str) -> dict[str, Any]:
             seen = model.eval().get_submodule(name)(torch.from_numpy(x)[None])[0].double().numpy()
         out[f"{who} against numpy"] = float(np.linalg.norm(seen - wanted) / np.linalg.norm(wanted))
     return {**out, **layers_on_real_inputs(models)}
+
+
+def static_scales(folder: str, source: str, packing: dict[str, Any]) -> dict[str, float]:
+    """How far the static scales of a folder's layers are from those of the largest inputs that
+    transformers' whole model has in float32, relative, on the same samples; less what rounding to
+    the folder's 16 bits may make of them.
+    """
+    import torch
+
+    from autoquant import calibration
+    from autoquant.formats.architecture import class_of, config_of
+
+    tensors, config = Tensors(folder), config_of(source)
+    suffix = ".input_scale"
+    scales = {
+        name.removesuffix(suffix): tensors.raw(name)
+        for name in tensors.names()
+        if name.endswith(suffix)
+    }
+    model: Any = class_of(config).from_pretrained(source, config=config, dtype=torch.float32)
+    largest = dict.fromkeys(scales, 0.0)
+
+    def hook(name: str) -> Any:
+        def look(_: Any, inputs: Any) -> None:
+            largest[name] = max(largest[name], float(inputs[0].abs().max()))
+
+        return look
+
+    for name in scales:
+        model.get_submodule(name).register_forward_pre_hook(hook(name))
+    ids = torch.tensor(calibration.pack(source, **packing))
+    with torch.inference_mode():
+        model.eval()(input_ids=ids, use_cache=False)
+    # 255 steps from the largest to its negative
+    return {
+        name: abs(float(scale) * 127.5 / largest[name] - 1) - torch.finfo(scale.dtype).eps / 2
+        for name, scale in scales.items()
+    }

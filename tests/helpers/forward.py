@@ -191,6 +191,18 @@ def muted(source: str, folder: str) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def verified(free: int, report: Any, **arguments: Any) -> Any:
+    """The checks of a finished folder (backends.checks.verify) with so much memory free."""
+    import sys
+
+    from autoquant.backends import checks
+
+    for module in list(sys.modules.values()):  # whoever asks
+        if hasattr(module, "memory_available"):
+            module.memory_available = lambda: free
+    return checks.verify(**arguments, report=report)
+
+
 def mapped(folder: str, name: str) -> dict[str, Any]:
     """A mapped model beside the one that transformers loads: logits, and names of parameters."""
     import torch

@@ -1,12 +1,8 @@
-"""GGUF files read back under the names of their checkpoint, and importance matrices compared. Runs
-in workers.
-"""
+"""GGUF files read back under the names of their checkpoint. Runs in workers."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import numpy as np
 
 
 def make(folder: str, name: str) -> None:
@@ -58,28 +54,6 @@ def read_back(
             "of": sum(len(shape) > 1 for shape in source.shapes.values()),
         }
     return found
-
-
-def imatrices_apart(one: str, other: str) -> dict[str, Any]:
-    """How far the sums of two importance matrices are, relative, by entry, where as many tokens
-    were counted; and the entries that only one has.
-    """
-    from autoquant.formats.gguf import Header
-
-    headers = [Header(one), Header(other)]
-    values = [{n: h.values(t).reshape(-1) for n, t in h.tensors.items()} for h in headers]
-    names = [set(one) for one in values]
-    apart, compared = {}, 0
-    for name in sorted(names[0] & names[1]):
-        if not name.endswith(".in_sum2"):
-            continue
-        counts = [v[name.replace(".in_sum2", ".counts")] for v in values]
-        sums = [v[name].reshape(len(c), -1) for v, c in zip(values, counts, strict=True)]
-        same = counts[0] == counts[1]
-        compared += int(same.sum())
-        away = np.linalg.norm((sums[0] - sums[1])[same])
-        apart[name] = float(away / max(np.linalg.norm(sums[0][same]), 1e-9))
-    return {"apart": apart, "only one has": sorted(names[0] ^ names[1]), "compared": compared}
 
 
 def spoil(path: str, name: str) -> None:
