@@ -78,7 +78,9 @@ class Exl2(Method[Exl2Options]):
         " exllamav2, TabbyAPI, text-generation-webui"
     )
     Options: ClassVar[type[MethodOptions]] = Exl2Options
-    start: ClassVar[str] = "python main.py --model-dir {folder} --model-name {name}"  # TabbyAPI
+    start: ClassVar[str] = (
+        "python main.py --model-dir {folder} --model-name {name}  # in TabbyAPI's folder"
+    )
     take_when: ClassVar[str] = (
         "you want the largest version that fits your NVIDIA GPU (any average of 2 to 8 bits)"
     )
@@ -113,7 +115,7 @@ class Exl2(Method[Exl2Options]):
         "bpw": ("4.0",),
     }
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
-        ("3.0", "6.0"), bitrate, "bitrates (2 to 8)"
+        ("3.0", "6.0"), bitrate, "bitrates (2 to 8)", without=("size",)
     )
 
     def variants(self, options: Exl2Options) -> tuple[str, ...]:

@@ -72,7 +72,9 @@ class Exl3(Method[Exl3Options]):
         " with exllamav3, TabbyAPI"
     )
     Options: ClassVar[type[MethodOptions]] = Exl3Options
-    start: ClassVar[str] = "python main.py --model-dir {folder} --model-name {name}"  # TabbyAPI
+    start: ClassVar[str] = (
+        "python main.py --model-dir {folder} --model-name {name}  # in TabbyAPI's folder"
+    )
     take_when: ClassVar[str] = (
         "it must fit your NVIDIA GPU in 2 to 4 bits per weight (any average of 1 to 8 bits)"
     )
@@ -101,7 +103,10 @@ class Exl3(Method[Exl3Options]):
         "bpw": ("4.0",),
     }
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
-        ("2.0", "4.0"), lambda value: bitrate(value, LEAST), "bitrates (1 to 8)"
+        ("2.0", "4.0"),
+        lambda value: bitrate(value, LEAST),
+        "bitrates (1 to 8)",
+        without=("size", "optimized_bpw", "measurement_samples"),
     )
 
     def variants(self, options: Exl3Options) -> tuple[str, ...]:
