@@ -51,7 +51,7 @@ class CalibrationOptions(MethodOptions):
     )
     calibration_samples: int = option(
         128,
-        "how many samples to calibrate on; GPTQ's paper takes 128",
+        "how many samples to calibrate on; fewer are faster, 128 (as in GPTQ's paper) are better",
         unit="samples",
         ge=1,
         le=100_000,

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 import autoquant
+from autoquant.core.records import COMPARED
 from autoquant.display import plot
 from autoquant.display.colors import COLORS
+from autoquant.display.sensitivities import nats
 from autoquant.publish import card
 from autoquant.result import Result
 
@@ -60,6 +62,34 @@ def only(run: Result, *types: str) -> Result:
     return dataclasses.replace(
         run, artifacts=tuple(one for one in run.artifacts if one.type in types), extras=()
     )
+
+
+def test_files_of_one_run_that_are_compared_are_called_by_their_kinds(demo: Result) -> None:
+    """Where types were chosen, the model's name would not say which file is which."""
+    beside = [
+        dataclasses.replace(one, facts={**one.facts, COMPARED: True} if one.type == "Q2_K" else {})
+        for one in only(demo, "Q4_K_M", "Q2_K").artifacts
+    ]
+    run = dataclasses.replace(demo, artifacts=tuple(beside))
+    drawn = plot.figure({run.source.id: run})
+    assert [one.get_text() for one in drawn.legends[0].get_texts()] == [
+        "AutoQuant's mixture",
+        "llama.cpp's own types",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "0.0000"),
+        (0.5, "0.5000"),
+        (0.0028, "0.0028"),
+        (4.21e-4, "0.00042"),
+        (4.2e-6, "0.0000042"),
+    ],
+)
+def test_predicted_divergences_have_one_notation(value: float, said: str) -> None:
+    assert nats(value) == said
 
 
 def test_one_file_is_not_drawn(demo: Result, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ models.
 usage: python tools/notebook_pictures.py [NOTEBOOK…]     (for example 02_GGUF_llama_cpp)
 
 Each notebook is executed without a network, and the last picture of one of its cells becomes
-docs/images/NOTEBOOK.png. Needs what the tests need; takes some minutes.
+docs/images/NOTEBOOK.png; of 00 all that the cell shows, table and plot as Debian's Chromium draws
+them, becomes docs/images/notebook-results.png. Needs what the tests need; takes some minutes.
 """
 
 from __future__ import annotations
@@ -19,16 +20,40 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.browser.lab import chromium
+from tests.notebooks.running import ROOT
+
 # notebook -> the cell whose picture it is, and values that make it a quick one
 PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "00_AutoQuant": ("run", {"methods": "gguf,hqq,w8a8", "gguf_types": "Q6_K,Q4_K_M,Q3_K_M"}),
+    "00_AutoQuant": ("run", {"methods": "gguf", "gguf_types": "Q8_0,Q5_K_M,Q2_K"}),
     "02_GGUF_llama_cpp": ("size", {}),
     "03_GPTQ": ("size", {"calibration_samples": 16, "calibration_length": 256}),
     "05_AWQ": ("size", {"calibration_samples": 16, "calibration_length": 256}),
     "06_HQQ_and_more": ("size", {}),
     "07_Compare": ("equal", {"calibration_samples": 16}),
 }
+
+
+WHOLE = {"00_AutoQuant": "notebook-results"}  # what a cell shows as a whole: the picture's name
+PAGE = """<!doctype html><meta charset="utf-8"><style>
+body { margin: 0; zoom: 1.5; font: 13px sans-serif; background: white }
+#shown { padding: 8px 12px; width: 820px }
+#shown > div > div { flex-direction: column }
+table { border-collapse: collapse }
+th, td { padding: 5px 7px }
+th { border-bottom: 1px solid #bdbdbd }
+tr:nth-child(even) td { background: #f5f5f5 }
+</style><div id="shown">"""
+
+
+def photographed(shown: str) -> bytes:
+    """HTML that a cell shows, as it looks on a notebook's page."""
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
+        page = browser.new_page()
+        page.set_content(f"{PAGE}{shown}</div>")
+        taken: bytes = page.locator("#shown").screenshot()
+        return taken
 
 
 def make(name: str) -> None:
@@ -50,9 +75,14 @@ def make(name: str) -> None:
         for output in notebook.cells[end].outputs
         if "text/html" in output.get("data", {})
     ]
-    picture = shown[-1].rpartition("data:image/png;base64,")[2].partition('"')[0]
-    target = ROOT / "docs" / "images" / f"{name}.png"
-    target.write_bytes(base64.b64decode(picture))
+    if name in WHOLE:
+        drawn = photographed(shown[-1])
+    else:
+        drawn = base64.b64decode(
+            shown[-1].rpartition("data:image/png;base64,")[2].partition('"')[0]
+        )
+    target = ROOT / "docs" / "images" / f"{WHOLE.get(name, name)}.png"
+    target.write_bytes(drawn)
     print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1000:.0f} kB")
 
 

@@ -4,7 +4,8 @@ usage: python tools/screenshots.py [NOTEBOOK…]     (`make pictures`; for examp
 
 Each notebook runs on the bundled models, without a network, with values that make it a quick one;
 04_EXL2 stops where it needs a GPU. Its page, in pieces, becomes browser-output/NOTEBOOK-N.png.
-All of them take twenty minutes on two cores.
+All of them take twenty minutes on two cores. Where another cell raised, or a notebook was not done
+in time, the exit status is 1 and a line names the cell: those are no pictures of a finished run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import nbformat
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tests.browser.lab import SHOTS, chromium, menu, opened, serving
+from tests.browser.lab import SHOTS, chromium, menu, opened, serving, wait
 from tests.notebooks.running import FOLDER
 
 WIDTH, PIECE, MOST = 1000, 1800, 30_000  # pixels
@@ -37,6 +38,26 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 
+STOPS = {"04_EXL2": "run"}  # the cell at which one ends on a machine without a GPU
+
+
+def wrong(notebook: Any, name: str) -> str:
+    """The first cell of a notebook after Run All that raised, or did not run, in a line; empty if
+    it ran to its end, or to where it may stop.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        errors = [one for one in cell.outputs if one.output_type == "error"]
+        if errors and STOPS.get(name) == cell.id:
+            return ""
+        if errors:
+            return f"{name}: cell {cell.id} raised {errors[0].ename}: {errors[0].evalue}"
+        if cell.execution_count is None:
+            return f"{name}: cell {cell.id} did not run"
+    return ""
+
+
 def quick(path: Path) -> None:
     """Put quick values behind a notebook's form, as papermill does."""
     notebook = nbformat.read(path, as_version=4)
@@ -48,17 +69,24 @@ def quick(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def taken(page: Any, name: str) -> list[Path]:
-    """Run a notebook that is open, and photograph its page from top to bottom."""
+def finished(page: Any, path: Path, name: str) -> str:
+    """Run a notebook that is open, which lies at ``path``, to its end; what went wrong."""
     menu(page, "Run", "Run All Cells")
     end = time.monotonic() + SECONDS
     page.wait_for_timeout(3000)
     while page.locator(".jp-InputPrompt", has_text="[*]").count():
         if time.monotonic() > end:
-            print(f"{name}: not done within {SECONDS} s")
-            break
+            return f"{name}: not done within {SECONDS} s"
         page.wait_for_timeout(1000)
     page.wait_for_timeout(2000)
+    before = path.stat().st_mtime_ns
+    menu(page, "File", "Save Notebook")
+    wait(lambda: path.stat().st_mtime_ns > before, 20, "saving the notebook")
+    return wrong(nbformat.read(path, as_version=4), name)
+
+
+def taken(page: Any, name: str) -> list[Path]:
+    """Photograph a notebook's page from top to bottom."""
     inside = page.locator(".jp-NotebookPanel:visible .jp-WindowedPanel-outer").first
     tall = inside.evaluate("one => one.scrollHeight") + 150
     page.set_viewport_size({"width": WIDTH, "height": min(tall, MOST)})
@@ -83,6 +111,7 @@ def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in there]
     if unknown:
         sys.exit(f"there is no notebook {', '.join(unknown)}; there are: {', '.join(there)}")
+    found = list[str]()
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / one for one in ("lab", "home", "profile")]
         for one in folders:
@@ -91,9 +120,12 @@ def main(names: list[str]) -> None:
             for name in names or there:
                 quick(lab / f"{name}.ipynb")
                 page = opened(browser, f"{name}.ipynb")
+                found.append(finished(page, lab / f"{name}.ipynb", name))
                 for path in taken(page, name):
                     print(os.path.relpath(path))
                 page.close()
+    if any(found):
+        sys.exit("no pictures of a finished run:\n" + "\n".join(filter(None, found)))
 
 
 if __name__ == "__main__":

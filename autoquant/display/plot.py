@@ -18,6 +18,7 @@ from autoquant.runtime import trace
 
 PLOT = tables.PLOT
 STOCK = "llama.cpp's own types"  # what files whose types were chosen are compared with
+MIXTURE = "AutoQuant's mixture"  # what those files are called beside them
 FONT, SMALL = 10, 9  # points: ten pixels and more where the picture is 600 pixels wide
 LINE, SHORT = 78, 16  # letters of a title, and of a name that stands at its point
 NOTHING = 1e-5  # nats per token: a file that loses nothing, by another order of sums
@@ -84,7 +85,10 @@ def _measured(results: Mapping[str, RunRecord]) -> dict[str, list[Artifact]]:
         for own in (True, False) if one.reference is not None else ():
             found = [a for a in one.artifacts if a.evaluation and own == (COMPARED not in a.facts)]
             if found:
-                key = name if own else f"{say(STOCK)}{f' ({name})' * (len(results) > 1)}"
+                # of one run the names of its kinds, which the model's name would not tell apart
+                both = any(COMPARED in a.facts for a in one.artifacts)
+                key = say(MIXTURE) if both and len(results) == 1 else name
+                key = key if own else f"{say(STOCK)}{f' ({name})' * (len(results) > 1)}"
                 measured[key] = sorted(found, key=lambda a: a.bytes)
     return measured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ from autoquant.display.tables import size as in_words
 
 ABOUT = (
     "Predicted KL divergence, nats per token, if all tensors of a kind had one type and everything"
-    " else were unquantized; what several lose adds up. Sensitive: the loss of a weight at {type},"
-    " by the average weight's. Suffers most: the layer with the largest part of its kind's loss."
+    " else were unquantized; what several lose adds up. Sensitive: how many times the average"
+    " weight's loss at {type}. Suffers most: the layer with the largest part of its kind's loss."
 )
 
 
@@ -60,8 +61,10 @@ class Point:
 
 
 def nats(value: float) -> str:
-    """A divergence: as many digits as tell predictions apart."""
-    return f"{value:.4f}" if value >= 1e-3 or not value else f"{value:.1e}"
+    """A divergence: two digits that count, and four decimals or more."""
+    if value <= 0:
+        return f"{value:.4f}"
+    return f"{value:.{min(9, max(4, 1 - math.floor(math.log10(value))))}f}"
 
 
 def _times(value: float) -> str:

@@ -39,12 +39,15 @@ class Output:
 class ComparisonVariants:
     """What a method's notebook makes beside a run, to compare size and quality: names by
     ``default``; ``parse`` gives a name as it is written, or raises ValueError or InputError;
-    ``kind`` is what they are.
+    ``kind`` is what they are. ``again``: the run's own is made once more, with other options.
+    ``without`` are options of the run that would contradict such a name.
     """
 
     default: tuple[str, ...]
     parse: Callable[[str], str]
     kind: str
+    again: bool = False
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

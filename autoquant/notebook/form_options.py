@@ -42,22 +42,28 @@ CALIBRATION = option(
 )
 
 
+def _model(more: str = "") -> Any:
+    return option(
+        MODEL,
+        "a model on the Hugging Face Hub as owner/name or owner/name@revision, a folder with a"
+        f" checkpoint, or demo for the bundled one{more}",
+        metavar="OWNER/NAME|FOLDER|demo",
+    )
+
+
 class ModelOptions(MethodOptions):
     """What a form asks for beside a method's options."""
 
-    model: str = option(
-        MODEL,
-        "a model on the Hugging Face Hub as owner/name or owner/name@revision, a folder with a"
-        " checkpoint, or demo for the bundled one; GGUF also takes a GGUF file, on the Hub as"
-        " owner/name:Q8_0",
-        metavar="OWNER/NAME|FOLDER|demo",
-    )
+    model: str = _model()
     out: str = OUT
 
 
 class DeviceOptions(ModelOptions):
-    """What a form asks for beside these where the device decides which types to take."""
+    """What a form asks for beside these where the device decides which types to take, which are
+    GGUF's.
+    """
 
+    model: str = _model("; GGUF also takes a GGUF file, on the Hub as owner/name:Q8_0")
     device: str = option(
         "",
         "where the files will run: T4, RTX 4090, MacBook 16GB, 8GB laptop … (`autoquant"
@@ -81,6 +87,20 @@ class DeviceOptions(ModelOptions):
         except InputError as error:
             raise ValueError(str(error).removeprefix("device: ")) from None
         return value.strip()
+
+
+class LookedUpOptions(DeviceOptions):
+    """The same in the form of one method, whose types are named: there the device is only looked
+    up, by a button.
+    """
+
+    device: str = option(
+        "",
+        "only for What fits there? (a button, in Jupyter), so it changes no file: T4, RTX 4090,"
+        " MacBook 16GB, 8GB laptop … (`autoquant devices` lists more), or so much memory, such as"
+        " 24GB; empty: this machine",
+        metavar="DEVICE",
+    )
 
 
 def _all() -> type[MethodOptions]:
@@ -173,23 +193,33 @@ def declared(name: str) -> type[UploadOptions]:
     base = METHODS[name].Options
 
     asks = METHODS[name].many_types
-    beside, first = (DeviceOptions, ("device",)) if asks else (ModelOptions, ())
+    beside, first = (LookedUpOptions, ("device",)) if asks else (ModelOptions, ())
+    # what its notebook has a value of its own for is among those that count
+    own = [one for one in METHODS[name].notebook_defaults if one not in base.main]
+    at = base.main.index("evaluate")
 
     class Declared(base, beside):  # type: ignore[valid-type, misc]
         applies: ClassVar[Mapping[str, str]] = base.applies
-        main: ClassVar[tuple[str, ...]] = ("model", *first, *base.main)
+        main: ClassVar[tuple[str, ...]] = (
+            "model",
+            *first,
+            *base.main[:at],
+            *own,
+            *base.main[at:],
+        )
 
     others = METHODS[name].comparison_variants
     if others is None:
         return Declared
     default, read, kind = others.default, others.parse, others.kind
+    once = "" if others.again else "; what this run makes is not made again"
 
     class WithOthers(Declared):
         main: ClassVar[tuple[str, ...]] = (*Declared.main, "compare")
         compare: tuple[str, ...] = option(
             default,
             f"{kind} to make in addition and compare with this run, separated by commas; leave"
-            " empty for a large model, to save time and disk",
+            f" empty for a large model, to save time and disk{once}",
             metavar="NAME,…",
         )
 
@@ -205,15 +235,22 @@ def declared(name: str) -> type[UploadOptions]:
 
 
 def entries(name: str) -> tuple[list[tuple[str, FieldInfo]], list[tuple[str, FieldInfo]]]:
-    """The options of a form: those it shows at first, and those that are folded."""
+    """The options of a form: those it shows at first, and those that are folded. One that can have
+    one value only is no question.
+    """
     cls = declared(name)
     shown = [(one, cls.model_fields[one]) for one in cls.main]
     folded = [
         (one, field)
         for one, field in options.ordered(cls)
-        if one not in cls.main and one not in HIDDEN.get(name, ())
+        if one not in cls.main and one not in HIDDEN.get(name, ()) and not _settled(field)
     ]
     return shown, sorted(folded, key=lambda item: item[0] != "out")
+
+
+def _settled(field: FieldInfo) -> bool:
+    offered, free = options.choices(field)
+    return len(offered) == 1 and not free
 
 
 # --- what has a meaning ---------------------------------------------------------------------------

@@ -9,19 +9,19 @@ work: ``form.values()`` is read when a cell runs.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoquant import source
+from autoquant.calibration import CalibrationOptions
 from autoquant.core import options
 from autoquant.core.errors import InputError
-from autoquant.core.language import say, told, use
+from autoquant.core.language import use
 from autoquant.core.options import MethodOptions, UploadOptions
 from autoquant.core.progress import in_notebook
 from autoquant.methods import METHODS
-from autoquant.notebook import choosing, uploading
+from autoquant.notebook import choosing, summary, uploading
 from autoquant.notebook.comparing import CompareOptions
 from autoquant.notebook.form_options import (
     HIDDEN,
@@ -128,13 +128,18 @@ class Form:
         shown, folded = entries(name)
         self.fields = dict([*shown, *folded])
         self.folded = [one for one, _ in folded]
+        settled = {  # no question, yet a value that is given counts, and is refused if it is wrong
+            one: self.cls.model_fields[one]
+            for one in initial
+            if one not in self.fields and one not in HIDDEN.get(name, ())
+        }
         self.initial = {
             one: plain(
                 tuple(value)
                 if isinstance(value := initial.get(one, plain(field.default)), list)
                 else value
             )
-            for one, field in self.fields.items()
+            for one, field in {**self.fields, **settled}.items()
         }
         if name == "all" and not self.initial["methods"]:  # who names types wants them made
             self.initial["methods"] = ",".join(self._implied())
@@ -160,7 +165,8 @@ class Form:
         """What the widgets say now where it is not what they began with."""
         return self.widgets.typed() if self.widgets else {}
 
-    def _raw(self) -> dict[str, Any]:
+    def raw(self) -> dict[str, Any]:
+        """All values as they stand there, but for what has no meaning beside the others."""
         now = {**self.initial, **self.typed()}
         own: Mapping[str, Any] = {}
         if self.name in METHODS:
@@ -172,18 +178,18 @@ class Form:
             if (self.widgets or (one in own and value == own[one])) and not meant(
                 self.name, one, beside
             ):
-                now[one] = plain(self.fields[one].default)
+                now[one] = plain(self.cls.model_fields[one].default)
         return now
 
     @property
     def options(self) -> Any:
         """All values, checked: ``form.options.bits``. Raises InputError for one that cannot be."""
-        return options.build(self.cls, self._raw())
+        return options.build(self.cls, self.raw())
 
     @property
     def model(self) -> str:
         """The model that is asked for."""
-        return str(self._raw()["model"]).strip()
+        return str(self.raw()["model"]).strip()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -224,6 +230,20 @@ class Form:
             and (one == "base_model" or one not in UploadOptions.model_fields)
         }
 
+    def shared(self, method: str) -> dict[str, Any]:
+        """The same for another method that is run beside this form's on the same model: what both
+        have of the base, the texts to calibrate and to measure on, and how much of them.
+        """
+        taken = METHODS[method].Options.model_fields.keys() & CalibrationOptions.model_fields
+        return {one: value for one, value in self.values().items() if one in taken}
+
+    def beside(self, **changed: Any) -> dict[str, Any]:
+        """The same for a run that is compared with this form's, with some options changed."""
+        others = METHODS[self._only()].comparison_variants
+        without = others.without if others else ()
+        kept = {one: value for one, value in self.values().items() if one not in without}
+        return {**kept, **changed}
+
     def _only(self) -> str:
         """The method that is meant where none is said."""
         named = self.methods or tuple(self.recommended)
@@ -256,7 +276,7 @@ class Form:
             if "imatrix" in recommended and built.calibration != "builtin":
                 given["imatrix"] = built.calibration
             # builtin leaves each method its own default text: EXL2 has another
-            if built.calibration != "builtin" and calibrates(method, self._raw()):
+            if built.calibration != "builtin" and calibrates(method, self.raw()):
                 given["calibration"] = built.calibration
         try:
             built_by_method: dict[str, Any] = options.build(cls, given).model_dump()
@@ -303,12 +323,12 @@ class Form:
         Mounts Google Drive if that was asked for. On Drive, and with several methods, each run has
         a folder of its own, named after model and method.
         """
-        out = str(self._raw()["out"]).strip()
+        out = str(self.raw()["out"]).strip()
         if out != "drive" and (self.name in METHODS or not out):
             return Path(out) if out else None
         entry = METHODS[method or self._only()]
         base = drive() / "AutoQuant" if out == "drive" else Path(out)
-        resolved = source.resolve(model, allow_pickle=bool(self._raw().get("allow_pickle", False)))
+        resolved = source.resolve(model, allow_pickle=bool(self.raw().get("allow_pickle", False)))
         complete = entry.resolve_defaults(
             resolved,
             options.build(
@@ -335,26 +355,4 @@ class Form:
             show(self.widgets.box)
             return
         self.check()  # in Colab the parameters cell is the form: here is what it says
-        show(text(f"<p>{self._summary()}</p>"))
-
-    def _summary(self) -> str:
-        """What would be made, in HTML."""
-        different = {
-            one: value
-            for one, value in self._raw().items()
-            if value != plain(self.fields[one].default) and one != "model"
-        }
-        rest = ", ".join(f"{one} = {value}" for one, value in different.items()) or say(
-            "the defaults"
-        )
-        if self.name in OTHERS:
-            what = self.options.subject()
-        else:
-            titles = ", ".join(METHODS[one].title for one in self.methods)
-            device = told(self._raw().get("device") or choosing.HERE)
-            best = say("the best GGUF file for {device}", device=device)
-            what = say("{what} of {model}", what=titles or best, model=self.model)
-        options_of = say("options: {options}.", options=rest)
-        hint = say("Change them in the form above and rerun from there.") if in_colab() else ""
-        said = html.escape(f"{options_of} {hint}".rstrip())
-        return f"<b>{html.escape(what)}</b>, {said}"
+        show(text(f"<p>{summary.of(self)}</p>"))

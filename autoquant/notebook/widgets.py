@@ -17,17 +17,13 @@ from autoquant.core.machine import nvidia_gpu
 from autoquant.display import tables
 from autoquant.hub.client import offline
 from autoquant.methods import METHODS
-from autoquant.notebook import choosing, ticks
-from autoquant.notebook.cells import about
-from autoquant.notebook.form_options import PRESETS, TITLES, meant
+from autoquant.notebook import choosing, fields, ticks
+from autoquant.notebook.form_options import TITLES, meant
 from autoquant.notebook.page import DEFAULTS, tooltip
-from autoquant.sizing import devices
 from autoquant.sizing.choices import Choice
 from autoquant.source import resolve
 
-NOTE = "line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px"
 GOOD, BAD = "--jp-success-color1,#2e7d32", "--jp-error-color1,#b00020"
-MODELS = ("model", "small", "large")  # fields that name one: looked at when it has been typed
 
 
 class Form(Protocol):
@@ -56,13 +52,6 @@ class Form(Protocol):
         ...
 
 
-def _unit(field: FieldInfo) -> str:
-    """An option's unit in brackets, unless its help names it."""
-    extra = field.json_schema_extra
-    unit = str(extra.get("unit", "")) if isinstance(extra, dict) else ""
-    return f" ({told(unit)})" if unit and unit not in str(field.description) else ""
-
-
 def _refusal(error: Exception | str) -> str:
     said = html.escape(told(str(error)))
     return f'<div role="alert" style="line-height:1.3;color:var({BAD})">✗ {said}</div>'
@@ -76,7 +65,11 @@ class Widgets:
 
         self._form = form
         self.by_name: dict[str, Any] = {
-            name: _methods(values[name]) if name == "methods" else widget(name, field, values[name])
+            name: (
+                _methods(values[name])
+                if name == "methods"
+                else fields.widget(name, field, values[name])
+            )
             for name, field in form.fields.items()
         }
         self.helps: dict[str, Any] = {}
@@ -125,7 +118,7 @@ class Widgets:
         widget = self.by_name[name]
         self.helps[name] = ipywidgets.HTML(layout={"flex": "1 1 20em"})
         self._help(name)
-        if name in MODELS:
+        if name in fields.MODELS:
             widget.observe(lambda _: self.look(name), "value")
         widget.observe(lambda _: self.changed(), "value")
         layout = {"align_items": "center", "margin": "0 0 4px 0", "flex_flow": "row wrap"}
@@ -137,9 +130,9 @@ class Widgets:
         said = _refusal(wrong) if wrong else self.seen.get(name, "")
         if name == "methods" and (lacking := _lacking()):
             said += f"<div>{html.escape(lacking)}</div>"
-        note = f'<div style="{NOTE}">{html.escape(about(name, field))}{_unit(field)}</div>'
-        if self.helps[name].value != said + note:
-            self.helps[name].value = said + note
+        said += fields.help(name, field)
+        if self.helps[name].value != said:
+            self.helps[name].value = said
 
     def typed(self) -> dict[str, Any]:
         """What the widgets say now where it is not what they began with."""
@@ -193,7 +186,7 @@ class Widgets:
 
     def look_at_models(self) -> None:
         """The same of all fields that name one."""
-        for name in MODELS:
+        for name in fields.MODELS:
             if name in self.by_name:
                 self.look(name)
 
@@ -313,44 +306,3 @@ def stripped(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         one: value.strip() if isinstance(value, str) else value for one, value in values.items()
     }
-
-
-def widget(name: str, field: FieldInfo, value: Any) -> Any:
-    """The widget of one option."""
-    import ipywidgets
-
-    look: dict[str, Any] = {
-        "description": name,
-        "style": {"description_width": "13em"},
-        "layout": {"width": "38em", "flex": "0 1 38em"},
-    }
-    offered, free = options.choices(field)
-    if field.annotation is float and type(value) is int:
-        value = float(value)  # 0 in a parameters cell
-    if name == "device":
-        offered = [*PRESETS, *(one.name for one in devices.table() if one.name not in PRESETS)]
-    widget: Any
-    if field.annotation in (bool, int, float) and type(value) is not field.annotation:
-        # it is wrong, or a text from papermill: shown as it is, and looked at by the options
-        widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)
-    elif field.annotation is bool:
-        widget = ipywidgets.Checkbox(value=value, indent=True, **look)
-    elif offered and not free and value in offered:
-        widget = ipywidgets.Dropdown(options=offered, value=value, **look)
-    elif field.annotation is float:
-        widget = ipywidgets.FloatText(value=value, continuous_update=True, step=0.01, **look)
-    elif field.annotation is int:
-        widget = ipywidgets.IntText(value=value, continuous_update=True, **look)
-    elif offered:
-        # a model is looked for when its name is complete
-        widget = ipywidgets.Combobox(
-            value=str(value),
-            options=[str(one) for one in offered],
-            ensure_option=False,
-            continuous_update=name not in MODELS,
-            **look,
-        )
-    else:
-        widget = ipywidgets.Text(value=str(value), continuous_update=True, **look)
-    tooltip(widget, about(name, field))
-    return widget

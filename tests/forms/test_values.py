@@ -23,7 +23,12 @@ def test_the_cell_is_the_defaults(name: str) -> None:
     form = forms.form(name, space)
     assert form.values() == {}
     cls = METHODS[name].Options
-    assert set(cls.model_fields) | {"model", "out"} == set(space) - {
+    settled = {  # one value only is no question
+        one
+        for one, field in cls.model_fields.items()
+        if len(options.choices(field)[0]) == 1 and not options.choices(field)[1]
+    }
+    assert (set(cls.model_fields) - settled) | {"model", "out"} == set(space) - {
         forms.KEPT,
         "compare",
         "device",  # of which its notebook lists types

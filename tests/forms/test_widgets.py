@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import html
+import re
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
 
 from autoquant.core import options
 from autoquant.core.errors import InputError
 from autoquant.methods import METHODS
-from autoquant.notebook import forms
+from autoquant.notebook import fields, forms
 from tests.forms.conftest import settings_of
+from tests.notebooks.running import FOLDER
 
 
 @pytest.mark.usefixtures("widgets")
@@ -21,9 +25,9 @@ class TestWidgets:
         assert form.widgets.by_name["types"].value == "Q8_0"
         for name, widget in form.widgets.by_name.items():
             assert widget.description == name, "the label, which screen readers read"
-            assert (
-                html.escape(forms.about(name, form.fields[name])) in form.widgets.helps[name].value
-            )
+            beside = html.unescape(re.sub("<[^>]+>", " ", form.widgets.helps[name].value))
+            words = re.findall(r"\w+", forms.about(name, form.fields[name]))
+            assert re.findall(r"\w+", beside)[: len(words)] == words
             text = widget.tooltip if widget.has_trait("tooltip") else widget.description_tooltip
             assert text == forms.about(name, form.fields[name])
 
@@ -191,3 +195,71 @@ def test_what_is_greyed_out_does_not_block_though_the_cell_says_it() -> None:
     assert form.values() == {"algorithm": "autoround", "iterations": 50}
     form.widgets.by_name["algorithm"].value = "gptq"
     assert form.values() == {}
+
+
+@pytest.mark.usefixtures("widgets")
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("0[2-6]*.ipynb")), ids=lambda path: path.stem)
+def test_what_a_notebook_tells_of_options_is_in_its_form(path: Path) -> None:
+    """Each name in its table of options is a field that is shown, or folded where the table says
+    so; with a number in the cell that lacks its point, too.
+    """
+    cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    named = re.findall(r"^\| `(\w+)` \| (\(under \*More options\*\))?", cells["options"], re.M)
+    assert len(named) > 3
+    space: dict[str, Any] = {}
+    exec(cells["parameters"], space)  # as a kernel runs it
+    exec(cells["more"], space)
+    (name,) = re.findall(r'forms\.form\("(\w+)"', cells["form"])
+    form = forms.form(name, space)
+    for option, folded in named:
+        assert form.widgets.rows[option].layout.display != "none", option
+        if name != "exl2" or option != "measurement":
+            assert (option in form.folded) is bool(folded), option
+
+
+@pytest.mark.usefixtures("widgets")
+def test_a_long_help_opens_and_a_short_one_stands_there() -> None:
+    form = forms.form("gguf", settings_of("gguf"))
+    for name, field in form.fields.items():
+        first, rest = fields.parted(forms.about(name, field))
+        assert first + rest == forms.about(name, field)
+        assert len(first) <= fields.SHORT, name
+    assert form.widgets.helps["imatrix"].value.startswith("<details")
+    assert "improves all types below Q8_0 …</summary>none, builtin" in (
+        form.widgets.helps["imatrix"].value
+    )
+    assert "<details" not in form.widgets.helps["types"].value
+    assert fields.parted("a" * 200) == ("a" * 200, "")
+    outside = "of these (one: a; two: b (three. four)), the best" + 100 * "!" + "; more"
+    assert fields.parted(outside) == (outside, ""), "brackets are not cut"
+
+
+def test_an_option_with_one_value_is_no_field_but_a_wrong_value_is_refused() -> None:
+    assert "bits" not in settings_of("awq")
+    with pytest.raises(InputError, match="bits: 3 is not allowed; allowed: 4"):
+        forms.form("awq", {**settings_of("awq"), "bits": 3}).values()
+    assert forms.form("awq", {**settings_of("awq"), "bits": 4}).values() == {}
+
+
+@pytest.mark.parametrize("name", [one for one, it in METHODS.items() if it.comparison_variants])
+def test_a_run_beside_the_forms_own_leaves_out_what_would_contradict_it(name: str) -> None:
+    """Where a size decides about the form's run, what is compared with it is named all the same."""
+    sized = {"gguf": {"size": "Q3_K_M"}, "gptq": {"bpw": 4.5}}.get(name, {})
+    if "size" in METHODS[name].Options.model_fields and not sized:
+        sized = {"size": "4MB"}
+    form = forms.form(name, {**settings_of(name), **sized})
+    assert form.values().keys() == sized.keys()
+    beside = {"gguf": {"types": ("Q2_K",)}, "gptq": {"bits": 3}}.get(name, {})
+    if "bpw" in METHODS[name].Options.model_fields and not beside:
+        beside = {"bpw": ("3.0",)}
+    assert form.beside(**beside) == beside
+    options.build(METHODS[name].Options, form.beside(**beside))
+
+
+def test_another_method_beside_it_takes_the_texts_and_the_base() -> None:
+    given = {"calibration": "prose", "calibration_samples": 7, "bpw": "3.0", "eval_chunks": 4}
+    form = forms.form("exl2", {**settings_of("exl2"), **given, "measurement_samples": 5})
+    shared = {"calibration": "prose", "calibration_samples": 7, "eval_chunks": 4}
+    assert form.shared("exl3") == shared
+    assert form.shared("bitsandbytes") == {"eval_chunks": 4}
+    assert forms.form("exl2", settings_of("exl2")).shared("exl3") == {}, "each its own text"

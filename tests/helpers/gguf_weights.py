@@ -58,6 +58,8 @@ def read_back(
 
 def spoil(path: str, name: str) -> None:
     """Make the first scale of a Q8_0 tensor NaN."""
+    import numpy as np
+
     from autoquant.formats.gguf import Header
 
     offset = Header(path).tensors[name].offset

@@ -25,6 +25,7 @@ METHOD = [
     *SKELETON,
     "idea",
     "picture",
+    "picture-caption",
     "options",
     "parameters",
     "more",
@@ -33,8 +34,6 @@ METHOD = [
     "plan",
     "run-text",
     "run",
-    "files-text",
-    "files",
     "try-text",
     "prompt",
     "try",
@@ -44,6 +43,8 @@ METHOD = [
     "look",
     "size-text",
     "size",
+    "files-text",
+    "files",
     "choose",
     "card-text",
     "card",
@@ -53,6 +54,9 @@ METHOD = [
 ]
 
 FORM = ("parameters", "more")
+FIELDS = (*FORM, "exl3-parameters")  # plain assignments with a # @param each
+WIDE = 100  # letters of a line that is read
+METHODS = ("02", "03", "04", "05", "06")  # whose notebooks have that skeleton
 FOLDED = ("install", "parameters", "more", "prompt")
 # lessons that teach by functions, and ask for some in their exercises
 BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
@@ -62,9 +66,14 @@ OWN = {  # beside the skeleton
     "04_EXL2": [
         "exl3-text",
         "exl3-picture",
+        "exl3-picture-caption",
         "exl3-run-text",
+        "exl3-parameters",
         "exl3-plan",
         "exl3",
+        "exl3-files-text",
+        "exl3-files",
+        "exl3-try",
         "exl3-check",
         "exl3-upload-text",
     ],
@@ -119,7 +128,7 @@ def test_the_same_skeleton(path: Path) -> None:
     ids = [cell.id for cell in read(path).cells]
     assert ids[:4] == SKELETON
     assert ids[-1] == "next"
-    if path.name[:2] in ("02", "03", "04", "05", "06"):
+    if path.name[:2] in METHODS:
         own = OWN.get(path.stem, [])
         assert [one for one in ids if one not in own] == METHOD
         assert [one for one in ids if one in own] == own
@@ -146,6 +155,29 @@ def test_thin_and_without_secrets(path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize(
+    "path",
+    [one for one in ALL if one.stem[:2] in METHODS],
+    ids=lambda path: path.relative_to(FOLDER).as_posix(),
+)
+def test_what_is_seen_can_be_read(path: Path) -> None:
+    """No line of visible code is cut off, every picture has a line that says what is on it, and the
+    files are listed after the last of them is made.
+    """
+    cells = {cell.id: cell for cell in read(path).cells}
+    for cell in cells.values():
+        if cell.cell_type == "code" and cell.id not in FOLDED:
+            lines = [line for line in cell.source.splitlines() if not line.startswith("# @")]
+            assert [line for line in lines if len(line) > WIDE] == [], cell.id
+    for name in (one for one in cells if one.endswith("picture")):
+        assert re.match(r"\*[^*]+:\* ", cells[f"{name}-caption"].source)
+    begins = cells["what-you-get"].source
+    for drawn in re.finditer(r"^!\[.*\]\(.*\)$", begins, re.MULTILINE):
+        below = begins[drawn.end() :].strip().splitlines()[0]
+        assert re.fullmatch(r"\*[^*].*\*", below), "a caption"
+    assert cells["files"].source == "forms.Files(runs)"
+
+
 @each
 def test_links_lead_somewhere(path: Path) -> None:
     text = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
@@ -158,7 +190,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_the_parameters_cell_is_plain() -> None:
     """Colab's form and papermill take only assignments of literals, each with its # @param."""
     for path in ALL:
-        sources = [cell.source for cell in read(path).cells if cell.id in FORM]
+        sources = [cell.source for cell in read(path).cells if cell.id in FIELDS]
         assert all(source.startswith("# @title ") for source in sources)
         source = "\n".join(sources)
         assert source.splitlines()[0].startswith("# @title ")
@@ -184,12 +216,12 @@ def test_no_cell_overwrites_a_parameter(path: Path) -> None:
     named = {
         name.id
         for cell in notebook.cells
-        if cell.id in FORM
+        if cell.id in FIELDS
         for name in ast.walk(ast.parse(cell.source))
         if isinstance(name, ast.Name)
     }
     for cell in notebook.cells:
-        if cell.cell_type == "code" and cell.id not in FORM:
+        if cell.cell_type == "code" and cell.id not in FIELDS:
             stored = {
                 node.id
                 for node in ast.walk(ast.parse(cell.source))

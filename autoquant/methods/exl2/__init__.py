@@ -105,7 +105,7 @@ class Exl2(Bitrates[Exl2Options]):
         "bpw": ("4.0",),
     }
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
-        ("3.0", "6.0"), bitrate, "bitrates (2 to 8)"
+        ("3.0", "6.0"), bitrate, "bitrates (2 to 8)", without=("size",)
     )
 
     def refuse(self, source: Source, options: Exl2Options) -> Layers:

@@ -90,7 +90,10 @@ class Exl3(Bitrates[Exl3Options]):
         "bpw": ("4.0",),
     }
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
-        ("2.0", "4.0"), lambda value: bitrate(value, LEAST), "bitrates (1 to 8)"
+        ("2.0", "4.0"),
+        lambda value: bitrate(value, LEAST),
+        "bitrates (1 to 8)",
+        without=("size", "optimized_bpw", "measurement_samples"),
     )
 
     def refuse(self, source: Source, options: Exl3Options) -> Layers:

@@ -67,7 +67,14 @@ class Gguf(Method[GgufOptions]):
     )
     demo_options: ClassVar[Mapping[str, Any]] = {"types": ("Q4_K_M", "Q8_0")}
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
-        ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"), parse, "GGUF types"
+        ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"),
+        parse,
+        "GGUF types",
+        again=True,
+        without=(
+            *("size", "bpw", "fits", "context", "kv_type"),
+            *("against", "candidates", "sensitivity", "sensitivity_samples"),
+        ),
     )
 
     def variants(self, options: GgufOptions) -> tuple[str, ...]:

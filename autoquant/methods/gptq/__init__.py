@@ -150,7 +150,10 @@ class Gptq(GroupedMethod[GptqOptions]):
         "calibration_length": 256,
     }
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
-        WIDTHS, parse_choice(*WIDTHS), f"bit widths ({', '.join(WIDTHS)})"
+        WIDTHS,
+        parse_choice(*WIDTHS),
+        f"bit widths ({', '.join(WIDTHS)})",
+        without=("bpw", "sensitivity_samples"),
     )
 
     def type_of(self, options: GptqOptions) -> str:
