@@ -127,6 +127,7 @@ def gguf(
     modelfile: bool = False,
     adapter_only: bool = False,
     allow_requantize: bool = False,
+    eval_by_weights: bool = False,
     threads: int = 0,
     delete_uploaded: bool = False,
     download: Literal["auto", "whole", "stream"] = "auto",

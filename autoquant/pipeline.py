@@ -20,11 +20,11 @@ from autoquant.core.machine import cores, nvidia_gpu
 from autoquant.core.options import MethodOptions, build
 from autoquant.core.plans import Plan
 from autoquant.core.progress import Stages
-from autoquant.core.records import Evaluation, RunRecord, Snapshot, Source
+from autoquant.core.records import WEIGHTS, Evaluation, RunRecord, Snapshot, Source
 from autoquant.core.texts import parts
 from autoquant.display import gains
 from autoquant.evaluate import artifacts as measuring
-from autoquant.evaluate import conversion, planning
+from autoquant.evaluate import coming, conversion, planning
 from autoquant.evaluate.planning import Measuring
 from autoquant.methods import METHODS, texts
 from autoquant.methods.base import AnyMethod
@@ -33,7 +33,7 @@ from autoquant.methods.gguf.measured import Measured
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.publish.provenance import carry_licence, provenance_of
 from autoquant.runtime import preload
-from autoquant.source import bytes_to_fetch, fetch, resolve
+from autoquant.source import bytes_to_fetch, resolve
 
 log = logging.getLogger(__name__)
 # bytes to download, above which a run is planned first: planning takes some seconds
@@ -149,18 +149,21 @@ def _measuring(
     variants, steps = method.variants(options), journal.read(folder)[1]
     before = steps.get(planning.STEP) or {}
     begun = before["facts"]["chunks"] if before.get("key") == planning.key(options) else 0
-    found = planning.of(source, options, len(variants), begun)
+    again = method.to_measure(source, options, folder)
+    found = planning.of(source, options, len(variants), begun, again)
+    made = method.made_before(options, steps)
+    done = all(f"evaluate {name}" in steps for name in ("unquantized", *made))
     if reason := (method.unmeasured(source, options, folder) or found.why_not):
         if options.evaluate == "on":
             raise InputError(f"evaluate: {reason}")
-        made = method.made_before(options, steps)
         # what was measured stays so; what was not is not
-        found = dataclasses.replace(found, why_not=reason, note="")
-        if not all(f"evaluate {name}" in steps for name in ("unquantized", *made)):
+        found = dataclasses.replace(found, why_not=reason, note="", read="")
+        if not done:
             log.warning("it will not be measured: %s", reason)
             return None
-    if found.note:
-        log.warning("%s", found.note)
+    for said in (found.note, "" if done else found.read):
+        if said:
+            log.warning("%s", said)
     return found
 
 
@@ -248,10 +251,12 @@ def plan(
     possible = [item for item in planned.items if not item.impossible]
     seconds = _quantizing(method, source, options) | dict(planned.seconds)
     if options.evaluate != "off" and not method.unmeasured(source, options, folder):
-        found = planning.of(source, options, len(possible))
+        again = method.to_measure(source, options, folder)
+        found = planning.of(source, options, len(possible), again=again)
         if found.minutes and not found.why_not:
-            seconds["measure"] = 60 * found.minutes
-        notes += [one for one in (found.needs, found.note, found.why_not) if one]
+            # what it reads from the Hub is a part of the download already
+            seconds["measure"] = 60 * (found.minutes - found.reading)
+        notes += [one for one in (found.needs, found.note, found.why_not or found.read) if one]
     return dataclasses.replace(planned, notes=tuple(notes), seconds=seconds)
 
 
@@ -297,8 +302,12 @@ def output_folder(
 
 
 @preload.kept()
-def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
-    """Measure a run's artifacts again with another text or number of chunks."""
+def evaluate_run(
+    record: RunRecord, *, text: str, chunks: int, by_weights: bool | None = None
+) -> RunRecord:
+    """Measure a run's artifacts again with another text or number of chunks; GGUF files by their
+    weights, or by what runs them if nobody asks, or as they were measured before (None).
+    """
     from autoquant.publish import finished
 
     method = METHODS[record.method]
@@ -312,6 +321,9 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
             f" measured where it is downloaded from {gone[0].facts['deleted']}"
         )
     values = {"evaluate": "on", "eval_text": text, "eval_chunks": chunks}
+    if "eval_by_weights" in method.Options.model_fields:
+        before = [one.evaluation.engine for one in record.artifacts if one.evaluation]
+        values["eval_by_weights"] = WEIGHTS in before if by_weights is None else by_weights
     options = build(method.Options, values)
     source = record.source
     if not source.at_hand:  # of a result loaded later
@@ -321,7 +333,7 @@ def evaluate_run(record: RunRecord, *, text: str, chunks: int) -> RunRecord:
                 " model"
             )
         source = resolve(source.where, allow_pickle=source.pickle)
-    snapshot = fetch(source)
+    snapshot = coming.snapshot_of(source)
     with RunFolder(
         record.folder,
         method=method.name,
@@ -357,5 +369,5 @@ def evaluate_files(
     is named. Raises InputError for what is neither file nor folder of a model.
     """
     measuring.refuse_other_files(paths)
-    snapshot = fetch(resolve(reference))
+    snapshot = coming.snapshot_of(resolve(reference))
     return measuring.evaluate_files(paths, snapshot, text=text, chunks=chunks, keep=keep)

@@ -19,7 +19,7 @@ from autoquant.core import plans
 from autoquant.core.errors import InputError
 from autoquant.core.options import MethodOptions, build
 from autoquant.core.records import UNQUANTIZED, Artifact, RunRecord
-from autoquant.display import gains, html, tables
+from autoquant.display import compared, gains, html, tables
 from autoquant.display.shown import Card, Checks
 from autoquant.evaluate import paired
 from autoquant.methods import METHODS
@@ -73,11 +73,19 @@ class Result(RunRecord):
             )
         return artifact.path_in(self.folder)
 
-    def evaluate(self, *, text: str = "builtin", chunks: int = 20) -> Result:
+    def evaluate(
+        self, *, text: str = "builtin", chunks: int = 20, by_weights: bool | None = None
+    ) -> Result:
         """Measure every artifact again, on another text or more of it; rewrites card and plot and
         returns a new Result.
+
+        by_weights: of GGUF files: True has transformers run their weights, as it does those of
+            folders, so that both can be compared; False leaves small models to llama.cpp (see
+            eval_by_weights); default: as they were measured before.
         """
-        return Result.of(pipeline.evaluate_run(self, text=text, chunks=chunks))
+        return Result.of(
+            pipeline.evaluate_run(self, text=text, chunks=chunks, by_weights=by_weights)
+        )
 
     def difference(
         self, type: str, other: str = UNQUANTIZED, of: Result | None = None
@@ -100,8 +108,9 @@ class Result(RunRecord):
         return paired.difference(self._scored(type, names[0]), theirs._scored(other, names[1]))
 
     def _scored(self, type: str, name: str) -> paired.Scored:
-        own = self.reference if type == UNQUANTIZED else self.artifact(type).evaluation
-        return paired.Scored(name, own, self.folder)
+        unquantized = type == UNQUANTIZED
+        own = self.reference if unquantized else self.artifact(type).evaluation
+        return paired.Scored(name, own, self.folder, unquantized)
 
     def upload(
         self,
@@ -207,7 +216,7 @@ class Comparison:
         return self.results[name]
 
     def __str__(self) -> str:
-        return tables.comparison(self.results, self.label, self._titles(), self._two())
+        return compared.comparison(self.results, self.label, self._titles(), self._two())
 
     __repr__ = __str__  # what a Python prompt shows
 

@@ -124,13 +124,11 @@ def test_any_file_or_folder_can_be_measured(
     ]
     known = next(a.evaluation for a in demo.artifacts if a.type == "Q4_K_M")
     assert known is not None
-    assert rows[1][1].kl_mean == pytest.approx(known.kl_mean, rel=0.02)
+    # by its weights, as the folder beside it; llama.cpp rounds activations too
+    assert known.kl_mean - 0.0005 < rows[1][1].kl_mean < known.kl_mean
     assert rows[2][1].kl_mean < 1e-9, "the model against itself"
     assert rows[2][1].agreement == 1.0
-    assert started == [
-        "autoquant.evaluate.passes:by_blocks",
-        "autoquant.evaluate.passes:by_llama_cpp",
-    ]
+    assert started == ["autoquant.evaluate.passes:by_blocks"] * 2
     # tokens and hidden states of the unquantized model are kept from the run before
     with pytest.raises(InputError, match="no such file"):
         run.evaluate_files([tmp_path / "none.gguf"], "demo")
@@ -214,7 +212,7 @@ def test_files_of_a_run_are_compared_token_by_token(demo: Result) -> None:
     again = autoquant.load(demo.folder)
     itself = again.difference("Q4_K_M", "Q4_K_M", demo)
     assert (itself.mean, itself.error, itself.z, itself.better) == (0, 0, 0, "")
-    assert itself.verdict == "within the error"
+    assert itself.verdict == "no difference beyond chance"
     worse = again.difference("Q2_K", "Q4_K_M")
     assert worse.z < -2
     assert str(worse).startswith("Q2_K against Q4_K_M: -0.")

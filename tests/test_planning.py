@@ -47,6 +47,29 @@ def test_as_many_chunks_are_taken_as_there_are_minutes_for(monkeypatch: pytest.M
     assert "about 4 minutes on 1 chunk of text" in one.why_not
 
 
+def test_what_is_read_from_the_hub_once_more_counts_where_its_speed_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A minute a chunk and run, and ten gigabytes."""
+    source, known = resolve("demo"), dict[str, float]()
+    monkeypatch.setattr(cost.Cost, "seconds", lambda self, chunks, length: 60.0 * chunks)
+    monkeypatch.setattr("autoquant.core.rates.known", lambda: known)
+    size = 10_000_000_000
+    found = planning.of(source, options(eval_minutes=80), 3, again=size)
+    assert (found.chunks, found.minutes, found.reading) == (20, 80, 0)
+    assert "10.00 GB are read from the Hub once more, how fast is not known" in found.read
+    known["download"] = size / 60 / 20
+    found = planning.of(source, options(eval_minutes=80), 3, again=size)
+    assert (found.chunks, found.minutes, found.reading) == (15, 80, 20)
+    assert found.read.endswith("once more, which takes about 20 minutes")
+    none = planning.of(source, options(eval_minutes=21), 3, again=size)
+    assert (
+        "about 28 minutes (20 minutes of it to read the model from the Hub) on 2 chunks of text,"
+        " more than 21 (eval_minutes)"
+    ) in none.why_not
+    assert planning.of(source, options(eval_minutes=21), 3).why_not == ""
+
+
 def test_what_was_decided_holds_until_other_options_are_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

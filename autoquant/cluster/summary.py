@@ -15,8 +15,8 @@ from autoquant.cluster.board import OURS, Row, counted
 from autoquant.cluster.jobs import Batch
 from autoquant.cluster.work import DONE, FAILED
 from autoquant.core.files import write_atomically
-from autoquant.core.records import RunRecord
-from autoquant.display import tables
+from autoquant.core.records import Artifact, RunRecord
+from autoquant.display import engines, tables
 
 HEAD = ("job", "model", "type", "bits/weight", "size", "perplexity", "KL mean", "top-1 agreement")
 AGAIN = "Run the same batch again: what is done stays, what failed is tried again."
@@ -56,7 +56,9 @@ class Page(str):
 def write(batch: Batch, rows: Sequence[Row], results: Mapping[str, RunRecord]) -> Path:
     """Write summary.md and summary.html into the batch's folder; the first one's path."""
     title = f"{len(rows)} jobs: {counted(rows)}"
-    made = [line for row in rows if row.job.name in results for line in _made(row, results)]
+    files = [one.evaluation for row in rows for one in _files(row, results)]
+    mixed = engines.mixed(files)
+    made = [line for row in rows for line in _made(row, results, mixed=mixed)]
     wrong = [
         _Line((row.job.name, row.line), "log", f"{OURS}/logs/{row.job.name}.txt")
         for row in rows
@@ -64,17 +66,19 @@ def write(batch: Batch, rows: Sequence[Row], results: Mapping[str, RunRecord]) -
     ]
     rest = [row.job.name for row in rows if row.state not in (DONE, FAILED)]
     text, page = [f"# {title}"], [f"<h1>{escape(title)}</h1>"]
-    for name, head, lines in (
-        ("Made", (*HEAD, "where"), made),
-        ("Failed", ("job", "what went wrong", "log"), wrong),
+    columns = (*HEAD, *([engines.HEAD] if mixed else []), "where")
+    for name, head, lines, below in (
+        ("Made", columns, made, engines.said(files)),
+        ("Failed", ("job", "what went wrong", "log"), wrong, [AGAIN]),
     ):
         if lines:
             linked = [(*one.cells, f"[{one.text}](<{one.address}>)") for one in lines]
-            text += [f"## {name}", tables.markdown(head, linked, left=len(head))]
+            text += [f"## {name}", tables.markdown(head, linked, left=len(head)), *below]
             page += [f"<h2>{name}</h2>", _html(head, lines)]
-    for said in (AGAIN if wrong else "", f"Not finished: {', '.join(rest)}." if rest else ""):
-        text += [said] if said else []
-        page += [f"<p>{escape(said)}</p>"] if said else []
+            page += [f"<p>{escape(said)}</p>" for said in below]
+    if rest:
+        text.append(f"Not finished: {', '.join(rest)}.")
+        page.append(f"<p>{escape(text[-1])}</p>")
     path = batch.folder / "summary.md"
     write_atomically(path, "\n\n".join(text) + "\n")
     html = (
@@ -86,8 +90,17 @@ def write(batch: Batch, rows: Sequence[Row], results: Mapping[str, RunRecord]) -
     return path
 
 
-def _made(row: Row, results: Mapping[str, RunRecord]) -> list[_Line]:
-    """A line for each file of a job, with a link to it: on the Hub, if it was uploaded."""
+def _files(row: Row, results: Mapping[str, RunRecord]) -> tuple[Artifact, ...]:
+    """What a job has made of what was asked for."""
+    return results[row.job.name].offered if row.job.name in results else ()
+
+
+def _made(row: Row, results: Mapping[str, RunRecord], *, mixed: bool) -> list[_Line]:
+    """A line for each file of a job, with a link to it: on the Hub, if it was uploaded. What ran it
+    stands there where the page's files are ``mixed``.
+    """
+    if row.job.name not in results:
+        return []
     run, lines = results[row.job.name], []
     urls = {file.name: one.url for one in run.receipts for file in one.files}
     for one in run.offered:
@@ -96,7 +109,9 @@ def _made(row: Row, results: Mapping[str, RunRecord]) -> list[_Line]:
         url = urls.get(one.name) or next((receipt.url for receipt in run.receipts), "")
         here = Path(row.job.name, one.path_in(Path())).as_posix()
         link = ("on the Hub", url) if url else ("here", here)
-        lines.append(_Line((*cells, tables.size(one.bytes), perplexity, kl, agreement), *link))
+        ran = (engines.by(one.evaluation),) if mixed else ()
+        measured = (tables.size(one.bytes), perplexity, kl, agreement, *ran)
+        lines.append(_Line((*cells, *measured), *link))
     return lines
 
 

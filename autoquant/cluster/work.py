@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from autoquant import result
 from autoquant.cluster.jobs import Job
 from autoquant.core.errors import AutoQuantError
 from autoquant.core.progress import Watcher, watched
-from autoquant.core.records import RunRecord
+from autoquant.core.records import LLAMA_CPP, Evaluation, RunRecord
 from autoquant.core.redact import RedactingFilter, redact
 from autoquant.display import tables
 from autoquant.methods import METHODS
@@ -67,13 +67,20 @@ def described(made: RunRecord) -> str:
         sizes = [one.bytes for one in files]
         lost = [one.evaluation.kl_mean for one in files if one.evaluation is not None]
         parts = [f"{len(files)} types, {tables.size(min(sizes))} to {tables.size(max(sizes))}"]
-        parts += [f"KL {min(lost):.4f} to {max(lost):.4f}"] if lost else []
+        by = _by([one.evaluation for one in files])
+        parts += [f"KL {min(lost):.4f} to {max(lost):.4f}{by}"] if lost else []
     return "; ".join([*parts, *([f"uploaded: {places[0]}"] if places else [])])
 
 
-def _lost(measured: object) -> str:
-    kl = getattr(measured, "kl_mean", None)
-    return "" if kl is None else f", KL {kl:.4f}"
+def _lost(measured: Evaluation | None) -> str:
+    if measured is None:
+        return ""
+    return f", KL {measured.kl_mean:.4f}{_by([measured])}"
+
+
+def _by(measured: Sequence[Evaluation | None]) -> str:
+    """Marks what llama.cpp ran, which adds a little to the KL divergence."""
+    return f" ({LLAMA_CPP})" if any(one and one.engine == LLAMA_CPP for one in measured) else ""
 
 
 @contextlib.contextmanager

@@ -39,7 +39,8 @@ class Check:
     seen: str
 
 
-# the engine of an evaluation: GGUF files whose weights were run by transformers
+# engines of evaluations; the last one: of GGUF files, whose weights transformers has run
+LLAMA_CPP, TRANSFORMERS = "llama.cpp", "transformers"
 WEIGHTS = "transformers, from the weights"
 UNQUANTIZED = "unquantized"  # what files are measured against, in tables and the journal's steps
 

@@ -10,7 +10,7 @@ from autoquant.core import language
 from autoquant.core.language import say, told
 from autoquant.core.plans import Plan
 from autoquant.core.records import RunRecord
-from autoquant.display import gains, plot, tables
+from autoquant.display import compared, gains, plot, tables
 
 UNFOLDED = 14  # rows of checks that are shown without being asked for
 BESIDE = "display:flex;flex-wrap:wrap;gap:1em"  # a table with its plot, below it where narrow
@@ -89,15 +89,16 @@ def checks(run: RunRecord) -> str:
 def comparison(
     results: Mapping[str, RunRecord], label: str, titles: Sequence[str], more: Sequence[str] = ()
 ) -> str:
-    """Table and plot of several runs; see :func:`autoquant.display.tables.comparison`."""
-    head, body = tables.compared(results, label)
-    title, said = tables.about(results, titles)
+    """Table and plot of several runs; see :func:`autoquant.display.compared.comparison`."""
+    head, body = compared.compared(results, label)
+    title, said = compared.about(results, titles)
+    below = (said, *compared.run_by(results), *more)
     drawn = plot.png(results)
     image = picture(drawn, plot.described(results)) if drawn else ""
     return (
         f"<div><p><b>{escape(title)}</b></p>"
         f"<div style='{BESIDE}'>{table(head, body, left=2)}{image}</div>"
-        f"<p>{'<br>'.join(escape(told(line)) for line in (said, *more))}</p></div>"
+        f"<p>{'<br>'.join(escape(told(line)) for line in below)}</p></div>"
     )
 
 

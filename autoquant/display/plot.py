@@ -11,7 +11,7 @@ from typing import Any
 from autoquant.core import language
 from autoquant.core.language import say, told
 from autoquant.core.records import COMPARED, Artifact, RunRecord
-from autoquant.display import tables
+from autoquant.display import engines, tables
 from autoquant.display.colors import COLORS, GREY, RED
 from autoquant.display.tables import reference_name
 from autoquant.runtime import trace
@@ -79,8 +79,11 @@ def described(results: Mapping[str, RunRecord]) -> str:
 
 
 def _measured(results: Mapping[str, RunRecord]) -> dict[str, list[Artifact]]:
-    """The measured artifacts by what the legend calls them, the smallest first."""
+    """The measured artifacts by what the legend calls them, the smallest first; with what ran them
+    where that is not the same for all.
+    """
     measured: dict[str, list[Artifact]] = {}
+    mixed = engines.mixed(a.evaluation for one in results.values() for a in one.artifacts)
     for name, one in results.items():
         for own in (True, False) if one.reference is not None else ():
             found = [a for a in one.artifacts if a.evaluation and own == (COMPARED not in a.facts)]
@@ -89,8 +92,14 @@ def _measured(results: Mapping[str, RunRecord]) -> dict[str, list[Artifact]]:
                 both = any(COMPARED in a.facts for a in one.artifacts)
                 key = say(MIXTURE) if both and len(results) == 1 else name
                 key = key if own else f"{say(STOCK)}{f' ({name})' * (len(results) > 1)}"
+                if mixed:
+                    key = say("{name}, by {engine}", name=key, engine=_engines(found))
                 measured[key] = sorted(found, key=lambda a: a.bytes)
     return measured
+
+
+def _engines(artifacts: Sequence[Artifact]) -> str:
+    return " + ".join(dict.fromkeys(engines.by(one.evaluation) for one in artifacts))
 
 
 def figure(results: Mapping[str, RunRecord]) -> Any:

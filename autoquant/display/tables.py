@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from autoquant.core.language import say, told
 from autoquant.core.plans import Plan
-from autoquant.core.records import COMPARED, UNQUANTIZED, Evaluation, RunRecord, Source
-from autoquant.display import gains
+from autoquant.core.records import COMPARED, UNQUANTIZED, Artifact, Evaluation, RunRecord, Source
+from autoquant.display import engines, gains
 
 PLOT = "size-against-quality.png"  # a run's plot, beside its files if it has two or more
 WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
@@ -59,6 +59,11 @@ def reference_model(source: Source) -> str:
     return "unquantized model" if name == UNQUANTIZED else f"{source.dtype} file it is made of"
 
 
+def largest_first(result: RunRecord) -> list[Artifact]:
+    """The artifacts in the order of the table's rows."""
+    return sorted(result.artifacts, key=lambda a: -a.bytes)
+
+
 def rows(result: RunRecord) -> list[tuple[str, ...]]:
     """The table's rows, largest first; the unquantized model on top."""
     out: list[tuple[str, ...]] = []
@@ -70,7 +75,7 @@ def rows(result: RunRecord) -> list[tuple[str, ...]]:
             bits = f"{8 * source.bytes / source.parameters:.2f}"
         name = reference_name(source)
         out.append((name, bits, size(source.bytes), perplexity, "0", "0", "0", "100.0%"))
-    for artifact in sorted(result.artifacts, key=lambda a: -a.bytes):
+    for artifact in largest_first(result):
         out.append(
             (
                 f"{artifact.type} (stock)" if COMPARED in artifact.facts else artifact.type,
@@ -111,8 +116,14 @@ def markdown(
 
 
 def evaluations(measured: Sequence[tuple[str, Evaluation]]) -> str:
-    """A table of measured files."""
-    return table(("model", *HEAD[3:]), [(name, *quality(row)) for name, row in measured])
+    """A table of measured files, the unquantized model first, with what is to be said of who ran
+    them.
+    """
+    files = [row for _, row in measured[1:]]
+    mixed = engines.mixed(files)
+    head = ("model", *HEAD[3:], *([engines.HEAD] if mixed else []))
+    body = [(name, *quality(row), *([engines.by(row)] if mixed else [])) for name, row in measured]
+    return "\n\n".join([table(head, body), *map(told, engines.said(files))])
 
 
 def protocol(result: RunRecord) -> str:
@@ -206,56 +217,6 @@ def checks(run: RunRecord) -> str:
 def checked(run: RunRecord) -> list[tuple[str, str, str]]:
     """The rows of :func:`checks`."""
     return [(one.type, check.name, check.seen) for one in run.artifacts for check in one.checks]
-
-
-def comparison(
-    results: Mapping[str, RunRecord], label: str, titles: Sequence[str], more: Sequence[str] = ()
-) -> str:
-    """The table of several runs. ``label`` is what their names are, ``titles`` are the methods';
-    ``more`` is said below it.
-    """
-    head, body = compared(results, label)
-    title, said = about(results, titles)
-    folders = (f"{name}: {one.folder}" for name, one in results.items())
-    below = map(told, (said, *more, *folders))
-    return "\n".join([title, "", table(head, body, left=2), "", *below])
-
-
-def compared(
-    results: Mapping[str, RunRecord], label: str
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of a comparison; each unquantized model once."""
-    body: list[tuple[str, ...]] = []
-    shown: set[str] = set()
-    for name, one in results.items():
-        first = one.source.id not in shown and one.reference is not None
-        shown |= {one.source.id} if first else set()
-        against = reference_name(one.source)
-        body += [
-            (one.source.id if row[0] == against else name, *row)
-            for row in rows(one)
-            if row[0] != against or first
-        ]
-    return (label, *HEAD), body
-
-
-def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str, str]:
-    """A comparison in words: what is compared, and how far."""
-    sources = list(dict.fromkeys(one.source.id for one in results.values()))
-    said = next(filter(None, map(protocol, results.values())), "")
-    evaluations = [a.evaluation for one in results.values() for a in one.artifacts if a.evaluation]
-    texts = {(row.text_sha256, row.tokens) for row in evaluations}
-    if len(sources) < len(results) and len(texts) > 1:
-        said = (
-            "These were not measured on the same tokens (another text, or more of it): the rows are"
-            " not comparable."
-        )
-    if len({one.tokenizer for one in results.values() if one.tokenizer}) > 1:
-        said += (
-            " These models have different tokenizers: their per-token perplexities are not"
-            " comparable."
-        )
-    return f"{', '.join(sources)}: {', '.join(titles)}", said
 
 
 def _time(seconds: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from autoquant.core.machine import cores
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import UNQUANTIZED, Artifact, Evaluation, Snapshot, Source
 from autoquant.display.tables import reference_name
-from autoquant.evaluate import planning, sources
+from autoquant.evaluate import coming, planning, sources
 from autoquant.evaluate.evaluator import Evaluator
 from autoquant.evaluate.rows import Bar, Rows
 
@@ -60,10 +60,12 @@ def evaluate(
     if stand_in is not None and known:
         evaluator.source = sources.file_of(snapshot, [stand_in], converter)
     measuring = Rows(snapshot, evaluator, run, dict(how or {}), converter)
-    measuring.by_weights = planning.by_weights(source)
+    compared = bool(getattr(options, "eval_by_weights", False))
+    measuring.by_weights = planning.by_weights(source, compared=compared)
     bare = bool(why_not)  # what is not measured again stays as it is
     rows = measuring.known(artifacts, bare=bare)
-    if not rows and measuring.by_weights:  # what was begun with llama.cpp is ended with it
+    # what was begun with llama.cpp is ended with it, unless it is to be compared
+    if not rows and measuring.by_weights and not compared:
         measuring.by_weights = False
         rows = measuring.known(artifacts, bare=bare)
         measuring.by_weights = not rows
@@ -74,6 +76,9 @@ def evaluate(
         return artifacts, None
     if todo or earlier is None:
         _refuse_without_room(source, evaluator)
+        if source.remote and known and stand_in is None:
+            passes = coming.passes([one.is_folder for one in todo], by_weights=measuring.by_weights)
+            log.warning("%s", coming.said(source, evaluator, passes))
         gguf = unquantized() if not (source.gguf or known) and unquantized is not None else None
         with Bar(1 + len(artifacts)) as bar:
             kept = evaluator.reference(bar.part(""), gguf, measuring.how)
@@ -107,7 +112,7 @@ def evaluate_files(
     keep: Path | None = None,
 ) -> list[tuple[str, Evaluation]]:
     """Measure any GGUF files or model folders against an unquantized model; the first row is that
-    model itself.
+    model itself. Beside folders, GGUF files are measured as these are: by their weights.
 
     The tokens are those of the reference's tokenizer. Nothing is written beside the reference
     cache, but the log-probabilities of the scored tokens into the folder ``keep``, if one is named.
@@ -116,13 +121,17 @@ def evaluate_files(
     if source.gguf or any(path.is_file() for path in paths):
         env = llama.environment(llama.locate(converter))
     how = planning.how(source, chunks)
+    # beside folders, which llama.cpp does not run, files go by their weights too
+    by_weights = planning.by_weights(source, compared=any(path.is_dir() for path in paths))
     with tempfile.TemporaryDirectory() as scratch, Bar(1 + len(paths)) as bar:
         folder = keep or Path(scratch)
         scored = {path: folder / f"{i}.scored.npy" for i, path in enumerate(paths, 1)}
         evaluator = sources.evaluator_of(snapshot, new_log("evaluate"), text, chunks, env)
+        if source.remote:
+            passes = coming.passes([path.is_dir() for path in paths], by_weights=by_weights)
+            log.warning("%s", coming.said(source, evaluator, passes))
         kept = evaluator.reference(bar.part(""), plan=how)
         shutil.copyfile(kept.scored, folder / "0.scored.npy")
-        by_weights = planning.by_weights(source)
 
         def run_in_blocks(these: Sequence[Path]) -> dict[Path, Evaluation]:
             files = [

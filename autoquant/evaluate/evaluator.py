@@ -190,6 +190,11 @@ class Evaluator:
         source = None if gguf else self.source
         return Kept(array, known["sha256"], Evaluation(**known["row"]), scored, source)
 
+    def is_kept(self) -> bool:
+        """Whether the unquantized model, run by transformers, need not run again."""
+        kept = (self.cache / f"{self.key()}{end}" for end in (".npy", ".json", ".scored.npy"))
+        return all(path.is_file() for path in kept)
+
     def measure_gguf(
         self,
         path: Path,

@@ -18,7 +18,8 @@ import numpy as np
 from autoquant.core.errors import InputError
 from autoquant.core.language import told
 from autoquant.core.records import Evaluation
-from autoquant.display import html, tables
+from autoquant.display import engines, html, tables
+from autoquant.display.engines import APART
 
 CERTAIN = 2.0  # |z| from which one file is called better: about 95 % of a normal distribution
 HEAD = ("model", "against", "nats per token", "z", "verdict")
@@ -27,15 +28,23 @@ ABOUT = (
     " where the first predicts them better; z is the difference by its error, and from"
     f" |z| = {CERTAIN:g} (about 95 %) one is called better."
 )
+ENGINES = (
+    "llama.cpp ran one of the two and transformers the other; llama.cpp rounds activations too,"
+    f" which alone made up to {APART:g} nats per token (SmolLM2-135M), so only more than that"
+    " counts"
+)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One file to compare: its name, its figures, and the folder of its run."""
+    """One file to compare: its name, its figures, the folder of its run, and whether it is the
+    ``unquantized`` model.
+    """
 
     name: str
     row: Evaluation | None
     folder: Path
+    unquantized: bool = False
 
     @property
     def perplexity(self) -> float:
@@ -64,7 +73,8 @@ class Difference:
     ``mean`` is the mean log-probability of the scored tokens by ``name`` less that by ``other``, in
     nats per token: positive where ``name`` is better; exp(-mean) is the ratio of their
     perplexities. ``error`` is its standard error (see :func:`standard_error`), over ``tokens``
-    predictions.
+    predictions. ``mixed``: llama.cpp ran one file and transformers the other, so that up to
+    engines.APART nats are not the files'.
     """
 
     name: str
@@ -72,6 +82,7 @@ class Difference:
     mean: float
     error: float
     tokens: int
+    mixed: bool = False
 
     @property
     def z(self) -> float:
@@ -85,18 +96,24 @@ class Difference:
         """The name of the better one; empty where the difference is within the error."""
         if not abs(self.z) >= CERTAIN:  # which is so of NaN too
             return ""
+        if self.mixed and abs(self.mean) <= APART:
+            return ""
         return self.name if self.mean > 0 else self.other
 
     @property
     def verdict(self) -> str:
         """Which one is better, in words."""
-        return f"{self.better} is better" if self.better else "within the error"
+        if self.better:
+            return f"{self.better} is better"
+        certain = abs(self.z) >= CERTAIN
+        return "within the engines' difference" if certain else "no difference beyond chance"
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"{self.name} against {self.other}: {self.mean:+.4f} ± {self.error:.4f} nats per token,"
             f" z = {self.z:+.1f}: {self.verdict}"
         )
+        return f"{said}; {ENGINES}" if self.mixed else said
 
     __repr__ = __str__  # what a Python prompt shows
 
@@ -125,13 +142,19 @@ class Differences:
             for one in self.rows
         ]
 
+    def _below(self) -> list[str]:
+        mixed = ", ".join(one.name for one in self.rows if one.mixed)
+        return [ABOUT, *([f"{mixed}: {ENGINES}"] if mixed else [])]
+
     def __str__(self) -> str:
-        return f"{tables.table(HEAD, self._body(), left=2)}\n\n{told(ABOUT)}"
+        below = "\n".join(map(told, self._below()))
+        return f"{tables.table(HEAD, self._body(), left=2)}\n\n{below}"
 
     __repr__ = __str__  # what a Python prompt shows
 
     def _repr_html_(self) -> str:
-        return f"<div>{html.table(HEAD, self._body(), left=2)}<p>{escape(told(ABOUT))}</p></div>"
+        below = "<br>".join(escape(told(line)) for line in self._below())
+        return f"<div>{html.table(HEAD, self._body(), left=2)}<p>{below}</p></div>"
 
 
 def standard_error(differences: Any) -> float:
@@ -166,9 +189,10 @@ def difference(one: Scored, other: Scored) -> Difference:
             f"{one.name} and {other.name}: one of them predicts NaN or Inf on this text, which no"
             " difference can be made of; its checks say whether the file is broken"
         )
-    return Difference(
-        one.name, other.name, float(found.mean()), standard_error(found), int(found.size)
-    )
+    # the unquantized model is the same to both engines
+    mixed = not (one.unquantized or other.unquantized) and engines.mixed([one.row, other.row])
+    mean, error = float(found.mean()), standard_error(found)
+    return Difference(one.name, other.name, mean, error, int(found.size), mixed)
 
 
 def refuse_other_tokens(one: Scored, other: Scored) -> None:

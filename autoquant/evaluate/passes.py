@@ -14,7 +14,7 @@ import numpy as np
 
 from autoquant.core.errors import CheckFailed, InputError
 from autoquant.core.files import sha256_of
-from autoquant.core.records import WEIGHTS
+from autoquant.core.records import LLAMA_CPP, TRANSFORMERS, WEIGHTS
 from autoquant.evaluate import models
 from autoquant.evaluate.scoring import Measure, hash_of, predicting, targets_of
 from autoquant.forward import head
@@ -22,8 +22,6 @@ from autoquant.forward.blockwise import Blockwise
 from autoquant.forward.places import Place, place
 from autoquant.runtime import trace
 from autoquant.runtime.worker import Emit, Report
-
-LLAMA_CPP, TRANSFORMERS = "llama.cpp", "transformers"
 
 
 class _Progress:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoquant.core import rates
 from autoquant.core.cache import cache_folder
 from autoquant.core.errors import InputError
 from autoquant.core.files import free_bytes, key_of
 from autoquant.core.machine import memory_available, nvidia_gpu
 from autoquant.core.options import MethodOptions
 from autoquant.core.records import Source
+from autoquant.display.tables import size
 from autoquant.evaluate.scoring import CONTEXT
 from autoquant.forward import cost
 from autoquant.source.structure import counted, structure
@@ -34,8 +37,9 @@ def key(options: MethodOptions) -> str:
 class Measuring:
     """How the files of a run are measured: on how many ``chunks``, by what arguments of
     blockwise.Blockwise (``how``; None where llama.cpp alone can run the model), about how many
-    ``minutes`` it takes. ``note`` is for the user, and ``needs`` for who plans: what it takes where
-    llama.cpp runs the whole model. ``why_not`` says why they cannot be; empty if they can.
+    ``minutes`` it takes, of which ``reading`` are for what it reads from the Hub. ``note`` and
+    ``read`` (on that) are for the user, and ``needs`` for who plans: what it takes where llama.cpp
+    runs the whole model. ``why_not`` says why they cannot be; empty if they can.
     """
 
     chunks: int
@@ -44,13 +48,16 @@ class Measuring:
     note: str = ""
     why_not: str = ""
     needs: str = ""
+    reading: float = 0.0
+    read: str = ""
 
 
-def by_weights(source: Source) -> bool:
+def by_weights(source: Source, *, compared: bool = False) -> bool:
     """Whether GGUF files of a source are measured by their weights, block by block, and not by
-    llama.cpp.
+    llama.cpp. ``compared``: with what only transformers runs, or with files that are measured so.
     """
-    return not source.gguf and known(source) and (source.parameters > SMALL or nvidia_gpu())
+    large = source.parameters > SMALL or nvidia_gpu()
+    return not source.gguf and known(source) and (compared or large)
 
 
 def known(source: Source) -> bool:
@@ -68,20 +75,50 @@ def possible(source: Source) -> bool:
     return here is not None and not here["single"]
 
 
-def of(source: Source, options: MethodOptions, files: int, begun: int = 0) -> Measuring:
+def of(
+    source: Source, options: MethodOptions, files: int, begun: int = 0, again: int = 0
+) -> Measuring:
     """How ``files`` of a source are measured; ``begun``: on how many chunks, if that was decided in
-    an earlier run with the same options.
+    an earlier run with the same options. ``again``: bytes of the source that are read from the Hub
+    once more for it; their time counts where downloads have shown how fast they are here.
     """
+    reading = minutes_to_read(again)
+    found = _of(source, options, files, begun, reading or 0.0)
+    if not again:
+        return found
+    said = f"to measure, {size(again)} are read from the Hub once more, {how_long(again)}"
+    return dataclasses.replace(found, reading=reading or 0.0, read=said)
+
+
+def how_long(count: int) -> str:
+    """How long it takes to read as many bytes from the Hub, in words."""
+    minutes = minutes_to_read(count)
+    if minutes is None:
+        return "how fast is not known: nothing was downloaded here before"
+    return f"which takes about {spoken(minutes)}"
+
+
+def minutes_to_read(count: int) -> float | None:
+    """Minutes that as many bytes take to come from the Hub; None where no download has shown it."""
+    rate = rates.known().get("download")
+    return count / rate / 60 if rate else None
+
+
+def _of(
+    source: Source, options: MethodOptions, files: int, begun: int, reading: float
+) -> Measuring:
+    """The same, with the minutes of ``reading`` what is read from the Hub."""
     length, wanted = min(CONTEXT, source.context), options.eval_chunks
     ours = known(source)
     found = cost.of(source) if ours else None
 
     def minutes(chunks: int) -> float:
         if found is not None:
-            return (1 + files) * found.seconds(chunks, length) / 60
+            return reading + (1 + files) * found.seconds(chunks, length) / 60
         products = 2 * source.parameters * chunks * length
-        return (1 + files) * products / (cost.SHARE * cost.rate(gpu=False)) / 60
+        return reading + (1 + files) * products / (cost.SHARE * cost.rate(gpu=False)) / 60
 
+    of_which = f" ({spoken(reading)} of it to read the model from the Hub)" if reading else ""
     fewest = min(FEWEST, wanted)
     chunks, note = begun or wanted, ""
     if options.evaluate == "auto" and not begun and minutes(wanted) > options.eval_minutes:
@@ -93,7 +130,7 @@ def of(source: Source, options: MethodOptions, files: int, begun: int = 0) -> Me
                 None,
                 minutes(wanted),
                 why_not=(
-                    f"measuring takes about {spoken(minutes(chunks))} on"
+                    f"measuring takes about {spoken(minutes(chunks))}{of_which} on"
                     f" {counted(chunks, 'chunk')} of text, more than {options.eval_minutes:g}"
                     " (eval_minutes); evaluate='on' (--evaluate on) measures all the same"
                 ),

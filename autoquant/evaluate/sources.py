@@ -20,13 +20,14 @@ from autoquant.core import bundled
 from autoquant.core.cache import cache_folder
 from autoquant.core.journal import RunFolder
 from autoquant.core.machine import cores
-from autoquant.core.records import Snapshot, Source
+from autoquant.core.records import Snapshot
 from autoquant.evaluate.evaluator import Evaluator
 from autoquant.forward.places import Places, Plan
-from autoquant.hub import look, ranges
+from autoquant.hub import ranges
 from autoquant.runtime import environments, process
 from autoquant.source.adapter import EXTRA
 from autoquant.source.merge import made_of
+from autoquant.source.remote import listing_of
 
 log = logging.getLogger(__name__)
 COME = "coming-"  # how folders begin that have what is read from the Hub
@@ -59,13 +60,6 @@ def file_of(snapshot: Snapshot, paths: Sequence[Path], converter: str = "") -> d
         "taking": taking(source),
         "name": source.name,
     }
-
-
-def listing_of(source: Source) -> look.Look:
-    """What the Hub lists of a source's files; of an adapter's, the base's."""
-    base = source.adapted or source
-    assert base.revision is not None
-    return look.known(base.id, base.revision, base.tag)
 
 
 def python_for(snapshot: Snapshot, logs: Path) -> str:

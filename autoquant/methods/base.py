@@ -207,6 +207,12 @@ class Method(ABC, Generic[O]):
         """
         return ""
 
+    def to_measure(self, source: Source, options: O, out: Path) -> int:
+        """Bytes that measuring a run's files reads from the Hub, which the run itself has read
+        before and not kept.
+        """
+        return 0
+
     @abstractmethod
     def quantize(self, snapshot: Snapshot, options: O, run: RunFolder) -> Output:
         """Quantize and verify; what the journal knows is not done again."""

@@ -85,6 +85,7 @@ __all__ = [
 ]
 
 
+BY_WEIGHTS = "eval_by_weights"
 KEPT = "_autoquant_forms"  # the forms of a notebook, in its own namespace
 
 
@@ -273,6 +274,9 @@ class Form:
                 }
             )
             given.update(recommended)
+            # methods that are made at once stand in one table, by one engine
+            if len(self.methods) > 1 and built.evaluate != "off" and BY_WEIGHTS in cls.model_fields:
+                given[BY_WEIGHTS] = True
             if "imatrix" in recommended and built.calibration != "builtin":
                 given["imatrix"] = built.calibration
             # builtin leaves each method its own default text: EXL2 has another

@@ -93,6 +93,8 @@ def jobs(asked: BatchOptions) -> list[dict[str, Any]]:
     }
     if "gguf" in asked.methods:
         entry["gguf"] = {"types": list(asked.gguf_types)}
+        if asked.evaluate != "off":  # all jobs stand in one table
+            entry["gguf"]["eval_by_weights"] = True
     if asked.owner:
         entry["upload"] = f"{asked.owner}/{{model}}-{{METHOD}}"
         entry["private"] = asked.private

@@ -15,7 +15,7 @@ from autoquant.core import licenses
 from autoquant.core.bundled import MODELS
 from autoquant.core.errors import InputError
 from autoquant.core.files import sha256_of, write_atomically
-from autoquant.core.records import COMPARED, WEIGHTS, Artifact, RunRecord
+from autoquant.core.records import COMPARED, LLAMA_CPP, WEIGHTS, Artifact, RunRecord
 from autoquant.core.version import __version__
 from autoquant.display import gains, plot, tables
 from autoquant.methods import METHODS
@@ -277,4 +277,4 @@ def _run_by(artifacts: Sequence[Artifact]) -> str:
             " llama.cpp rounds activations too, which adds some thousandths of a nat to the KL"
             " divergence."
         )
-    return " llama.cpp ran the files." if "llama.cpp" in engines else ""
+    return " llama.cpp ran the files." if LLAMA_CPP in engines else ""

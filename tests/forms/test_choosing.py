@@ -50,7 +50,7 @@ def test_a_device_is_enough(said: list[Note]) -> None:
 def test_what_is_named_counts_in_any_spelling(said: list[Note]) -> None:
     form = form_of(methods="GGUF; hqq", gguf_types="q8_0 Q2_K")
     assert form.methods == ("gguf", "hqq")
-    assert form.values("gguf") == {"types": ("Q8_0", "Q2_K")}
+    assert form.values("gguf") == {"types": ("Q8_0", "Q2_K"), "eval_by_weights": True}
     assert form_of(gguf_types="Q2_K").methods == ("gguf",), "who names types wants them made"
     assert said == []
     with pytest.raises(InputError, match="methods: no method is called 'ggml'"):

@@ -66,7 +66,10 @@ def test_the_form_for_all_methods_gives_each_its_own() -> None:
     }
     form = forms.form("all", space)
     assert form.methods == ("gguf", "gptq")
-    assert form.values("gguf") == {"types": ("Q8_0", "Q2_K"), "eval_chunks": 7}
+    several = {"types": ("Q8_0", "Q2_K"), "eval_chunks": 7, "eval_by_weights": True}
+    assert form.values("gguf") == several, "as the other method's folder is measured"
+    for less in ({"methods": "gguf"}, {"evaluate": "off", "eval_chunks": 20}):
+        assert "eval_by_weights" not in forms.form("all", {**space, **less}).values("gguf")
     assert form.values("gptq") == {"bits": 3, "eval_chunks": 7}
     with pytest.raises(
         InputError,
@@ -185,9 +188,8 @@ def test_one_calibration_text_serves_the_methods_that_look_at_one(tmp_path: Path
     assert [
         method for method in form.methods if form.values(method).get("calibration") == str(text)
     ] == ["gptq", "exl2", "awq"]
-    assert [form.values(method) for method in ("gguf", "hqq", "w8a8")] == [{}] * 3, (
-        "they look at none"
-    )
+    alone = [{"eval_by_weights": True}, {}, {}]
+    assert [form.values(method) for method in ("gguf", "hqq", "w8a8")] == alone, "they look at none"
     form = forms.form(
         "all",
         {
@@ -198,7 +200,8 @@ def test_one_calibration_text_serves_the_methods_that_look_at_one(tmp_path: Path
             "calibration": str(text),
         },
     )
-    assert form.values("gguf") == {"imatrix": "calibration", "calibration": str(text)}
+    read = {"imatrix": "calibration", "calibration": str(text), "eval_by_weights": True}
+    assert form.values("gguf") == read
     assert form.values("w8a8") == {"scheme": "int8-static", "calibration": str(text)}
     assert forms.form("all", {**settings_of("all"), "methods": "exl2"}).values("exl2") == {}, (
         "its own mixture stays"

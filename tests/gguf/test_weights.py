@@ -13,8 +13,10 @@ from autoquant import pipeline
 from autoquant.backends.llamacpp import converter
 from autoquant.backends.llamacpp.taking import taking
 from autoquant.core.bundled import MODEL
-from autoquant.core.errors import CheckFailed, InputError
+from autoquant.core.errors import CheckFailed, InputError, ProcessFailed
+from autoquant.display import engines, tables
 from autoquant.evaluate import planning
+from autoquant.evaluate.evaluator import Evaluator
 from autoquant.result import Result
 from autoquant.runtime import process
 from autoquant.source import resolve
@@ -77,6 +79,32 @@ def test_the_engine_is_one_for_all_files_of_a_table(
     assert by_weights[3].kl_mean < 1e-9
     alone = [row for _, row in pipeline.evaluate_files(paths, "demo", chunks=4)]
     assert by_weights[:3] == alone, "a folder that is measured beside them changes nothing"
+    monkeypatch.undo()
+    small = pipeline.evaluate_files([*paths, MODEL], "demo", chunks=4)
+    assert [row for _, row in small] == by_weights, "nor does it matter how small the model is"
+    table = tables.evaluations(small)
+    assert engines.BY_WEIGHTS in table
+    assert "run by" not in table.splitlines()[0]
+
+
+def test_where_weights_fail_beside_a_folder_the_table_says_who_ran_what(
+    demo: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ProcessFailed("no graph of it")
+
+    real = Evaluator.measure
+    monkeypatch.setattr(
+        Evaluator,
+        "measure",
+        lambda self, files, *more, **values: (
+            failing() if files[0].get("gguf") else real(self, files, *more, **values)
+        ),
+    )
+    rows = pipeline.evaluate_files([demo.path("Q8_0"), MODEL], "demo", chunks=2)
+    table = tables.evaluations(rows)
+    assert [line.split()[-1] for line in table.splitlines()[3:5]] == ["llama.cpp", "transformers"]
+    assert engines.MIXED in table
 
 
 def test_a_large_model_is_quantized_and_measured_without_llama_cpp_running_it(

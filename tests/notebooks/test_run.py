@@ -113,6 +113,9 @@ def test_run_all_ends_well_without_network_and_gpu(
     assert "Nothing is uploaded" in said["upload"]
     if name == "07_Compare":
         assert said["plan"].count("it fits") >= 3, "both models as GGUF, the larger one by GPTQ"
+        for one in ("run", "equal"):
+            assert "GGUF files were measured by their weights" in said[one], "by one engine"
+            assert "run by</th>" not in said[one]
         assert "tiny-austen-2m against tiny-austen-4m, in the same memory" in said["answer"]
         rows = [line for line in said["answer"].splitlines() if " MB " in line]
         assert len(rows) == 4

@@ -16,6 +16,7 @@ from autoquant.core.options import MethodOptions
 from autoquant.core.plans import Plan
 from autoquant.core.records import Artifact, RunRecord, Snapshot, Source
 from autoquant.core.texts import parts
+from autoquant.evaluate.planning import known
 from autoquant.methods.base import ComparisonVariants, Method, Output
 from autoquant.methods.gguf import (
     about,
@@ -29,7 +30,7 @@ from autoquant.methods.gguf import (
 from autoquant.methods.gguf.measured import Measured
 from autoquant.methods.gguf.options import FISHER, MEASURE, GgufOptions
 from autoquant.methods.gguf.work import Work
-from autoquant.source import fetch, fetch_adapter, structure
+from autoquant.source import fetch, fetch_adapter, remote, structure
 
 
 class Gguf(Method[GgufOptions]):
@@ -252,8 +253,14 @@ class Gguf(Method[GgufOptions]):
         """Of an adapter alone nothing: it is not merged."""
         if options.adapter_only:
             return []
-        copy = options.download != "stream" and streaming.needs_made(source)
-        return structure.notes_on(source, copy=copy)
+        copy = options.download != "stream" and remote.needs_made(source)
+        notes = structure.notes_on(source, copy=copy)
+        if options.eval_by_weights and not known(source):
+            notes.append(
+                "llama.cpp runs the files to measure them, not transformers, which needs a"
+                " safetensors checkpoint of an architecture that it knows"
+            )
+        return notes
 
     def fetch(self, source: Source, options: GgufOptions, out: Path) -> Snapshot:
         """Of an adapter alone the base's weights are not needed; and where there is no room for all
@@ -263,8 +270,8 @@ class Gguf(Method[GgufOptions]):
             return fetch_adapter(source)
         sensitivity.refuse_without_memory(source, options, out)
         if streaming.choose(source, options, out).stream or streaming.made(source, options, out):
-            return streaming.snapshot(source)
-        return fetch(source, make=streaming.needs_made(source))
+            return remote.snapshot(source)
+        return fetch(source, make=remote.needs_made(source))
 
     def unmeasured(self, source: Source, options: GgufOptions, out: Path) -> str:
         """Where results go away again, or files come and go of a model that transformers does not
@@ -276,6 +283,12 @@ class Gguf(Method[GgufOptions]):
             return "the files are deleted here as soon as the Hub has them (delete_uploaded)"
         way = streaming.choose(source, options, out)
         return streaming.unmeasured(source, options, way)
+
+    def to_measure(self, source: Source, options: GgufOptions, out: Path) -> int:
+        """All of a source whose files come and go."""
+        if options.adapter_only:
+            return 0
+        return streaming.to_measure(source, options, streaming.choose(source, options, out))
 
     def describe_type(self, artifact: Artifact) -> str:
         """One line: when to take an artifact of its type."""

@@ -29,7 +29,7 @@ WHEN = "beside any GGUF file of the model that it was trained on"
 OTHERS = (
     "types", "imatrix", "keep_intermediate", "output_type", "embedding_type", "tensor_types",
     "pure", "split_size", "mmproj", "mmproj_type", "download", "modelfile", "allow_requantize",
-    "threads",
+    "threads", "eval_by_weights",
 )  # fmt: skip
 WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
 

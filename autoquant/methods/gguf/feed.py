@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autoquant.core.files import free_bytes, sha256_of
+from autoquant.core.files import free_bytes
 from autoquant.core.records import Source
-from autoquant.evaluate.sources import listing_of
-from autoquant.formats.checkpoint import weight_files
 from autoquant.hub import fetch
+from autoquant.source.remote import listing_of, names
 
 GOING = "going"  # what the converter's worker looks for, see backends.llamacpp.arriving
 PATIENCE = 2.0  # seconds for a download to see that it is not wanted any more
@@ -94,19 +93,6 @@ class Feed:
             raise self.failure from None
 
 
-def origin(source: Source) -> Source:
-    """The source whose files come: of an adapter's, the base."""
-    return source.adapted or source
-
-
-def names(source: Source) -> set[str]:
-    """The names of the weight files that come."""
-    base = origin(source)
-    if base.stored_in is not None:
-        return {path.name for path in weight_files(base.stored_in)}
-    return set(base.weights)
-
-
 def outlined(folder: Path, target: Path) -> None:
     """A folder like one of headers and holes, to be filled: the weights' files copied as such, the
     others as links.
@@ -129,11 +115,3 @@ def largest(source: Source) -> int:
     """Bytes of the largest weight file."""
     own = names(source)
     return max(file.bytes for file in listing_of(source).files if file.name in own)
-
-
-def hashes(source: Source) -> dict[str, str]:
-    """The sha256 of each file by name, as the Hub lists them; of small ones by their bytes. Of an
-    adapter's source they are the base's.
-    """
-    known = listing_of(source)
-    return {file.name: file.sha256 or sha256_of(known.folder / file.name) for file in known.files}

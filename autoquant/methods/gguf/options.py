@@ -40,6 +40,7 @@ class GgufOptions(CalibrationOptions):
         "kv_type": "fits",
         "mmproj_type": "mmproj",
         "delete_uploaded": "split_size",
+        "eval_by_weights": "evaluate!=off",
     }
     main: ClassVar[tuple[str, ...]] = ("types", "size", "imatrix", "evaluate", "upload")
 
@@ -178,6 +179,12 @@ class GgufOptions(CalibrationOptions):
         False,
         "make types of a GGUF file that is quantized below Q8_0 itself: what it has lost stays"
         " lost, and more is lost",
+    )
+    eval_by_weights: bool = option(
+        False,
+        "measure files by their weights, which transformers runs as it does folders: for files that"
+        " are compared with other methods or larger models. Without it llama.cpp runs files of up"
+        " to 2 billion parameters where there is no GPU",
     )
     threads: int = option(
         0, "processor threads in all; 0 takes every core", unit="threads", ge=0, le=1024

@@ -27,7 +27,7 @@ from autoquant.methods.gguf import (
 from autoquant.methods.gguf.convert import convert, fallback_note, precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.size import Size
-from autoquant.source import adapter_bytes, bytes_to_fetch, structure
+from autoquant.source import adapter_bytes, bytes_to_fetch, remote, structure
 
 # bytes: torch and transformers imported, the tokenizer; the largest tensor comes on top
 CONVERTER_MEMORY = 1200 << 20
@@ -68,7 +68,7 @@ def plan(method: str, source: Source, options: GgufOptions, out: Path) -> Plan:
                 outtype=precision(source, options),
                 room=None,
                 need={},
-                streamed=not streaming.why_not(source),
+                streamed=not remote.why_not(source),
             )
             plans, kept = converted["plans"], converted.get("kept", 0)
             towers = mmproj.plan(source, options)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoquant.core import journal
 from autoquant.core.errors import InputError
 from autoquant.core.files import key_of
-from autoquant.core.records import Snapshot, Source
+from autoquant.core.records import Source
 from autoquant.evaluate import planning
-from autoquant.evaluate.sources import listing_of
 from autoquant.hub.fetch import cache_free, same_disk
 from autoquant.methods.gguf import feed, sizes
 from autoquant.methods.gguf.convert import precision
 from autoquant.methods.gguf.options import GgufOptions
 from autoquant.methods.gguf.sizes import RUN_BY, Sizes
-from autoquant.source import bytes_to_fetch, fetch_adapter
-from autoquant.source.snapshot import both
+from autoquant.source import bytes_to_fetch, remote
 
-# quantized checkpoints whose tensors are read one by one, by headers alone
-TENSORWISE = ("fp8", "compressed-tensors", "mxfp4")
 MADE = "made"  # the journal's step of a run that has made all that was asked for
 
 
@@ -45,11 +38,24 @@ class Way:
         return one + (max(sizes.made, running) if self.twice else sizes.made + running)
 
 
-def will_be_measured(source: Source, options: GgufOptions) -> bool:
+def will_be_measured(source: Source, options: GgufOptions, way: Way) -> bool:
     """Whether files are measured, if there is room for it."""
     if options.evaluate == "off" or options.delete_uploaded:
         return False
-    return options.evaluate == "on" or not planning.of(source, options, len(options.files)).why_not
+    if options.evaluate == "on":
+        return True
+    again = to_measure(source, options, way)
+    return not planning.of(source, options, len(options.files), again=again).why_not
+
+
+def to_measure(source: Source, options: GgufOptions, way: Way) -> int:
+    """Bytes of the source that measuring reads from the Hub: those of its files, where they have
+    gone and no unquantized file has its very weights (see Work.output).
+    """
+    kept = way.runs and not way.twice and options.precision == "auto"
+    if not way.stream or kept or not planning.known(source):
+        return 0
+    return remote.weight_bytes(source)
 
 
 def collects_in_blocks(source: Source) -> bool:
@@ -62,31 +68,17 @@ def collects_in_blocks(source: Source) -> bool:
 def sizes_of(source: Source, options: GgufOptions) -> Sizes:
     """The sizes of a run, as far as they are known."""
     made_first = source.stored_in is not None or source.adapter is not None
-    copy = made_first and needs_made(source)
-    return sizes.of(source, options, streams=not why_not(source), copy=copy)
-
-
-def why_not(source: Source) -> str:
-    """Why all of a source's files are needed at once; empty if they are not."""
-    base = feed.origin(source)
-    if not base.remote or base.revision is None:
-        return f"{base.id} is not on the Hub"
-    if base.gguf or base.pickle:
-        return f"{base.id} is no checkpoint of safetensors"
-    if not feed.names(source) <= {file.name for file in listing_of(source).files}:
-        return f"{base.id} has its weights under other names than usual"
-    if base.stored_in is not None and base.stored_as not in TENSORWISE:
-        return f"{base.id} is quantized ({base.stored_as}), which is read from all files at once"
-    return ""
+    copy = made_first and remote.needs_made(source)
+    return sizes.of(source, options, streams=not remote.why_not(source), copy=copy)
 
 
 def check(source: Source, options: GgufOptions) -> None:
     """Refuse to stream what cannot be."""
     if options.download == "auto":
         return
-    if not feed.origin(source).remote:
+    if not remote.origin(source).remote:
         raise InputError(f"download: {source.id} is not on the Hub; leave download out")
-    if options.download == "stream" and (why := why_not(source)):
+    if options.download == "stream" and (why := remote.why_not(source)):
         raise InputError(f"download: {source.id} cannot be streamed: {why}")
 
 
@@ -103,12 +95,12 @@ def ways(source: Source, options: GgufOptions) -> list[Way]:
     runs = options.collects and not collects_in_blocks(source)
     asked = (runs or options.keep_intermediate) and not source.gguf
     # to measure it is not indispensable
-    spared = not asked and stands_in(source) and will_be_measured(source, options)
+    spared = not asked and stands_in(source) and will_be_measured(source, options, Way())
     file = unquantized if asked or spared else ""
     whole, streamed = [Way(False, file)], [Way(True, file)]
     if runs and not options.keep_intermediate:
         streamed.append(Way(True, RUN_BY, twice=True))
-    which = "whole" if why_not(source) else options.download
+    which = "whole" if remote.why_not(source) else options.download
     every = {"whole": whole, "stream": streamed}.get(which, whole + streamed)
     return every + [Way(one.stream) for one in every if spared]
 
@@ -154,12 +146,13 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
     download = bytes_to_fetch(source)
     if not way.stream:
         alone = not any(one.stream for one in ways(source, options))
-        why = why_not(source) if alone and options.download != "whole" else ""
+        why = remote.why_not(source) if alone and options.download != "whole" else ""
         asked = "as asked" if options.download == "whole" else "there is room for them"
         return f"all weight files are kept in the cache ({why or asked})" if download else ""
     why = "as asked" if options.download == "stream" else "there is no room for all of them"
+    count = len(remote.names(source))
     said = (
-        f"the {len(feed.names(source))} weight files come one after the other and are removed again"
+        f"the {count} weight files come one after the other and are removed again"
         f" ({why}): the disk holds one of at most {feed.largest(source) / 1e9:.3f} GB beside the"
         " results, or two where there is room"
     )
@@ -174,9 +167,8 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
         said += "; they come once before, to collect the importance matrix block by block"
     if options.gradients:
         said += "; they come twice before, for gradients"
-    if will_be_measured(source, options) and not unmeasured(source, options, way):
-        again = not way.runs or way.twice
-        said += "; and once more, to measure" if again else ""
+    if to_measure(source, options, way) and will_be_measured(source, options, way):
+        said += "; and once more, to measure"
     times = downloads(source, options, way)
     if times > 1:
         said += f": {times * download / 1e9:.3f} GB to download in all"
@@ -188,7 +180,7 @@ def note(source: Source, options: GgufOptions, way: Way) -> str:
 def unmeasured(source: Source, options: GgufOptions, way: Way) -> str:
     """Why a run's files are not measured, though that is wanted; empty if they can be."""
     there = (way.runs and not way.twice) or not stands_in(source)
-    if there or not will_be_measured(source, options):
+    if there or not will_be_measured(source, options, way):
         return ""
     return (
         f"measuring needs the unquantized model, and there is no room for {source.id}"
@@ -203,18 +195,8 @@ def downloads(source: Source, options: GgufOptions, way: Way) -> int:
     if not way.stream:
         return 1
     collected = way.twice or (options.collects and collects_in_blocks(source))
-    read_again = not way.runs or way.twice
-    return (
-        1 + collected + 2 * options.gradients + (read_again and will_be_measured(source, options))
-    )
-
-
-def needs_made(source: Source) -> bool:
-    """Whether a source at hand that is quantized, or an adapter's, is made into a checkpoint: one
-    whose tensors cannot be made as they are read.
-    """
-    base = feed.origin(source)
-    return base.stored_in is not None and base.stored_as not in TENSORWISE
+    again = to_measure(source, options, way) and will_be_measured(source, options, way)
+    return 1 + collected + 2 * options.gradients + bool(again)
 
 
 def made(source: Source, options: GgufOptions, out: Path) -> bool:
@@ -222,22 +204,10 @@ def made(source: Source, options: GgufOptions, out: Path) -> bool:
     Should something be missing all the same, they come while it is made anew.
     """
     identity, steps = journal.read(out)
-    if why_not(source) or identity.get("source_sha256") != snapshot(source).sha256:
+    if remote.why_not(source) or identity.get("source_sha256") != remote.snapshot(source).sha256:
         return False
     wanted = {MADE}
-    if will_be_measured(source, options):
+    if will_be_measured(source, options, Way()):
         types = sizes.chosen_before(options, steps) or options.files
         wanted |= {"evaluate unquantized", *(f"evaluate {name}" for name in types)}
     return wanted <= set(steps) and steps[MADE]["key"] == key_of(sizes.asked(options))
-
-
-def snapshot(source: Source) -> Snapshot:
-    """A source whose weights stay on the Hub, with the hashes that it lists."""
-    files = feed.hashes(source)
-    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    if source.adapter is not None:
-        adapter = fetch_adapter(source).folder
-        files, digest = both(adapter, files)
-        source = dataclasses.replace(source, adapter=adapter, remote=True)
-    unmade = source.adapter is not None or source.stored_in is not None
-    return Snapshot(source, source.folder, digest, files, unmade)
