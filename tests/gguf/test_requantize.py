@@ -73,8 +73,9 @@ def test_what_a_quantized_file_has_lost_stays_lost_and_that_is_said(
     made: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     said = r"the source is quantized itself (Q8_0): what that has lost stays lost"
-    (note,) = autoquant.plan("gguf", made.path("Q8_0"), types="Q4_K_M").notes
+    note, takes = autoquant.plan("gguf", made.path("Q8_0"), types="Q4_K_M").notes
     assert said in note
+    assert "it is measured by llama.cpp, which runs the whole model" in takes
     result = autoquant.gguf(
         made.path("Q8_0"), types="Q4_K_M", imatrix="builtin", imatrix_chunks=4, eval_chunks=2,
         out=tmp_path / "out",
@@ -267,7 +268,7 @@ def test_what_a_model_sees_with_goes_along(tmp_path: Path) -> None:
     assert f"--mmproj {copied.name} --image" in made.card()
     assert f"FROM ./{copied.name}" in (made.folder / "gemma-Q4_K_M.Modelfile").read_text()
     planned = autoquant.plan("gguf", folder, types="Q4_K_M")
-    assert f"{tower}, what it sees or hears with, goes along" in planned.notes[-1]
+    assert f"{tower}, what it sees or hears with, goes along" in " ".join(planned.notes)
     assert planned.disk_needed == sum(path.stat().st_size for path in made.folder.glob("*.gguf")), (
         "with the file that goes along"
     )
@@ -278,4 +279,4 @@ def test_what_a_model_sees_with_goes_along(tmp_path: Path) -> None:
     assert [path.name for path in without.folder.glob("*.gguf")] == ["gemma-Q4_K_M.gguf"]
     assert f"left out, as asked: {tower}" in without.card()
     alone = autoquant.plan("gguf", folder / "gemma-Q8_0.gguf", types="Q4_K_M")
-    assert f"{tower} in the same folder goes with the new files as it is" in alone.notes[-1]
+    assert f"{tower} in the same folder goes with the new files as it is" in " ".join(alone.notes)
