@@ -1,10 +1,11 @@
 """Memory of GPTQ, AWQ and AutoRound: the largest own (anonymous) memory of any one process, for
 each piece of work of a run, on random checkpoints of two sizes; beside what a plan says.
 
-usage: python -m bench.calibrated WORK LAYERS…
+usage: python -m bench.calibrated WORK LAYERS… [METHOD…]
 
-A layer of width 4096 has 405 MB in bfloat16: 4 of them are a checkpoint of 2.1 GB, 8 one of 3.8 GB.
-Few samples and steps: more of them take time, and as much memory as a plan says.
+METHOD is GPTQ, AutoRound or AWQ; without one, all three. A layer of width 4096 has 405 MB in
+bfloat16: 4 of them are a checkpoint of 2.1 GB, 8 one of 3.8 GB. Few samples and steps: more of them
+take time, and as much memory as a plan says.
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ class Quantizing(Watch):
         return super()._call(target, **kwargs)
 
 
-def main(work: Path, layers: list[int]) -> None:
+def main(work: Path, layers: list[int], names: list[str]) -> None:
     """Make checkpoints, run, and print."""
     for count in layers:
         folder = work / f"calibrated-{count}"
         shutil.rmtree(folder, ignore_errors=True)
         size = checkpoint(folder, layers=count)
-        for name, (method, options) in RUNS.items():
+        for name in names:
+            method, options = RUNS[name]
             values = {**COMMON, **options}
             planned = autoquant.plan(method, folder, **values).memory_needed
             real, watch = process.call, Quantizing()
@@ -71,4 +73,8 @@ def main(work: Path, layers: list[int]) -> None:
 
 if __name__ == "__main__":
     Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
-    main(Path(sys.argv[1]).resolve(), [int(one) for one in sys.argv[2:]])
+    main(
+        Path(sys.argv[1]).resolve(),
+        [int(one) for one in sys.argv[2:] if one not in RUNS],
+        [one for one in sys.argv[2:] if one in RUNS] or list(RUNS),
+    )
