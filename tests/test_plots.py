@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import autoquant
 from autoquant.core.records import COMPARED
@@ -76,6 +78,24 @@ def test_files_of_one_run_that_are_compared_are_called_by_their_kinds(demo: Resu
         "AutoQuant's mixture",
         "llama.cpp's own types",
     ]
+
+
+def test_no_label_lies_on_another_point() -> None:
+    """It would seem to name that one."""
+    drawn = Figure(figsize=(4, 3), dpi=100)
+    FigureCanvasAgg(drawn)
+    axis = drawn.subplots()
+    at = [(0.0, 0.0), (1.0, 0.2), (1.3, 0.3), (1.6, 0.4), (10.0, 10.0)]
+    axis.scatter(*zip(*at, strict=True))
+    for i, one in enumerate(at):
+        axis.annotate(f"point {i}", one, xytext=(5, 5), textcoords="offset points")
+    plot.thin_out(drawn, [axis])
+    shown = [text for text in axis.texts if text.get_visible()]
+    assert {text.get_text() for text in shown} > {"point 4"}
+    for text in shown:
+        for one in at:
+            inside = text.get_window_extent().contains(*axis.transData.transform(one))
+            assert not inside or one == text.xy, text
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ STOCK = "llama.cpp's own types"  # what files whose types were chosen are compar
 MIXTURE = "AutoQuant's mixture"  # what those files are called beside them
 FONT, SMALL = 10, 9  # points: ten pixels and more where the picture is 600 pixels wide
 LINE, SHORT = 78, 16  # letters of a title, and of a name that stands at its point
+MARK = 3  # points from the middle of a mark to its edge
 NOTHING = 1e-5  # nats per token: a file that loses nothing, by another order of sums
 
 
@@ -166,6 +167,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
                     textcoords="offset points",
                     ha="right" if right_half else "left",
                     fontsize=SMALL,
+                    color=color if len(measured) > 1 else "black",
                     path_effects=around,
                 )
     # nearly the same: some bytes more are not to look like a difference
@@ -220,7 +222,8 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
 
 def thin_out(figure: Any, axes: Sequence[Any]) -> None:
     """Move labels of points into their axes, and to another side of their points where they would
-    lie on another one; take those away that fit nowhere: the table has them.
+    lie on another one or on its point, which they would seem to name; take those away that fit
+    nowhere: the table has them.
     """
     for axis in axes:
         for text in axis.texts:
@@ -228,7 +231,14 @@ def thin_out(figure: Any, axes: Sequence[Any]) -> None:
     figure.canvas.draw()
     for axis in axes:
         kept: list[Any] = []
+        points = {
+            text: axis.transData.transform(text.xy)
+            for text in axis.texts
+            if text.xycoords == "data"
+        }
+        around = MARK * figure.dpi / 72
         for text in axis.texts:
+            others = [at for other, at in points.items() if other is not text]
             x, y = text.get_position()
             side = text.get_ha()
             other = {"left": "right", "right": "left"}.get(side, side)
@@ -237,6 +247,8 @@ def thin_out(figure: Any, axes: Sequence[Any]) -> None:
                 ((x, -y), side),
                 ((-x, y), other),
                 ((-x, -y), other),
+                ((0, y), "center"),
+                ((0, -y), "center"),
             ):
                 text.set_position(place)
                 text.set_ha(toward)
@@ -244,7 +256,8 @@ def thin_out(figure: Any, axes: Sequence[Any]) -> None:
                 _into(axis, text)
                 box, room = text.get_window_extent(), axis.get_window_extent().padded(0.5)
                 within = room.contains(*box.min) and room.contains(*box.max)
-                if within and not any(box.overlaps(one) for one in kept):
+                on_point = any(box.padded(around).contains(*at) for at in others)
+                if within and not on_point and not any(box.overlaps(one) for one in kept):
                     kept.append(box)
                     break
             else:
