@@ -136,7 +136,9 @@ def test_answers_of_another_form(
 def test_nothing_stops_a_notebook(name: str, language: str) -> None:
     unanswered = check(name, lambda *_: None)
     assert unanswered.right is None
-    assert repr(unanswered) == languages.say("… {name} is not answered yet", name=name)
+    assert (
+        repr(unanswered) == f"… {languages.say('exercise {name} is not answered yet', name=name)}"
+    )
     stopped = check(name, lambda *_: 1 / 0)
     assert stopped.right is False
     assert "ZeroDivisionError: division by zero" in stopped.hint

@@ -40,6 +40,7 @@ ALIKE = {
     "absmax, 128",
     "config",
     "decode",
+    "format",
     "imatrix",
     "model",
     "{n} model",

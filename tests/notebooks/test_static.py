@@ -56,6 +56,7 @@ FORM = ("parameters", "more")
 FOLDED = ("install", "parameters", "more", "prompt")
 # lessons that teach by functions, and ask for some in their exercises
 BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
+LESSONS = ("01_Introduction_to_Quantization", *BY_HAND)
 NOTEBOOKS = ("00", "02", "03", "04", "05", "06", "07", "08")  # with a form
 OWN = {  # beside the skeleton
     "02_GGUF_llama_cpp": ["best-text", "best"],
@@ -144,6 +145,15 @@ def test_thin_and_without_secrets(path: Path) -> None:
             assert len(cell.source.splitlines()) <= 35 or cell.id in FORM, (
                 f"{cell.id} is too long for a notebook"
             )
+
+
+@pytest.mark.parametrize("path", [one for one in ALL if one.stem in LESSONS], ids=str)
+def test_a_lesson_is_readable_without_scrolling_sideways(path: Path) -> None:
+    """What is cut off at the right is often the very line that teaches."""
+    for cell in read(path).cells:
+        if cell.cell_type == "code" and cell.id not in FOLDED:
+            long = [line for line in cell.source.splitlines() if len(line) > 88]
+            assert long == [], cell.id
 
 
 @each

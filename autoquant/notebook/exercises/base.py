@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import html
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +30,16 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Exercise:
-    """What is asked: ``right`` gives it, for each of the hidden ``cases`` (arguments)."""
+    """What is asked: ``right`` gives it, for each of the hidden ``cases`` (arguments). An answer
+    that is right but holds more than ``room`` times the largest argument's bytes in memory is told
+    so, by ``cramped``.
+    """
 
     right: Callable[..., Any]
     cases: tuple[tuple[Any, ...], ...]
     mistakes: tuple[Mistake, ...]
+    room: float = 0  # 0: as much as it likes
+    cramped: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,9 @@ class Verdict:
     hint: str = ""
 
     def __repr__(self) -> str:
-        after = say("not answered yet") if self.right is None else self.hint
-        return f"{SIGNS[self.right]} {self.name}" + (f": {after}" if after else "")
+        if self.right is None:
+            return f"{SIGNS[None]} {say('exercise {name} is not answered yet', name=self.name)}"
+        return f"{SIGNS[self.right]} {self.name}" + (f": {self.hint}" if self.hint else "")
 
     def _repr_html_(self) -> str:
         mark, _, after = repr(self).partition(": ")
@@ -70,12 +77,31 @@ def judge(name: str, exercise: Exercise, function: Callable[..., Any]) -> Verdic
         return Verdict(name, None)
     right = [_parts(exercise.right(*copy.deepcopy(case))) for case in exercise.cases]
     if _same(given, right):
+        if exercise.room and _memory(exercise, function) > exercise.room:
+            return Verdict(name, False, say(exercise.cramped))
         return Verdict(name, True)
     for mistake in exercise.mistakes:
         made = [_parts(mistake.gives(*copy.deepcopy(case))) for case in exercise.cases]
         if _same(given, made):
             return Verdict(name, False, say(mistake.hint))
     return Verdict(name, False, _difference(given, right))
+
+
+def _memory(exercise: Exercise, function: Callable[..., Any]) -> float:
+    """What a function allocates at its peak on the largest case, by the bytes of the largest
+    argument. NumPy reports its arrays to tracemalloc.
+    """
+    size, case = max(
+        ((max(np.asarray(part).nbytes for part in one), one) for one in exercise.cases),
+        key=lambda pair: pair[0],
+    )
+    arguments = copy.deepcopy(case)
+    tracemalloc.start()
+    try:
+        function(*arguments)
+        return tracemalloc.get_traced_memory()[1] / size
+    finally:
+        tracemalloc.stop()
 
 
 def _said(error: Exception) -> str:
