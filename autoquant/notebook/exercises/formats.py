@@ -204,7 +204,7 @@ BETTER = Exercise(
     _better,
     tuple(
         (np.random.default_rng(seed).standard_t(4, (24, 32)) * size,)
-        for seed, size in ((0, 1.0), (1, 0.02), (2, 300.0))
+        for seed, size in ((8, 1.0), (1, 0.02), (2, 300.0))  # in the first no two mistakes agree
     ),
     (
         Mistake(
