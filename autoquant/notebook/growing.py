@@ -3,35 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 from autoquant.core.language import say
-from autoquant.display import html, tables
+from autoquant.display import tables
 
 
 class Growing:
     """Relative errors in percent, a row for each way of quantizing, a column for each layer. Shows
-    itself in a notebook. ``title`` stands over the rows' names: "error of the output" if none is
-    given.
+    itself in a notebook, with the rows that came since it was shown last in bold. ``title`` stands
+    over the rows' names: "error of the output" if none is given.
     """
 
     def __init__(self, columns: Sequence[str], title: str = "") -> None:
         self.columns, self.title = tuple(columns), title or say("error of the output")
         self.rows: dict[str, tuple[str, ...]] = {}
+        self._new: set[str] = set()
+        self._shown = False
 
-    def add(self, name: str, errors: Sequence[float], note: str = "") -> Growing:
-        """Add a row, or replace the one of this name, for cells are run again. ``errors``: one a
-        column, as fractions (0.01 is shown as 1.00 %).
+    def add(
+        self, name: str, errors: Sequence[float], note: str = "", *, after: str = ""
+    ) -> Growing:
+        """Add a row at the end, or behind the one called ``after``; or replace the one of this
+        name, for cells are run again. ``errors``: one a column, as fractions (0.01 is shown as
+        1.00 %). Raises ValueError if there is not one error a column.
         """
         if len(errors) != len(self.columns):
             raise ValueError(f"{name}: {len(errors)} errors for {len(self.columns)} columns")
-        self.rows[name] = (name, *(f"{100 * one:.2f} %" for one in errors), note)
+        if self._shown:
+            self._new, self._shown = set(), False
+        self._new.add(name)
+        row = (name, *(f"{100 * one:.2f} %" for one in errors), note)
+        if after in self.rows and name not in self.rows:
+            names = list(self.rows)
+            names.insert(names.index(after) + 1, name)
+            self.rows = {one: self.rows.get(one, row) for one in names}
+        self.rows[name] = row
         return self
 
     def _parts(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return (self.title, *self.columns, say("note")), list(self.rows.values())
+        """Head and body; without the notes where there are none."""
+        rows, width = list(self.rows.values()), len(self.columns) + 1
+        if not any(row[-1] for row in rows):
+            return (self.title, *self.columns), [row[:width] for row in rows]
+        return (self.title, *self.columns, say("note")), rows
 
     def __repr__(self) -> str:
-        return tables.table(*self._parts())
+        head, body = self._parts()
+        if len(head) > len(self.columns) + 1:  # notes begin below each other
+            longest = max(len(row[-1]) for row in (head, *body))
+            head, *body = [(*row[:-1], row[-1].ljust(longest)) for row in (head, *body)]
+        return tables.table(head, body)
 
     def _repr_html_(self) -> str:
-        return html.table(*self._parts())
+        self._shown = True
+        head, body = self._parts()
+        some_new = len(self._new & {*self.rows}) < len(self.rows)
+
+        def line(cells: Sequence[str], tag: str, strong: bool = False) -> str:
+            drawn = []
+            for i, cell in enumerate(cells):
+                note = i > len(self.columns)  # which may be broken, unlike names and numbers
+                style = f"text-align:{'left' if i == 0 or note else 'right'}"
+                if tag == "td" and not note:
+                    style += ";white-space:nowrap"
+                text = f"<b>{escape(cell)}</b>" if strong and cell else escape(cell)
+                drawn.append(f"<{tag} style='{style}'>{text}</{tag}>")
+            return f"<tr>{''.join(drawn)}</tr>"
+
+        lines = "".join(line(row, "td", some_new and row[0] in self._new) for row in body)
+        return f"<table><thead>{line(head, 'th')}</thead><tbody>{lines}</tbody></table>"

@@ -122,7 +122,15 @@ class Bits:
         )
 
     def _repr_html_(self) -> str:
-        lines = []
+        names = (say("format"), say("bits"), say("stored value"), say("error"))
+        lines = [
+            "<tr>"
+            + "".join(
+                f"<th style='text-align:{'left' if i < 2 else 'right'}'>{html.escape(one)}</th>"
+                for i, one in enumerate(names)
+            )
+            + "</tr>"
+        ]
         for name, (bits, value) in self.rows.items():
             sign, exponent, mantissa = COLORS
             color = [sign] + [exponent] * FORMATS[name][0] + [mantissa] * FORMATS[name][1]
@@ -131,10 +139,10 @@ class Bits:
                 for i, bit in enumerate(bits)
             )
             lines.append(
-                f"<tr><td style='text-align:left'><b>{name}</b></td><td"
+                f"<tr><td style='text-align:left;white-space:nowrap'><b>{name}</b></td><td"
                 f" style='text-align:left;white-space:nowrap;font-family:monospace'>{boxes}</td><td"
                 f" style='text-align:right'>{value:.9g}</td><td"
-                f" style='text-align:right'>{value - self.number:.3g}</td></tr>"
+                f" style='text-align:right;white-space:nowrap'>{value - self.number:.3g}</td></tr>"
             )
         legend = " ".join(
             f"<span style='color:white;background:{color};padding:0 .5em'>{name}</span>"
@@ -247,7 +255,7 @@ class Answer:
 
     def __repr__(self) -> str:
         if self.right is None:
-            said = say("… {name} is not answered yet", name=self.name)
+            said = f"… {say('exercise {name} is not answered yet', name=self.name)}"
         else:
             said = f"{'✓' if self.right else '✗'} {self.name}"
         return f"{said}: {self.hint}" if self.hint else said

@@ -32,6 +32,7 @@ MEMORY = (
     ("3 bits", 3.5),
     ("2 bits", 2.5),
 )
+LETTER = 7.2  # px, of a number in letters of 13 px
 MODELS = (0.5, 1, 1.5, 2, 3, 4, 7, 8, 9, 12, 14, 20, 24, 27, 32, 40, 50, 70, 80)  # billions
 SCRIPT = """(() => {
 const box = document.getElementById("ID"), image = box.querySelector("img");
@@ -152,16 +153,21 @@ def memory_slider(billions: float = 8.0) -> Moving:
                     f" fill='{color}'/>"
                 ),
             ]
-            look = "text-anchor='end' fill='white'" if inside else f"fill='{color}'"
-            around = f"stroke='{color if inside else 'white'}' stroke-width='4'"
-            numbers.append(
+            number = f"{gigabytes:.1f} GB{' →' if gigabytes > end else ''}"
+            wide = LETTER * len(number)
+            at = left + width + (-6 - wide if inside else 6)
+            numbers += [  # on a ground of their own, so that no line runs through them
+                (
+                    f"<rect x='{at - 2:.0f}' y='{y + 6}' width='{wide + 4:.0f}' height='18'"
+                    f" fill='{color if inside else 'white'}'/>"
+                ),
                 text(
-                    left + width + (-6 if inside else 6),
+                    at,
                     y + 20,
-                    f"{gigabytes:.1f} GB{' →' if gigabytes > end else ''}",
-                    f"{look} {around} paint-order='stroke'",
-                )
-            )
+                    number,
+                    f"fill='{'white' if inside else color}' textLength='{wide:.0f}'",
+                ),
+            ]
         for gpu, size in GPUS:
             x = left + size * across
             lines += [

@@ -23,7 +23,7 @@ from autoquant.core import language
 from autoquant.core.errors import InputError
 from autoquant.display import plot
 from autoquant.methods import METHODS
-from autoquant.notebook import exercises, first_exercises, form_options, lesson
+from autoquant.notebook import exercises, form_options, lesson
 from autoquant.result import Comparison
 from tests.notebooks.running import FOLDER, ROOT
 
@@ -40,6 +40,7 @@ ALIKE = {
     "absmax, 128",
     "config",
     "decode",
+    "format",
     "imatrix",
     "model",
     "{n} model",
@@ -86,7 +87,6 @@ def hints() -> set[str]:
     """What the exercises say of wrong answers."""
     return {
         *(one.hint for exercise in exercises.EXERCISES.values() for one in exercise.mistakes),
-        *(hint for one in first_exercises.EXERCISES.values() for hint, _ in one.mistakes),
         *(hint for wrong in lesson.WRONG.values() for hint in wrong.values()),
     }
 

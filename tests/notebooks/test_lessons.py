@@ -59,7 +59,7 @@ def test_the_lesson_on_outliers(tmp_path: Path, cache: Path) -> None:
     assert error["W8A8, per token"][plain] < 1.5
     assert error["W4A16, AWQ"][columns] < error["W4A16, groups of 128"][columns] / 1.5
     assert error["W4A16, AWQ"][tokens] > error["W4A16, groups of 128"][tokens] / 1.1
-    found = re.findall(r"^(\w.*?) +([\d.]+)$", said["model"], re.MULTILINE)
+    found = re.findall(r"^(\w.*?) +([\d.]+)$", said["measured"], re.MULTILINE)
     perplexity = {name: float(value) for name, value in found}
     whole = perplexity["unquantized"]
     assert perplexity["W8A8"] == pytest.approx(whole, rel=0.01)
@@ -86,7 +86,7 @@ def test_the_lesson_on_formats(tmp_path: Path, cache: Path) -> None:
     assert error["NVFP4"][weights] < error["MXFP4"][weights]
     rows = {
         line[:22].strip(): [float(one) for one in line[22:].split()]
-        for line in said["budget"].splitlines()
+        for line in said["compared"].splitlines()
         if re.match(r"(chosen for|all at)", line)
     }
     bits, predicted, measured = range(3)

@@ -1,23 +1,32 @@
-"""Exercises of the lessons that ask for a function. ``check("9.1", split)`` looks at an answer.
+"""Exercises of the lessons that ask for a function: ``check("9.1", threshold)`` runs it on cases
+that the notebook does not show, so that none can be written to fit them alone.
 
-The cases lie here and not in the notebooks, so that no function can be written to fit them alone.
+What people get wrong is written down as functions that get it wrong: a hint is given to an answer
+that is what such a function gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from autoquant.core.errors import InputError
-from autoquant.notebook.exercises import formats, outliers, serving
-from autoquant.notebook.exercises.base import Exercise, Verdict, judge
+from autoquant.notebook.exercises import codes, formats, gptq, outliers, serving, spending
+from autoquant.notebook.exercises.base import Exercise, Function
+from autoquant.notebook.exercises.judging import judge
+from autoquant.notebook.lesson import Answer
 
-EXERCISES: dict[str, Exercise] = {**outliers.EXERCISES, **formats.EXERCISES, **serving.EXERCISES}
+EXERCISES: dict[str, Exercise] = {
+    "absmax": codes.ABSMAX,
+    "pack4": codes.PACK4,
+    "gptq_step": gptq.GPTQ,
+    "spend": spending.SPEND,
+    **outliers.EXERCISES,
+    **formats.EXERCISES,
+    **serving.EXERCISES,
+}
 
 
-def check(name: str, function: Callable[..., Any]) -> Verdict:
-    """Call the function on hidden cases. ✓ right; ✗ with a hint; … not answered yet, while it
-    returns None.
+def check(name: str, function: Function) -> Answer:
+    """Look at a function that answers an exercise: ✓, or ✗ with a hint. While it returns None it is
+    not answered yet. Raises InputError for an exercise that there is not.
     """
     if name not in EXERCISES:
         raise InputError(f"there is no exercise {name!r}; there are: {', '.join(EXERCISES)}")

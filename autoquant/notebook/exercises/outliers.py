@@ -10,201 +10,274 @@ import numpy as np
 
 from autoquant.notebook.exercises.base import Exercise, Mistake
 
-ALPHAS = np.linspace(0, 1, 11)
+RATIOS = np.linspace(1, 0.5, 11)
 
 
-def _absmax(values: Any, bits: int = 8, axis: int | None = 1) -> Any:
-    top = 2 ** (bits - 1) - 1
-    scale = np.abs(values).max(axis, keepdims=True) / top
-    return np.round(values / scale) * scale
-
-
-def _layer(seed: int, outliers: tuple[int, ...], sign: float = 1.0) -> tuple[Any, Any]:
-    """Activations [24, 32] and weights [16, 32] whose columns matter differently."""
+def _layer(seed: int, outliers: tuple[int, ...], inputs: int = 32) -> tuple[Any, Any]:
+    """Activations [24, inputs] and weights [16, inputs] whose columns matter differently; the
+    outliers are negative.
+    """
     random = np.random.default_rng(seed)
-    activations = random.normal(size=(24, 32)) * random.uniform(0.3, 1.5, 32)
-    activations[:, list(outliers)] = sign * np.abs(activations[:, list(outliers)]) * 20
-    return activations, random.standard_t(5, (16, 32)) / 6
+    activations = random.normal(size=(24, inputs)) * random.uniform(0.3, 1.5, inputs)
+    activations[:, list(outliers)] = -20 * np.abs(activations[:, list(outliers)])
+    return activations, random.standard_t(5, (16, inputs)) / 6
 
 
-# --- 9.1: split off the outliers' columns ---
+# --- 9.1: a threshold for a share of the columns ---
 
 
-def _split(activations: Any, weights: Any, threshold: float, *, scale_of_all: bool = False,
-           tensor: bool = False, without_sign: bool = True, mean: bool = False,
-           added: bool = True) -> Any:  # fmt: skip
-    sizes = np.abs(activations) if without_sign else activations
-    out = (sizes.mean(0) if mean else sizes.max(0)) > threshold
-    few, rest = activations[:, out] @ weights[:, out].T, activations[:, ~out]
-    if scale_of_all:
-        rounded = _absmax(activations)[:, ~out] @ _absmax(weights)[:, ~out].T
-    else:
-        axis = None if tensor else 1
-        rounded = _absmax(rest, axis=axis) @ _absmax(weights[:, ~out], axis=axis).T
-    return rounded + few if added else rounded
+def _threshold(
+    activations: Any, share: float, *, sizes: Any = None, whole: Any = np.floor, off: int = 1
+) -> float:
+    """``sizes``: of the columns; ``whole``: how their number is rounded; ``off``: the place."""
+    sizes = np.abs(activations).max(0) if sizes is None else sizes
+    out = int(whole(share * len(sizes)))
+    return float(np.sort(sizes)[max(len(sizes) - out - off, 0)])
 
 
-SPLIT = Exercise(
-    _split,
-    tuple((*_layer(i, columns, sign), 6.0) for i, (columns, sign) in enumerate(
-        (((3, 17), 1.0), ((8,), -1.0), ((5, 6, 30), -1.0))
-    )),
+THRESHOLD = Exercise(
+    _threshold,
+    (
+        (_layer(0, (3, 17))[0], 0.125),  # 4 of 32
+        (_layer(1, (8,), 40)[0], 0.05),  # 2 of 40
+        (_layer(2, (5, 6, 30), 56)[0], 0.1),  # 5.6 of 56: 5
+        (_layer(3, ())[0], 0.02),  # none
+    ),
     (
         Mistake(
-            "the scales are those of all columns: take the outliers out first, then look for the"
-            " largest value of what is left",
-            lambda *case: _split(*case, scale_of_all=True),
+            "outliers can be negative: look at absolute values",
+            lambda x, share: _threshold(x, share, sizes=x.max(0)),
         ),
         Mistake(
-            "one scale for the whole matrix: each token and each output has one of its own"
-            " (max over axis 1, keepdims=True)",
-            lambda *case: _split(*case, tensor=True),
+            "that is a threshold for single values. A column is out as soon as one of its values"
+            " is: look at the largest |x| of each column",
+            lambda x, share: float(np.quantile(np.abs(x), 1 - share)),
         ),
         Mistake(
-            "outliers can be negative: compare absolute values with the threshold",
-            lambda *case: _split(*case, without_sign=False),
+            "that goes by the mean of a column; its largest |x| decides",
+            lambda x, share: _threshold(x, share, sizes=np.abs(x).mean(0)),
         ),
         Mistake(
-            "a column is an outlier's if any of its values is above the threshold, not their mean",
-            lambda *case: _split(*case, mean=True),
+            "those are the tokens' largest values: a column is over all tokens (axis 0)",
+            lambda x, share: _threshold(x, share, sizes=np.abs(x).max(1)),
         ),
         Mistake(
-            "the product of the outliers' columns is missing: add it to that of the rounded ones",
-            lambda *case: _split(*case, added=False),
+            "that keeps one column more out than allowed: at most so many means rounded down",
+            lambda x, share: _threshold(x, share, whole=np.ceil),
         ),
         Mistake(
-            "nothing is rounded: the columns that are no outliers' go through 8 bits",
-            lambda activations, weights, _: activations @ weights.T,
+            "a column is out if it is above the threshold, not if it reaches it: one more could be"
+            " out, so a smaller threshold will do",
+            lambda x, share: _threshold(x, share, off=0 if int(share * x.shape[1]) else 1),
+        ),
+        Mistake(
+            "that keeps one column more out than allowed: the threshold itself is the largest |x|"
+            " of a column that stays in",
+            lambda x, share: _threshold(x, share, off=2),
+        ),
+        Mistake(
+            "that lies between two columns: down to the largest |x| of the lower one a smaller"
+            " threshold keeps the same columns out",
+            lambda x, share: float(np.quantile(np.abs(x).max(0), 1 - share)),
         ),
     ),
-)  # fmt: skip
+)
 
-# --- 9.2: SmoothQuant's factors ---
+# --- 9.2: SmoothQuant for two matrices that read the same activations ---
 
 
-def _smooth(activations: Any, weights: Any, alpha: float) -> Any:
+def _factors(activations: Any, weights: Any, alpha: float) -> Any:
     return np.abs(activations).max(0) ** alpha / np.abs(weights).max(0) ** (1 - alpha)
 
 
-SMOOTH = Exercise(
-    _smooth,
-    tuple((*_layer(10 + i, (4, 20), -1.0), alpha) for i, alpha in enumerate((0.5, 0.75, 0.2))),
+def _fold(activations: Any, norm: Any, gate: Any, up: Any, alpha: float, *,
+          by: Any = None, power: float = 1) -> tuple[Any, Any, Any]:  # fmt: skip
+    """``by``: the weights that the factors look at; ``power`` of the factors."""
+    weights = np.concatenate([gate, up]) if by is None else by
+    s = _factors(activations, weights, alpha) ** power
+    return norm / s, gate * s, up * s
+
+
+def _block(seed: int, alpha: float) -> tuple[Any, ...]:
+    random = np.random.default_rng(seed)
+    activations, gate = _layer(seed, (4, 20))
+    up = random.standard_t(5, (16, 32)) / 6 * random.uniform(0.5, 2, 32)
+    return activations, random.uniform(0.5, 2, 32), gate, up, alpha
+
+
+def _apart(x: Any, norm: Any, gate: Any, up: Any, alpha: float) -> tuple[Any, Any, Any]:
+    """As if each matrix could have factors of its own."""
+    mine, other = (_factors(x, weights, alpha) for weights in (gate, up))
+    return norm / mine, gate * mine, up * other
+
+
+FOLD = Exercise(
+    _fold,
+    (_block(10, 0.5), _block(11, 0.75), _block(12, 0.2)),
     (
         Mistake(
-            "upside down: these are the factors that weights are divided by. The activations' part"
-            " stands above the line, the weights' below",
-            lambda *case: 1 / _smooth(*case),
+            "the other way round: the norm's weights take 1/s in, so that activations become"
+            " smaller, and the matrices s",
+            lambda *case: _fold(*case, power=-1),
+        ),
+        Mistake(
+            "the two matrices read the same activations, which can be divided only once: one s for"
+            " both",
+            _apart,
+        ),
+        Mistake(
+            "that s comes from gate alone: max |W_j| goes over the rows of both matrices",
+            lambda x, norm, gate, up, alpha: _fold(x, norm, gate, up, alpha, by=gate),
+        ),
+        Mistake(
+            "gate and s are right; up reads the divided activations too, so it needs s as well",
+            lambda *case: (*_fold(*case)[:2], case[3]),
+        ),
+        Mistake(
+            "the norm is as it was: nobody divides the activations. Its weights take 1/s in",
+            lambda *case: (case[1], *_fold(*case)[1:]),
         ),
         Mistake(
             "alpha and 1 - alpha are swapped: alpha belongs to the activations",
-            lambda x, w, alpha: _smooth(x, w, 1 - alpha),
+            lambda *case: _fold(*(*case[:-1], 1 - case[-1])),
         ),
         Mistake(
             "take absolute values before the maximum: the outliers here are negative",
-            lambda x, w, alpha: (
-                np.maximum(x.max(0), 1e-300) ** alpha / np.maximum(w.max(0), 1e-300) ** (1 - alpha)
-            ),
-        ),
-        Mistake(
-            "the largest value of each input is asked for, over all tokens and over all outputs:"
-            " max over axis 0 of both",
-            lambda x, w, alpha: (
-                np.abs(x).max() ** alpha / np.abs(w).max() ** (1 - alpha) * np.ones(x.shape[1])
-            ),
-        ),
-        Mistake(
-            "multiplied where it should be divided: a small weight allows a large factor",
-            lambda x, w, alpha: np.abs(x).max(0) ** alpha * np.abs(w).max(0) ** (1 - alpha),
+            lambda x, norm, gate, up, alpha: _fold(np.maximum(x, 1e-300), norm, gate, up, alpha),
         ),
         Mistake(
             "that is the mean of |x| (which AWQ takes); SmoothQuant takes the largest",
-            lambda x, w, alpha: np.abs(x).mean(0) ** alpha / np.abs(w).max(0) ** (1 - alpha),
+            lambda x, norm, gate, up, alpha: _fold(
+                np.abs(x).mean(0, keepdims=True), norm, gate, up, alpha
+            ),
         ),
     ),
 )
 
-# --- 9.3: a Hadamard matrix ---
+# --- 9.3: the rotation without a matrix ---
 
 
-def _hadamard(n: int, *, power: float = 0.5) -> Any:
-    matrix: Any = np.ones((1, 1))
-    while len(matrix) < n:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix / n**power
+def _rotate(x: Any, *, power: float = 0.5, steps: int | None = None, sign: int = 1) -> Any:
+    """Halves of length n/2, n/4 … 1; ``steps``: only so many of them; ``sign`` of the
+    differences.
+    """
+    y, n, half = np.array(x, dtype=float), len(x), len(x) // 2
+    while half and steps != 0:
+        pairs = y.reshape(-1, 2, half)
+        first, second = pairs[:, 0].copy(), pairs[:, 1].copy()
+        y = np.stack([first + second, sign * (first - second)], axis=1).ravel()
+        half, steps = half // 2, None if steps is None else steps - 1
+    return y / n**power
 
 
-HADAMARD = Exercise(
-    _hadamard,
-    ((1,), (2,), (8,), (64,)),
+def _always_halves(x: Any) -> Any:
+    """The step with halves of n/2 again and again."""
+    y, half = np.array(x, dtype=float), len(x) // 2
+    for _ in range(int(np.log2(len(x)))):
+        y = np.concatenate([y[:half] + y[half:], y[:half] - y[half:]])
+    return y / np.sqrt(len(x))
+
+
+ROTATE = Exercise(
+    _rotate,
+    tuple((np.random.default_rng(n).standard_t(3, n),) for n in (2, 8, 64, 2048)),
     (
         Mistake(
-            "rows have the length √n: divide by √n, so that rotating and rotating back changes"
-            " nothing",
-            lambda n: _hadamard(n, power=0),
+            "the row has grown by √n: divide by √n, once and at the end",
+            lambda x: _rotate(x, power=0),
         ),
         Mistake(
-            "divided by n, and by √n it should be: the squares of a row must add up to 1",
-            lambda n: _hadamard(n, power=1),
+            "divided by n, and by √n it should be: each step makes a row √2 times as long, not"
+            " twice",
+            lambda x: _rotate(x, power=1),
         ),
         Mistake(
-            "no minus: the block at the bottom right is -H, or all rows are the same",
-            lambda n: np.ones((n, n)) / np.sqrt(n),
+            "that is the first step alone: go on inside each half, until the halves have length 1",
+            lambda x: _rotate(x, steps=1),
         ),
         Mistake(
-            "the sizes do not double from 1: begin with [[1]], and repeat until there are n rows",
-            lambda n: _hadamard(2 * n),
+            "the same pairs in every step: the second step takes the first one back. In each step"
+            " the partners are half as far apart: n/2, n/4 … 1",
+            _always_halves,
+        ),
+        Mistake(
+            "the sign: the second half becomes first − second",
+            lambda x: _rotate(x, sign=-1),
+        ),
+        Mistake(
+            "the minus is missing: the second half is the difference of the two",
+            lambda x: np.full(len(x), x.sum() / np.sqrt(len(x))),
         ),
     ),
+    room=64,
+    cramped="the numbers are right, but a matrix of n × n numbers was made for them. Do it with"
+    " sums and differences of halves: n log n of them instead of n²",
 )
 
-# --- 9.4: AWQ's search ---
+# --- 9.4: where to clip a group ---
 
 
-def _errors(activations: Any, weights: Any, bits: int, *, by: str = "output") -> Any:
-    """The error of each alpha. ``by`` names what is compared, and how."""
-    found = []
-    for alpha in ALPHAS:
-        size = np.abs(activations).max(0) if by == "max" else np.abs(activations).mean(0)
-        factors = size**alpha
-        rounded = _absmax(weights * factors, bits)
-        after = rounded if by == "not divided" else rounded / factors
-        change = after - weights
-        found.append(np.square(change if by == "weights" else activations @ change.T).sum())
+def _errors(activations: Any, weights: Any, bits: int, *, by: str = "output",
+            clipped: bool = True, lowest: int = 0, size: Any = None) -> Any:  # fmt: skip
+    """The squared error of each ratio: ``by`` output or weights."""
+    top, found = 2 ** (bits - 1) - 1, []
+    largest = np.abs(weights).max() if size is None else size
+    for ratio in RATIOS:
+        scale = ratio * largest / top
+        codes = np.round(weights / scale)
+        change = (np.clip(codes, -top - lowest, top) if clipped else codes) * scale - weights
+        found.append(np.square(change if by == "weights" else activations @ change).sum())
     return np.array(found)
 
 
-def _best(*case: Any, by: str = "output") -> float:
-    return float(ALPHAS[_errors(*case, by=by).argmin()])
+def _clip(*case: Any, **other: Any) -> float:
+    return float(RATIOS[_errors(*case, **other).argmin()])
 
 
-BEST = Exercise(
-    _best,
-    tuple((*_layer(seed, columns), bits) for seed, columns, bits in (
-        (31, (2, 9), 4), (37, (12,), 3), (42, (1, 5, 25), 4), (44, (7, 8), 3)
-    )),
+def _group(seed: int, bits: int) -> tuple[Any, Any, int]:
+    """Activations [96, 32] and one group of weights [32], the largest of them negative."""
+    random = np.random.default_rng(seed)
+    activations = random.normal(size=(96, 32)) * random.lognormal(0, 1, 32)
+    weights = random.standard_t(4, 32) / 6
+    weights[np.abs(weights).argmax()] = -np.abs(weights).max()
+    return activations, weights, bits
+
+
+CLIP = Exercise(
+    _clip,
+    tuple(_group(seed, bits) for seed, bits in ((3, 3), (4, 3), (12, 4), (25, 3), (31, 4))),
     (
         Mistake(
-            "that is the alpha of the least error of the weights. What counts is the output:"
-            " compare activations @ weights.T before and after",
-            lambda *case: _best(*case, by="weights"),
+            "that is the ratio of the least error of the weights. What counts is the output:"
+            " activations @ (after − weights)",
+            lambda *case: _clip(*case, by="weights"),
         ),
         Mistake(
-            "divide by the factors after rounding: the activations were divided by them",
-            lambda *case: _best(*case, by="not divided"),
+            "codes above the largest one do not exist: clip them, or there is nothing to lose by a"
+            " smaller scale",
+            lambda *case: _clip(*case, clipped=False),
         ),
         Mistake(
-            "that takes the largest |x| of each input; AWQ takes the mean",
-            lambda *case: _best(*case, by="max"),
+            "the codes are symmetric: clip to −top … top, with top = 2^(bits − 1) − 1",
+            lambda *case: _clip(*case, lowest=1),
         ),
         Mistake(
-            "that is the alpha with the largest error: argmin, not argmax",
-            lambda *case: float(ALPHAS[_errors(*case).argmax()]),
+            "the weight furthest from zero is negative here: max |w|, not max w",
+            lambda x, w, bits: _clip(x, w, bits, size=w.max()),
         ),
         Mistake(
-            "that is the place in the list of alphas: give the alpha itself",
+            "that is the ratio with the largest error: argmin, not argmax",
+            lambda *case: float(RATIOS[_errors(*case).argmax()]),
+        ),
+        Mistake(
+            "that is the place in the list of ratios: give the ratio itself",
             lambda *case: int(_errors(*case).argmin()),
         ),
+        Mistake(
+            "that is the scale: give the ratio, by which max |w| is multiplied",
+            lambda x, w, bits: _clip(x, w, bits) * np.abs(w).max() / (2 ** (bits - 1) - 1),
+        ),
     ),
-)  # fmt: skip
+)
 
-EXERCISES = {"9.1": SPLIT, "9.2": SMOOTH, "9.3": HADAMARD, "9.4": BEST}
+EXERCISES = {"9.1": THRESHOLD, "9.2": FOLD, "9.3": ROTATE, "9.4": CLIP}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from autoquant.notebook.first_exercises.base import ROUND, Exercise, Function
+from autoquant.notebook.exercises.base import ROUND, Exercise, Function, Mistake
 
 # absmax(weights, bits): codes and scale
 
@@ -68,37 +68,38 @@ ABSMAX = Exercise(
         (np.zeros(4), 4),
     ),
     right=absmax,
+    unlike=None,
     mistakes=(
         # right but for the case of zeros, where all of the others give the same
-        (
+        Mistake(
             "If all weights are 0 the scale becomes 0, and nothing can be divided by it: take 1.",
             _absmax_by(_top, _round),
         ),
-        (TOO_LARGE, _absmax_by(_power, _round)),
-        (
+        Mistake(TOO_LARGE, _absmax_by(_power, _round)),
+        Mistake(
             TOO_LARGE,
             _absmax_by(
                 _power,
                 lambda c, s, bits: np.clip(np.round(c), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1),
             ),
         ),
-        (
+        Mistake(
             "2^bits − 1 is the number of steps of a range that begins at 0; here half of the codes"
             " are negative.",
             _absmax_by(lambda w, bits: np.abs(w).max() / (2**bits - 1), _round),
         ),
-        (
+        Mistake(
             "Look at the largest |w|: the weight furthest from zero may be negative.",
             _absmax_by(lambda w, bits: w.max() / (2 ** (bits - 1) - 1), _round),
         ),
-        (ROUND, _absmax_by(_top)),
-        (NEAREST, _absmax_by(_top, lambda c, s, bits: np.trunc(c))),
-        (NEAREST, _absmax_by(_top, lambda c, s, bits: np.floor(c))),
-        (
+        Mistake(ROUND, _absmax_by(_top)),
+        Mistake(NEAREST, _absmax_by(_top, lambda c, s, bits: np.trunc(c))),
+        Mistake(NEAREST, _absmax_by(_top, lambda c, s, bits: np.floor(c))),
+        Mistake(
             "These are the restored weights s · q: return the codes q.",
             _absmax_by(_top, lambda c, s, bits: np.round(c) * s),
         ),
-        (
+        Mistake(
             "Divide by the scale: q = round(w / s).",
             _absmax_by(_top, lambda c, s, bits: np.round(c * s * s)),
         ),
@@ -135,19 +136,20 @@ PACK4 = Exercise(
         (np.random.default_rng(4).integers(0, 16, 64).astype(np.uint8),),
     ),
     right=pack4,
+    unlike=None,
     mistakes=(
-        (
+        Mistake(
             "The other way round: the first code of a pair goes into the low four bits.",
             lambda codes: (codes[0::2] << 4 | codes[1::2]).astype(np.uint8),
         ),
-        (SHIFT, lambda codes: codes[0::2] + codes[1::2]),
-        (SHIFT, lambda codes: codes[0::2] | codes[1::2]),
-        (
+        Mistake(SHIFT, lambda codes: codes[0::2] + codes[1::2]),
+        Mistake(SHIFT, lambda codes: codes[0::2] | codes[1::2]),
+        Mistake(
             "Here neighbours share a byte: codes 0 and 1, 2 and 3, … (The first half beside the"
             " second is what GGUF's Q4_0 does.)",
             lambda codes: codes[: len(codes) // 2] | codes[len(codes) // 2 :] << 4,
         ),
-        ("Still one byte per code: two codes go into each byte.", lambda codes: codes),
+        Mistake("Still one byte per code: two codes go into each byte.", lambda codes: codes),
     ),
     read=_read_pack4,
     same=np.array_equal,

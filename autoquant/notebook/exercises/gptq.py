@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from autoquant.notebook.first_exercises.base import ROUND, Exercise, Function
+from autoquant.notebook.exercises.base import ROUND, Exercise, Function, Mistake
 
 # gptq_step(weights, inverse): weights
 
@@ -56,37 +56,38 @@ CLIP = "Codes of 3 bits are −4 … 3: clip what is rounded (np.clip)."
 GPTQ = Exercise(
     cases=tuple(_gptq_cases()),
     right=gptq_step,
+    unlike=None,
     mistakes=(
-        (
+        Mistake(
             "The wrong sign: the other weights must make up for the error, not repeat it.",
             _step_with(sign=1.0),
         ),
-        (
+        Mistake(
             "Divide the error by inverse[0, 0] before you spread it.",
             _step_with(divide=False),
         ),
-        (
+        Mistake(
             CLIP,
             _step_with(finish=np.round),
         ),
-        (
+        Mistake(
             CLIP,
             _step_with(finish=lambda column: np.clip(np.round(column), -4, 4)),
         ),
-        (
+        Mistake(
             CLIP,
             _step_with(finish=lambda column: np.clip(np.round(column), -3, 3)),
         ),
-        (
+        Mistake(
             ROUND,
             _step_with(finish=lambda column: np.clip(column, -4, 3)),
         ),
-        ("Column 0 is rounded; now spread its error over the others.", _step_with(sign=0.0)),
-        (
+        Mistake("Column 0 is rounded; now spread its error over the others.", _step_with(sign=0.0)),
+        Mistake(
             "Only column 0 is rounded in this step; the turn of the others comes later.",
             lambda weights, inverse: np.clip(np.round(gptq_step(weights, inverse)), -4, 3),
         ),
-        (
+        Mistake(
             "The others are right. Column 0 must be what it was rounded to.",
             lambda weights, inverse: np.column_stack(
                 [weights[:, 0], gptq_step(weights, inverse)[:, 1:]]

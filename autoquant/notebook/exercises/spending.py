@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from autoquant.notebook.first_exercises.base import Exercise
+from autoquant.notebook.exercises.base import Exercise, Mistake
 
 # spend(damage, size, budget): a type for each layer
 
@@ -93,20 +93,21 @@ def _object_to_spend(answer: Any, damage: Any, size: Any, budget: float) -> str:
 SPEND = Exercise(
     cases=tuple(_spend_cases()),
     right=spend,
+    unlike=None,
     mistakes=(
-        (
+        Mistake(
             "The smallest type everywhere: there are bytes left to spend.",
             lambda damage, size, budget: {n: min(size[n], key=size[n].get) for n in size},
         ),
-        (
+        Mistake(
             "One type for all layers wastes bytes on layers that need none: let the layers differ.",
             _uniform,
         ),
-        (
+        Mistake(
             "The first layers got everything, whether they needed it or not: look at the damage.",
             _in_order,
         ),
-        (
+        Mistake(
             "You looked at the damage that is saved; look at what is saved for each byte.",
             lambda damage, size, budget: _upgraded(damage, size, budget, per_byte=False),
         ),
