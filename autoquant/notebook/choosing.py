@@ -5,6 +5,7 @@ which of them cannot run here, so that the others do.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import html
 import importlib
@@ -52,6 +53,32 @@ def advised(model: str, name: str, context: int) -> Advice:
 @preload.kept()
 def _advised(model: str, on: devices.Device, context: int) -> Advice:
     return advice.advise(resolve(model), on, context or None)
+
+
+def own(said: Advice, method: str) -> tuple[Advice, str]:
+    """An advice with the choices of one method alone, and in words what that method has for the
+    device.
+    """
+    found = tuple(one for one in said.choices if one.method == method)
+    mine = dataclasses.replace(said, choices=found)
+    if METHODS[method].many_types:
+        return mine, f"{told(said.verdict)}."
+    device, title = told(said.device.name), METHODS[method].title
+    fitting = next((one for one in found if one.fits == "whole"), None)
+    if fitting is not None:
+        return mine, say(
+            "{title} {type} fits on {device}.", title=title, type=fitting.type, device=device
+        )
+    why = (
+        say("No usual type of {title} fits on {device}.", title=title, device=device)
+        if found
+        else say("{title} is for NVIDIA GPUs, and {device} has none.", title=title, device=device)
+    )
+    runs = next((one for one in said.choices if one.runs == LLAMA and one.fits != "no"), None)
+    if runs is None:
+        return mine, why
+    instead = say("For it take gguf {type}, which 00_AutoQuant makes.", type=runs.type)
+    return mine, f"{why} {instead}"
 
 
 def best(said: Advice) -> Choice:

@@ -103,6 +103,12 @@ class LookedUpOptions(DeviceOptions):
     )
 
 
+class UsualOptions(LookedUpOptions):
+    """The same where the method has one or a few usual types."""
+
+    model: str = _model()
+
+
 def _all() -> type[MethodOptions]:
     """The options of the notebook for every method: which methods, the main options of each, and
     those all share.
@@ -192,8 +198,7 @@ def declared(name: str) -> type[UploadOptions]:
         raise InputError(f"no form is called {name!r}; there are: {', '.join([*TITLES, *METHODS])}")
     base = METHODS[name].Options
 
-    asks = METHODS[name].many_types
-    beside, first = (LookedUpOptions, ("device",)) if asks else (ModelOptions, ())
+    beside: type[MethodOptions] = LookedUpOptions if METHODS[name].many_types else UsualOptions
     # what its notebook has a value of its own for is among those that count
     own = [one for one in METHODS[name].notebook_defaults if one not in base.main]
     at = base.main.index("evaluate")
@@ -202,7 +207,7 @@ def declared(name: str) -> type[UploadOptions]:
         applies: ClassVar[Mapping[str, str]] = base.applies
         main: ClassVar[tuple[str, ...]] = (
             "model",
-            *first,
+            "device",
             *base.main[:at],
             *own,
             *base.main[at:],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -198,15 +197,16 @@ class Widgets:
         try:
             asked = self._form.options
             said = choosing.advised(self._form.model, asked.device, asked.context)
-            unasked = say(
-                "If you tick nothing, gguf {type} is made.", type=choosing.best(said).type
-            )
             if self._form.name in METHODS:  # whose types alone can be ticked here
-                own = tuple(one for one in said.choices if one.method in self._methods())
-                said, unasked = dataclasses.replace(said, choices=own), ""
-            verdict = html.escape(f"{told(said.verdict)}. {unasked}".rstrip())
-            table = ticks.table(said, self._taken, self._take)
-            self.advised.children = (ipywidgets.HTML(f"<div>{verdict}</div>"), table)
+                said, verdict = choosing.own(said, self._form.name)
+            else:
+                unasked = say(
+                    "If you tick nothing, gguf {type} is made.", type=choosing.best(said).type
+                )
+                verdict = f"{told(said.verdict)}. {unasked}"
+            shown = ipywidgets.HTML(f"<div>{html.escape(verdict)}</div>")
+            table = [ticks.table(said, self._taken, self._take)] if said.choices else []
+            self.advised.children = (shown, *table)
         except (AutoQuantError, OSError) as error:
             self.advised.children = (ipywidgets.HTML(_refusal(error)),)
 

@@ -116,6 +116,32 @@ class TestPage:
         boxes["Q8_0"].value, boxes["Q4_K_M"].value = True, False
         assert form.values() == {"types": ("Q8_0",)}, "the device is no option of the run"
 
+    @pytest.mark.parametrize(
+        ("method", "device", "said", "types"),
+        [
+            ("gptq", "T4", "GPTQ 4bit-128g fits on T4.", ["4bit-128g"]),
+            (
+                "awq",
+                "8GB laptop",
+                "AWQ is for NVIDIA GPUs, and 8GB laptop has none. For it take gguf Q8_0",
+                [],
+            ),
+            ("exl3", "RTX 4090", "EXL3 6.0bpw fits on RTX 4090.", ["6.0bpw", "5.0bpw"]),
+        ],
+    )
+    def test_a_methods_form_says_what_it_has_for_a_device(
+        self, method: str, device: str, said: str, types: list[str]
+    ) -> None:
+        form = forms.form(method, {**settings_of(method), "model": "demo", "device": device})
+        widgets = form.widgets
+        assert widgets is not None
+        widgets.advise()
+        shown, *table = widgets.advised.children
+        assert said in shown.value
+        assert bool(table) is bool(types)
+        own, _ = choosing.own(choosing.advised("demo", device, 0), method)
+        assert [one.type for one in own.choices][: len(types)] == types
+
     def test_types_are_picked_by_ticking(self) -> None:
         form = form_of(device="8GB laptop")
         widgets = form.widgets

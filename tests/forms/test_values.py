@@ -32,6 +32,7 @@ def test_the_cell_is_the_defaults(name: str) -> None:
         forms.KEPT,
         "compare",
         "device",  # of which its notebook lists types
+        *({"context"} - set(cls.model_fields)),
     }, "every option is in the cell"
     assert (
         options.build(cls, {one: value for one, value in space.items() if one in cls.model_fields})
