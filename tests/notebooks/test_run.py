@@ -217,13 +217,13 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
         "the fewer weights share a scale, the smaller the error"
     )
     rounded, calibrated = (
-        float(value) for value in re.findall(r"‖XW‖ = ([\d.]+)", said["calibration"])
+        float(value) for value in re.findall(r"([\d.]+)$", said["calibration"], re.MULTILINE)
     )
     assert calibrated < 0.9 * rounded, "on text that was not calibrated on"
     rows = {
-        line[:22].strip(): [float(value) for value in line[22:].split()]
-        for line in said["perplexity"].splitlines()
-        if "," in line[:22]
+        line[:18].strip(): [float(value) for value in line[18:].split()]
+        for line in said["schemes"].splitlines()
+        if "," in line[:18]
     }
     assert list(rows) == schemes
     formats = {
@@ -245,6 +245,7 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
     assert whole[-1] > by_row[-1] > by_bits[-1], "the fewer weights share a scale, the better"
     mean, error = map(float, re.findall(r"4M − 2M +([+-][\d.]+) ± ([\d.]+)", said["paired"])[0])
     assert mean / error > 2, "the larger model is better"
+    assert f"z = {mean / error:.1f}" in said["paired"]
     own = [float(one) for one in re.findall(r"^[24]M  .* ± ([\d.]+)", said["paired"], re.MULTILINE)]
     assert mean < sum(own), "which the errors of the two, apart, do not tell"
 
