@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -222,8 +223,8 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
 
 def thin_out(figure: Any, axes: Sequence[Any]) -> None:
     """Move labels of points into their axes, and to another side of their points where they would
-    lie on another one or on its point, which they would seem to name; take those away that fit
-    nowhere: the table has them.
+    lie on another one, or nearer to another point, which they would seem to name; take those away
+    that fit nowhere: the table has them.
     """
     for axis in axes:
         for text in axis.texts:
@@ -256,12 +257,19 @@ def thin_out(figure: Any, axes: Sequence[Any]) -> None:
                 _into(axis, text)
                 box, room = text.get_window_extent(), axis.get_window_extent().padded(0.5)
                 within = room.contains(*box.min) and room.contains(*box.max)
-                on_point = any(box.padded(around).contains(*at) for at in others)
-                if within and not on_point and not any(box.overlaps(one) for one in kept):
+                own = _gap(box, points[text]) if text in points else 0.0
+                astray = any(_gap(box, at) < max(around, own) for at in others)
+                if within and not astray and not any(box.overlaps(one) for one in kept):
                     kept.append(box)
                     break
             else:
                 text.set_visible(False)
+
+
+def _gap(box: Any, at: tuple[float, float]) -> float:
+    """How far a point is from a box, in pixels; 0 inside."""
+    x, y = at
+    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
 
 
 def _into(axis: Any, text: Any) -> None:

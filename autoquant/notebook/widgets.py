@@ -173,7 +173,8 @@ class Widgets:
                 count=f"{source.parameters / 1e6:,.0f}",
                 size=tables.size(source.bytes),
             )
-            self.seen[name] = f'<div role="status" style="color:var({GOOD})">✓ {said}</div>'
+            style = f"line-height:1.3;color:var({GOOD})"
+            self.seen[name] = f'<div role="status" style="{style}">✓ {said}</div>'
         except (AutoQuantError, OSError) as error:
             self.seen[name] = _refusal(error)
             if given in DEFAULTS and (isinstance(error, HubFailed) or offline()):

@@ -213,8 +213,7 @@ def test_what_a_notebook_tells_of_options_is_in_its_form(path: Path) -> None:
     form = forms.form(name, space)
     for option, folded in named:
         assert form.widgets.rows[option].layout.display != "none", option
-        if name != "exl2" or option != "measurement":
-            assert (option in form.folded) is bool(folded), option
+        assert (option in form.folded) is bool(folded), option
 
 
 @pytest.mark.usefixtures("widgets")
