@@ -129,7 +129,7 @@ def translated(source: str, language: str) -> str:
     lines, lacking = source.split("\n"), list[str]()
 
     def known(english: str) -> str:
-        said = re.sub(r"^if \w+ is made: ", "", english)  # in the form for all methods
+        said = re.sub(r"^if \w+ is named: ", "", english)  # in the form for all methods
         if languages.told(said) == said and said not in languages.table(language):
             lacking.append(said)
         return languages.told(english)

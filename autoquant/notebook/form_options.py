@@ -120,7 +120,7 @@ def _all() -> type[MethodOptions]:
         for name in method.Options.main:
             if name not in MethodOptions.model_fields and name != "calibration":
                 field = copy(method.Options.model_fields[name])
-                field.description = f"if {method.name} is made: {field.description}"
+                field.description = f"if {method.name} is named: {field.description}"
                 fields[f"{method.name}_{name}"] = (field.annotation, field)
     names = tuple(METHODS)
 
@@ -276,6 +276,8 @@ def meant(name: str, one: str, values: Mapping[str, Any]) -> bool:
             return owner in asked and options.meant(
                 METHODS[owner].Options, one.removeprefix(f"{owner}_"), of_method(owner, values)
             )
+    if name == "batch" and one == "gguf_types":
+        return "gguf" in options.split(str(values["methods"]).lower())
     text = str(values.get("calibration", ""))
     file = text in (bundled.BUILTIN, *bundled.KINDS) or existing(text) is not None
     if (file and one in ("calibration_split", "calibration_subset")) or (

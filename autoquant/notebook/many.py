@@ -33,7 +33,7 @@ class BatchOptions(UploadOptions):
         min_length=1,
     )
     gguf_types: tuple[str, ...] = option(
-        ("Q8_0", "Q4_K_M"), "if gguf is made: its types", metavar="TYPE,…", min_length=1
+        ("Q8_0", "Q4_K_M"), "if gguf is named: its types", metavar="TYPE,…", min_length=1
     )
     owner: str = option(
         "",

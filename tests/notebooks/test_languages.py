@@ -208,7 +208,7 @@ def test_what_has_no_translation_stops_the_sync_and_is_named() -> None:
     with pytest.raises(sync["Untranslated"]) as stopped:
         sync["translated"](never, "tr")
     assert sorted(stopped.value.texts) == ["Nor this.", "never seen"]
-    help = "# @markdown **x**: if gguf is made: a new help"
+    help = "# @markdown **x**: if gguf is named: a new help"
     with pytest.raises(sync["Untranslated"], match=r"^a new help$"):
         sync["translated"](help, "tr")
 
