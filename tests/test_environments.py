@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import threading
 import time
@@ -49,6 +50,17 @@ def test_where_the_libraries_are_missing_an_overlay_runs_them(
         cwd=tmp_path,
     )
     assert seen.stdout.splitlines()[-1] == str(made), seen.stderr
+    build = subprocess.run(  # as pip starts the build of a package that comes as source
+        [str(made / "bin" / "python"), "-c", "import numpy"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "pip-build-env-abc" / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert "No module named 'numpy'" in build.stderr, (
+        "an older setuptools of the environment below would go before the one that is asked for"
+    )
 
 
 def test_the_overlay_keeps_torch_and_transformers(

@@ -163,7 +163,7 @@ def main() -> None:
         if after.get(one) != shipped[one]
     ]
     table = said(notebook, "run")
-    wrong += [f"no row of {one}" for one in METHODS if not re.search(one, table, re.IGNORECASE)]
+    wrong += [f"no row of {one}" for one in METHODS if not re.search(rf"^{one} ", table, re.M)]
     print(f"--- added: {', '.join(f'{one} {after[one]}' for one in after if one not in shipped)}")
     print(f"--- {time.monotonic() - began:.0f} s")
     sys.exit("\n".join(wrong) or None)

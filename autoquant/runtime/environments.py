@@ -273,7 +273,14 @@ def _see_below(name: str) -> None:
     # in the order in which this interpreter looks
     known = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     below = dict.fromkeys([*known, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in below if Path(path).is_dir()]
+    # but not where pip builds a package, in an environment of its own: what lies here, such as an
+    # older setuptools, would go before what the package asks for
+    building = "'pip-build-env-' in os.environ.get('PYTHONPATH', '')"
+    lines = [
+        f"import os, site; {building} or site.addsitedir({path!r})\n"
+        for path in below
+        if Path(path).is_dir()
+    ]
     (_site(name) / "below.pth").write_text("".join(lines), encoding="utf-8")
 
 
