@@ -73,7 +73,7 @@ class Files:
                 card=_link(folder / "README.md"),
             )
             title = html.escape(f"{result.source.id}, {METHODS[result.method].title}")
-            parts.append(f"<p><b>{title}</b>, {where}</p>")
+            parts.append(f"<p style='margin:10px 0 4px'><b>{title}</b>, {where}</p>")
             for kind, path, size, command in _rows(result):
                 run = f"<br><code>{html.escape(command)}</code>" if command else ""
                 parts.append(
