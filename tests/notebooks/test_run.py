@@ -284,6 +284,20 @@ def test_papermill_runs_and_validates(tmp_path: Path, cache: Path) -> None:
     assert "site-packages" not in said, "a line, no traceback"
 
 
+@pytest.mark.parametrize("cell", ["plan", "run"])
+def test_a_cell_in_a_fresh_kernel_says_which_come_first(
+    cell: str, tmp_path: Path, cache: Path
+) -> None:
+    notebook = nbformat.read(FOLDER / "03_GPTQ.ipynb", as_version=4)
+    notebook.cells = [one for one in notebook.cells if one.id == cell]
+    alone = tmp_path / "alone.ipynb"
+    nbformat.write(notebook, alone)
+    with pytest.raises(CellExecutionError, match="forms: a cell above makes it") as said:
+        run(alone, tmp_path / "work", environment(cache, colab=COLAB))
+    assert "Run from the form on" in str(said.value)
+    assert "Traceback" not in str(said.value)
+
+
 def test_a_chosen_model_is_never_replaced(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(CellExecutionError, match="someone/something"):
         start("00_AutoQuant", tmp_path, cache, model="someone/something")

@@ -14,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from autoquant.notebook import above
 from tests.notebooks.running import FOLDER, ROOT
 
 NOTEBOOK = ROOT / "autoquant" / "notebook"
@@ -234,6 +235,24 @@ def test_no_cell_overwrites_a_parameter(path: Path) -> None:
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
             }
             assert not stored & named, cell.id
+
+
+@pytest.mark.parametrize("path", [one for one in ALL if one.stem[:2] in NOTEBOOKS], ids=str)
+def test_a_cell_that_comes_too_early_can_say_so(path: Path) -> None:
+    """Plan and run, which are run again after a restart, begin with what explains that a name of a
+    cell above is missing; it knows all such names.
+    """
+    cells = {cell.id: cell.source for cell in read(path).cells if cell.cell_type == "code"}
+    for name in ("plan", "run"):
+        assert cells[name].startswith("import autoquant.notebook\n")
+    order = list(cells)
+    made: set[str] = set()
+    for name in order[order.index("form") :]:
+        names = [one for one in ast.walk(ast.parse(cells[name])) if isinstance(one, ast.Name)]
+        stored = {one.id for one in names if isinstance(one.ctx, ast.Store)}
+        used = {one.id for one in names if isinstance(one.ctx, ast.Load)}
+        assert (used - stored) & made <= above.NAMES, name
+        made |= stored
 
 
 @pytest.mark.parametrize("path", [one for one in ALL if one.stem[:2] in NOTEBOOKS], ids=str)
