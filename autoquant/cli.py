@@ -280,8 +280,7 @@ def _setup(arguments: argparse.Namespace) -> None:
     method = METHODS[arguments.method]
     logs = cache_folder() / f"setup-{method.name}.log"
     logs.parent.mkdir(parents=True, exist_ok=True)
-    method.prepare(logs)
-    print(f"{method.name}: ready")
+    print(method.prepare(logs) or f"{method.name}: ready")
 
 
 def main(argv: list[str] | None = None) -> int:

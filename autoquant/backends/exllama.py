@@ -111,15 +111,14 @@ class Environment(ABC):
             self.build(python, logs)
         return python
 
-    def prepare(self, logs: Path) -> None:
-        """Install the library if it is not here and compile its extension if that is due. Without a
-        GPU nothing is done, and why is logged.
+    def prepare(self, logs: Path) -> str:
+        """Install the library if it is not here and compile its extension if that is due. On a
+        machine that it refuses nothing is done; returns why.
         """
         reason = self.refusal(self.look())
-        if reason:
-            log.warning("%s", reason)
-            return
-        self.build(self.interpreter(logs), logs)
+        if not reason:
+            self.build(self.interpreter(logs), logs)
+        return reason
 
     def build(self, python: str, logs: Path) -> None:
         """Have the extension compiled. Raises ProcessFailed with the compiler's last lines."""

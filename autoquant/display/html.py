@@ -12,6 +12,7 @@ from autoquant.core.plans import Plan
 from autoquant.core.records import RunRecord
 from autoquant.display import compared, gains, plot, tables
 
+LONG = 20  # letters of a name that may be broken
 UNFOLDED = 14  # rows of checks that are shown without being asked for
 BESIDE = "display:flex;flex-wrap:wrap;gap:1em"  # a table with its plot, below it where narrow
 
@@ -20,11 +21,12 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
     """A table; the first ``left`` columns are set to the left, the others to the right."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        # neither a type's name nor a number with its unit is a text to be broken
+        # neither a type's name nor a number with its unit is a text to be broken; a long name is
         whole = ";white-space:nowrap"
+        name = ";overflow-wrap:anywhere;min-width:9em" if long else whole
         styles = [
             f"text-align:{'left' if i < left else 'right'}"
-            + (whole if tag == "td" and (i == 0 or i >= left) else "")
+            + ((name if i == 0 else whole) if tag == "td" and (i == 0 or i >= left) else "")
             for i in range(len(cells))
         ]
         drawn = (
@@ -33,6 +35,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
         )
         return f"<tr>{''.join(drawn)}</tr>"
 
+    long = any(len(row[0]) > LONG for row in body)
     lines = "".join(line(row, "td") for row in body)
     return f"<table><thead>{line(head, 'th')}</thead><tbody>{lines}</tbody></table>"
 

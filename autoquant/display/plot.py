@@ -125,6 +125,10 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     every = [
         a.evaluation.kl_mean for artifacts in measured.values() for a in artifacts if a.evaluation
     ]
+    # what loses nothing but the rounding of sums would press the rest together: it lies on the axis
+    told_apart = [value for value in every if value > NOTHING]
+    log = bool(told_apart) and max(every) > 20 * max(NOTHING, min(every))
+    floor = 0.5 * min(told_apart) if log and min(every) <= NOTHING else -math.inf
     for axis, label in (
         (left, say("perplexity (lower is better)")),
         (right, say("mean KL divergence, nats per token")),
@@ -149,7 +153,11 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
                 [e.perplexity for e in evaluations],
                 [e.perplexity_error for e in evaluations],
             ),
-            (right, [e.kl_mean for e in evaluations], [e.kl_error or 0 for e in evaluations]),
+            (
+                right,
+                [max(floor, e.kl_mean) for e in evaluations],
+                [e.kl_error or 0 if e.kl_mean > floor else 0 for e in evaluations],
+            ),
         ):
             if not stock:
                 axis.plot(x, values, "-", color=color, linewidth=0.6, zorder=1)
@@ -157,7 +165,9 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             # divergence of nothing may come out just below zero
             pairs = zip(errors, values, strict=True)
             down = [max(0.0, min(error, 0.9 * value)) for error, value in pairs]
-            axis.errorbar(x, values, (down, errors), fmt="none", ecolor=color, elinewidth=1)
+            axis.errorbar(
+                x, values, (down, errors), fmt="none", ecolor=color, elinewidth=1, alpha=0.5
+            )
             axis.scatter(x, values, color=color, s=28, zorder=2, label=name)
             for artifact, at, value in zip(artifacts, x, values, strict=True):
                 right_half = at > (min(sizes) + max(sizes)) / 2
@@ -201,15 +211,12 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             color=RED,
             path_effects=around,
         )
-    if all(value > 0 for value in every) and max(every) > 20 * min(every):
+    if log:
         right.set_yscale("log")
-        # what loses nothing but the rounding of sums would press the rest together
-        told_apart = [value for value in every if value > NOTHING]
-        if told_apart and min(every) <= NOTHING:
-            right.set_ylim(bottom=0.5 * min(told_apart))
-    if (
-        len(measured) > 1 and not named
-    ):  # beside the axes: inside it would lie on points or their errors
+        if floor > 0:
+            right.set_ylim(bottom=0.8 * floor)
+    # beside the axes: inside it would lie on points or their errors
+    if len(measured) > 1 and not named:
         handles, labels = left.get_legend_handles_labels()
         drawn.legend(handles, labels, loc="outside lower center", fontsize=SMALL, ncols=2)
     title = say(
@@ -238,7 +245,8 @@ def thin_out(figure: Any, axes: Sequence[Any]) -> None:
             if text.xycoords == "data"
         }
         around = MARK * figure.dpi / 72
-        for text in axis.texts:
+        # names of lines first: a point's name stands in the table too
+        for text in sorted(axis.texts, key=lambda text: text.xycoords == "data"):
             others = [at for other, at in points.items() if other is not text]
             x, y = text.get_position()
             side = text.get_ha()

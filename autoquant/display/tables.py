@@ -40,11 +40,17 @@ def quality(row: Evaluation | None) -> tuple[str, ...]:
         return ("–",) * 5
     return (
         f"{row.perplexity:.3f} ± {row.perplexity_error:.3f}",
-        f"{row.kl_mean:.4f}",
-        f"{row.kl_median:.4f}",
-        f"{row.kl_99:.3f}",
+        _little(row.kl_mean, 4),
+        _little(row.kl_median, 4),
+        _little(row.kl_99, 3),
         f"{row.agreement:.1%}",
     )
+
+
+def _little(value: float, digits: int) -> str:
+    """A divergence; of one that would round to nothing, that there is one."""
+    least = 10.0**-digits
+    return f"<{least:.{digits}f}" if 0 < value < least / 2 else f"{value:.{digits}f}"
 
 
 def reference_name(source: Source) -> str:

@@ -221,8 +221,11 @@ class Method(ABC, Generic[O]):
     def environment(self, options: O) -> dict[str, str]:
         """Variables of its worker processes."""
 
-    def prepare(self, logs: Path) -> None:
-        """Fetch beforehand what it needs beside this package, for work without a network."""
+    def prepare(self, logs: Path) -> str:
+        """Fetch beforehand what it needs beside this package, for work without a network. Returns
+        why that would be in vain on this machine, and has then fetched nothing.
+        """
+        return ""
 
     @abstractmethod
     def folder_suffix(self, options: O) -> str:

@@ -155,9 +155,10 @@ class FolderMethod(Method[F]):
         """
         return {**self.default_environment, **process.finding(self.heavy_imports)}
 
-    def prepare(self, logs: Path) -> None:
+    def prepare(self, logs: Path) -> str:
         """Make the overlay of its extra, if its libraries are not here."""
         self._interpreter(logs)
+        return ""
 
     def _interpreter(self, logs: Path) -> str:
         """The interpreter that has the packages of its extra: this one (""), or that of an overlay,

@@ -108,7 +108,9 @@ def run(words: list[str], env: Mapping[str, str] | None = None) -> tuple[bool, s
     lines = []
     for line in process.stdout or ():
         lines.append(line)
-        if words[1:3] != ["-m", "pip"] or SAID.match(line):
+        if words[1:3] != ["-m", "pip"]:
+            say(f"    {line.strip()}")
+        elif SAID.match(line):
             say(f"    {line.strip()[:150]}")
     well = process.wait() == 0
     if well and (seconds := time.monotonic() - began) > 5:

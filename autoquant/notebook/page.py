@@ -47,10 +47,12 @@ class Note:
         return "\n".join(self.lines)
 
     def _repr_html_(self) -> str:
-        return "".join(
-            "<p>" + re.sub(r"(https?://[^ ]+)", r'<a href="\1">\1</a>', html.escape(line)) + "</p>"
-            for line in self.lines
-        )
+        shown = []
+        for line in map(html.escape, self.lines):
+            line = re.sub(r"(https?://[^ ]+)", r'<a href="\1">\1</a>', line)
+            line = re.sub(r"`([^`]+)`", r"<code>\1</code>", line)
+            shown.append(f"<p>{line}</p>")
+        return "".join(shown)
 
 
 class Question:

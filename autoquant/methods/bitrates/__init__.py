@@ -108,9 +108,9 @@ class Bitrates(Method[O]):
         """Variables that its library reads."""
         return dict(self.machine.variables)
 
-    def prepare(self, logs: Path) -> None:
+    def prepare(self, logs: Path) -> str:
         """Install its library and compile its extension, where there is a GPU."""
-        self.machine.prepare(logs)
+        return self.machine.prepare(logs)
 
     def check(self, source: Source, options: O) -> None:
         """What can be refused before anything is downloaded, but for the machine."""

@@ -106,9 +106,10 @@ class Gguf(Method[GgufOptions]):
         """The converter's own gguf-py on the path."""
         return llama.environment(llama.locate(options.converter))
 
-    def prepare(self, logs: Path) -> None:
+    def prepare(self, logs: Path) -> str:
         """Fetch the converter."""
         llama.environment(llama.locate(""))
+        return ""
 
     def check(self, source: Source, options: GgufOptions) -> None:
         """What can be refused within a second."""
