@@ -154,6 +154,9 @@ def test_points_have_the_errors_of_their_table(demo: Result) -> None:
         for segment, one in zip(lines.get_segments(), files, strict=True):
             (_, low), (_, high) = segment
             middle, half = getattr(one.evaluation, value), getattr(one.evaluation, error)
+            if value == "kl_mean" and middle <= plot.NOTHING:
+                assert low == high == axis.get_ylim()[0] / 0.8, "it lies on the axis"
+                continue
             assert high == pytest.approx(middle + half)
             assert low == pytest.approx(middle - min(half, 0.9 * middle))
             assert half > 0
