@@ -32,6 +32,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "05_AWQ": ("size", {"calibration_samples": 16, "calibration_length": 256}),
     "06_HQQ_and_more": ("size", {}),
     "07_Compare": ("equal", {"calibration_samples": 16}),
+    "08_Many_models": ("compare", {}),
 }
 
 

@@ -17,6 +17,7 @@ from autoquant.cluster.work import DONE, FAILED
 from autoquant.core.files import write_atomically
 from autoquant.core.records import Artifact, RunRecord
 from autoquant.display import engines, tables
+from autoquant.display.shown import below_a_notebooks
 
 HEAD = ("job", "model", "type", "bits/weight", "size", "perplexity", "KL mean", "top-1 agreement")
 AGAIN = "Run the same batch again: what is done stays, what failed is tried again."
@@ -50,7 +51,7 @@ class Page(str):
 
     def _repr_markdown_(self) -> str:
         inside = Path(os.path.relpath(self.folder)).as_posix()
-        return re.sub(r"\]\(<(?!\w+://)", f"](<{inside}/", self)
+        return below_a_notebooks(re.sub(r"\]\(<(?!\w+://)", f"](<{inside}/", self))
 
 
 def write(batch: Batch, rows: Sequence[Row], results: Mapping[str, RunRecord]) -> Path:
@@ -73,7 +74,10 @@ def write(batch: Batch, rows: Sequence[Row], results: Mapping[str, RunRecord]) -
     ):
         if lines:
             linked = [(*one.cells, f"[{one.text}](<{one.address}>)") for one in lines]
-            text += [f"## {name}", tables.markdown(head, linked, left=len(head)), *below]
+            # figures to the right, between names and links
+            left, words = (3, len(head) - len(HEAD)) if lines is made else (len(head), 0)
+            drawn = tables.markdown(head, linked, left=left, words=words)
+            text += [f"## {name}", drawn, *below]
             page += [f"<h2>{name}</h2>", _html(head, lines)]
             page += [f"<p>{escape(said)}</p>" for said in below]
     if rest:

@@ -33,10 +33,16 @@ class Card(str):
                 else source[0]
             )
 
-        # a notebook's own headings stand above the card's; code has lines with # too
-        parts = re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown).split("```")
-        parts[::2] = [re.sub(r"^#", "###", part, flags=re.MULTILINE) for part in parts[::2]]
-        return "```".join(parts)
+        return below_a_notebooks(re.sub(r"\]\((?:\./)?([\w-]+\.png)\)", inside, shown))
+
+
+def below_a_notebooks(text: str) -> str:
+    """A page in Markdown with headings two steps lower: a notebook's own stand above them. Code,
+    which has lines with # too, stays as it is.
+    """
+    parts = text.split("```")
+    parts[::2] = [re.sub(r"^#", "###", part, flags=re.MULTILINE) for part in parts[::2]]
+    return "```".join(parts)
 
 
 @dataclass(frozen=True, repr=False)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 PROGRAMS = {
     "llama-server": "llama-server comes with llama.cpp"
     " (https://github.com/ggml-org/llama.cpp/releases); when it runs, open http://localhost:8080.",
-    "vllm": "vllm wants an NVIDIA GPU: pip install vllm.",
+    "vllm": "vllm wants an NVIDIA GPU: pip install vllm. Without one, the model card says how"
+    " transformers loads the files.",
     "python main.py": "main.py is TabbyAPI's (https://github.com/theroyallab/tabbyAPI): run it in"
     " its folder.",
 }
@@ -72,7 +73,10 @@ class Files:
                 folder=f"<code>{html.escape(str(folder))}</code>",
                 card=_link(folder / "README.md"),
             )
-            title = html.escape(f"{result.source.id}, {METHODS[result.method].title}")
+            what = METHODS[result.method].title
+            # of several runs of a method
+            what += f" {result.artifacts[0].type}" if len(result.artifacts) == 1 else ""
+            title = html.escape(f"{result.source.id}, {what}")
             parts.append(f"<p style='margin:10px 0 4px'><b>{title}</b>, {where}</p>")
             for kind, path, size, command in _rows(result):
                 run = f"<br><code>{html.escape(command)}</code>" if command else ""

@@ -181,7 +181,7 @@ class Widgets:
                 goes_on = say(
                     "the Hub cannot be reached: the notebook goes on with the bundled demo model"
                 )
-                self.seen[name] = f'<div role="status">⚠ {goes_on}</div>'
+                self.seen[name] = f'<div role="status" style="line-height:1.3">⚠ {goes_on}</div>'
         self._help(name)
 
     def look_at_models(self) -> None:
