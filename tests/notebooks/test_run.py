@@ -147,7 +147,7 @@ def test_run_all_ends_well_without_network_and_gpu(
         assert "it fits" in said["exl3-plan"]
         assert "EXL3" in said["exl3"]
         assert said["exl3"].count("4.0bpw") >= 2, "the same bitrate of both"
-        assert "in TabbyAPI&#x27;s folder" in said["exl3-files"]
+        assert "main.py is TabbyAPI" in said["exl3-files"]
         assert "4.0bpw" in said["exl3-try"]
         assert re.search(r"generates.*different", said["exl3-check"])
         assert (tmp_path / "work" / "tiny-austen-4m-EXL2-as-EXL3" / "4.0bpw").is_dir()
