@@ -55,15 +55,15 @@ def _advised(model: str, on: devices.Device, context: int) -> Advice:
     return advice.advise(resolve(model), on, context or None)
 
 
-def own(said: Advice, method: str) -> tuple[Advice, str]:
+def own(said: Advice, name: str) -> tuple[Advice, str]:
     """An advice with the choices of one method alone, and in words what that method has for the
     device.
     """
-    found = tuple(one for one in said.choices if one.method == method)
+    found = tuple(one for one in said.choices if name == one.method)
     mine = dataclasses.replace(said, choices=found)
-    if METHODS[method].many_types:
+    if METHODS[name].many_types:
         return mine, f"{told(said.verdict)}."
-    device, title = told(said.device.name), METHODS[method].title
+    device, title = told(said.device.name), METHODS[name].title
     fitting = next((one for one in found if one.fits == "whole"), None)
     if fitting is not None:
         return mine, say(
