@@ -192,7 +192,10 @@ def test_notebooks_of_several_methods_measure_by_one_engine() -> None:
         called = set(re.findall(r"autoquant\.(\w+)\(", "\n".join(codes))) & set(METHODS)
         if "gguf" in called and len(called) > 1 and "Comparison(" in "\n".join(codes):
             calls = [line for code in codes for line in code.splitlines() if ".gguf(" in line]
-            assert all("eval_by_weights=True" in line for line in calls), path.name
+            assert all("**ggufs" in line for line in calls), path.name
+            assert re.search(
+                r'^ggufs = \{.*"eval_by_weights": True', "\n".join(codes), re.MULTILINE
+            )
             seen.append(path.name)
     assert seen == ["07_Compare.ipynb"]
 
