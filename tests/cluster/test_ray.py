@@ -135,8 +135,8 @@ def test_a_batch_is_cancelled_by_another_client(nodes: Nodes, tmp_path: Path) ->
     running = command(nodes, path, out)
     until(running.stderr, ": running")
     ended = command(nodes, path, out, "--cancel")
-    assert ended.wait(60) == 0
-    stdout, _ = running.communicate(timeout=60)
+    assert ended.wait(180) == 0
+    stdout, _ = running.communicate(timeout=180)
     assert running.returncode == 1
     assert "6 stopped" in stdout
     assert "cancelled; run the same batch again to go on" in stdout
@@ -145,7 +145,7 @@ def test_a_batch_is_cancelled_by_another_client(nodes: Nodes, tmp_path: Path) ->
     running = command(nodes, path, out)
     until(running.stderr, ": running")
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=60)
+    running.communicate(timeout=180)
     assert running.returncode == 130
     assert process_free(out)
     assert "stopped" in (out / "summary.md").read_text()
