@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from autoquant.result import Result
 from autoquant.runtime import preload, process
 from tests import order
 
+# a shell lets what it starts in the background ignore Ctrl-C, and all its children with it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Where make has put the converter: fetched once, before the tests get a cache folder of their own.
 CONVERTER = converter.locate()
 # on PYTHONPATH: a GPU for exllamav2 and exllamav3
