@@ -229,10 +229,10 @@ def _quantizing(method: AnyMethod, source: Source, options: MethodOptions) -> di
     """Seconds to quantize on this machine's cores, by what was measured on two of them, as a plan
     has it; empty where that says nothing: of methods that plan it themselves, and on a GPU.
     """
-    pace = method.pace.get(str(getattr(options, "algorithm", ""))) or method.pace.get("", 0.0)
-    if not pace or "cpu" not in method.runs_on or nvidia_gpu():
+    seconds = method.seconds(source, options)
+    if not seconds or "cpu" not in method.runs_on or nvidia_gpu():
         return {}
-    return {"quantize": 2 * pace * source.parameters / 1e9 / cores()}
+    return {"quantize": 2 * seconds / cores()}
 
 
 @preload.kept()

@@ -154,6 +154,13 @@ class Method(ABC, Generic[O]):
     """Defaults of its notebook where its own would keep a CPU busy for long: Run All is a try."""
     comparison_variants: ClassVar[ComparisonVariants | None] = None
 
+    def seconds(self, source: Source, options: O) -> float:
+        """What :attr:`pace` says of a source: seconds on two cores, or on a GPU for each type; 0
+        where it says nothing.
+        """
+        pace = self.pace.get(str(getattr(options, "algorithm", ""))) or self.pace.get("", 0.0)
+        return pace * source.parameters / 1e9
+
     @abstractmethod
     def variants(self, options: O) -> Sequence[str]:
         """The artifact types that options will make."""

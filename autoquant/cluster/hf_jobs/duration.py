@@ -52,20 +52,19 @@ class Work:
 
 def work(plan: Plan, options: MethodOptions) -> Work:
     """What a plan says is to be done, as :class:`Work`."""
-    method, billions = METHODS[plan.method], plan.source.parameters / 1e9
+    method = METHODS[plan.method]
     made = sum(item.bytes for item in plan.items if not item.impossible)
     # the model comes down where it is not bundled, whatever is in the cache here
     coming = 0 if plan.source.revision is None else max(plan.download, plan.source.bytes)
     here = float(cores())
     own = {n: s for n, s in plan.seconds.items() if n not in ("download", "measure")}
-    algorithm = str(getattr(options, "algorithm", ""))
-    pace = method.pace.get(algorithm) or method.pace.get("", 0.0)
+    paced = method.seconds(plan.source, options)
     core = here * sum(own.values())
     if "quantize" not in own and "cpu" in method.runs_on:
-        core += 2 * pace * billions
+        core += 2 * paced
     on_gpu = 0.0
     if method.runs_on == ("cuda",):
-        on_gpu = pace * billions * max(1, len(plan.items))
+        on_gpu = paced * max(1, len(plan.items))
     elif "cuda" in method.runs_on and options.calibrated_by:
         on_gpu = core / 2 / GPU_SPEED
     measuring, longest = _measuring(plan.seconds, options, here)

@@ -11,6 +11,8 @@ from autoquant.calibration import CalibrationOptions
 from autoquant.core.options import option
 from autoquant.methods.size import BPW, Size
 
+USUAL_HEAD = 6  # bits of the output head, which names of types leave out
+
 
 def bitrate(value: Any, least: int = 2) -> str:
     """A bitrate as it is written in names: 4.0, 4.25. A ValueError for pydantic if it is none, or
@@ -27,6 +29,14 @@ def bitrate(value: Any, least: int = 2) -> str:
     return f"{number:.2f}".removesuffix("0") if round(number, 2) == number else str(number)
 
 
+def bitrates(value: Any, least: int) -> Any:
+    """One or several of them, each once; what is no list of values is left to pydantic."""
+    given = [value] if isinstance(value, (int, float)) else value
+    if not isinstance(given, (list, tuple)):
+        return value
+    return tuple(dict.fromkeys(bitrate(one, least) for one in given))
+
+
 class BitrateOptions(CalibrationOptions):
     """What both take."""
 
@@ -37,7 +47,7 @@ class BitrateOptions(CalibrationOptions):
     """The fewest bits per weight."""
 
     bpw: tuple[str, ...] = option(("4.0",), "average bits per weight of the blocks", min_length=1)
-    head_bits: int = option(6, "bits per weight of the output head")
+    head_bits: int = option(USUAL_HEAD, "bits per weight of the output head")
     size: tuple[str, ...] = option(
         (),
         "in the place of bpw: sizes of the model folder's weights, which give the bits; a number"
@@ -45,13 +55,10 @@ class BitrateOptions(CalibrationOptions):
         metavar="SIZE,…",
     )
 
-    @field_validator("bpw", "optimized_bpw", mode="before", check_fields=False)
+    @field_validator("bpw", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        given = [value] if isinstance(value, (int, float)) else value
-        if not isinstance(given, (list, tuple)):
-            return value
-        return tuple(dict.fromkeys(bitrate(one, cls.least) for one in given))
+        return bitrates(value, cls.least)
 
     @field_validator("size")
     @classmethod
@@ -73,5 +80,13 @@ class BitrateOptions(CalibrationOptions):
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The names of what is made."""
-        raise NotImplementedError
+        """The artifacts' names."""
+        return tuple(map(self.name, self.bpw))
+
+    def name(self, bits: str, how: str = "") -> str:
+        """The name of an artifact with an average of bits: 4.0bpw, with ``how`` it was made, and
+        with the head's bits if they are not the usual ones.
+        """
+        parts = [f"{bits}bpw", how]
+        parts.append("" if self.head_bits == USUAL_HEAD else f"h{self.head_bits}")
+        return "-".join(filter(None, parts))

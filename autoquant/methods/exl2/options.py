@@ -96,10 +96,3 @@ class Exl2Options(BitrateOptions):
     @classmethod
     def _head(cls, value: int) -> int:
         return choice(value, HEAD_BITS)
-
-    @property
-    def types(self) -> tuple[str, ...]:
-        """The artifacts' names: 4.0bpw, with the head's bits if they are not 6."""
-        return tuple(
-            f"{one}bpw{'' if self.head_bits == 6 else f'-h{self.head_bits}'}" for one in self.bpw
-        )

@@ -20,9 +20,9 @@ from autoquant.formats.exl2 import FUSED
 from autoquant.formats.exl3 import BLOCK
 from autoquant.methods.base import ComparisonVariants, Output, UsualType
 from autoquant.methods.bitrates import Bitrates, Layers
-from autoquant.methods.bitrates.options import bitrate
+from autoquant.methods.bitrates.options import USUAL_HEAD, bitrate
 from autoquant.methods.exl3 import making, mixing
-from autoquant.methods.exl3.options import LEAST, SAMPLES, USUAL_HEAD, Exl3Options
+from autoquant.methods.exl3.options import LEAST, SAMPLES, Exl3Options
 from autoquant.source import layers as layers_of
 from autoquant.source import shapes
 

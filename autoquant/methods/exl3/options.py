@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from autoquant.core.options import option
 from autoquant.methods.base import choice
-from autoquant.methods.bitrates.options import BitrateOptions
+from autoquant.methods.bitrates.options import USUAL_HEAD, BitrateOptions, bitrates
 
 OWN = "exllamav3"  # the calibration text that comes with the library
 SAMPLES = 250  # the converter's own default
 LEAST = 1  # bits per weight
 HEAD_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
-USUAL_HEAD, USUAL_CODEBOOK = 6, "mul1"  # which names of types leave out
+USUAL_CODEBOOK = "mul1"  # which names of types leave out
 OPTIMIZED = "opt"  # in the names of types that the optimizer mixed
 
 
@@ -109,21 +109,22 @@ class Exl3Options(BitrateOptions):
     def _head(cls, value: int) -> int:
         return choice(value, HEAD_BITS)
 
+    @field_validator("optimized_bpw", mode="before")
+    @classmethod
+    def _optimized(cls, value: Any) -> Any:
+        return bitrates(value, cls.least)
+
     @property
     def types(self) -> tuple[str, ...]:
-        """The artifacts' names: 4.0bpw, 3.25bpw-opt of the optimizer's, with the head's bits and
-        the codebook if they are not the usual ones.
-        """
-        return (*(self.name(one) for one in self.bpw), *self.optimized)
+        """Those that the optimizer makes too."""
+        return (*super().types, *self.optimized)
 
     @property
     def optimized(self) -> tuple[str, ...]:
-        """The names of those that the optimizer makes."""
+        """The names of those that the optimizer makes: 3.25bpw-opt."""
         return tuple(self.name(one, OPTIMIZED) for one in self.optimized_bpw)
 
     def name(self, bits: str, how: str = "") -> str:
-        """The name of an artifact with an average of bits."""
-        parts = [f"{bits}bpw", how]
-        parts.append("" if self.head_bits == USUAL_HEAD else f"h{self.head_bits}")
-        parts.append("" if self.codebook == USUAL_CODEBOOK else self.codebook)
-        return "-".join(part for part in parts if part)
+        """With the codebook, if it is not the usual one."""
+        name = super().name(bits, how)
+        return name if self.codebook == USUAL_CODEBOOK else f"{name}-{self.codebook}"
