@@ -127,9 +127,9 @@ def compare(
     own in there. The other options are the method's. Returns a Comparison: it prints as a table,
     and ``comparison["code"]`` is a Result. Raises what the method raises.
     """
-    from autoquant import result
+    from autoquant import comparison
 
-    return result.compare(_method(method), model, calibrations, out=out, values=values)
+    return comparison.compare(_method(method), model, calibrations, out=out, values=values)
 
 
 def batch(
@@ -265,7 +265,11 @@ def __getattr__(name: str) -> Any:
         from autoquant.calibration import Calibration
 
         return Calibration
-    if name in ("Comparison", "Plan", "Result"):
+    if name == "Comparison":
+        from autoquant.comparison import Comparison
+
+        return Comparison
+    if name in ("Plan", "Result"):
         from autoquant import result
 
         return getattr(result, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,10 @@ class Answers:
 
 
 @preload.kept()
-def answer(record: RunRecord, artifacts: list[Artifact], prompt: str, tokens: int) -> Answers:
-    """Let a run's source and some of its artifacts answer a prompt, one after the other; in a
-    notebook the words appear as they come. Raises InputError.
+def answer(asked: Sequence[tuple[str, RunRecord, Artifact]], prompt: str, tokens: int) -> Answers:
+    """Let artifacts, each with what it is called and its run, and before them their sources, once
+    each, answer a prompt, one after the other; in a notebook the words appear as they come. Raises
+    InputError.
     """
     if not prompt.strip():
         raise InputError("prompt: it is empty; write some words")
@@ -72,15 +73,20 @@ def answer(record: RunRecord, artifacts: list[Artifact], prompt: str, tokens: in
         raise InputError(f"tokens: {tokens} is not allowed; allowed: 1 to {MOST}")
     made = Answers(prompt, tokens)
     shown = _Shown(made)
-    first = reference_name(record.source)
-    names = [first, *(one.type for one in artifacts)]
-    made.said = dict.fromkeys(names, "")
+    sources = {record.source.id: record for _, record, _ in asked}
     jobs: dict[str, Callable[..., dict[str, Any]]] = {
-        first: functools.partial(_source, record, prompt, tokens),
-        **{
-            one.type: functools.partial(_artifact, record, one, prompt, tokens) for one in artifacts
-        },
+        reference_name(record.source)
+        if len(sources) == 1
+        else f"{record.source.name}, {told(reference_name(record.source))}": functools.partial(
+            _source, record, prompt, tokens
+        )
+        for record in sources.values()
     }
+    jobs |= {
+        name: functools.partial(_artifact, record, artifact, prompt, tokens)
+        for name, record, artifact in asked
+    }
+    made.said = dict.fromkeys(jobs, "")
     for name, job in jobs.items():
 
         def heard(text: str, name: str = name) -> None:

@@ -59,7 +59,8 @@ class Look:
     def __str__(self) -> str:
         return say(
             "{model}, {layer} {shape} as {type}: relative error {relative}, largest error of a"
-            " weight {largest}; its first row of {count} weights has {levels} different values",
+            " weight {largest}; quantized, the {count} weights of its first row take {levels}"
+            " different values",
             model=self.model,
             layer=self.layer,
             shape=list(self.shape),
@@ -71,8 +72,9 @@ class Look:
         )
 
     def _type(self) -> str:
-        stored = say("stored as {type}", type=self.stored) if self.stored else ""
-        return f"{self.type} ({stored})" if stored else self.type
+        if self.stored in ("", self.type):
+            return self.type
+        return f"{self.type} ({say('stored as {type}', type=self.stored)})"
 
     __repr__ = __str__
 

@@ -12,13 +12,14 @@ import autoquant
 from autoquant.cluster import jobs, summary
 from autoquant.cluster.board import Row
 from autoquant.cluster.work import DONE, described
+from autoquant.comparison import Comparison
 from autoquant.core import language
 from autoquant.core.records import TRANSFORMERS, WEIGHTS, Evaluation
 from autoquant.display import engines, plot, tables
 from autoquant.evaluate import paired
 from autoquant.methods import METHODS
 from autoquant.notebook import many
-from autoquant.result import Comparison, Result
+from autoquant.result import Result
 from tests.gguf.conftest import QUICK
 
 ROOT = Path(__file__).parent.parent

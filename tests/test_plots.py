@@ -143,25 +143,36 @@ def test_a_divergence_just_below_zero_is_drawn(demo: Result) -> None:
     assert plot.figure({"demo": dataclasses.replace(demo, artifacts=files)}) is not None
 
 
-def test_points_have_the_errors_of_their_table(demo: Result) -> None:
-    figure = plot.figure({"a": demo})
+@pytest.mark.parametrize("models", [1, 2])
+def test_points_have_errors_that_tell_them_apart(demo: Result, models: int) -> None:
+    """Files of one model that of their difference from the unquantized one; files of several models
+    that of their table.
+    """
+    other = dataclasses.replace(demo, source=dataclasses.replace(demo.source, id="another"))
+    figure = plot.figure({"a": demo, "b": other} if models == 2 else {"a": demo})
     files = sorted(demo.artifacts, key=lambda one: one.bytes)
     for axis, value, error in zip(
         figure.axes, ("perplexity", "kl_mean"), ("perplexity_error", "kl_error"), strict=True
     ):
-        (bars,) = [one for one in axis.containers if type(one).__name__ == "ErrorbarContainer"]
+        bars, *_ = [one for one in axis.containers if type(one).__name__ == "ErrorbarContainer"]
         (lines,) = bars[2]
         for segment, one in zip(lines.get_segments(), files, strict=True):
             (_, low), (_, high) = segment
+            assert one.evaluation is not None
             middle, half = getattr(one.evaluation, value), getattr(one.evaluation, error)
+            if value == "perplexity" and models == 1:
+                half = middle * demo.difference(one.type).error
             if value == "kl_mean" and middle <= plot.NOTHING:
                 assert low == high == axis.get_ylim()[0] / 0.8, "it lies on the axis"
                 continue
-            assert high == pytest.approx(middle + half)
-            assert low == pytest.approx(middle - min(half, 0.9 * middle))
+            assert high == pytest.approx(middle + half, rel=1e-6)
+            assert low == pytest.approx(middle - min(half, 0.9 * middle), rel=1e-6)
             assert half > 0
     old = [
-        dataclasses.replace(one, evaluation=dataclasses.replace(one.evaluation, kl_error=None))
+        dataclasses.replace(
+            one,
+            evaluation=dataclasses.replace(one.evaluation, kl_error=None, difference_error=None),
+        )
         for one in demo.artifacts
         if one.evaluation is not None
     ]

@@ -31,6 +31,7 @@ from autoquant.calibration import Calibration as Calibration
 from autoquant.cluster.hf_jobs.offers import Offers as Offers
 from autoquant.cluster.planning import BatchPlan as BatchPlan
 from autoquant.cluster.run import BatchResult as BatchResult
+from autoquant.comparison import Comparison as Comparison
 from autoquant.core.errors import AutoQuantError as AutoQuantError
 from autoquant.core.errors import CheckFailed as CheckFailed
 from autoquant.core.errors import HubFailed as HubFailed
@@ -39,7 +40,6 @@ from autoquant.core.errors import OutOfMemory as OutOfMemory
 from autoquant.core.errors import ProcessFailed as ProcessFailed
 from autoquant.core.errors import Stopped as Stopped
 from autoquant.core.version import __version__ as __version__
-from autoquant.result import Comparison as Comparison
 from autoquant.result import Plan as Plan
 from autoquant.result import Result as Result
 from autoquant.sizing.advice import Advice as Advice

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from autoquant.core.redact import redact
+
+WIDTH = 88  # letters in a line of a notebook's page
 
 
 class AutoQuantError(Exception):
@@ -18,8 +22,11 @@ class AutoQuantError(Exception):
         super().__init__(redact(text))
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows instead of a traceback: the line, in a notebook too."""
-        return [f"{type(self).__name__}: {self}"]
+        """What IPython shows instead of a traceback: the line, in a notebook too, broken between
+        words, where the page would break it anywhere.
+        """
+        said = f"{type(self).__name__}: {self}"
+        return textwrap.wrap(said, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 class InputError(AutoQuantError):

@@ -50,10 +50,11 @@ class Evaluation:
     """Quality of one artifact, on the same tokens as every other row of its table.
 
     ``perplexity_error`` is one standard error of the perplexity, ``kl_error`` of the mean KL
-    divergence (None in runs of earlier versions). KL divergence is KL(unquantized ‖ quantized) in
-    nats per token. ``agreement`` is the share of positions where both models' most probable token
-    is the same. ``tokens`` counts the scored predictions. Of a text of several kinds ``by_kind``
-    has perplexity, kl_mean and agreement of each.
+    divergence, ``difference_error`` of the mean log-probability of the scored tokens less that by
+    the unquantized model, in nats per token (both None in runs of earlier versions). KL divergence
+    is KL(unquantized ‖ quantized) in nats per token. ``agreement`` is the share of positions where
+    both models' most probable token is the same. ``tokens`` counts the scored predictions. Of a
+    text of several kinds ``by_kind`` has perplexity, kl_mean and agreement of each.
 
     ``log_probabilities`` names the file, in the run's folder, that has those of the scored tokens
     in nats: float32 .npy [chunks, predictions]; empty if none was kept. Those of two files are
@@ -72,6 +73,7 @@ class Evaluation:
     text_sha256: str
     by_kind: dict[str, dict[str, float]] = field(default_factory=dict)
     kl_error: float | None = None
+    difference_error: float | None = None
     tokens_sha256: str = ""
     log_probabilities: str = ""
 

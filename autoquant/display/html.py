@@ -17,8 +17,16 @@ UNFOLDED = 14  # rows of checks that are shown without being asked for
 BESIDE = "display:flex;flex-wrap:wrap;gap:1em"  # a table with its plot, below it where narrow
 
 
+class Markup(str):
+    """A cell that is HTML already."""
+
+
 def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A table; the first ``left`` columns are set to the left, the others to the right."""
+
+    def shown(cell: str) -> str:
+        # a number and its unit stay together where a head is broken
+        return cell if isinstance(cell, Markup) else escape(told(cell)).replace(" %", "\u00a0%")
 
     def line(cells: Sequence[str], tag: str) -> str:
         # neither a type's name nor a number with its unit is a text to be broken; a long name is
@@ -30,7 +38,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
             for i in range(len(cells))
         ]
         drawn = (
-            f"<{tag} style='{style}'>{escape(told(cell))}</{tag}>"
+            f"<{tag} style='{style}'>{shown(cell)}</{tag}>"
             for style, cell in zip(styles, cells, strict=True)
         )
         return f"<tr>{''.join(drawn)}</tr>"
@@ -73,8 +81,10 @@ def result(run: RunRecord, title: str) -> str:
     )
 
 
-def checks(run: RunRecord) -> str:
-    """What was looked at on each file of a run, and what was seen."""
+def checks(run: RunRecord, name: str = "") -> str:
+    """What was looked at on each file of a run, and what was seen: folded where it is long, or one
+    of several, which has a ``name``.
+    """
     notes = "".join(
         f"<p>⚠ {escape(artifact.type)}: {escape(told(note))}</p>"
         for artifact in run.artifacts
@@ -83,10 +93,9 @@ def checks(run: RunRecord) -> str:
     rows = tables.checked(run)
     passed = say("{n} checks passed", n=len(rows))
     shown = table(("type", "check", "what was found"), rows, left=3)
-    opened = " open" if len(rows) <= UNFOLDED else ""
-    return (
-        f"<div><details{opened}><summary>✓ {escape(passed)}</summary>{shown}</details>{notes}</div>"
-    )
+    opened = " open" if len(rows) <= UNFOLDED and not name else ""
+    said = escape(f"{name}: {passed}" if name else passed)
+    return f"<div><details{opened}><summary>✓ {said}</summary>{shown}</details>{notes}</div>"
 
 
 def comparison(
@@ -109,10 +118,12 @@ def plan(planned: Plan, title: str) -> str:
     """A plan's table with its verdict. ``title`` is the method's."""
     what, head, body, notes, verdict = tables.plan_parts(planned)
     lines = "".join(f"<div>{escape(told(line))}</div>" for line in (*notes, *verdict[:-1]))
-    good = planned.verdict[0]
+    said = verdict_line(planned.verdict[0], told(verdict[-1]))
+    return f"<div><p>{escape(told(f'{title} of {what}'))}</p>{table(head, body)}{lines}{said}</div>"
+
+
+def verdict_line(good: bool, said: str) -> str:
+    """Whether something can be done, in its color."""
     color = "--jp-success-color1,#2e7d32" if good else "--jp-error-color1,#b00020"
-    said = f"{'✓' if good else '✗'} {escape(told(verdict[-1]))}"
-    return (
-        f"<div><p>{escape(told(f'{title} of {what}'))}</p>{table(head, body)}{lines}"
-        f"<div style='color:var({color})'><b>{said}</b></div></div>"
-    )
+    mark = "✓" if good else "✗"
+    return f"<div style='color:var({color})'><b>{mark} {escape(said)}</b></div>"

@@ -11,7 +11,7 @@ from typing import Any
 
 from autoquant.core import language
 from autoquant.core.language import say, told
-from autoquant.core.records import COMPARED, Artifact, RunRecord
+from autoquant.core.records import COMPARED, Artifact, Evaluation, RunRecord
 from autoquant.display import engines, tables
 from autoquant.display.colors import COLORS, GREY, RED
 from autoquant.display.tables import reference_name
@@ -106,7 +106,7 @@ def _engines(artifacts: Sequence[Artifact]) -> str:
 
 def figure(results: Mapping[str, RunRecord]) -> Any:
     """The plot as matplotlib's Figure: perplexity left, KL divergence right, each with one standard
-    error; None if fewer than two files were measured.
+    error (of the perplexity see :func:`_errors`); None if fewer than two files were measured.
     """
     measured = _measured(results)
     if sum(map(len, measured.values())) < 2:
@@ -142,6 +142,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     named = len(measured) > 1 and all(
         len(artifacts) == 1 and len(name) <= SHORT for name, artifacts in measured.items()
     )
+    paired = _paired(results)
     for i, (name, artifacts) in enumerate(measured.items()):
         stock = all(COMPARED in a.facts for a in artifacts)
         color = GREY if stock else COLORS[i % len(COLORS)]
@@ -151,7 +152,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             (
                 left,
                 [e.perplexity for e in evaluations],
-                [e.perplexity_error for e in evaluations],
+                _errors(evaluations, paired=paired),
             ),
             (
                 right,
@@ -220,12 +221,38 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         handles, labels = left.get_legend_handles_labels()
         drawn.legend(handles, labels, loc="outside lower center", fontsize=SMALL, ncols=2)
     title = say(
-        "{models}: size against quality (± one standard error)",
+        "{models}: size against quality (bars: one standard error of the difference from the"
+        " unquantized model)"
+        if paired
+        else "{models}: size against quality (± one standard error)",
         models=say(" and ").join(models),
     )
     drawn.suptitle(textwrap.fill(title, LINE), fontsize=FONT)
     thin_out(drawn, (left, right))
     return drawn
+
+
+def _paired(results: Mapping[str, RunRecord]) -> bool:
+    """Whether the errors of perplexities are those of their differences from one unquantized model:
+    of several models these would say nothing of one model beside the other.
+    """
+    measured = [a.evaluation for one in results.values() for a in one.artifacts if a.evaluation]
+    return (
+        len({one.source.id for one in results.values()}) == 1
+        and len({(one.text_sha256, one.tokens) for one in measured}) == 1
+        and all(one.difference_error is not None for one in measured)
+    )
+
+
+def _errors(evaluations: Sequence[Evaluation], *, paired: bool) -> list[float]:
+    """The errors of perplexities: of the perplexity itself, or, ``paired``, of its difference from
+    the unquantized model's on the same tokens, to first order. Files of one model stumble over the
+    same tokens, so that the former overlap even where the files differ for certain.
+    """
+    return [
+        one.perplexity * (one.difference_error or 0) if paired else one.perplexity_error
+        for one in evaluations
+    ]
 
 
 def thin_out(figure: Any, axes: Sequence[Any]) -> None:

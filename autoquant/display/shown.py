@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +48,21 @@ def below_a_notebooks(text: str) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Checks:
-    """A result's checks, to be shown."""
+    """The checks of one result, or of several by name, to be shown."""
 
-    result: RunRecord
+    results: Mapping[str, RunRecord]
 
     def __str__(self) -> str:
-        return tables.checks(self.result)
+        several = len(self.results) > 1
+        return "\n\n".join(
+            f"{name}\n{tables.checks(one)}" if several else tables.checks(one)
+            for name, one in self.results.items()
+        )
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html.checks(self.result)
+        several = len(self.results) > 1
+        return "".join(
+            html.checks(one, name if several else "") for name, one in self.results.items()
+        )

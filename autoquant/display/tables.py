@@ -110,8 +110,14 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
 def markdown(
     head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1, words: int = 0
 ) -> str:
-    """The same as a Markdown table; the last ``words`` columns are set to the left too."""
+    """The same as a Markdown table; the last ``words`` columns are set to the left too. A number
+    and its unit or error are not to be put on two lines.
+    """
     right = range(left, len(head) - words)
+    body = [
+        [cell.replace(" ", "\u00a0") if i in right else cell for i, cell in enumerate(row)]
+        for row in body
+    ]
     lines = [
         "| " + " | ".join(head) + " |",
         "| " + " | ".join("---:" if i in right else "---" for i in range(len(head))) + " |",
@@ -225,7 +231,7 @@ def checked(run: RunRecord) -> list[tuple[str, str, str]]:
     return [(one.type, check.name, check.seen) for one in run.artifacts for check in one.checks]
 
 
-def _time(seconds: Mapping[str, float]) -> str:
+def time_here(seconds: Mapping[str, float]) -> str:
     """A plan's time, as far as it is known."""
     parts = [
         say("{time} to {doing}", time=told(minutes(value)), doing=told(doing))
@@ -287,7 +293,7 @@ def plan_parts(
         *([f"to download: {size(planned.download)}"] if planned.download else []),
         f"disk while working: about {disk} (free: {free})",
         f"memory while working: about {memory} (available: {available})",
-        *([_time(planned.seconds)] if planned.seconds else []),
+        *([time_here(planned.seconds)] if planned.seconds else []),
         planned.verdict[1],
     ]
     title = (

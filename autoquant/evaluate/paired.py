@@ -20,6 +20,7 @@ from autoquant.core.language import told
 from autoquant.core.records import Evaluation
 from autoquant.display import engines, html, tables
 from autoquant.display.engines import APART
+from autoquant.evaluate.scoring import standard_error
 
 CERTAIN = 2.0  # |z| from which one file is called better: about 95 % of a normal distribution
 HEAD = ("model", "against", "nats per token", "z", "verdict")
@@ -72,7 +73,7 @@ class Difference:
 
     ``mean`` is the mean log-probability of the scored tokens by ``name`` less that by ``other``, in
     nats per token: positive where ``name`` is better; exp(-mean) is the ratio of their
-    perplexities. ``error`` is its standard error (see :func:`standard_error`), over ``tokens``
+    perplexities. ``error`` is its standard error (see scoring.standard_error), over ``tokens``
     predictions. ``mixed``: llama.cpp ran one file and transformers the other, so that up to
     engines.APART nats are not the files'.
     """
@@ -155,27 +156,6 @@ class Differences:
     def _repr_html_(self) -> str:
         below = "<br>".join(escape(told(line)) for line in self._below())
         return f"<div>{html.table(HEAD, self._body(), left=2)}<p>{below}</p></div>"
-
-
-def standard_error(differences: Any) -> float:
-    """The standard error of the mean of [chunks, predictions] differences: the larger of the plain
-    one over tokens and the one that is clustered by chunk.
-
-    Tokens of one chunk share its subject, so their differences are correlated, and the plain error
-    is too small: with the two bundled models by 15 %, with two types of one model by 4 % or less
-    (on 120 chunks). The clustered one, as Miller (2024, https://arxiv.org/abs/2411.00640) advises
-    for groups of related questions and for pairs of models, sums them up by chunk first. Of few
-    chunks that is uncertain itself, and too small as a rule (Angrist and Pischke 2009, Mostly
-    Harmless Econometrics, section 8.2.3): less than the plain one is never taken.
-    """
-    chunks, count = differences.shape[0], int(differences.size)
-    centred = differences - differences.mean()
-    plain = math.sqrt(float((centred**2).sum()) / max(1, count - 1) / count)
-    if chunks < 2:
-        return plain
-    sums = centred.sum(axis=1)
-    clustered = math.sqrt(chunks / (chunks - 1) * float((sums**2).sum())) / count
-    return max(plain, clustered)
 
 
 def difference(one: Scored, other: Scored) -> Difference:

@@ -18,6 +18,7 @@ from autoquant.evaluate.paired import ABOUT
 from autoquant.notebook.page import LARGER, SMALLER
 
 if TYPE_CHECKING:
+    from autoquant.core.records import Artifact
     from autoquant.result import Result
 
 OUT = option(
@@ -76,7 +77,7 @@ class CompareOptions(UploadOptions):
         """What the notebook of comparisons makes, as method, model and options: of the larger model
         the smaller one's types too, and GPTQ.
         """
-        both = tuple(sorted({*self.small_types, *self.large_types}))
+        both = tuple(dict.fromkeys((*self.small_types, *self.large_types)))
         samples = self.calibration_samples
         return [
             ("gguf", self.small, {"types": self.small_types, "imatrix": "builtin"}),
@@ -103,7 +104,8 @@ class CompareOptions(UploadOptions):
 
 class SameMemory:
     """Each file of a smaller model against the best file of a larger one that is no larger than it,
-    token by token. Prints as a table, in a notebook too.
+    token by token; those that no file of the larger one is as small as are named below. Prints as a
+    table, in a notebook too.
     """
 
     HEAD = ("memory", "smaller model", "larger model", "nats per token", "z", "verdict")
@@ -111,13 +113,15 @@ class SameMemory:
     def __init__(self, smaller: Result, larger: Result) -> None:
         self.smaller, self.larger = smaller, larger
 
+    def _fitting(self, one: Artifact) -> list[Artifact]:
+        """The larger model's files that are no larger than one of the smaller model's."""
+        return [other for other in self.larger.artifacts if other.bytes <= one.bytes]
+
     def rows(self) -> Iterator[tuple[str, ...]]:
         """The table's rows, the largest first."""
         for one in sorted(self.smaller.artifacts, key=lambda a: -a.bytes):
             size = tables.size(one.bytes)
-            fitting = [other for other in self.larger.artifacts if other.bytes <= one.bytes]
-            if not fitting:
-                yield (size, one.type, "–", "", "", say("none of the larger is as small"))
+            if not (fitting := self._fitting(one)):
                 continue
             best = min(fitting, key=attrgetter("evaluation.perplexity"))
             try:
@@ -138,21 +142,45 @@ class SameMemory:
                 better.get(found.better, found.verdict),
             )
 
-    def _said(self) -> tuple[str, str]:
+    def _said(self) -> tuple[str, list[str]]:
         names = say(
             "{smaller} against {larger}, in the same memory",
             smaller=self.smaller.source.name,
             larger=self.larger.source.name,
         )
-        return names, told(ABOUT)
+        verdicts = [row[-1] for row in self.rows()]
+        larger = verdicts.count(say("the larger model is better"))
+        smaller = verdicts.count(say("the smaller model is better"))
+        answer = say(
+            "Of {count} comparisons in the same memory the larger model is better in {larger}, the"
+            " smaller one in {smaller}.",
+            count=len(verdicts),
+            larger=larger,
+            smaller=smaller,
+        )
+        alone = [one.type for one in self.smaller.artifacts if not self._fitting(one)]
+        if not alone:
+            return names, [answer, told(ABOUT)]
+        smallest = min(self.larger.artifacts, key=attrgetter("bytes"))
+        without = say(
+            "Smaller than the smallest file of {larger} ({type}, {size}): {types}. There the"
+            " question has no answer.",
+            larger=self.larger.source.name,
+            type=smallest.type,
+            size=tables.size(smallest.bytes),
+            types=", ".join(alone),
+        )
+        return names, [answer, without, told(ABOUT)]
 
     def __str__(self) -> str:
         above, below = self._said()
-        return f"{above}\n\n{tables.table(self.HEAD, list(self.rows()), left=3)}\n\n{below}"
+        table = tables.table(self.HEAD, list(self.rows()), left=3)
+        return "\n\n".join([above, table, *below])
 
     __repr__ = __str__  # what a Python prompt shows
 
     def _repr_html_(self) -> str:
-        above, below = map(escape, self._said())
+        above, below = self._said()
         shown = html.table(self.HEAD, list(self.rows()), left=3)
-        return f"<div><p><b>{above}</b></p>{shown}<p>{below}</p></div>"
+        said = "".join(f"<p>{escape(one)}</p>" for one in below)
+        return f"<div><p><b>{escape(above)}</b></p>{shown}{said}</div>"

@@ -18,12 +18,14 @@ from autoquant.core.errors import AutoQuantError
 from autoquant.core.language import say, told
 from autoquant.core.records import Artifact
 from autoquant.display import tables
+from autoquant.display.html import Markup, table
 from autoquant.methods import METHODS
 from autoquant.notebook.page import drive, in_colab, tooltip
 
 if TYPE_CHECKING:
     from autoquant.result import Result
 
+HEAD = ("model", "method", "type", "size", "file", "model card")
 # what a command begins with, and where that program comes from
 PROGRAMS = {
     "llama-server": "llama-server comes with llama.cpp"
@@ -65,31 +67,44 @@ class Files:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = []
+        body, gone = [], list[str]()
         for result in self.results:
-            folder = result.folder.resolve()
-            where = say(
-                "in {folder}; {card} is the model card",
-                folder=f"<code>{html.escape(str(folder))}</code>",
-                card=_link(folder / "README.md"),
-            )
-            what = METHODS[result.method].title
-            # of several runs of a method
-            what += f" {result.artifacts[0].type}" if len(result.artifacts) == 1 else ""
-            title = html.escape(f"{result.source.id}, {what}")
-            parts.append(f"<p style='margin:10px 0 4px'><b>{title}</b>, {where}</p>")
-            for kind, path, size, command in _rows(result):
-                run = f"<br><code>{html.escape(command)}</code>" if command else ""
-                parts.append(
-                    f"<p style='margin:2px 0 2px 1em'>{html.escape(kind)}, {tables.size(size)}:"
-                    f" {_link(path)}{run}</p>"
+            card = _link((result.folder / "README.md").resolve())
+            body += [
+                (
+                    result.source.id,
+                    METHODS[result.method].title,
+                    kind,
+                    tables.size(size),
+                    Markup(_link(path)),
+                    Markup(card),
                 )
-            gone = [one.type for one in result.artifacts if _place(result, one) is None]
-            if gone:
-                deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
-                parts.append(f"<p style='margin:2px 0 2px 1em'>{deleted}</p>")
+                for kind, path, size, _ in _rows(result)
+            ]
+            gone += [one.type for one in result.artifacts if _place(result, one) is None]
+        # what is the same of all stands in no column
+        varied = [i for i in range(len(HEAD)) if i > 1 or len({row[i] for row in body}) > 1]
+        title = ", ".join(dict.fromkeys(row[i] for i in (0, 1) if i not in varied for row in body))
+        parts = [f"<p><b>{html.escape(title)}</b></p>"] if title else []
+        if body:
+            cells = [[row[i] for i in varied] for row in body]
+            parts.append(table([HEAD[i] for i in varied], cells, left=len(varied)))
+        folders = list(dict.fromkeys(str(one.folder.resolve()) for one in self.results))
+        inside = "<br>".join(f"<code>{html.escape(one)}</code>" for one in folders)
+        parts.append(f"<p>{say('They lie in')} {'<br>' * (len(folders) > 1)}{inside}</p>")
+        if gone:
+            deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
+            parts.append(f"<p>{html.escape(deleted)}</p>")
+        commands = [command for *_, command in self.rows() if command]
+        if commands:
+            # a long line can be scrolled, and copied whole
+            run = html.escape("\n".join(commands))
+            parts.append(
+                f"<p>{say('To run one of them, in a terminal:')}</p>"
+                f"<pre style='overflow-x:auto;white-space:pre;padding:6px 8px'>{run}</pre>"
+            )
         parts += [f"<p>{html.escape(told(one))}</p>" for one in self._needed()]
-        return "".join(parts)
+        return f"<div>{''.join(parts)}</div>"
 
     def _ipython_display_(self) -> None:
         display = importlib.import_module("IPython.display")

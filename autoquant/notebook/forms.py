@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 from autoquant.notebook.cells import about, cell, more, plain
 from autoquant.notebook.files import Files
 from autoquant.notebook.many import BatchOptions
+from autoquant.notebook.planned import Plans
 from autoquant.notebook.refusals import refused
 from autoquant.notebook.widgets import Widgets, stripped
 
@@ -66,6 +67,7 @@ __all__ = [
     "Files",
     "Form",
     "Note",
+    "Plans",
     "Question",
     "about",
     "can_stop",

@@ -19,6 +19,7 @@ from autoquant.methods import METHODS
 from autoquant.notebook import choosing, fields, ticks
 from autoquant.notebook.form_options import TITLES, meant
 from autoquant.notebook.page import DEFAULTS, tooltip
+from autoquant.notebook.planned import Plans
 from autoquant.sizing.choices import Choice
 from autoquant.source import resolve
 
@@ -254,7 +255,6 @@ class Widgets:
     def plan(self) -> None:
         """Show what a run would make and need."""
         from autoquant import result
-        from autoquant.display import html as shown
 
         self.planned.value = f'<span role="status">{say("looking at the model …")}</span>'
         try:
@@ -262,9 +262,7 @@ class Widgets:
                 result.plan(METHODS[method], model, out=Path.cwd() / "run", values=values)
                 for method, model, values in self._form.plans()
             ]
-            self.planned.value = "".join(
-                shown.plan(plan, METHODS[plan.method].title) for plan in plans
-            )
+            self.planned.value = Plans(plans)._repr_html_()
         except (AutoQuantError, OSError) as error:
             self.planned.value = _refusal(error)
 
@@ -289,7 +287,7 @@ def _lacking() -> str:
     if not names or nvidia_gpu():
         return ""
     return say(
-        "an NVIDIA GPU is needed for {methods}, and this machine has none", methods=", ".join(names)
+        "{methods}: only with an NVIDIA GPU, which this machine lacks", methods=", ".join(names)
     )
 
 

@@ -94,6 +94,8 @@ def serving(root: Path, home: Path) -> Iterator[Path]:
         server = subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT)
 
     def up() -> bool:
+        if server.poll() is not None:  # else one that was left over on this port would answer
+            raise AssertionError(f"JupyterLab ended: {(home / 'log').read_text()[-2000:]}")
         try:
             return bool(rest("status"))
         except OSError:

@@ -148,7 +148,11 @@ class TestWidgets:
         form.widgets.by_name["gptq_bits"].value = ""
         assert form.options.gptq_bits == ()
         form.widgets.plan()
-        assert form.widgets.planned.value.count("it fits") == 2
+        planned = form.widgets.planned.value
+        assert planned.count("all of it fits") == 1
+        assert planned.count("<tr>") == 1 + len(form.options.small_types) + len(
+            {*form.options.small_types, *form.options.large_types}
+        ), "one table of both runs"
         form.widgets.by_name["gptq_bits"].value = "8,4"
         form.widgets.plan()
         assert form.widgets.planned.value.count("it fits") == 4

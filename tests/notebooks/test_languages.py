@@ -19,12 +19,12 @@ import pytest
 
 import autoquant
 from autoquant.backends.llamacpp import types
+from autoquant.comparison import Comparison
 from autoquant.core import language
 from autoquant.core.errors import InputError
 from autoquant.display import plot
 from autoquant.methods import METHODS
 from autoquant.notebook import exercises, form_options, lesson
-from autoquant.result import Comparison
 from tests.notebooks.running import FOLDER, ROOT
 
 PACKAGE = ROOT / "autoquant"
