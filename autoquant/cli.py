@@ -98,6 +98,21 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="send nothing; print exactly what would be sent"
     )
     add_arguments(send, UploadOptions, without=("upload",))
+    answering = commands.add_parser(
+        "answer",
+        help="let the files of a finished run, and the unquantized model, answer a prompt",
+        description=(
+            "What the unquantized model and each file say to a prompt, token by token the"
+            " likeliest, so that they can be compared."
+        ),
+        parents=[common],
+    )
+    answering.add_argument("folder", metavar="FOLDER", help="the folder of a finished run")
+    answering.add_argument("prompt", metavar="PROMPT", help="put through the chat template, if any")
+    answering.add_argument("--type", default="", help="one of the run's types (default: all)")
+    answering.add_argument(
+        "--tokens", type=int, default=64, metavar="N", help="at most so many each (default: 64)"
+    )
     commands.add_parser(
         "methods", help="all methods in one table: bits, calibration, GPU, runtimes, size, quality"
     )
@@ -236,6 +251,13 @@ def _types(_: argparse.Namespace) -> None:
     )
 
 
+def _answer(arguments: argparse.Namespace) -> None:
+    from autoquant import result
+
+    run = result.load(arguments.folder)
+    print(run.answer(arguments.prompt, type=arguments.type, tokens=arguments.tokens))
+
+
 def _advise(arguments: argparse.Namespace) -> None:
     from autoquant import result
     from autoquant.sizing.arguments import NAMES
@@ -312,6 +334,7 @@ def main(argv: list[str] | None = None) -> int:
         "plan": _plan,
         "evaluate": _evaluate,
         "upload": _upload,
+        "answer": _answer,
         "methods": _methods,
         "types": _types,
         "advise": _advise,

@@ -5,6 +5,7 @@ sets.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from autoquant import answering
 from autoquant.calibration import Calibration
 from autoquant.core.errors import InputError
 from autoquant.core.options import build
-from autoquant.display import compared, html
+from autoquant.display import compared, engines, html
 from autoquant.display.shown import Checks
 from autoquant.evaluate import paired
 from autoquant.methods import METHODS
@@ -83,9 +84,25 @@ class Comparison:
     def _two(self) -> list[str]:
         """Of two files, which is better; more would be a table of its own."""
         files = self._scored()
+        if len(files) != 2:
+            return []
+        said = list[str]()
         with contextlib.suppress(InputError):  # other tokens are said above, and files may be old
-            return [str(paired.difference(*files))] if len(files) == 2 else []
-        return []
+            found = paired.difference(*files)
+            said.append(
+                f"By perplexity, token by token (log-probabilities): {found}"
+                if found.better
+                else f"Perplexity does not tell the two apart ({found})."
+            )
+        first, second = (one.row for one in files)
+        # of one model: to be near it is what is wanted
+        if first and second and len({one.source.id for one in self.results.values()}) == 1:
+            apart = abs(first.kl_mean - second.kl_mean)
+            error = math.hypot(first.kl_error or math.inf, second.kl_error or math.inf)
+            if apart > paired.CERTAIN * error and not engines.mixed([first, second]):
+                near = files[0] if first.kl_mean < second.kl_mean else files[1]
+                said.append(f"By KL divergence {near.name} is nearer to the original.")
+        return said
 
     def _titles(self) -> list[str]:
         return list(dict.fromkeys(METHODS[one.method].title for one in self.results.values()))

@@ -10,6 +10,7 @@ import pytest
 
 import autoquant as package
 from autoquant import cli
+from autoquant.result import Result
 
 HEAVY = ("torch", "transformers", "llama_cpp", "gguf")
 
@@ -132,3 +133,17 @@ def test_the_card_names_the_command_that_was_run(tmp_path: Path) -> None:
     assert "autoquant quantize gguf demo --evaluate off --pre-tokenizer gpt-2" in card.replace(
         "  ", " "
     )
+
+
+def test_a_run_answers_a_prompt(demo: Result, capsys: pytest.CaptureFixture[str]) -> None:
+    from autoquant.cli import main
+
+    words = ["answer", str(demo.folder), "It was", "--type", "Q8_0", "--tokens", "4"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("It was\n")
+    assert [line for line in said.splitlines() if line.startswith("---")] == [
+        "--- unquantized",
+        "--- Q8_0",
+    ]
+    assert main(["answer", str(demo.folder / "no"), "It was"]) == 2

@@ -52,7 +52,7 @@ def test_a_comparison_of_two_engines_marks_its_rows_and_says_how_far_they_are_ap
         "GGUF Q2_K": "llama.cpp",
         "GPTQ Q4_K_M": "transformers",
     }
-    assert "0.003 to 0.005 nats" in str(both)
+    assert "0.003 to 0.005 with SmolLM2-135M" in str(both)
     for said in (engines.MIXED, engines.ONE):
         assert said in lines
         assert said in page
@@ -60,7 +60,7 @@ def test_a_comparison_of_two_engines_marks_its_rows_and_says_how_far_they_are_ap
     assert "(GGUF, by llama.cpp Q2_K, " in plot.described(both.results)
     with language.spoken("tr"):
         assert "çalıştıran" in str(both)
-        assert "0,003 ile 0,005 nat" in str(both)
+        assert "0,003 ile 0,005" in str(both)
         assert "by one engine" not in str(both)
 
 
@@ -92,8 +92,8 @@ def test_the_difference_that_is_said_is_the_one_that_was_measured() -> None:
     assert len(rows) == 7
     nats = [llama - weights for llama, weights, _, _ in rows]
     percent = [100 * (llama / weights - 1) for _, _, llama, weights in rows]
-    wanted = f"added {min(nats):.3f} to {max(nats):.3f} nats to the KL divergence and"
-    wanted += f" {min(percent):.1f} to {max(percent):.1f} % to the perplexity"
+    wanted = f"{min(nats):.3f} to {max(nats):.3f} with SmolLM2-135M (and"
+    wanted += f" {min(percent):.1f} to {max(percent):.1f} % to its perplexity)"
     assert wanted in engines.SIZE
     assert max(nats) <= engines.APART + 0.0005
     assert max(percent) / 100 <= engines.APART

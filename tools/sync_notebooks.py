@@ -38,7 +38,7 @@ REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")
 NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "00_AutoQuant": ("all", ("gguf",), {}),
     "01_Introduction_to_Quantization": ("", (), {}),
-    "02_GGUF_llama_cpp": ("gguf", ("gguf",), {}),
+    "02_GGUF_llama_cpp": ("gguf", ("gguf",), METHODS["gguf"].notebook_defaults),
     "03_GPTQ": ("gptq", ("gptq",), {}),
     "04_EXL2": ("exl2", ("exl2", "exl3"), {}),
     "05_AWQ": ("awq", ("gptq",), METHODS["awq"].notebook_defaults),

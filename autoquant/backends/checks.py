@@ -104,7 +104,7 @@ def verify(
         "checks": [
             [
                 "layers",
-                f"{len(layers)} dequantized and finite; relative error"
+                f"{len(layers)} read back, all values finite; relative error"
                 f" {np.mean(list(errors.values())):.3f} on average, worst "
                 + ", ".join(f"{name} {errors[name]:.3f}" for name in worst)
                 + (" (AWQ's scales fitted)" if scaled else ""),

@@ -47,11 +47,13 @@ def compared(
         first = one.source.id not in shown and one.reference is not None
         shown |= {one.source.id} if first else set()
         against = tables.reference_name(one.source)
+        # where all runs are of one model, the title names it
+        unnamed = one.source.id if len({each.source.id for each in results.values()}) > 1 else "–"
         ordered = [artifact.evaluation for artifact in tables.largest_first(one)]
         ordered = [one.reference, *ordered] if one.reference is not None else ordered
         body += [
             (
-                one.source.id if row[0] == against else name,
+                unnamed if row[0] == against else name,
                 *row,
                 *([engines.by(measured)] if mixed else []),
             )
@@ -64,7 +66,8 @@ def compared(
 def about(results: Mapping[str, RunRecord], titles: Sequence[str]) -> tuple[str, str]:
     """A comparison in words: what is compared, and how far."""
     sources = list(dict.fromkeys(one.source.id for one in results.values()))
-    said = next(filter(None, map(tables.protocol, results.values())), "")
+    protocols = (tables.protocol(one, alone=len(sources) == 1) for one in results.values())
+    said = next(filter(None, protocols), "")
     evaluations = [a.evaluation for one in results.values() for a in one.artifacts if a.evaluation]
     texts = {(row.text_sha256, row.tokens) for row in evaluations}
     if len(sources) < len(results) and len(texts) > 1:

@@ -131,7 +131,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     floor = 0.5 * min(told_apart) if log and min(every) <= NOTHING else -math.inf
     for axis, label in (
         (left, say("perplexity (lower is better)")),
-        (right, say("mean KL divergence, nats per token")),
+        (right, say("KL divergence, nats per token")),
     ):
         axis.set_xlabel(say("size, {unit}", unit=unit), fontsize=FONT)
         axis.set_ylabel(label, fontsize=FONT)
@@ -216,10 +216,8 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
         right.set_yscale("log")
         if floor > 0:
             right.set_ylim(bottom=0.8 * floor)
-    # beside the axes: inside it would lie on points or their errors
     if len(measured) > 1 and not named:
-        handles, labels = left.get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", fontsize=SMALL, ncols=2)
+        _legend(drawn, left)
     title = say(
         "{models}: size against quality (bars: one standard error of the difference from the"
         " unquantized model)"
@@ -229,7 +227,21 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
     )
     drawn.suptitle(textwrap.fill(title, LINE), fontsize=FONT)
     thin_out(drawn, (left, right))
+    points = [text for axis in (left, right) for text in axis.texts if text.xycoords == "data"]
+    if named and not all(text.get_visible() for text in points):  # some fit nowhere
+        for text in points:
+            text.set_visible(True)
+        _legend(drawn, left)
+        drawn.set_figheight(drawn.get_figheight() + 0.2 * math.ceil(len(measured) / 2))
+        thin_out(drawn, (left, right))
     return drawn
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    """Below the axes: inside it would lie on points or their errors."""
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", fontsize=SMALL, ncols=2
+    )
 
 
 def _paired(results: Mapping[str, RunRecord]) -> bool:

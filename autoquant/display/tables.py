@@ -16,6 +16,9 @@ from autoquant.display import engines, gains
 PLOT = "size-against-quality.png"  # a run's plot, beside its files if it has two or more
 WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
 
+TOLD_APART = (
+    "The ± is mostly the text's, and the same for all rows: compare rows by their KL divergence."
+)
 HEAD = (
     "type",
     "bits/weight",
@@ -138,16 +141,19 @@ def evaluations(measured: Sequence[tuple[str, Evaluation]]) -> str:
     return "\n\n".join([table(head, body), *map(told, engines.said(files))])
 
 
-def protocol(result: RunRecord) -> str:
-    """How a run's artifacts were measured, in one sentence; empty if they were not."""
+def protocol(result: RunRecord, *, alone: bool = True) -> str:
+    """How a run's artifacts were measured, in words; empty if they were not. ``alone``: no file of
+    another model stands beside them, so that a reader is told what tells them apart.
+    """
     row = next((a.evaluation for a in result.artifacts if a.evaluation), None)
     if row is None:
         return ""
-    return (
+    said = (
         "Perplexity ± one standard error and KL divergence (nats per token: mean, median, 99th"
         f" percentile) against the {reference_model(result.source)}, on the same"
         f" {row.tokens:,} predictions. Top-1 agreement: how often the likeliest token is the same."
     )
+    return f"{said} {TOLD_APART}" if alone else said
 
 
 def by_kind(run: RunRecord) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

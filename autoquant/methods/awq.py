@@ -74,7 +74,7 @@ class Awq(GroupedMethod[AwqOptions]):
         " transformers"
     )
     Options: ClassVar[type[MethodOptions]] = AwqOptions
-    start: ClassVar[str] = "vllm serve {path}"
+    start: ClassVar[str] = "vllm serve {path} --max-model-len {context}"
     take_when: ClassVar[str] = "you run it on a GPU with vLLM or SGLang, at 4 bits"
     bits: ClassVar[str] = "4"
     demo_options: ClassVar[Mapping[str, Any]] = {
@@ -148,7 +148,7 @@ class Awq(GroupedMethod[AwqOptions]):
         """One line: when to take an artifact of its type."""
         if artifact.facts["settings"]["group_size"] == -1:
             return "one scale per row: smaller, clearly worse than groups"
-        return "the usual choice for vLLM, SGLang and transformers on GPUs"
+        return "4 bits for GPUs, in the format that vLLM, SGLang and transformers know as AWQ"
 
 
 def _refuse_uneven(layers: Mapping[str, tuple[int, int]]) -> None:

@@ -151,7 +151,8 @@ class Method(ABC, Generic[O]):
     demo_options: ClassVar[Mapping[str, Any]] = {}
     """Options that suit the bundled model."""
     notebook_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Defaults of its notebook where its own would keep a CPU busy for long: Run All is a try."""
+    """Defaults of its notebook: where its own would keep a CPU busy for long (Run All is a try), or
+    where a better file is worth some minutes."""
     comparison_variants: ClassVar[ComparisonVariants | None] = None
 
     def seconds(self, source: Source, options: O) -> float:

@@ -64,7 +64,7 @@ class Bitsandbytes(TensorwiseMethod[BitsandbytesOptions]):
         " transformers, QLoRA and vLLM"
     )
     Options: ClassVar[type[MethodOptions]] = BitsandbytesOptions
-    start: ClassVar[str] = "vllm serve {path}"
+    start: ClassVar[str] = "vllm serve {path} --max-model-len {context}"
     take_when: ClassVar[str] = "you fine-tune adapters (QLoRA)"
     bits: ClassVar[str] = "4 (NF4, FP4), 8 (LLM.int8())"
     requires_calibration: ClassVar[str] = "no"

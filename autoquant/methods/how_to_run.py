@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from autoquant.core.records import RunRecord
 
-INTRODUCED = "Give the name of the repository that holds these files, or this folder, for `MODEL`."
+INTRODUCED = (
+    "Replace `MODEL` with the name of the repository that holds these files, or with this folder."
+)
 
 
 def with_transformers(record: RunRecord, install: str, more: str = "") -> str:
@@ -20,8 +22,9 @@ def with_transformers(record: RunRecord, install: str, more: str = "") -> str:
     if record.sees:
         kind, read, wrapped = "AutoModelForImageTextToText", "AutoProcessor", "processor"
     text = 'text="Once upon a time"' if record.sees else '"Once upon a time"'
-    return f"""```python
-# transformers (pip install {install}){more}
+    return f"""**transformers** (`pip install {install}`){more}:
+
+```python
 from transformers import {kind}, {read}
 
 model = {kind}.from_pretrained("MODEL", device_map="auto")
@@ -33,14 +36,16 @@ print({wrapped}.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 
 def with_vllm(record: RunRecord, more: str = "", options: str = "") -> str:
     """Served by vLLM; ``options`` are further ones of its command."""
-    return f"""```bash
-# vLLM, on a GPU{more}
+    return f"""**vLLM**, on a GPU{more}, in a terminal:
+
+```bash
 vllm serve MODEL --max-model-len {min(record.source.context, 4096)}{options}
 ```"""
 
 
-WITH_GPTQMODEL = """```python
-# GPTQModel
+WITH_GPTQMODEL = """**GPTQModel** (`pip install gptqmodel`):
+
+```python
 from gptqmodel import GPTQModel
 
 model = GPTQModel.load("MODEL")

@@ -84,10 +84,8 @@ class Hqq(TensorwiseMethod[HqqOptions]):
     requires_calibration: ClassVar[str] = "no"
     gpu_to_run: ClassVar[str] = "no"
     runtimes: ClassVar[str] = "autoquant.formats.hqq (transformers 5 and hqq); transformers 4"
-    start: ClassVar[str] = (  # with AutoQuant: no server loads all of its kinds
-        "python -c 'import autoquant, sys; print(autoquant.load(sys.argv[1]).answer(sys.argv[2]))'"
-        ' {path} "Once upon a time"'
-    )
+    # with AutoQuant: no server loads all of its kinds
+    start: ClassVar[str] = 'autoquant answer {path} "Once upon a time"'
     # bench/RESULTS.md, "Tensor by tensor": 3.2 billion weights
     pace: ClassVar[Mapping[str, float]] = {"": 145.0}
     extra: ClassVar[str] = "hqq"
@@ -175,7 +173,7 @@ class Hqq(TensorwiseMethod[HqqOptions]):
         """One line: when to take an artifact of its type."""
         return {
             8: "practically lossless, at half the size",
-            4: "the usual choice",
+            4: "4 bits without a calibration text",
             3: "when 4 bits do not fit; takes 3.2 bits, ten codes in 32",
             2: "experiments; small groups",
             1: "experiments: weights move by about their own size",
@@ -193,7 +191,7 @@ class Hqq(TensorwiseMethod[HqqOptions]):
 numbers and says so only in its log. These files are loaded by `autoquant.formats.hqq`, which makes
 an ordinary transformers model with the layers of [hqq](https://github.com/mobiusml/hqq) in it;
 nothing in the files is pickled, and nothing in them is run.
-Give the name of the repository that holds these files for `MODEL`.
+Replace `MODEL` with the name of the repository that holds these files.
 
 ```bash
 pip install "autoquant-notebooks[hqq] @ git+{environments.repository()}"
@@ -204,7 +202,7 @@ from autoquant.formats import hqq
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
 
-folder = snapshot_download("MODEL")  # or a folder
+folder = snapshot_download("MODEL")  # of files on this machine: folder = "path/to/folder"
 model = hqq.load(folder, device="cpu")  # or "cuda"
 tokenizer = AutoTokenizer.from_pretrained(folder)
 inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)

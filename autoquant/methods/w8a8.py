@@ -57,7 +57,7 @@ class W8a8(TensorwiseMethod[W8a8Options]):
         " format; for GPUs with vLLM"
     )
     Options: ClassVar[type[MethodOptions]] = W8a8Options
-    start: ClassVar[str] = "vllm serve {path}"
+    start: ClassVar[str] = "vllm serve {path} --max-model-len {context}"
     take_when: ClassVar[str] = "you serve many users at once, in INT8 or FP8"
     bits: ClassVar[str] = "8, activations too"
     requires_calibration: ClassVar[str] = f"for {STATIC} only"

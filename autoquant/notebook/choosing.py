@@ -81,6 +81,17 @@ def own(said: Advice, name: str) -> tuple[Advice, str]:
     return mine, f"{why} {instead}"
 
 
+def looked_up(name: str, model: str, asked: Any) -> tuple[Any, ...]:
+    """What a method has for the device that its form asks for, to be shown: where there are no
+    buttons.
+    """
+    try:
+        said, verdict = own(advised(model, asked.device, asked.context), name)
+    except AutoQuantError as error:  # such as a model that cannot be had: the next cell stops there
+        return (Note(told(str(error))),)
+    return (Note(verdict), said) if said.choices else (Note(verdict),)
+
+
 def best(said: Advice) -> Choice:
     """What a form makes that names no method: the best GGUF type, which everything runs. Raises
     InputError where none fits.

@@ -18,7 +18,7 @@ from autoquant.sizing import devices
 NOTE = "line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px"
 MODELS = ("model", "small", "large")  # fields that name one: looked at when it has been typed
 SHORT = 150  # letters of help that are shown at once: four lines beside a field
-LEAST = 18  # fewer say nothing: "if gguf is named:"
+LEAST = 19  # fewer say nothing: "if gguf is named:"
 
 
 def _unit(field: FieldInfo) -> str:

@@ -9,7 +9,7 @@ import importlib
 import shlex
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -25,13 +25,19 @@ from autoquant.notebook.page import drive, in_colab, tooltip
 if TYPE_CHECKING:
     from autoquant.result import Result
 
-HEAD = ("model", "method", "type", "size", "file", "model card")
+ELSEWHERE = (
+    "These paths are Colab's: on your computer put that of the downloaded file in their place."
+)
+CONTEXT = 4096  # tokens: what fits on most cards
+HEAD = ("run", "model", "method", "type", "size", "file", "model card")
 # what a command begins with, and where that program comes from
 PROGRAMS = {
     "llama-server": "llama-server comes with llama.cpp"
     " (https://github.com/ggml-org/llama.cpp/releases); when it runs, open http://localhost:8080.",
-    "vllm": "vllm wants an NVIDIA GPU: pip install vllm. Without one, the model card says how"
-    " transformers loads the files.",
+    "vllm": "vllm needs an NVIDIA GPU: pip install vllm (for files of bitsandbytes that too). The"
+    " model card says what else loads the files.",
+    "autoquant": "The command autoquant comes with this package; the model card says how to install"
+    " it elsewhere.",
     "python main.py": "main.py is TabbyAPI's (https://github.com/theroyallab/tabbyAPI): run it in"
     " its folder.",
 }
@@ -43,12 +49,12 @@ class Files:
     """
 
     def __init__(self, results: Mapping[str, Result] | Result) -> None:
-        several = results.values() if isinstance(results, Mapping) else (results,)
-        self.results: Sequence[Result] = tuple(several)
+        named = results if isinstance(results, Mapping) else {"": results}
+        self.results: Mapping[str, Result] = dict(named)
 
     def rows(self) -> list[tuple[str, Path, int, str]]:
         """Of each file or folder: its type, where it lies, bytes, and the command that runs it."""
-        return [row for result in self.results for row in _rows(result)]
+        return [row for result in self.results.values() for row in _rows(result)]
 
     def _needed(self) -> list[str]:
         """What the commands need that is not installed with this package."""
@@ -68,10 +74,11 @@ class Files:
 
     def _repr_html_(self) -> str:
         body, gone = [], list[str]()
-        for result in self.results:
+        for name, result in self.results.items():
             card = _link((result.folder / "README.md").resolve())
             body += [
                 (
+                    name,
                     result.source.id,
                     METHODS[result.method].title,
                     kind,
@@ -82,14 +89,19 @@ class Files:
                 for kind, path, size, _ in _rows(result)
             ]
             gone += [one.type for one in result.artifacts if _place(result, one) is None]
-        # what is the same of all stands in no column
-        varied = [i for i in range(len(HEAD)) if i > 1 or len({row[i] for row in body}) > 1]
-        title = ", ".join(dict.fromkeys(row[i] for i in (0, 1) if i not in varied for row in body))
+        # what is the same of all stands in no column, nor what the run's name says
+        varied = [i for i in range(len(HEAD)) if i > 2 or len({row[i] for row in body}) > 1]
+        if 0 in varied:
+            varied = [i for i in varied if i != 2]
+        heading = [row[i] for i in (1, 2) if i not in varied for row in body]
+        if 0 in varied:
+            heading = [row[1] for row in body if 1 not in varied]
+        title = ", ".join(dict.fromkeys(heading))
         parts = [f"<p><b>{html.escape(title)}</b></p>"] if title else []
         if body:
             cells = [[row[i] for i in varied] for row in body]
             parts.append(table([HEAD[i] for i in varied], cells, left=len(varied)))
-        folders = list(dict.fromkeys(str(one.folder.resolve()) for one in self.results))
+        folders = list(dict.fromkeys(str(one.folder.resolve()) for one in self.results.values()))
         inside = "<br>".join(f"<code>{html.escape(one)}</code>" for one in folders)
         parts.append(f"<p>{say('They lie in')} {'<br>' * (len(folders) > 1)}{inside}</p>")
         if gone:
@@ -103,7 +115,8 @@ class Files:
                 f"<p>{say('To run one of them, in a terminal:')}</p>"
                 f"<pre style='overflow-x:auto;white-space:pre;padding:6px 8px'>{run}</pre>"
             )
-        parts += [f"<p>{html.escape(told(one))}</p>" for one in self._needed()]
+        elsewhere = [ELSEWHERE] if commands and in_colab() else []
+        parts += [f"<p>{html.escape(told(one))}</p>" for one in (*elsewhere, *self._needed())]
         return f"<div>{''.join(parts)}</div>"
 
     def _ipython_display_(self) -> None:
@@ -118,10 +131,11 @@ class Files:
 
         said = ipywidgets.HTML()
         made = []
-        for result in self.results:
+        for name, result in self.results.items():
             for artifact in result.artifacts:
+                called = artifact.type if len(self.results) == 1 else f"{name}: {artifact.type}"
                 for one in artifact.paths_in(result.folder) if _place(result, artifact) else ():
-                    made.append(_button(artifact, one, said))
+                    made.append(_button(called, artifact, one, said))
         copy = ipywidgets.Button(
             description=say("Copy to Google Drive"), icon="cloud", layout={"width": "16em"}
         )
@@ -133,9 +147,9 @@ class Files:
     def _copy(self, said: Any) -> None:
         said.value = f'<span role="status">{say("copying …")}</span>'
         try:
-            for result in self.results:
-                target = drive() / "AutoQuant" / result.folder.resolve().name
-                if target.resolve() == result.folder.resolve():
+            for result in self.results.values():
+                target = drive() / "AutoQuant" / _within(result.folder)
+                if (drive() / "AutoQuant").resolve() in result.folder.resolve().parents:
                     said.value = say("They lie there already.")
                     return
                 shutil.copytree(
@@ -144,11 +158,21 @@ class Files:
                     dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns(".autoquant"),
                 )
-            copied = say("copied to {folder}", folder=html.escape(str(target.parent)))
+            copied = say("copied to {folder}", folder=html.escape(str(drive() / "AutoQuant")))
             said.value = f'<span role="status">✓ {copied}</span>'
         except (AutoQuantError, OSError) as error:
             told = str(error).removeprefix("out: ")
             said.value = f'<span role="alert">✗ {html.escape(told)}</span>'
+
+
+def _within(folder: Path) -> Path:
+    """What a run's folder is called elsewhere: its path below the notebook's folder, so that runs
+    of two models that were compared, ``MODEL-compared/8bit``, keep apart; else its name.
+    """
+    try:
+        return folder.resolve().relative_to(Path.cwd().resolve())
+    except ValueError:
+        return Path(folder.resolve().name)
 
 
 def _place(result: Result, artifact: Artifact) -> Path | None:
@@ -170,6 +194,7 @@ def _rows(result: Result) -> list[tuple[str, Path, int, str]]:
 def _command(result: Result, path: Path) -> str:
     """The command that runs it with what most people take; empty where that is a script."""
     return METHODS[result.method].start.format(
+        context=min(result.source.context, CONTEXT),
         path=shlex.quote(str(path)),
         folder=shlex.quote(str(path.parent)),
         name=shlex.quote(path.name),
@@ -186,12 +211,12 @@ def _link(path: Path) -> str:
     return f'<a href="{target}" target="_blank">{html.escape(path.name)}</a>'
 
 
-def _button(artifact: Artifact, path: Path, said: Any) -> Any:
+def _button(called: str, artifact: Artifact, path: Path, said: Any) -> Any:
     """A button that downloads a file of an artifact, or its folder."""
     import ipywidgets
 
     button = ipywidgets.Button(
-        description=say("Download {type}", type=artifact.type),
+        description=say("Download {type}", type=called),
         icon="download",
         layout={"width": "16em"},
     )
@@ -207,11 +232,13 @@ def _button(artifact: Artifact, path: Path, said: Any) -> Any:
 
 
 def packed(folder: Path) -> Path:
-    """A folder as one file beside it, ``NAME.zip``, without what a run keeps there for itself; the
+    """A folder as one file beside it, ``NAME.zip`` (with the names of the folders that it lies in,
+    below the notebook's), without what a run keeps there for itself; the
     file that is there is taken if the folder is no newer. Raises OSError, and then leaves nothing
     half-written.
     """
-    target, half = (folder.with_name(f"{folder.name}{end}") for end in (".zip", ".zip.part"))
+    name = "-".join(_within(folder).parts)
+    target, half = (folder.with_name(f"{name}{end}") for end in (".zip", ".zip.part"))
     inside = [one for one in folder.rglob("*") if one.is_file() and ".autoquant" not in one.parts]
     newest = max(one.stat().st_mtime_ns for one in inside)
     if target.is_file() and target.stat().st_mtime_ns > newest:

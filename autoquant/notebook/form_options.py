@@ -67,7 +67,7 @@ class DeviceOptions(ModelOptions):
     device: str = option(
         "",
         "where the files will run: T4, RTX 4090, MacBook 16GB, 8GB laptop … (`autoquant"
-        " devices` lists more), or so much memory, such as 24GB; empty: on this machine",
+        " devices` lists more), or an amount of memory, such as 24GB; empty: on this machine",
         metavar="DEVICE",
     )
     context: int = option(
@@ -96,9 +96,9 @@ class LookedUpOptions(DeviceOptions):
 
     device: str = option(
         "",
-        "only for What fits there? (a button, in Jupyter), so it changes no file: T4, RTX 4090,"
-        " MacBook 16GB, 8GB laptop … (`autoquant devices` lists more), or so much memory, such as"
-        " 24GB; empty: this machine",
+        "only for What fits there?, so it changes no file: T4, RTX 4090, MacBook 16GB, 8GB laptop …"
+        " (`autoquant devices` lists more), or an amount of memory, such as 24GB; empty: this"
+        " machine",
         metavar="DEVICE",
     )
 

@@ -298,16 +298,22 @@ class Form:
             else error
         )
 
-    def upload(self, result: Result) -> Any:
-        """Upload a run if the form names a repository; otherwise say how. Returns the receipts,
+    def upload(self, *results: Result) -> Any:
+        """Upload runs if the form names a repository; otherwise say how. Returns the receipts,
         which show themselves; nothing is sent twice. Where no token is found, a field for one.
         """
-        given = {
-            one: value
-            for one, value in self._chosen(result.method).items()
-            if one in UploadOptions.model_fields
-        }
-        return uploading.upload(result, given, self)
+        lines = list[str]()
+        for result in results:
+            given = {
+                one: value
+                for one, value in self._chosen(result.method).items()
+                if one in UploadOptions.model_fields
+            }
+            said = uploading.upload(result, given, self)
+            if not isinstance(said, Note):  # a field for a token
+                return said
+            lines += said.lines
+        return Note(*dict.fromkeys(lines))
 
     def check(self) -> None:
         """Raise InputError if a value cannot be as it is, by all that a run looks at beside the
@@ -362,3 +368,5 @@ class Form:
             return
         self.check()  # in Colab the parameters cell is the form: here is what it says
         show(text(f"<p>{summary.of(self)}</p>"))
+        if self.name in METHODS and self.options.device:  # the button of Jupyter's form
+            show(*choosing.looked_up(self.name, self.model, self.options))

@@ -114,7 +114,9 @@ def at(text: str, repo: str) -> str:
     before, heading, after = text.partition(RUNNING)
     section, following, rest = after.partition("\n## ")
     section = re.sub(
-        r"\bMODEL\b", repo, re.sub(r" ?Give the name of the repository[^\n]*`MODEL`\.", "", section)
+        r"\bMODEL\b",
+        repo,
+        re.sub(r" ?Replace `MODEL` with the name of the repository[^\n]*\.", "", section),
     )
     return before + heading + re.sub(r"\n{3,}", "\n\n", section) + following + rest
 
@@ -274,7 +276,6 @@ def _run_by(artifacts: Sequence[Artifact]) -> str:
     if WEIGHTS in engines:
         return (
             " The files were measured by their weights, which transformers ran in float32;"
-            " llama.cpp rounds activations too, which adds some thousandths of a nat to the KL"
-            " divergence."
+            " llama.cpp rounds activations too, which adds a little to the KL divergence."
         )
     return " llama.cpp ran the files." if LLAMA_CPP in engines else ""

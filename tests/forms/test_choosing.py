@@ -4,6 +4,7 @@ files and answers.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import sys
@@ -230,6 +231,74 @@ def test_files_say_where_they_lie_and_how_to_run_them(
     assert (copied / path.name).read_bytes() == path.read_bytes()
     assert not (copied / ".autoquant").exists()
     assert "copied to" in told.value
+
+
+def test_runs_that_were_compared_keep_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models' runs of 8 bits lie in folders of one name; their lists, copies and zip files
+    name what tells them apart.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-test")
+    monkeypatch.setattr("autoquant.notebook.page.DRIVE", tmp_path / "drive")
+    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
+    runs = {
+        name: autoquant.w8a8(name, evaluate="off", out=tmp_path / f"{name}-compared" / "8bit")
+        for name in ("demo", "demo-small")
+    }
+    listed = forms.Files(runs)
+    page = listed._repr_html_()
+    assert [page.count(f">{name}</td>") for name in runs] == [1, 1], "a row for each"
+    assert "vllm serve" in page
+    assert "These paths are Colab" in page
+    row, _ = listed.buttons().children
+    assert [one.description for one in row.children[:2]] == [
+        "Download demo: int8-dynamic",
+        "Download demo-small: int8-dynamic",
+    ]
+    row.children[-1].click()
+    for name, run in runs.items():
+        copied = tmp_path / "drive" / "MyDrive" / "AutoQuant" / f"{name}-compared" / "8bit"
+        assert (copied / "config.json").is_file()
+        assert files.packed(run.folder).name == f"{name}-compared-8bit.zip"
+    monkeypatch.chdir(tmp_path / "drive")
+    there = dataclasses.replace(runs["demo-small"], folder=copied)
+    forms.Files(there).buttons().children[0].children[-1].click()
+    assert not (copied.parents[1] / "MyDrive").exists(), "what lies there is not copied into itself"
+    three = autoquant.Comparison(runs).answer("Who is it?", tokens=3)
+    assert list(three.said) == [
+        "tiny-austen-4m, unquantized",
+        "tiny-austen-2m, unquantized",
+        "demo int8-dynamic",
+        "demo-small int8-dynamic",
+    ]
+
+
+def test_several_plans_are_added_up() -> None:
+    """What is downloaded once counts once; what is written in between goes again."""
+    planned = [
+        autoquant.plan("gguf", "demo", types=["Q8_0", "Q2_K"], imatrix="builtin"),
+        autoquant.plan("w8a8", "demo"),
+    ]
+    source = dataclasses.replace(planned[0].source, id="owner/model")
+    load = {"download": 10**9, "source": source}
+    for at, between in enumerate((10**8, 3 * 10**8)):
+        made = sum(item.bytes for item in planned[at].items)
+        seconds = {"download": 60.0, "quantize": 10.0}
+        planned[at] = dataclasses.replace(
+            planned[at], disk_needed=10**9 + made + between, seconds=seconds, **load
+        )
+    both = forms.Plans(planned)
+    made = sum(item.bytes for one in planned for item in one.items)
+    assert both.disk_needed == 10**9 + made + 3 * 10**8
+    assert both.seconds == {"download": 60.0, "quantize": 20.0}
+    assert str(both).endswith("all of it fits")
+    assert str(both).count("owner/model") == 3
+    assert forms.Plans(planned[:1])._repr_html_() == planned[0]._repr_html_()
+    tight = dataclasses.replace(planned[0], disk_free=10**9 + made)
+    assert both.verdict[0]
+    assert not forms.Plans([tight, planned[1]]).verdict[0], "each fits alone, both do not"
 
 
 def test_a_folder_is_packed_once_for_a_download(tmp_path: Path) -> None:

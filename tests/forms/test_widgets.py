@@ -14,6 +14,7 @@ from autoquant.core import options
 from autoquant.core.errors import InputError
 from autoquant.methods import METHODS
 from autoquant.notebook import fields, forms
+from autoquant.notebook.choosing import looked_up
 from tests.forms.conftest import settings_of
 from tests.notebooks.running import FOLDER
 
@@ -155,13 +156,11 @@ class TestWidgets:
         ), "one table of both runs"
         form.widgets.by_name["gptq_bits"].value = "8,4"
         form.widgets.plan()
-        assert form.widgets.planned.value.count("it fits") == 4
-        assert [
-            type in form.widgets.planned.value.split("it fits")[1] for type in ("F16", "Q2_K")
-        ] == [
-            True,
-            True,
-        ], "of the larger model the types of both, as they are made"
+        assert form.widgets.planned.value.count("<tr>") == planned.count("<tr>") + 2
+        larger = planned.rpartition("tiny-austen-2m")[2]
+        assert [type in larger for type in ("F16", "Q2_K")] == [True, True], (
+            "of the larger model the types of both, as they are made"
+        )
 
 
 def test_in_colab_the_cell_is_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +170,11 @@ def test_in_colab_the_cell_is_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form.widgets is None
     assert form.values() == {"types": ("Q8_0",)}
     assert not forms.can_stop(), "a button would not be heard while a cell runs"
+    said, shown = looked_up("gguf", "demo", form.options.model_copy(update={"device": "T4"}))
+    assert "T4" in str(said)
+    assert "Q4_K_M" in str(shown), "what the button lists in Jupyter"
+    (why,) = looked_up("gguf", "no/such/folder", form.options)
+    assert "no/such/folder" in str(why)
 
 
 @pytest.mark.usefixtures("widgets")

@@ -151,7 +151,7 @@ def verify(
         "checks": [
             [
                 "layers",
-                f"{len(layers)} and the head dequantized and finite; relative error"
+                f"{len(layers)} and the head read back, all values finite; relative error"
                 f" {np.mean(list(errors.values())):.3f} on average, worst "
                 + ", ".join(f"{name} {errors[name]:.3f}" for name in worst),
             ],

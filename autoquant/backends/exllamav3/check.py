@@ -132,8 +132,8 @@ def verify(
         "checks": [
             [
                 "layers",
-                f"{len(layers)}{' and the head' if HEAD in shapes else ''} dequantized and finite;"
-                f" relative error {np.mean(list(errors.values())):.3f} on average, worst "
+                f"{len(layers)}{' and the head' if HEAD in shapes else ''} read back, all values"
+                f" finite; relative error {np.mean(list(errors.values())):.3f} on average, worst "
                 + ", ".join(f"{name} {errors[name]:.3f}" for name in worst),
             ],
             [

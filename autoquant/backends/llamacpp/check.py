@@ -87,7 +87,7 @@ def verify(
                 " types as planned"
             ),
         ],
-        ["finite", f"{SAMPLE_ROWS} rows of each tensor"],
+        ["finite", f"no NaN or Inf in {SAMPLE_ROWS} rows of each tensor"],
         ["size", f"{size:,} bytes, {bits:.3f} bits per weight, as planned"],
     ]
     repeats = None
@@ -197,7 +197,7 @@ def _of_shards(plan: dict[str, Any], expected: Header) -> dict[str, Any]:
     return {
         "checks": [
             ["opens", f"each shard, {count} tensors in all, shapes and types as planned"],
-            ["finite", f"{SAMPLE_ROWS} rows of each tensor"],
+            ["finite", f"no NaN or Inf in {SAMPLE_ROWS} rows of each tensor"],
             ["size", f"each shard as planned, {bits:.3f} bits per weight"],
             ["generates", "not tried: its shards were deleted here as they were sent"],
         ],

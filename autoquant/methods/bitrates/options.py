@@ -50,7 +50,7 @@ class BitrateOptions(CalibrationOptions):
     head_bits: int = option(USUAL_HEAD, "bits per weight of the output head")
     size: tuple[str, ...] = option(
         (),
-        "in the place of bpw: sizes of the model folder's weights, which give the bits; a number"
+        "instead of bpw: sizes of the model folder's weights, which give the bits; a number"
         " with GB, GiB, MB or MiB",
         metavar="SIZE,…",
     )

@@ -159,8 +159,9 @@ them; otherwise leave out `--revision`, or name its folder with `--include`):
 hf download MODEL --revision {types[0]} --local-dir model
 ```
 
+**exllamav2**, on an NVIDIA GPU (`pip install exllamav2 tokenizers`):
+
 ```python
-# exllamav2, on an NVIDIA GPU (pip install exllamav2 tokenizers)
 import os
 
 # with exllamav2 0.3.2: without flash-attn its other attention path looks at later tokens

@@ -44,6 +44,7 @@ class Gguf(Method[GgufOptions]):
     Options: ClassVar[type[MethodOptions]] = GgufOptions
     start: ClassVar[str] = "llama-server -m {path}"
     many_types: ClassVar[bool] = True
+    notebook_defaults: ClassVar[Mapping[str, Any]] = {"imatrix": "builtin"}
     take_when: ClassVar[str] = "you are in doubt, or run it on a CPU, a Mac or with Ollama"
     bits: ClassVar[str] = "1.1 to 16, some thirty types"
     requires_calibration: ClassVar[str] = "optional (importance matrix)"

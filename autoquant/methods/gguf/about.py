@@ -133,19 +133,24 @@ ollama run hf.co/MODEL:{pick.type}    # the same, from the Hub"""
 llama-mtmd-cli -m {pick.name} --mmproj {beside} --image picture.jpg -p "What is this?"
 llama-mtmd-cli -hf MODEL:{pick.type} --image picture.jpg -p "What is this?"
 """
-    return f"""Give the name of the repository that holds these files for `MODEL`.
+    return f"""Replace `MODEL` with the name of the repository that holds these files.
+
+**llama.cpp**, in a terminal:
 
 ```bash
-# llama.cpp
 llama-cli -m {pick.name} -p "Once upon a time"
 llama-cli -hf MODEL:{pick.type} -p "Once upon a time"    # the same, fetched from the Hub
-{seeing if beside else ""}
-# Ollama
+{seeing if beside else ""}```
+
+**Ollama**, in a terminal:
+
+```bash
 {ollama}
 ```
 
+**Python** (`pip install llama-cpp-python`):
+
 ```python
-# llama-cpp-python
 from llama_cpp import Llama
 
 llm = Llama("{pick.name}", n_ctx={min(record.source.context, 4096)})

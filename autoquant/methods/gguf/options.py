@@ -52,7 +52,7 @@ class GgufOptions(CalibrationOptions):
     )
     size: tuple[str, ...] = option(
         (),
-        "in the place of types: sizes of files in which each tensor gets the type that loses the"
+        "instead of types: sizes of files in which each tensor gets the type that loses the"
         " least, as the Fisher information predicts. A number with GB, GiB, MB or MiB (5.5GB is"
         " 5,500,000,000 bytes); with bpw, bits per weight (4.5bpw); or a type, for its size"
         " (Q4_K_M). A file is never larger",

@@ -70,7 +70,7 @@ class GptqOptions(GroupedOptions):
     )
     bpw: float = option(
         0,
-        "in the place of bits: 4 or 8 bits for each module, in groups of group_size or 32, as its"
+        "instead of bits: 4 or 8 bits for each module, in groups of group_size or 32, as its"
         " Fisher information says, so that the quantized matrices have at most so many bits per"
         " weight with scales and zero points; from 4.16 to 8.18 in groups of 128. 0: all modules"
         " have bits",
@@ -134,7 +134,7 @@ class Gptq(GroupedMethod[GptqOptions]):
         "weights of 2, 3, 4 or 8 bits, calibrated on text; for GPUs with vLLM, SGLang, transformers"
     )
     Options: ClassVar[type[MethodOptions]] = GptqOptions
-    start: ClassVar[str] = "vllm serve {path}"
+    start: ClassVar[str] = "vllm serve {path} --max-model-len {context}"
     take_when: ClassVar[str] = "you run it on a GPU with vLLM or SGLang, at 8, 4, 3 or 2 bits"
     bits: ClassVar[str] = ", ".join(WIDTHS)
     chosen: ClassVar[str] = (
@@ -150,7 +150,7 @@ class Gptq(GroupedMethod[GptqOptions]):
         "calibration_length": 256,
     }
     comparison_variants: ClassVar[ComparisonVariants | None] = ComparisonVariants(
-        WIDTHS,
+        ("8", "4", "3"),
         parse_choice(*WIDTHS),
         f"bit widths ({', '.join(WIDTHS)})",
         without=("bpw", "sensitivity_samples"),
@@ -296,7 +296,7 @@ class Gptq(GroupedMethod[GptqOptions]):
             return "4 and 8 bits where they matter, for GPUs: vLLM, GPTQModel"
         return {
             8: "practically lossless, at half the size",
-            4: "the usual choice for GPUs: vLLM, SGLang, transformers",
+            4: "4 bits for GPUs: vLLM, SGLang, transformers",
             3: "when 4 bits do not fit; clear loss on small models",
             2: "experiments; large models only",
         }[artifact.facts["settings"]["bits"]]
