@@ -5,13 +5,16 @@ usage: python tools/notebook_pictures.py [NOTEBOOK…]     (for example 02_GGUF_
 
 Each notebook is executed without a network, and the last picture of one of its cells becomes
 docs/images/NOTEBOOK.png; of 00 all that the cell shows, table and plot as Debian's Chromium draws
-them, becomes docs/images/notebook-results.png. Needs what the tests need; takes some minutes.
+them, becomes docs/images/notebook-results.png; that of 04, which needs a GPU, is drawn of the
+figures in bench/GPU.md. Needs what the tests need; takes some minutes.
 """
 
 from __future__ import annotations
 
 import base64
+import io
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +24,7 @@ import nbformat
 from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from autoquant.display.colors import COLORS, RED
 from tests.browser.lab import chromium
 from tests.notebooks.running import ROOT
 
@@ -36,6 +40,7 @@ PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+MEASURED = "04_EXL2"  # on a GPU: its picture has the figures of bench/GPU.md
 WHOLE = {"00_AutoQuant": "notebook-results"}  # what a cell shows as a whole: the picture's name
 PAGE = """<!doctype html><meta charset="utf-8"><style>
 body { margin: 0; zoom: 1.5; font: 13px sans-serif; background: white }
@@ -57,8 +62,58 @@ def photographed(shown: str) -> bytes:
         return taken
 
 
+def measured() -> bytes:
+    """Size against quality of the EXL2 files that a GPU has made of the bundled model."""
+    from matplotlib.figure import Figure
+
+    said = (ROOT / "bench" / "GPU.md").read_text(encoding="utf-8")
+    row = next(line for line in said.splitlines() if line.startswith("| exl2 | real converter"))
+    file = r"(\d\.\d): \d\.\d+(?: bits achieved)?, KL (\d\.\d+)[^,]*"
+    files = re.findall(rf"{file}, perplexity (\d+\.\d+), (\d\.\d+) MB", row)
+    (unquantized,) = re.findall(r"unquantized: perplexity (\d+\.\d+)", row)
+    sizes = [float(size) for *_, size in files]
+    drawn = Figure(figsize=(7.2, 3), layout="constrained", dpi=110)
+    left, right = drawn.subplots(1, 2)
+    for axis, at, label in (
+        (left, 2, "perplexity (lower is better)"),
+        (right, 1, "KL divergence, nats per token"),
+    ):
+        values = [float(one[at]) for one in files]
+        axis.plot(sizes, values, "o-", color=COLORS[0], linewidth=0.6)
+        for one, size, value in zip(files, sizes, values, strict=True):
+            axis.annotate(
+                f"{one[0]} bpw",
+                (size, value),
+                (6 if size < max(sizes) else -6, 4),
+                textcoords="offset points",
+                ha="left" if size < max(sizes) else "right",
+            )
+        axis.set(xlabel="size, MB", ylabel=label)
+        axis.margins(0.3)
+        axis.set_ylim(bottom=0 if axis is right else None)
+        axis.grid(alpha=0.25)
+    left.axhline(float(unquantized), color=RED, linewidth=1, linestyle="--")
+    left.annotate(
+        "unquantized",
+        (1, float(unquantized)),
+        (-4, -4),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=RED,
+    )
+    drawn.suptitle("tiny-austen-4m as EXL2, made on an H100", fontsize=10)
+    made = io.BytesIO()
+    drawn.savefig(made, format="png")
+    return made.getvalue()
+
+
 def make(name: str) -> None:
     """Execute one and keep its picture."""
+    if name == MEASURED:
+        (ROOT / "docs" / "images" / f"{name}.png").write_bytes(measured())
+        return
     cell_id, values = PICTURES[name]
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     at = max(i for i, cell in enumerate(notebook.cells) if cell.id in ("parameters", "more"))
@@ -88,9 +143,10 @@ def make(name: str) -> None:
 
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or list(PICTURES)
-    unknown = [name for name in names if name not in PICTURES]
+    known = [*PICTURES, MEASURED]
+    names = sys.argv[1:] or known
+    unknown = [name for name in names if name not in known]
     if unknown:
-        sys.exit(f"no picture is made of {', '.join(unknown)}; of: {', '.join(PICTURES)}")
+        sys.exit(f"no picture is made of {', '.join(unknown)}; of: {', '.join(known)}")
     for name in names:
         make(name)

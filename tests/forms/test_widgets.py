@@ -171,7 +171,8 @@ def test_in_colab_the_cell_is_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert form.values() == {"types": ("Q8_0",)}
     assert not forms.can_stop(), "a button would not be heard while a cell runs"
     said, shown = looked_up("gguf", "demo", form.options.model_copy(update={"device": "T4"}))
-    assert "T4" in str(said)
+    assert "take gguf Q8_0" in str(said)
+    assert "T4" in str(shown)
     assert "Q4_K_M" in str(shown), "what the button lists in Jupyter"
     (why,) = looked_up("gguf", "no/such/folder", form.options)
     assert "no/such/folder" in str(why)
