@@ -9,8 +9,11 @@ import re
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
 
+from autoquant.notebook.exercises import EXERCISES
+from autoquant.sizing import devices
 from tests.notebooks.running import FOLDER, environment, run, shown
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -44,6 +47,12 @@ def percents(said: str) -> dict[str, list[float]]:
         re.split(r"  +", line)[0]: [float(one) for one in re.findall(r"([\d.]+) %", line)]
         for line in lines
     }
+
+
+def said_in_words(name: str) -> list[str]:
+    """The text of a lesson, cell by cell."""
+    book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    return [cell.source for cell in book.cells if cell.cell_type == "markdown"]
 
 
 def test_the_lesson_on_outliers(tmp_path: Path, cache: Path) -> None:
@@ -83,6 +92,10 @@ def test_the_lesson_on_formats(tmp_path: Path, cache: Path) -> None:
     fitted, weighted = error["3 bits, least squares"], error["3 bits, weighted by importance"]
     assert weighted[weights] > fitted[weights]
     assert weighted[output] < fitted[output]
+    text = " ".join(said_in_words("10_Formats"))
+    for row in ("NF4, blocks of 64", "evenly spaced, blocks of 64", "MXFP4", "NVFP4"):
+        for figure in error[row]:
+            assert f"{figure:.2f}" in text, f"{row}: the text's figures are not these"
     assert error["NF4, blocks of 64"][weights] < error["evenly spaced, blocks of 64"][weights]
     assert error["NF4, blocks of 64"][weights] >= error["Q4_0"][weights], "half as many share"
     assert error["NVFP4"][weights] < error["MXFP4"][weights]
@@ -95,15 +108,18 @@ def test_the_lesson_on_formats(tmp_path: Path, cache: Path) -> None:
     assert gained["Q4_K"] == pytest.approx(0.11, abs=0.02)
     assert "4e 26 = 0x264e = 0.0246; 69 = codes 9 (weight 0) and 6 (weight 16)" in said["byte"]
     rows = {
-        line[:22].strip(): [float(one) for one in line[22:].split()]
+        line[:34].strip(): [float(one) for one in line[34:].split()]
         for line in said["compared"].splitlines()
-        if re.match(r"(chosen for|all at)", line)
+        if re.match(r"(chosen for|all \d)", line)
     }
     bits, predicted, measured = range(3)
-    chosen, even = rows["chosen for 4.5 bits"], rows["all at 4 bits"]
+    chosen, even = rows["chosen for 4.5 bits"], rows["all 4-bit codes (+ 0.5 for scales)"]
     assert chosen[bits] <= even[bits]
     assert chosen[predicted] < even[predicted]
     assert chosen[measured] < even[measured], "it is really better, not only predicted to be"
+    assert 1 - chosen[measured] / even[measured] == pytest.approx(0.18, abs=0.01), (
+        "as the text says"
+    )
     assert all(1.3 < row[measured] / row[predicted] < 1.7 for row in rows.values()), "a third low"
     for part in ("v_proj", "o_proj"):  # which lose the most
         line = re.search(rf"^{part} +(.*)$", said["budget"], re.MULTILINE)
@@ -128,6 +144,16 @@ def test_the_lesson_on_serving(tmp_path: Path, cache: Path) -> None:
         write_16, write_4, read_16, read_4 = figures
         assert write_4 > 3 * write_16
         assert read_4 == read_16, "bits do not help where computing takes the time"
+    # a cache of so many tokens takes longer to move than its user's token to compute: no number of
+    # users makes decode compute-bound
+    decode, h100, token = EXERCISES["11.2"].right, (3.35e12, 9.89e14), 2 * 32 * 8 * 128 * 2
+    roof = h100[1] / (2 * 8.03e9)
+    assert decode(8.03e9, 16, 380 * token, 10**6, *h100) > 0.99 * roof
+    assert decode(8.03e9, 16, 450 * token, 10**6, *h100) < 0.99 * roof
+    envelope = 8.03e9 * 4.9 / 8 + 32_768 * token  # section 5
+    assert envelope / 1e9 == pytest.approx(9.2, abs=0.05)
+    assert envelope < devices.device("T4").usable == pytest.approx(15.0e9, abs=5e7)
+    assert decode(8.03e9, 4.9, 32_768 * token, 1, 3.2e11, 6.5e13) == pytest.approx(35, abs=0.5)
     error = percents(said["kv"])
     assert all(row[0] < 1 for row in error.values()), "8 bits cost below one percent"
     assert all(row == sorted(row) for row in error.values()), "the fewer bits, the more"
