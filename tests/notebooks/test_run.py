@@ -207,7 +207,7 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
         assert len(table) == 10, "8 parts, a head and the budget"
         assert say("layers 0 and 1 at 3 bits") in said["spent"]
         unquantized_row = say("unquantized")
-        schemes = [say(f"absmax, {one}") for one in ("tensor", "row", "128")]
+        schemes = [say(f"absmax, {one}") for one in ("tensor", "row", "128", "32")]
         schemes.append(say("zero point, 128"))
     finally:
         languages.use("en")
@@ -232,7 +232,7 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
             r"^(BF16|FP8 E4M3|FP8 E5M2) +([\d.]+)$", said["perplexity"], re.MULTILINE
         )
     }
-    whole, by_row, by_bits, _ = rows.values()
+    whole, by_row, by_bits, by_few, zero_point = rows.values()
     found = re.search(unquantized_row + r" +([\d.]+)", said["perplexity"])
     assert found
     unquantized = float(found[1])
@@ -242,7 +242,16 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
     assert len(by_bits) == 6
     assert by_bits[0] == pytest.approx(unquantized, rel=0.01)
     assert by_bits[-1] > 2 * unquantized
-    assert whole[-1] > by_row[-1] > by_bits[-1], "the fewer weights share a scale, the better"
+    for at in (3, 4, 5):  # 4, 3 and 2 bits
+        few = [row[at] for row in (whole, by_row, by_bits, by_few)]
+        assert few == sorted(few, reverse=True), "the fewer weights share a scale, the better"
+        assert zero_point[at] < by_bits[at]
+    changes = [[row[at] / unquantized - 1 for row in rows.values()] for at in range(6)]
+    assert max(map(max, changes[:3])) < 0.015, "about 1 % or less down to 5 bits"
+    for change, least, most in zip(
+        changes[3:], (0.005, 0.045, 0.42), (0.06, 0.69, 67), strict=True
+    ):
+        assert least < min(change) < max(change) < most, "as the text says"
     mean, error = map(float, re.findall(r"4M − 2M +([+-][\d.]+) ± ([\d.]+)", said["paired"])[0])
     assert mean / error > 2, "the larger model is better"
     assert f"z = {mean / error:.1f}" in said["paired"]
