@@ -1,16 +1,11 @@
 """Seconds that notebook 01 takes from its first cell to its last, alone and beside one and two
-processes that compute without a pause. usage: python -m bench.lesson [--pictures FOLDER]
-
-``--pictures`` runs the notebook and its translations once instead, and writes the picture of what
-one has in the end, which stands in their second cell.
+processes that compute without a pause. usage: python -m bench.lesson
 """
 
 from __future__ import annotations
 
-import base64
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +16,6 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NAME = "01_Introduction_to_Quantization.ipynb"
-PICTURES = {"lesson.png": FOLDER / NAME, "lesson.tr.png": FOLDER / "tr" / NAME}
 
 
 def executed(path: Path) -> tuple[Any, float]:
@@ -45,16 +39,6 @@ def busy() -> None:
         sum(range(100_000))
 
 
-def pictures(folder: Path) -> None:
-    """Write the picture of each language."""
-    for name, path in PICTURES.items():
-        notebook, _ = executed(path)
-        cell = next(one for one in notebook.cells if one.id == "picture")
-        drawn = next(one.data for one in cell.outputs if "image/png" in one.get("data", {}))
-        (folder / name).write_bytes(base64.b64decode(drawn["image/png"]))
-        print(folder / name)
-
-
 def main() -> None:
     """Print the seconds of three runs, beside no, one and two busy processes."""
     others: list[multiprocessing.Process] = []
@@ -76,7 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--pictures"]:
-        pictures(Path(sys.argv[2]))
-    else:
-        main()
+    main()

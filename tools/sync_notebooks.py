@@ -56,6 +56,8 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, and in JupyterLab
+# set-up with nothing to learn in it: folded where a notebook gives it a title
+SET_UP = ("load", "model")
 # what the install cell prints
 FORM = (
     "is ready",
@@ -187,7 +189,9 @@ def render(path: Path, found: Any) -> Any:
             cell.metadata = nbformat.from_dict({**FOLDED, **tagged})
             if form:
                 cell.source = forms.cell(form, changed)
-        elif cell.id == "prompt":  # a form field in Colab
+        elif cell.id == "prompt" or (  # a form field in Colab
+            cell.id in SET_UP and cell.source.startswith("# @title ")
+        ):
             cell.metadata = nbformat.from_dict({**FOLDED})
         elif cell.id == "more":
             cell.metadata = nbformat.from_dict({**FOLDED, "tags": ["parameters"]})

@@ -8,16 +8,20 @@ from html import escape
 from autoquant.core.language import say
 from autoquant.display import tables
 
+TINT = "rgba(42, 111, 151, .18)"  # of the colours' blue, over a light page or a dark one
+
 
 class Growing:
     """Relative errors in percent, a row for each way of quantizing, a column for each layer. Shows
-    itself in a notebook, with the rows that came since it was shown last in bold. ``title`` stands
-    over the rows' names: "error of the output" if none is given.
+    itself in a notebook, with the rows that came since it was shown last on a tinted ground: bold
+    would be read as best. ``title`` stands over the rows' names: "error of the output" if none is
+    given. ``errors`` has them as fractions, by the rows' names.
     """
 
     def __init__(self, columns: Sequence[str], title: str = "") -> None:
         self.columns, self.title = tuple(columns), title or say("error of the output")
         self.rows: dict[str, tuple[str, ...]] = {}
+        self.errors: dict[str, tuple[float, ...]] = {}
         self._new: set[str] = set()
         self._shown = False
 
@@ -33,6 +37,7 @@ class Growing:
         if self._shown:
             self._new, self._shown = set(), False
         self._new.add(name)
+        self.errors[name] = tuple(map(float, errors))
         row = (name, *(f"{100 * one:.2f} %" for one in errors), note)
         if after in self.rows and name not in self.rows:
             names = list(self.rows)
@@ -58,18 +63,24 @@ class Growing:
     def _repr_html_(self) -> str:
         self._shown = True
         head, body = self._parts()
-        some_new = len(self._new & {*self.rows}) < len(self.rows)
+        new = self._new if len(self._new & {*self.rows}) < len(self.rows) else set[str]()
 
-        def line(cells: Sequence[str], tag: str, strong: bool = False) -> str:
+        def line(cells: Sequence[str], tag: str, tinted: bool = False) -> str:
             drawn = []
             for i, cell in enumerate(cells):
                 note = i > len(self.columns)  # which may be broken, unlike names and numbers
                 style = f"text-align:{'left' if i == 0 or note else 'right'}"
                 if tag == "td" and not note:
                     style += ";white-space:nowrap"
-                text = f"<b>{escape(cell)}</b>" if strong and cell else escape(cell)
-                drawn.append(f"<{tag} style='{style}'>{text}</{tag}>")
+                style += f";background:{TINT}" if tinted else ""
+                drawn.append(f"<{tag} style='{style}'>{escape(cell)}</{tag}>")
             return f"<tr>{''.join(drawn)}</tr>"
 
-        lines = "".join(line(row, "td", some_new and row[0] in self._new) for row in body)
-        return f"<table><thead>{line(head, 'th')}</thead><tbody>{lines}</tbody></table>"
+        lines = "".join(line(row, "td", row[0] in new) for row in body)
+        shown = f"<table><thead>{line(head, 'th')}</thead><tbody>{lines}</tbody></table>"
+        if not new:
+            return shown
+        ground = f"<span style='background:{TINT}'>&emsp;</span>"
+        return (
+            f"{shown}<div style='font-size:90%'>{ground} {escape(say('new in this table'))}</div>"
+        )

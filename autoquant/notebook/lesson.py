@@ -59,6 +59,13 @@ WRONG: dict[int, dict[tuple[float, ...], str]] = {
     },
 }
 """Answers that show what went wrong, and what is said to them."""
+HINTS = {
+    1: "Multiply the weights by the bits per weight; 8 bits are one byte, 10⁹ bytes one GB.",
+    2: "The largest |w| is 1.0, so s = 1 / 127: divide each number by s and round.",
+    4: "s = (3 − (−1)) / 255, and −min is 1: z = round(1 / s).",
+    5: "The codes take 4 bits; add the bits of one scale and one zero point, divided by 64.",
+}
+"""What is said to any other wrong answer."""
 
 
 def start(language: str = "en") -> None:
@@ -289,5 +296,5 @@ def check(number: int, answer: Any) -> Answer:
     if given.size != len(ANSWERS[number]):
         wanted = len(ANSWERS[number])
         return Answer(number, False, say("{wanted} numbers are asked for", wanted=wanted))
-    known = next((said for wrong, said in WRONG[number].items() if near(wrong)), "")
-    return Answer(number, False, say(known) if known else "")
+    hint = next((said for wrong, said in WRONG[number].items() if near(wrong)), HINTS[number])
+    return Answer(number, False, say(hint))

@@ -4,6 +4,7 @@ mistake, in both languages.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.notebooks.running import FOLDER
 
 check = exercises.check
 EXERCISES = {name: one for name, one in exercises.EXERCISES.items() if "." not in name}
+FUNCTIONS = {"3": "absmax", "6": "pack4", "7": "gptq_step", "8": "spend"}
 EVERY = [(name, i) for name, exercise in EXERCISES.items() for i in range(len(exercise.mistakes))]
 
 
@@ -52,9 +54,7 @@ def spend(damage: Any, size: Any, budget: float) -> Any:
     return spending._upgraded(damage, size, budget, per_byte=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "function"), [("pack4", pack4), ("gptq_step", gptq_step), ("spend", spend)]
-)
+@pytest.mark.parametrize(("name", "function"), [("6", pack4), ("7", gptq_step), ("8", spend)])
 def test_a_right_answer_may_be_written_in_another_way(
     name: str, function: Callable[..., Any]
 ) -> None:
@@ -68,14 +68,14 @@ def test_the_answers_in_the_notebook_are_right(folder: str) -> None:
     last = nbformat.read(path, as_version=4).cells[-1].source
     named: dict[str, Any] = {"np": np}
     exec(last.split("```python\n")[1].split("```")[0], named)
-    assert [check(name, named[name]).right for name in EXERCISES] == [True] * 4
+    assert [check(name, named[FUNCTIONS[name]]).right for name in EXERCISES] == [True] * 4
 
 
 def test_absmax_keeps_the_shape() -> None:
     flat: Callable[..., Any] = lambda w, bits: (absmax(w, bits)[0][0], absmax(w, bits)[1])  # noqa: E731
     both: Callable[..., Any] = lambda w, bits: (absmax if w.ndim == 2 else flat)(w, bits)  # noqa: E731
-    assert check("absmax", both).right is True
-    assert check("absmax", absmax).right is False, "a row became a matrix"
+    assert check("3", both).right is True
+    assert check("3", absmax).right is False, "a row became a matrix"
 
 
 @pytest.mark.parametrize(("name", "number"), EVERY)
@@ -90,34 +90,34 @@ def test_each_mistake_gets_its_hint(name: str, number: int, language: str) -> No
     ("name", "function", "hint"),
     [
         (
-            "absmax",
+            "3",
             lambda w, bits: np.round(w),
             "Return two things: first the codes, then the scale.",
         ),
         (
-            "absmax",
+            "3",
             lambda w, bits: absmax(w, bits)[::-1],
             "Return two things: first the codes, then the scale.",
         ),
-        ("pack4", lambda codes: "bytes", "Return the bytes as one array."),
+        ("6", lambda codes: "bytes", "Return the bytes as one array."),
         (
-            "pack4",
+            "6",
             lambda codes: [int(a) + 16 * int(b) for a, b in zip(codes[::2], codes[1::2])],  # noqa: B905
             "The numbers are right, but each takes more than one byte: add .astype(np.uint8).",
         ),
         (
-            "gptq_step",
+            "7",
             lambda weights, inverse: weights[:, 0],
             "Return all weights after the step, in the shape they came in.",
         ),
-        ("spend", lambda damage, size, budget: [4], "Return a dictionary: a type for each layer."),
+        ("8", lambda damage, size, budget: [4], "Return a dictionary: a type for each layer."),
         (
-            "spend",
+            "8",
             lambda damage, size, budget: dict.fromkeys([*damage][1:], 2),
             "Return a dictionary: a type for each layer.",
         ),
         (
-            "spend",
+            "8",
             lambda damage, size, budget: dict.fromkeys(damage, 6),
             "Your choice takes more bytes than the budget has.",
         ),
@@ -140,13 +140,13 @@ def test_nothing_stops_a_notebook(name: str, language: str) -> None:
     assert stopped.right is False
     assert "ZeroDivisionError: division by zero" in stopped.hint
     assert check(name, lambda: None).right is False, "takes no arguments"
-    other = check("absmax", lambda w, bits: (w * 0 + 1, 2))
+    other = check("3", lambda w, bits: (w * 0 + 1, 2))
     assert "[ 2. -7. 0. 5.], 0.1314" in other.hint, "what it should be"
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(InputError, match="no exercise 'absmin'; there are: absmax, pack4"):
-        check("absmin", absmax)
+    with pytest.raises(InputError, match="no exercise '2'; there are: 3, 6"):
+        check("2", absmax)
     with pytest.raises(InputError, match="language: 'fr': there are en, tr"):
         languages.use("fr")
 
@@ -157,3 +157,27 @@ def test_numbers_that_show_what_went_wrong_get_a_hint(number: int, language: str
         answer = lesson.check(number, given)
         assert answer.right is False
         assert answer.hint == (hint if language == "en" else languages.table("tr")[hint])
+
+
+@pytest.mark.parametrize(
+    ("number", "given"),
+    [(1, 40), (1, 300), (1, "39375"), (2, [1, 2, 3, 4]), (4, 65), (4, 0), (5, 5), (5, 4)],
+)
+def test_any_other_wrong_number_is_told_how_to_get_there(
+    number: int, given: object, language: str
+) -> None:
+    answer = lesson.check(number, given)
+    assert answer.right is False
+    hint = lesson.HINTS[number]
+    assert answer.hint == (hint if language == "en" else languages.table("tr")[hint])
+
+
+@pytest.mark.parametrize("folder", ["", "tr"])
+def test_each_cell_checks_the_exercise_that_its_text_asks(folder: str) -> None:
+    """And says its number, not its function, while it is not answered."""
+    path = FOLDER / folder / "01_Introduction_to_Quantization.ipynb"
+    cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    for number in range(1, 9):
+        asked = re.findall(r'check\("?(\d)"?, ', cells[f"ex{number}"])
+        assert asked == [str(number)]
+        assert re.match(rf"\*\*\w+ {number}[.,]", cells[f"ex{number}-text"])

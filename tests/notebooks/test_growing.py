@@ -10,22 +10,26 @@ from autoquant.notebook import lesson, moving
 from autoquant.notebook.growing import Growing
 
 
-def names(table: Growing, bold: bool = False) -> list[str]:
-    cells = re.findall(r"<tr><td [^>]*>(.*?)</td>", table._repr_html_())
-    return [re.sub("</?b>", "", one) for one in cells if not bold or one.startswith("<b>")]
+def names(table: Growing, new: bool = False) -> list[str]:
+    cells = re.findall(r"<tr><td ([^>]*)>(.*?)</td>", table._repr_html_())
+    return [name for style, name in cells if not new or "background:rgba" in style]
 
 
-def test_rows_that_came_since_the_table_was_shown_are_bold() -> None:
+def test_rows_that_came_since_the_table_was_shown_are_tinted_and_a_line_says_so() -> None:
     table = Growing(["x"])
     table.add("one", [0.01]).add("two", [0.02])
-    assert names(table, bold=True) == [], "all are new: nothing stands out"
+    assert names(table, new=True) == [], "all are new: nothing stands out"
+    assert "new in this table" not in table._repr_html_()
     table.add("three", [0.03])
-    assert names(table, bold=True) == ["three"]
-    assert names(table, bold=True) == ["three"], "shown twice"
+    assert names(table, new=True) == ["three"]
+    assert names(table, new=True) == ["three"], "shown twice"
     table.add("one", [0.5])  # its cell was run again
-    assert names(table, bold=True) == ["one"]
+    assert names(table, new=True) == ["one"]
+    assert "new in this table" in table._repr_html_()
+    assert "<b>" not in table._repr_html_(), "bold would be read as best"
     assert names(table) == ["one", "two", "three"]
     assert "50.00 %" in repr(table)
+    assert table.errors == {"one": (0.5,), "two": (0.02,), "three": (0.03,)}
 
 
 def test_a_row_may_stand_behind_another() -> None:
@@ -43,9 +47,9 @@ def test_notes_begin_below_each_other_and_go_where_there_are_none() -> None:
     table.add("three", [0.03], "a long note").add("four", [0.04], "short")
     lines = repr(table).splitlines()
     assert len({lines[0].index("note"), lines[4].index("a long"), lines[5].index("short")}) == 1
-    assert "<td style='text-align:left'>short</td>" in table._repr_html_().replace(
-        "<b>", ""
-    ).replace("</b>", "")
+    assert re.search(
+        r"<td style='text-align:left(;background:[^']*)?'>short</td>", table._repr_html_()
+    )
 
 
 def test_columns_of_bits_are_named_and_no_line_runs_through_a_number() -> None:

@@ -38,6 +38,7 @@ each = pytest.mark.parametrize(
 ALIKE = {
     "[?, ?, ?, ?]",
     "absmax, 128",
+    "absmax, 32",
     "config",
     "decode",
     "format",
@@ -88,6 +89,7 @@ def hints() -> set[str]:
     return {
         *(one.hint for exercise in exercises.EXERCISES.values() for one in exercise.mistakes),
         *(hint for wrong in lesson.WRONG.values() for hint in wrong.values()),
+        *lesson.HINTS.values(),
     }
 
 
@@ -203,7 +205,7 @@ def test_a_lesson_in_turkish_has_the_fields_words() -> None:
 
 def test_what_has_no_translation_stops_the_sync_and_is_named() -> None:
     sync: Any = runpy.run_path(SYNC)
-    assert sync["translated"]('x = "en"  # 3 bits: 8 codes', "tr") == 'x = "tr"  # 3 bit: 8 kod'
+    assert sync["translated"]('x = "en"  # 4 bits: −7 … 7', "tr") == 'x = "tr"  # 4 bit: −7 … 7'
     never = 'def f():\n    """Nor this."""  # never seen\n'
     with pytest.raises(sync["Untranslated"]) as stopped:
         sync["translated"](never, "tr")

@@ -24,6 +24,9 @@ NF4 = (
 )
 
 
+WHERE = ("only down_proj", "all but down_proj")
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lessons-cache")
@@ -68,13 +71,17 @@ def test_the_lesson_on_outliers(tmp_path: Path, cache: Path) -> None:
     assert error["W8A8, per token"][plain] < 1.5
     assert error["W4A16, AWQ"][columns] < error["W4A16, groups of 128"][columns] / 1.5
     assert error["W4A16, AWQ"][tokens] > error["W4A16, groups of 128"][tokens], "it gains nothing"
-    assert re.search(r"down_proj +10\.6 +34\.9", said["look"]), "as the caption says"
+    assert re.search(r"down_proj +10\.6 +5\.0 +34\.9", said["look"]), "as the caption says"
+    assert said["awq"].startswith("correlation of log mean |x| and log max |w|: 0.15, 0.11, 0.92\n")
     found = re.findall(r"^(\w.*?) +([\d.]+)$", said["measured"], re.MULTILINE)
     perplexity = {name: float(value) for name, value in found}
     whole = perplexity["unquantized"]
     assert perplexity["W8A8"] == pytest.approx(whole, rel=0.01)
     lost = perplexity["W4A4"] - whole
     assert perplexity["W4A4, rotated"] - whole < lost / 2, "rotation takes away most of the loss"
+    down, others = (perplexity[f"W4A4, {which} rotated"] - whole for which in WHERE)
+    assert down < lost / 2, "in front of down_proj"
+    assert others > 0.9 * lost, "and nowhere else"
 
 
 def test_the_lesson_on_formats(tmp_path: Path, cache: Path) -> None:

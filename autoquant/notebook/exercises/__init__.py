@@ -14,10 +14,10 @@ from autoquant.notebook.exercises.judging import judge
 from autoquant.notebook.lesson import Answer
 
 EXERCISES: dict[str, Exercise] = {
-    "absmax": codes.ABSMAX,
-    "pack4": codes.PACK4,
-    "gptq_step": gptq.GPTQ,
-    "spend": spending.SPEND,
+    "3": codes.ABSMAX,
+    "6": codes.PACK4,
+    "7": gptq.GPTQ,
+    "8": spending.SPEND,
     **outliers.EXERCISES,
     **formats.EXERCISES,
     **serving.EXERCISES,
