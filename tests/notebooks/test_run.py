@@ -52,7 +52,7 @@ BESIDE = {
     "03_GPTQ": ["2bit-128g"],
     "04_EXL2": ["3.0bpw"],
     "05_AWQ": [">autoround<", ">awq<"],
-    "06_HQQ_and_more": ["HQQ, 3bit-64g", "bitsandbytes, nf4", "W8A8, fp8-dynamic"],
+    "06_HQQ_and_more": ["HQQ 3 bits", "NF4", "W8A8 FP8"],
 }
 # what is made beside a run is the same cell in both guises; the longest two make it in Jupyter only
 if COLAB:
