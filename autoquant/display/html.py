@@ -12,7 +12,7 @@ from autoquant.core.plans import Plan
 from autoquant.core.records import RunRecord
 from autoquant.display import compared, gains, plot, tables
 
-LONG = 20  # letters of a name that may be broken
+SHORT, LONG = 16, 20  # letters of a text that is not broken, and of a name that may be
 UNFOLDED = 14  # rows of checks that are shown without being asked for
 BESIDE = "display:flex;flex-wrap:wrap;gap:1em"  # a table with its plot, below it where narrow
 
@@ -21,8 +21,13 @@ class Markup(str):
     """A cell that is HTML already."""
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A table; the first ``left`` columns are set to the left, the others to the right."""
+def table(
+    head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1, words: int = 0
+) -> str:
+    """A table; the first ``left`` columns are set to the left, the others to the right, the last
+    ``words`` to the left too.
+    """
+    right = range(left, len(head) - words)
 
     def shown(cell: str) -> str:
         # a number and its unit stay together where a head is broken
@@ -31,11 +36,12 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], *, left: int = 1) 
     def line(cells: Sequence[str], tag: str) -> str:
         # neither a type's name nor a number with its unit is a text to be broken; a long name is
         whole = ";white-space:nowrap"
-        name = ";overflow-wrap:anywhere;min-width:9em" if long else whole
+        name = ";overflow-wrap:anywhere;min-width:9em"
         styles = [
-            f"text-align:{'left' if i < left else 'right'}"
-            + ((name if i == 0 else whole) if tag == "td" and (i == 0 or i >= left) else "")
-            for i in range(len(cells))
+            f"text-align:{'right' if i in right else 'left'}"
+            + (name if long and not i else whole if not 0 < i < left or len(cell) <= SHORT else "")
+            * (tag == "td")
+            for i, cell in enumerate(cells)
         ]
         drawn = (
             f"<{tag} style='{style}'>{shown(cell)}</{tag}>"

@@ -11,10 +11,9 @@ from pydantic import field_validator
 
 from autoquant.backends.llamacpp.types import parse
 from autoquant.core.errors import InputError
-from autoquant.core.language import say, told
+from autoquant.core.language import say
 from autoquant.core.options import MethodOptions, UploadOptions, option
 from autoquant.display import html, tables
-from autoquant.evaluate.paired import ABOUT
 from autoquant.notebook.page import LARGER, SMALLER
 
 if TYPE_CHECKING:
@@ -153,14 +152,14 @@ class SameMemory:
         smaller = verdicts.count(say("the smaller model is better"))
         answer = say(
             "Of {count} comparisons in the same memory the larger model is better in {larger}, the"
-            " smaller one in {smaller}.",
+            " smaller one in {smaller}; the others may be chance.",
             count=len(verdicts),
             larger=larger,
             smaller=smaller,
         )
         alone = [one.type for one in self.smaller.artifacts if not self._fitting(one)]
         if not alone:
-            return names, [answer, told(ABOUT)]
+            return names, [answer]
         smallest = min(self.larger.artifacts, key=attrgetter("bytes"))
         without = say(
             "Smaller than the smallest file of {larger} ({type}, {size}): {types}. There the"
@@ -170,7 +169,7 @@ class SameMemory:
             size=tables.size(smallest.bytes),
             types=", ".join(alone),
         )
-        return names, [answer, without, told(ABOUT)]
+        return names, [answer, without]
 
     def __str__(self) -> str:
         above, below = self._said()
@@ -181,6 +180,6 @@ class SameMemory:
 
     def _repr_html_(self) -> str:
         above, below = self._said()
-        shown = html.table(self.HEAD, list(self.rows()), left=3)
+        shown = html.table(self.HEAD, list(self.rows()), left=3, words=1)
         said = "".join(f"<p>{escape(one)}</p>" for one in below)
         return f"<div><p><b>{escape(above)}</b></p>{shown}{said}</div>"

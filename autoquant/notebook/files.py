@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import html
 import importlib
+import os
 import shlex
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 ELSEWHERE = (
     "These paths are Colab's: on your computer put that of the downloaded file in their place."
+)
+COMMAND = (  # a line each, also where it is broken
+    "display:block;white-space:pre-wrap;overflow-wrap:anywhere;padding:1px 6px 1px 3em;"
+    "text-indent:-2.5em"
 )
 CONTEXT = 4096  # tokens: what fits on most cards
 HEAD = ("run", "model", "method", "type", "size", "file", "model card")
@@ -82,39 +87,34 @@ class Files:
                     result.source.id,
                     METHODS[result.method].title,
                     kind,
-                    tables.size(size),
+                    tables.size(size).replace(" ", "\u00a0"),
                     Markup(_link(path)),
                     Markup(card),
                 )
                 for kind, path, size, _ in _rows(result)
             ]
             gone += [one.type for one in result.artifacts if _place(result, one) is None]
-        # what is the same of all stands in no column, nor what the run's name says
+        # what is the same of all stands in no column, nor what a run's name says, nor a name twice
         varied = [i for i in range(len(HEAD)) if i > 2 or len({row[i] for row in body}) > 1]
-        if 0 in varied:
-            varied = [i for i in varied if i != 2]
         heading = [row[i] for i in (1, 2) if i not in varied for row in body]
         if 0 in varied:
             heading = [row[1] for row in body if 1 not in varied]
+            varied = [i for i in varied if i != 2]
+        if all(f">{row[0]}<" in row[5] for row in body):
+            varied = [i for i in varied if i != 0]
         title = ", ".join(dict.fromkeys(heading))
         parts = [f"<p><b>{html.escape(title)}</b></p>"] if title else []
         if body:
             cells = [[row[i] for i in varied] for row in body]
             parts.append(table([HEAD[i] for i in varied], cells, left=len(varied)))
-        folders = list(dict.fromkeys(str(one.folder.resolve()) for one in self.results.values()))
-        inside = "<br>".join(f"<code>{html.escape(one)}</code>" for one in folders)
-        parts.append(f"<p>{say('They lie in')} {'<br>' * (len(folders) > 1)}{inside}</p>")
+        parts.append(f"<p>{_in(one.folder.resolve() for one in self.results.values())}</p>")
         if gone:
             deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
             parts.append(f"<p>{html.escape(deleted)}</p>")
         commands = [command for *_, command in self.rows() if command]
         if commands:
-            # a long line can be scrolled, and copied whole
-            run = html.escape("\n".join(commands))
-            parts.append(
-                f"<p>{say('To run one of them, in a terminal:')}</p>"
-                f"<pre style='overflow-x:auto;white-space:pre;padding:6px 8px'>{run}</pre>"
-            )
+            parts.append(f"<p>{say('To run one of them, in a terminal:')}</p>")
+            parts += [f"<code style='{COMMAND}'>{html.escape(one)}</code>" for one in commands]
         elsewhere = [ELSEWHERE] if commands and in_colab() else []
         parts += [f"<p>{html.escape(told(one))}</p>" for one in (*elsewhere, *self._needed())]
         return f"<div>{''.join(parts)}</div>"
@@ -163,6 +163,16 @@ class Files:
         except (AutoQuantError, OSError) as error:
             told = str(error).removeprefix("out: ")
             said.value = f'<span role="alert">✗ {html.escape(told)}</span>'
+
+
+def _in(folders: Iterable[Path]) -> str:
+    """Where runs are, in HTML: their folder, or what has all of them."""
+    several = [*dict.fromkeys(folders)]
+    shared = os.path.commonpath(several)
+    place = f"<code>{html.escape(shared)}</code>"
+    if len(several) == 1:
+        return say("They are in {folder}", folder=place)
+    return say("They are in {folder}, each run in a folder of its own", folder=place)
 
 
 def _within(folder: Path) -> Path:

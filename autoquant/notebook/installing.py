@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ FLAGS = (
     " -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF"
 )
 FRESH = "use a fresh environment: `make notebook`, or python -m venv"
+WIDTH = 92  # letters in a line of a notebook's page
 SAID = re.compile(  # of pip's lines; it says itself every minute that a wheel is still being built
     r"\s*(Downloading (?!.*\.metadata)|Building wheel|Installing collected|ERROR|error:)"
 )
@@ -49,8 +51,19 @@ class Failed(Exception):
 
 
 def say(text: str) -> None:
-    """A line, at once."""
-    sys.stdout.write(text + "\n")
+    """Lines, at once; long ones broken between words, where the page would break them anywhere."""
+    for line in text.split("\n"):
+        words = line.lstrip()
+        margin = line[: len(line) - len(words)]
+        broken = textwrap.fill(
+            words,
+            WIDTH,
+            initial_indent=margin,
+            subsequent_indent=f"{margin}    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        sys.stdout.write(f"{broken}\n")
     sys.stdout.flush()
 
 
