@@ -92,7 +92,11 @@ class Comparison:
             said.append(
                 f"By perplexity, token by token (log-probabilities): {found}"
                 if found.better
-                else f"Perplexity does not tell the two apart ({found})."
+                else (
+                    "Perplexity does not tell the two apart: their log-probabilities differ by"
+                    f" {abs(found.mean):.4f} ± {found.error:.4f} nats per token, which may be"
+                    " chance."
+                )
             )
         first, second = (one.row for one in files)
         # of one model: to be near it is what is wanted

@@ -93,7 +93,7 @@ def test_the_difference_that_is_said_is_the_one_that_was_measured() -> None:
     nats = [llama - weights for llama, weights, _, _ in rows]
     percent = [100 * (llama / weights - 1) for _, _, llama, weights in rows]
     wanted = f"{min(nats):.3f} to {max(nats):.3f} with SmolLM2-135M (and"
-    wanted += f" {min(percent):.1f} to {max(percent):.1f} % to its perplexity)"
+    wanted += f" {min(percent):.1f} to {max(percent):.1f} % more perplexity)"
     assert wanted in engines.SIZE
     assert max(nats) <= engines.APART + 0.0005
     assert max(percent) / 100 <= engines.APART

@@ -35,7 +35,9 @@ def four_bits(tmp_path_factory: pytest.TempPathFactory) -> Result:
 def test_the_command_that_is_named_for_it_runs_it(four_bits: Result) -> None:
     ((_, path, _, command),) = Files(four_bits).rows()
     assert path == four_bits.folder
-    words = [sys.executable, *shlex.split(command)[1:]]
+    program, *words = shlex.split(command)
+    assert program == "autoquant"
+    words = [sys.executable, "-m", "autoquant.cli", *words]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert "--- 4bit-64g\n" in done.stdout, done.stderr
     assert "(" not in done.stdout.partition("--- 4bit-64g\n")[2][:1], "it says something"

@@ -40,7 +40,7 @@ NOTEBOOKS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
     "01_Introduction_to_Quantization": ("", (), {}),
     "02_GGUF_llama_cpp": ("gguf", ("gguf",), METHODS["gguf"].notebook_defaults),
     "03_GPTQ": ("gptq", ("gptq",), {}),
-    "04_EXL2": ("exl2", ("exl2", "exl3"), {}),
+    "04_EXL2": ("exl2", ("exl2", "exl3"), METHODS["exl2"].notebook_defaults),
     "05_AWQ": ("awq", ("gptq",), METHODS["awq"].notebook_defaults),
     "06_HQQ_and_more": ("hqq", ("hqq", "bitsandbytes", "w8a8"), {}),
     "07_Compare": ("compare", ("gguf", "gptq"), {}),

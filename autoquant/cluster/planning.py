@@ -102,10 +102,11 @@ class BatchPlan:
             return
         seconds = sum(one.seconds for one in self.ready)
         kept, free = self.kept, free_bytes(self.batch.folder)
+        time = f", about {tables.minutes(seconds)} one after the other"
+        time += ", and some seconds each to start"
         yield (
-            f"{len(plans)} of {len(self.planned)} jobs to run"
-            + (f", about {tables.minutes(seconds)} one after the other" if seconds else "")
-            + f"; what they make: {tables.size(kept)} (free: {tables.size(free)})"
+            f"{len(plans)} of {len(self.planned)} jobs to run{time if seconds else ''}; what they"
+            f" make: {tables.size(kept)} (free: {tables.size(free)})"
         )
         if self.here and kept > free:
             yield (

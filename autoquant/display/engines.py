@@ -11,8 +11,8 @@ HEAD = "run by"
 # block by block): at most so many nats, of the KL divergence and of the mean log-probability
 APART = 0.005
 SIZE = (
-    "llama.cpp rounds activations too, which adds a little to the KL divergence: 0.0003 nats with"
-    " the bundled model, 0.003 to 0.005 with SmolLM2-135M (and 0.2 to 0.5 % to its perplexity)"
+    "llama.cpp rounds activations too, so expect a higher KL divergence there: by 0.0003 nats with"
+    " the bundled model, by 0.003 to 0.005 with SmolLM2-135M (and 0.2 to 0.5 % more perplexity)"
 )
 BY_WEIGHTS = f"GGUF files were measured by their weights, run by transformers in float32; {SIZE}."
 MIXED = (

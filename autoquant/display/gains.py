@@ -37,11 +37,11 @@ class Gain(NamedTuple):
         sized = f"{100 * abs(larger):.1f} % {'more' if larger > 0 else 'fewer'} bytes"
         said = (
             f"{self.chosen.type}: {100 * abs(self.less):.0f} % {word} KL divergence than"
-            f" {self.stock.type} ({ours.kl_mean:.4f}, not {theirs.kl_mean:.4f})"
+            f" {self.stock.type} ({ours.kl_mean:.4f} instead of {theirs.kl_mean:.4f})"
             + (" at the same size" if abs(larger) < SAME else f" with {sized}")
         )
         predicted = self.chosen.facts.get(PREDICTED)
-        said += f"; {predicted:.4f} was predicted" if predicted is not None else ""
+        said += f" (predicted: {predicted:.4f})" if predicted is not None else ""
         return f"{said}. It is no gain: take {self.stock.type}" if self.is_none else said
 
 

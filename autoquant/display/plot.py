@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -173,7 +174,7 @@ def figure(results: Mapping[str, RunRecord]) -> Any:
             for artifact, at, value in zip(artifacts, x, values, strict=True):
                 right_half = at > (min(sizes) + max(sizes)) / 2
                 axis.annotate(
-                    name if named else artifact.type,
+                    (name if named else artifact.type) + ("" if value > floor else " (≈ 0)"),
                     (at, value),
                     xytext=(-5 if right_half else 5, 5),
                     textcoords="offset points",
@@ -290,14 +291,12 @@ def thin_out(figure: Any, axes: Sequence[Any]) -> None:
             x, y = text.get_position()
             side = text.get_ha()
             other = {"left": "right", "right": "left"}.get(side, side)
-            for place, toward in (
-                ((x, y), side),
-                ((x, -y), side),
-                ((-x, y), other),
-                ((-x, -y), other),
-                ((0, y), "center"),
-                ((0, -y), "center"),
-            ):
+            sides = [((x, y), side), ((x, -y), side), ((-x, y), other), ((-x, -y), other)]
+            sides += [((0, y), "center"), ((0, -y), "center")]
+            # a line's name may stand at its other end, or in the middle
+            ends = [text.xy[0]] if text in points else [1, 0, 0.5]
+            for end, (place, toward) in itertools.product(ends, sides):
+                text.xy = (end, text.xy[1])
                 text.set_position(place)
                 text.set_ha(toward)
                 text.set_va("bottom" if place[1] > 0 else "top")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from autoquant.display.tables import size as in_words
 
 ABOUT = (
-    "Predicted KL divergence, nats per token, if all tensors of a kind had one type and everything"
-    " else were unquantized; what several lose adds up. Sensitive: how many times the average"
-    " weight's loss at {type}. Suffers most: the layer with the largest part of its kind's loss."
+    "Predicted KL divergence, thousandths of a nat per token, if all tensors of a kind had one type"
+    " and everything else were unquantized; what several lose adds up. Loss per weight: that at"
+    " {type}, where the average weight has 1. Suffers most: the layer with the largest part of its"
+    " kind's loss."
 )
 
 
@@ -67,6 +68,12 @@ def nats(value: float) -> str:
     return f"{value:.{min(9, max(4, 1 - math.floor(math.log10(value))))}f}"
 
 
+def _thousandths(value: float) -> str:
+    """A divergence in thousandths of a nat, which can be compared at a glance."""
+    small = 1000 * value
+    return "<0.01" if 0 < small < 0.005 else f"{small:.{0 if small >= 100 else 2}f}"
+
+
 def _times(value: float) -> str:
     digits = 0 if value >= 9.95 else 1 if value >= 0.1 else 3
     return f"{value:.{digits}f} ×"
@@ -82,17 +89,19 @@ def parts(
             f"{one.tensors}",
             f"{one.share:.1%}",
             _times(one.sensitive),
-            *(nats(one.nats[kind]) if kind in one.nats else "–" for kind in types),
+            *(_thousandths(one.nats[kind]) if kind in one.nats else "–" for kind in types),
             "–" if one.worst is None else f"layer {one.worst} ({one.worst_share:.0%})",
         )
         for one in found
     ]
     sums = [
-        nats(sum(one.nats[kind] for one in found)) if all(kind in o.nats for o in found) else "–"
+        _thousandths(sum(one.nats[kind] for one in found))
+        if all(kind in o.nats for o in found)
+        else "–"
         for kind in types
     ]
     count = f"{sum(one.tensors for one in found)}"
-    head = ("tensors", "how many", "of weights", "sensitive", *types, "suffers most")
+    head = ("kind", "tensors", "share of weights", "loss per weight", *types, "suffers most")
     return head, [*body, ("all", count, "100.0%", "1.0 ×", *sums, "")]
 
 

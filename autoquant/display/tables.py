@@ -17,7 +17,8 @@ PLOT = "size-against-quality.png"  # a run's plot, beside its files if it has tw
 WIDTHS = {"F32": "32.00", "F16": "16.00", "BF16": "16.00"}  # of what is not quantized
 
 TOLD_APART = (
-    "The ± is mostly the text's, and the same for all rows: compare rows by their KL divergence."
+    "The ± comes mostly from the choice of text and is similar in every row, so compare rows by"
+    " their KL divergence."
 )
 HEAD = (
     "type",
@@ -87,7 +88,7 @@ def rows(result: RunRecord) -> list[tuple[str, ...]]:
     for artifact in largest_first(result):
         out.append(
             (
-                f"{artifact.type} (stock)" if COMPARED in artifact.facts else artifact.type,
+                f"{artifact.type} (llama.cpp's)" if COMPARED in artifact.facts else artifact.type,
                 f"{artifact.bits_per_weight:.2f}",
                 size(artifact.bytes),
                 *quality(artifact.evaluation),

@@ -110,6 +110,7 @@ class Method(ABC, Generic[O]):
     runtimes: ClassVar[str]
     """What loads its files."""
     start: ClassVar[str] = ""
+    start_needs: ClassVar[str] = ""
     """The command that runs what lies at ``{path}`` ({name} in {folder}); empty if a script does
     (:meth:`how_to_run`).
     """

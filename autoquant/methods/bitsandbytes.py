@@ -65,6 +65,7 @@ class Bitsandbytes(TensorwiseMethod[BitsandbytesOptions]):
     )
     Options: ClassVar[type[MethodOptions]] = BitsandbytesOptions
     start: ClassVar[str] = "vllm serve {path} --max-model-len {context}"
+    start_needs: ClassVar[str] = "bitsandbytes"
     take_when: ClassVar[str] = "you fine-tune adapters (QLoRA)"
     bits: ClassVar[str] = "4 (NF4, FP4), 8 (LLM.int8())"
     requires_calibration: ClassVar[str] = "no"

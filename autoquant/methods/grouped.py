@@ -70,7 +70,8 @@ class GroupedOptions(CalibrationOptions):
     )
     iterations: int = option(
         ITERATIONS,
-        "steps of algorithm autoround for each block; fewer are faster, more a little better",
+        "steps of algorithm autoround for each block; fewer are faster, more a little better; with"
+        " a handful it can be worse than without",
         unit="steps",
         ge=1,
         le=10_000,

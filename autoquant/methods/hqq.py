@@ -34,7 +34,7 @@ class HqqOptions(MethodOptions):
     main: ClassVar[tuple[str, ...]] = ("bits", "group_size", "axis", "evaluate", "upload")
 
     bits: int = option(
-        4, "bits per weight: 8, 4, 3, 2 or 1; below 4, use group_size 16", metavar="1|2|3|4|8"
+        4, "bits per weight: 8, 4, 3, 2 or 1; below 4 the loss is large", metavar="1|2|3|4|8"
     )
     group_size: int = option(
         AUTO,
@@ -210,8 +210,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
 ```
 
 The tensors and the block in config.json are laid out as transformers 4 wrote them: version 4.57
-loads such folders with the same outputs (tried on a CPU, with its refusal of CPUs taken
-out).{more}"""
+loads such folders with the same outputs (tested once, on a CPU, after its check for a
+GPU had been disabled).{more}"""
 
 
 def _marlin(artifact: Artifact) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from autoquant.backends.llamacpp.types import TYPES
 from autoquant.core import options
 from autoquant.core.errors import AutoQuantError, InputError, Stopped
 from autoquant.core.language import say, told
@@ -27,6 +28,7 @@ from autoquant.sizing.choices import LLAMA, Choice
 from autoquant.source import resolve
 
 HERE = "this machine"
+BETTER = "imatrix"  # an option that makes a better file, not another one
 
 
 def is_here(name: str) -> bool:
@@ -111,7 +113,8 @@ def made_by(choice: Choice) -> dict[str, Any]:
     if choice.runs == LLAMA:
         return {
             "types": (choice.type,),
-            **({"imatrix": "builtin"} if choice.needs_imatrix else {}),
+            # some minutes for a better file
+            **({BETTER: "builtin"} if TYPES[choice.type].imatrix != "no" else {}),
         }
     usual = METHODS[choice.method].usual_types
     return dict(next((one.options for one in usual if one.type == choice.type), {}))

@@ -152,18 +152,20 @@ class SameMemory:
         smaller = verdicts.count(say("the smaller model is better"))
         answer = say(
             "Of {count} comparisons in the same memory the larger model is better in {larger}, the"
-            " smaller one in {smaller}; the others may be chance.",
+            " smaller one in {smaller}; {rest} may be chance.",
             count=len(verdicts),
             larger=larger,
             smaller=smaller,
+            rest=len(verdicts) - larger - smaller,
         )
         alone = [one.type for one in self.smaller.artifacts if not self._fitting(one)]
         if not alone:
             return names, [answer]
         smallest = min(self.larger.artifacts, key=attrgetter("bytes"))
         without = say(
-            "Smaller than the smallest file of {larger} ({type}, {size}): {types}. There the"
-            " question has no answer.",
+            "No file of {larger} is as small as {types} of {smaller} (its smallest, {type}, has"
+            " {size}), so these are not compared: ask for a smaller type.",
+            smaller=self.smaller.source.name,
             larger=self.larger.source.name,
             type=smallest.type,
             size=tables.size(smallest.bytes),

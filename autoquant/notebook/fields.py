@@ -18,7 +18,9 @@ from autoquant.sizing import devices
 NOTE = "line-height:1.3;color:var(--jp-ui-font-color2,#555);font-size:12px"
 MODELS = ("model", "small", "large")  # fields that name one: looked at when it has been typed
 SHORT = 150  # letters of help that are shown at once: four lines beside a field
-LEAST = 19  # fewer say nothing: "if gguf is named:"
+LEAST = 19  # fewer letters say nothing
+# what stands before an option of one method of several, which is shown when that is ticked
+IF_NAMED = r"^(if \w+ is named: |\w+ yazılırsa: )"
 
 
 def _unit(field: FieldInfo) -> str:
@@ -47,7 +49,10 @@ def help(name: str, field: FieldInfo) -> str:
     """What an option is for, as HTML beside its field: the first sentence of a long help, which
     opens to the rest. The field's tooltip has the whole.
     """
-    first, rest = map(html.escape, parted(f"{about(name, field)}{_unit(field)}"))
+    said = re.sub(IF_NAMED, "", f"{about(name, field)}{_unit(field)}")
+    first, rest = (
+        re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(part)) for part in parted(said)
+    )
     if not rest:
         return f'<div style="{NOTE}">{first}</div>'
     shown = f'<summary style="cursor:pointer">{first.rstrip(" ;:.")} …</summary>'

@@ -10,14 +10,14 @@ import os
 import shlex
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from autoquant.core.errors import AutoQuantError
 from autoquant.core.language import say, told
-from autoquant.core.records import Artifact
+from autoquant.core.records import COMPARED, Artifact
 from autoquant.display import tables
 from autoquant.display.html import Markup, table
 from autoquant.methods import METHODS
@@ -34,13 +34,13 @@ COMMAND = (  # a line each, also where it is broken
     "text-indent:-2.5em"
 )
 CONTEXT = 4096  # tokens: what fits on most cards
-HEAD = ("run", "model", "method", "type", "size", "file", "model card")
+HEAD = ("run", "model", "method", "type", "size", "file or folder", "model card")
 # what a command begins with, and where that program comes from
 PROGRAMS = {
     "llama-server": "llama-server comes with llama.cpp"
     " (https://github.com/ggml-org/llama.cpp/releases); when it runs, open http://localhost:8080.",
-    "vllm": "vllm needs an NVIDIA GPU: pip install vllm (for files of bitsandbytes that too). The"
-    " model card says what else loads the files.",
+    "vllm": "vLLM needs an NVIDIA GPU: pip install vllm. When it runs, it answers at"
+    " http://localhost:8000/v1, as OpenAI's API does.",
     "autoquant": "The command autoquant comes with this package; the model card says how to install"
     " it elsewhere.",
     "python main.py": "main.py is TabbyAPI's (https://github.com/theroyallab/tabbyAPI): run it in"
@@ -61,12 +61,21 @@ class Files:
         """Of each file or folder: its type, where it lies, bytes, and the command that runs it."""
         return [row for result in self.results.values() for row in _rows(result)]
 
+    def _beside(self) -> Iterator[Path]:
+        """The folders in which those of the runs lie."""
+        return (one.folder.resolve().parent for one in self.results.values())
+
     def _needed(self) -> list[str]:
         """What the commands need that is not installed with this package."""
         commands = [command for *_, command in self.rows()]
-        return [
+        needed = [
             said for word, said in PROGRAMS.items() if any(c.startswith(word) for c in commands)
         ]
+        for one in self.results.values():
+            if package := METHODS[one.method].start_needs:
+                types = ", ".join(artifact.type for artifact in one.artifacts)
+                needed.append(f"For {types} also: pip install {package}")
+        return needed
 
     def __str__(self) -> str:
         lines = [
@@ -79,16 +88,18 @@ class Files:
 
     def _repr_html_(self) -> str:
         body, gone = [], list[str]()
+        shared = os.path.commonpath([*self._beside()])
         for name, result in self.results.items():
             card = _link((result.folder / "README.md").resolve())
+            stock = {one.type for one in result.artifacts if COMPARED in one.facts}
             body += [
                 (
                     name,
                     result.source.id,
                     METHODS[result.method].title,
-                    kind,
+                    f"{kind} (llama.cpp's)" if kind in stock else kind,
                     tables.size(size).replace(" ", "\u00a0"),
-                    Markup(_link(path)),
+                    Markup(_link(path, Path(os.path.relpath(path, shared)).as_posix())),
                     Markup(card),
                 )
                 for kind, path, size, _ in _rows(result)
@@ -100,14 +111,18 @@ class Files:
         if 0 in varied:
             heading = [row[1] for row in body if 1 not in varied]
             varied = [i for i in varied if i != 2]
-        if all(f">{row[0]}<" in row[5] for row in body):
+        if all(f">{row[0]}<" in row[5] or row[0] == row[5] for row in body):
             varied = [i for i in varied if i != 0]
         title = ", ".join(dict.fromkeys(heading))
         parts = [f"<p><b>{html.escape(title)}</b></p>"] if title else []
         if body:
             cells = [[row[i] for i in varied] for row in body]
             parts.append(table([HEAD[i] for i in varied], cells, left=len(varied)))
-        parts.append(f"<p>{_in(one.folder.resolve() for one in self.results.values())}</p>")
+        if len(self.results) == 1:
+            (only,) = self.results.values()
+            shared = str(only.folder.resolve())
+        where = say("They are in {folder}", folder=f"<code>{html.escape(shared)}</code>")
+        parts.append(f"<p>{where}</p>")
         if gone:
             deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
             parts.append(f"<p>{html.escape(deleted)}</p>")
@@ -165,16 +180,6 @@ class Files:
             said.value = f'<span role="alert">✗ {html.escape(told)}</span>'
 
 
-def _in(folders: Iterable[Path]) -> str:
-    """Where runs are, in HTML: their folder, or what has all of them."""
-    several = [*dict.fromkeys(folders)]
-    shared = os.path.commonpath(several)
-    place = f"<code>{html.escape(shared)}</code>"
-    if len(several) == 1:
-        return say("They are in {folder}", folder=place)
-    return say("They are in {folder}, each run in a folder of its own", folder=place)
-
-
 def _within(folder: Path) -> Path:
     """What a run's folder is called elsewhere: its path below the notebook's folder, so that runs
     of two models that were compared, ``MODEL-compared/8bit``, keep apart; else its name.
@@ -211,14 +216,18 @@ def _command(result: Result, path: Path) -> str:
     )
 
 
-def _link(path: Path) -> str:
-    """A link with its name to what lies beside the notebook or below it, else the path."""
+def _link(path: Path, name: str = "") -> str:
+    """A link with a name (its own, if none is given) to what lies beside the notebook or below it;
+    where a page reaches no files, the name; else the path.
+    """
+    name = html.escape(name or path.name)
     try:
         here = path.relative_to(Path.cwd().resolve())
     except ValueError:
         return f"<code>{html.escape(str(path))}</code>"
-    target = quote(here.as_posix())
-    return f'<a href="{target}" target="_blank">{html.escape(path.name)}</a>'
+    if in_colab():
+        return name
+    return f'<a href="{quote(here.as_posix())}" target="_blank">{name}</a>'
 
 
 def _button(called: str, artifact: Artifact, path: Path, said: Any) -> Any:

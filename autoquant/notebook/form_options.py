@@ -96,8 +96,8 @@ class LookedUpOptions(DeviceOptions):
 
     device: str = option(
         "",
-        "only for What fits there?, so it changes no file: T4, RTX 4090, MacBook 16GB, 8GB laptop …"
-        " (`autoquant devices` lists more), or an amount of memory, such as 24GB; empty: this"
+        "used only by What fits there?, and changes no file: T4, RTX 4090, MacBook 16GB, 8GB laptop"
+        " … (`autoquant devices` lists more), or an amount of memory, such as 24GB; empty: this"
         " machine",
         metavar="DEVICE",
     )
@@ -200,7 +200,7 @@ def declared(name: str) -> type[UploadOptions]:
 
     beside: type[MethodOptions] = LookedUpOptions if METHODS[name].many_types else UsualOptions
     # what its notebook has a value of its own for is among those that count
-    own = [one for one in METHODS[name].notebook_defaults if one not in base.main]
+    own = [one for one in METHODS[name].notebook_defaults if one not in ("model", *base.main)]
     at = base.main.index("evaluate")
 
     class Declared(base, beside):  # type: ignore[valid-type, misc]

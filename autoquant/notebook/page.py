@@ -21,6 +21,7 @@ from autoquant.core.errors import HubFailed, InputError, Stopped
 from autoquant.core.language import say, told
 from autoquant.core.progress import in_notebook
 from autoquant.hub.client import offline
+from autoquant.methods import METHODS
 
 log = logging.getLogger(__name__)
 # open (Apache-2.0), of a size that a free machine quantizes in minutes, with rows of multiples of
@@ -28,7 +29,10 @@ log = logging.getLogger(__name__)
 MODEL = "Qwen/Qwen3-0.6B"
 # one family, one tokenizer: their perplexities compare
 SMALLER, LARGER = "HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-360M-Instruct"
-DEFAULTS = (MODEL, SMALLER, LARGER)
+OTHERS = tuple(
+    one.notebook_defaults["model"] for one in METHODS.values() if "model" in one.notebook_defaults
+)
+DEFAULTS = (MODEL, SMALLER, LARGER, *OTHERS)
 DRIVE = Path("/content/drive")
 
 
@@ -159,8 +163,9 @@ def _goes_on(models: Sequence[str], why: str) -> None:
         reason = say("{model} is not available: {why}", model=models[0], why=why)
     else:
         what = say(
-            "Continuing with the two bundled demo models: everything below is about tiny models"
-            " trained on Jane Austen's novels."
+            "Continuing with the two bundled demo models (demo-small is tiny-austen-2m, demo is"
+            " tiny-austen-4m): everything below is about tiny models trained on Jane Austen's"
+            " novels."
         )
         reason = say("{models} are not available: {why}", models=", ".join(models), why=why)
     if in_notebook():

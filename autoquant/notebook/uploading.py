@@ -11,7 +11,7 @@ from autoquant.core.language import say
 from autoquant.core.progress import in_notebook
 from autoquant.hub.client import find_token
 from autoquant.notebook import choosing
-from autoquant.notebook.page import Note, login, stoppable
+from autoquant.notebook.page import Note, in_colab, login, stoppable
 
 if TYPE_CHECKING:
     from autoquant.result import Result
@@ -55,13 +55,17 @@ def upload(result: Result, given: Mapping[str, Any], form: Form) -> Any:
         )
     if not repo:
         name = "owner" if form.name == "all" else "upload"
+        again = (
+            say("Enter {name} in the form, run the form's cell and the one below it again, then")
+            if in_colab()
+            else say("Enter {name} in the form, then run")
+        )
         return Note(
             say(
-                "Nothing is uploaded. To upload, fill in {name} in the form and run this cell"
-                " again. The token is the Colab secret HF_TOKEN, the environment variable HF_TOKEN,"
-                " or the login of `hf auth login`; if there is none, this cell shows a field for"
-                " it.",
-                name=name,
+                "Nothing is uploaded. {again} this cell. The token is the Colab secret HF_TOKEN,"
+                " the environment variable HF_TOKEN, or the login of `hf auth login`; if there is"
+                " none, this cell shows a field for it.",
+                again=again.format(name=f"`{name}`"),
             )
         )
     if in_notebook() and find_token() is None:

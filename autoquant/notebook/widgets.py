@@ -217,7 +217,7 @@ class Widgets:
         return choice.method in self._methods() and all(
             set(_texts(value)) <= set(options.split(str(now.get(self._name(choice, name), ""))))
             for name, value in choosing.made_by(choice).items()
-            if self._name(choice, name) in now
+            if self._name(choice, name) in now and name != choosing.BETTER
         )
 
     def _methods(self) -> tuple[str, ...]:
@@ -243,7 +243,7 @@ class Widgets:
                 kept = [one for one in before if one not in value]
                 field.value = ",".join([*kept, *value] if ticked else kept or value)
                 left = left or bool(kept)
-            elif ticked:
+            elif ticked and (name != choosing.BETTER or field.value == "none"):
                 field.value = value
         if ticked and began:
             methods.append(choice.method)

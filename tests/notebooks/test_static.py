@@ -14,7 +14,9 @@ from typing import Any
 import nbformat
 import pytest
 
+import autoquant
 from autoquant.notebook import above
+from tests.helpers.models import tiny
 from tests.notebooks.running import FOLDER, ROOT
 
 NOTEBOOK = ROOT / "autoquant" / "notebook"
@@ -27,6 +29,7 @@ METHOD = [
     "idea",
     "picture",
     "picture-caption",
+    "choose",
     "options",
     "parameters",
     "more",
@@ -35,6 +38,8 @@ METHOD = [
     "plan",
     "run-text",
     "run",
+    "own-files-text",
+    "own-files",
     "try-text",
     "prompt",
     "try",
@@ -46,7 +51,6 @@ METHOD = [
     "size",
     "files-text",
     "files",
-    "choose",
     "card-text",
     "card",
     "upload-text",
@@ -65,7 +69,7 @@ BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
 LESSONS = ("01_Introduction_to_Quantization", *BY_HAND)
 NOTEBOOKS = ("00", "02", "03", "04", "05", "06", "07", "08")  # with a form
 OWN = {  # beside the skeleton
-    "02_GGUF_llama_cpp": ["best-text", "best"],
+    "02_GGUF_llama_cpp": ["best-text", "best", "best-after"],
     "04_EXL2": [
         "exl3-text",
         "exl3-picture",
@@ -276,3 +280,24 @@ def test_from_the_form_on_nothing_above_is_needed(path: Path) -> None:
             elif isinstance(one, ast.ExceptHandler) and one.name:
                 known.add(one.name)
         assert {one.id for one in names} <= known, cell.id
+
+
+ARCHITECTURES = {  # of the models that notebooks ask for at first
+    "Qwen/Qwen3-0.6B": "Qwen3ForCausalLM",
+    "Qwen/Qwen2.5-0.5B-Instruct": "Qwen2ForCausalLM",
+}
+
+
+@pytest.mark.parametrize("name", ["02", "03", "04", "05", "06"])
+def test_the_model_that_a_notebook_asks_for_is_one_that_its_method_runs(
+    name: str, tmp_path: Path
+) -> None:
+    (path,) = FOLDER.glob(f"{name}_*.ipynb")
+    cells = {cell.id: cell.source for cell in read(path).cells}
+    (model,) = re.findall(r'^model = "(.+?)"', cells["parameters"], re.MULTILINE)
+    (method,) = re.findall(r'forms\.form\("(\w+)"', cells["form"])
+    folder = tiny(str(tmp_path / "model"), ARCHITECTURES[model])
+    values = {"pre_tokenizer": "gpt-2"} if method == "gguf" else {}  # of the bundled tokenizer
+    plan = autoquant.plan(method, folder, out=tmp_path / "out", **values)
+    assert plan.items
+    assert not plan.refused or "GPU" in plan.refused, "the model is none that it refuses"

@@ -97,6 +97,8 @@ class Exl2(Bitrates[Exl2Options]):
         UsualType(f"{bits}bpw", bits, "exllamav2", 6.0, head=6, options={"bpw": (str(bits),)})
         for bits in (6.0, 5.0, 4.0, 3.0)
     )
+    # not the other notebooks' default, which exllamav2 does not run (see WRONG)
+    notebook_defaults: ClassVar[Mapping[str, Any]] = {"model": "Qwen/Qwen2.5-0.5B-Instruct"}
     demo_options: ClassVar[Mapping[str, Any]] = {
         "calibration": "builtin",
         "calibration_samples": 6,

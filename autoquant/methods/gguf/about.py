@@ -148,6 +148,8 @@ llama-cli -hf MODEL:{pick.type} -p "Once upon a time"    # the same, fetched fro
 {ollama}
 ```
 
+**LM Studio**, in a terminal: `lms import {pick.name}`
+
 **Python** (`pip install llama-cpp-python`):
 
 ```python
