@@ -15,11 +15,13 @@ class Growing:
     """Relative errors in percent, a row for each way of quantizing, a column for each layer. Shows
     itself in a notebook, with the rows that came since it was shown last on a tinted ground: bold
     would be read as best. ``title`` stands over the rows' names: "error of the output" if none is
-    given. ``errors`` has them as fractions, by the rows' names.
+    given, and ``notes`` over what is noted of each: "note". ``errors`` has them as fractions, by
+    the rows' names.
     """
 
-    def __init__(self, columns: Sequence[str], title: str = "") -> None:
+    def __init__(self, columns: Sequence[str], title: str = "", notes: str = "") -> None:
         self.columns, self.title = tuple(columns), title or say("error of the output")
+        self.notes = notes or say("note")
         self.rows: dict[str, tuple[str, ...]] = {}
         self.errors: dict[str, tuple[float, ...]] = {}
         self._new: set[str] = set()
@@ -51,7 +53,7 @@ class Growing:
         rows, width = list(self.rows.values()), len(self.columns) + 1
         if not any(row[-1] for row in rows):
             return (self.title, *self.columns), [row[:width] for row in rows]
-        return (self.title, *self.columns, say("note")), rows
+        return (self.title, *self.columns, self.notes), rows
 
     def __repr__(self) -> str:
         head, body = self._parts()

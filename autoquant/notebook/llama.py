@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoquant.backends.llamacpp import converter
+from autoquant.core.language import say
 from autoquant.runtime import process
 
 TARGET = "autoquant.backends.llamacpp.rows"
@@ -33,6 +34,25 @@ def floats(raw: Any, kind: str) -> npt.NDArray[np.float32]:
     """The weights that bytes [rows, bytes] of a type stand for, [rows, columns]."""
     values: npt.NDArray[np.float32] = _asked("floats", {"given": np.asarray(raw, np.uint8)}, kind)
     return values
+
+
+def in_words(block: Any) -> str:
+    """The bytes [18] of a Q4_0 block, and what the first three of them are: its scale (float16, the
+    low byte first) and a pair of codes, weight 0's in the low half.
+    """
+    given = np.asarray(block, np.uint8)
+    scale = float(given[:2].view(np.float16)[0])
+    low, high, pair = (int(one) for one in given[:3])
+    codes = say(
+        "{pair} = codes {first} (weight 0) and {second} (weight 16)",
+        pair=f"{pair:02x}",
+        first=pair & 15,
+        second=pair >> 4,
+    )
+    return (
+        f"{say('the first block:')} {given.tobytes().hex(' ')}\n"
+        f"{low:02x} {high:02x} = 0x{high:02x}{low:02x} = {scale:.4f}; {codes}"
+    )
 
 
 def _asked(function: str, arrays: dict[str, Any], kind: str) -> Any:

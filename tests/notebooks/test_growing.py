@@ -50,6 +50,8 @@ def test_notes_begin_below_each_other_and_go_where_there_are_none() -> None:
     assert re.search(
         r"<td style='text-align:left(;background:[^']*)?'>short</td>", table._repr_html_()
     )
+    named = Growing(["x"], title="format", notes="bits").add("one", [0.01], "4.5")
+    assert repr(named).splitlines()[0].split() == ["format", "x", "bits"]
 
 
 def test_columns_of_bits_are_named_and_no_line_runs_through_a_number() -> None:
