@@ -26,8 +26,8 @@ from autoquant.result import Result
 PACKAGE = Path(autoquant.__file__).parent
 NOTEBOOKS = PACKAGE.parent / "notebooks"
 # no text and no line: shades of an area that has darker ones, an area without a value, a frame
-# around a form, thin lines behind marks
-AREAS = {"#dbe8f0", "#8fb1c7", "#ffffff", "#ccc", "#dddddd"}
+# around a form, thin lines and bars behind marks
+AREAS = {"#9cc3dd", "#dbe8f0", "#8fb1c7", "#ffffff", "#ccc", "#dddddd"}
 
 
 def contrast(color: str) -> float:

@@ -57,7 +57,7 @@ METADATA = {
 }
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, and in JupyterLab
 # set-up with nothing to learn in it: folded where a notebook gives it a title
-SET_UP = ("load", "model")
+SET_UP = ("load", "entering", "model")
 # what the install cell prints
 FORM = (
     "is ready",

@@ -12,12 +12,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from autoquant.core.language import say
-from autoquant.display.colors import BLUE, COLORS, ORANGE
+from autoquant.display.colors import BLUE, COLORS, ORANGE, RED
 from autoquant.notebook.growing import Growing
 
 LIGHT = "#9cc3dd"  # bars behind a line
 LAYERS = (BLUE, COLORS[4], COLORS[9])  # as in the figure of SmoothQuant
 SHOWN = 0.35  # how far from 0 weights are drawn: nearly all lie within
+HIGHEST = 5.2  # times the unquantized perplexity: one curve's end would flatten all others
 
 
 def before_and_after(weights: Any, widths: Sequence[int]) -> None:
@@ -68,26 +69,58 @@ def bits_and_words(
     written: Mapping[str, str],
 ) -> None:
     """Left: perplexity against bits, a curve for each way of rounding, beside the unquantized
-    model's. Right: the first two lines of each text that follows ``prompt``, by its name.
+    model's, up to ``HIGHEST`` times that one: of a curve that leaves the figure the end is written
+    where it does. Right: the first two lines of each text that follows ``prompt``, by its name.
     """
     _, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 3.2), width_ratios=(2, 3), layout="constrained"
+        1, 2, figsize=(11, 3.6), width_ratios=(4, 5), layout="constrained"
     )
+    top = HIGHEST * unquantized
     for i, (scheme, values) in enumerate(curves.items()):
         left.plot(widths, values, "o-", markersize=4, color=COLORS[i], label=scheme)
+        if values[-1] > top > values[-2]:  # on a logarithmic axis
+            share = np.log(top / values[-2]) / np.log(values[-1] / values[-2])
+            at = (widths[-2] + share * (widths[-1] - widths[-2]), top)
+            left.annotate(
+                f"{values[-1]:.0f} ↑", at, (6, -4), textcoords="offset points", va="top",
+                color=COLORS[i], fontsize=10,
+            )  # fmt: skip
     left.axhline(
         unquantized, color="#333333", linestyle="--", linewidth=1, label=say("unquantized")
     )
     left.set(xlabel=say("bits"), ylabel=say("perplexity (lower is better)"), yscale="log")
-    left.legend(fontsize=8)
+    ticks = [
+        tick for tick in (10, 20, 50, 75, 100, 150, 200, 500) if 0.9 * unquantized < tick < top
+    ]
+    left.set(ylim=(0.93 * unquantized, top), yticks=ticks, yticklabels=map(str, ticks))
+    left.minorticks_off()
+    left.legend(fontsize=10, loc="upper right")
     right.axis("off")
     title = say("What follows “{prompt}”, by bits (groups of 32)", prompt=prompt)
     right.set_title(title, loc="left")
-    look: dict[str, Any] = {"fontsize": 9, "va": "top", "transform": right.transAxes}
+    look: dict[str, Any] = {"fontsize": 10, "va": "top", "transform": right.transAxes}
     for i, (name, words) in enumerate(written.items()):
-        lines = "\n".join(textwrap.wrap(words.strip(), 64)[:2])
+        lines = "\n".join(textwrap.wrap(words.strip(), 56)[:2])
         right.text(0, 0.9 - 0.21 * i, name, weight="bold", **look)
-        right.text(0.22, 0.9 - 0.21 * i, lines + " …", family="serif", **look)
+        right.text(0.24, 0.9 - 0.21 * i, lines + " …", family="serif", **look)
+    plt.show()
+
+
+def columns(activations: Mapping[str, Any]) -> None:
+    """Of each column of some layers' activations [tokens, columns] the largest magnitude and the
+    root mean square, on a logarithmic axis, a panel for each layer.
+    """
+    figure, axes = plt.subplots(
+        1, len(activations), figsize=(8.5, 3), layout="constrained", sharey=True
+    )
+    for axis, (name, x) in zip(axes, activations.items(), strict=True):
+        axis.plot(np.abs(x).max(0), color=RED, linewidth=1, label=say("largest |x|"))
+        rms = np.sqrt(np.square(x).mean(0))
+        axis.plot(rms, color=BLUE, linewidth=1, label=say("root mean square"))
+        axis.set(title=name, xlabel=say("input (column of X)"), yscale="log")
+    axes[0].set_ylabel(say("magnitude"))
+    legend = axes[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=2, fontsize=9)
     plt.show()
 
 

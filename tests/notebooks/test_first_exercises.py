@@ -110,11 +110,11 @@ def test_each_mistake_gets_its_hint(name: str, number: int, language: str) -> No
             lambda weights, inverse: weights[:, 0],
             "Return all weights after the step, in the shape they came in.",
         ),
-        ("8", lambda damage, size, budget: [4], "Return a dictionary: a type for each layer."),
+        ("8", lambda damage, size, budget: [4], "Return a dictionary: bits for each part."),
         (
             "8",
             lambda damage, size, budget: dict.fromkeys([*damage][1:], 2),
-            "Return a dictionary: a type for each layer.",
+            "Return a dictionary: bits for each part.",
         ),
         (
             "8",

@@ -72,13 +72,19 @@ def test_the_lesson_on_outliers(tmp_path: Path, cache: Path) -> None:
     assert error["W4A16, AWQ"][columns] < error["W4A16, groups of 128"][columns] / 1.5
     assert error["W4A16, AWQ"][tokens] > error["W4A16, groups of 128"][tokens], "it gains nothing"
     assert re.search(r"down_proj +10\.6 +5\.0 +34\.9", said["look"]), "as the caption says"
-    assert said["awq"].startswith("correlation of log mean |x| and log max |w|: 0.15, 0.11, 0.92\n")
+    assert said["awq"].startswith(
+        "correlation of log mean |x| and log max |w|\n"
+        "gate_proj: 0.15; gate_proj, 3 columns × 10: 0.11; down_proj: 0.92\n"
+    )
+    assert error["W8A8, rotated"][tokens] < 1.1 * error["W8A16, the goal"][tokens], "close to it"
     found = re.findall(r"^(\w.*?) +([\d.]+)$", said["measured"], re.MULTILINE)
     perplexity = {name: float(value) for name, value in found}
     whole = perplexity["unquantized"]
     assert perplexity["W8A8"] == pytest.approx(whole, rel=0.01)
     lost = perplexity["W4A4"] - whole
     assert perplexity["W4A4, rotated"] - whole < lost / 2, "rotation takes away most of the loss"
+    assert perplexity["W4A4, SmoothQuant"] - whole > 0.9 * lost, "there are no outlier columns"
+    assert perplexity["W4A4, LLM.int8()"] - whole < lost / 2, "by what stays in 16 bits"
     down, others = (perplexity[f"W4A4, {which} rotated"] - whole for which in WHERE)
     assert down < lost / 2, "in front of down_proj"
     assert others > 0.9 * lost, "and nowhere else"

@@ -228,6 +228,8 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
         if "," in line[:18]
     }
     assert list(rows) == schemes
+    scales = [row.pop() for row in rows.values()]
+    assert scales == [0, 0.05, 0.12, 0.5, 0.16], "bits for each weight"
     formats = {
         name: float(value)
         for name, value in re.findall(
@@ -256,7 +258,10 @@ def test_the_lesson(language: str, tmp_path: Path, cache: Path) -> None:
         assert least < min(change) < max(change) < most, "as the text says"
     mean, error = map(float, re.findall(r"4M − 2M +([+-][\d.]+) ± ([\d.]+)", said["paired"])[0])
     assert mean / error > 2, "the larger model is better"
-    assert f"z = {mean / error:.1f}" in said["paired"]
+    z_scores = [float(one) for one in re.findall(r"(?:z-score|z skoru) (-?[\d.]+)", said["paired"])]
+    assert z_scores == [pytest.approx(2.4, abs=0.1), pytest.approx(3.9, abs=0.2)], (
+        "as the text says"
+    )
     own = [float(one) for one in re.findall(r"^[24]M  .* ± ([\d.]+)", said["paired"], re.MULTILINE)]
     assert mean < sum(own), "which the errors of the two, apart, do not tell"
 

@@ -63,7 +63,7 @@ FIELDS = (*FORM, "exl3-parameters")  # plain assignments with a # @param each
 WIDE = 100  # letters of a line that is read
 METHODS = ("02", "03", "04", "05", "06")  # whose notebooks have that skeleton
 FOLDED = ("install", "parameters", "more", "prompt")
-SET_UP = ("load", "model")  # folded where they have a title
+SET_UP = ("load", "entering", "model")  # folded where they have a title
 # lessons that teach by functions, and ask for some in their exercises
 BY_HAND = ("09_Outliers", "10_Formats", "11_Serving")
 LESSONS = ("01_Introduction_to_Quantization", *BY_HAND)
