@@ -78,6 +78,8 @@ class Files:
         return needed
 
     def __str__(self) -> str:
+        if not self.results:
+            return say("No run has made any.")
         lines = [
             f"{kind}: {path} ({tables.size(size)})" + (f"\n    {command}" if command else "")
             for kind, path, size, command in self.rows()
@@ -87,6 +89,8 @@ class Files:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        if not self.results:  # such as of a batch whose jobs all failed
+            return f"<p>{say('No run has made any.')}</p>"
         body, gone = [], list[str]()
         shared = os.path.commonpath([*self._beside()])
         for name, result in self.results.items():

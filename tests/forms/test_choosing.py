@@ -216,6 +216,7 @@ def test_files_say_where_they_lie_and_how_to_run_them(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "href" not in forms.Files(result)._repr_html_(), "a page reaches only what is below it"
+    assert str(forms.Files({})) in forms.Files({})._repr_html_(), "where all have failed"
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release-test")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "fakes"))
     for name in [one for one in sys.modules if one == "google" or one.startswith("google.")]:
