@@ -91,7 +91,7 @@ class Comparison:
             found = paired.difference(*files)
             said.append(
                 f"By perplexity, token by token (log-probabilities): {found}"
-                if found.better
+                if found.better or found.mixed  # whose engines may be all the difference
                 else (
                     "Perplexity does not tell the two apart: their log-probabilities differ by"
                     f" {abs(found.mean):.4f} ± {found.error:.4f} nats per token, which may be"
@@ -102,8 +102,8 @@ class Comparison:
         # of one model: to be near it is what is wanted
         if first and second and len({one.source.id for one in self.results.values()}) == 1:
             apart = abs(first.kl_mean - second.kl_mean)
-            error = math.hypot(first.kl_error or math.inf, second.kl_error or math.inf)
-            if apart > paired.CERTAIN * error and not engines.mixed([first, second]):
+            errors = [math.inf if one.kl_error is None else one.kl_error for one in (first, second)]
+            if apart > paired.CERTAIN * math.hypot(*errors) and not engines.mixed([first, second]):
                 near = files[0] if first.kl_mean < second.kl_mean else files[1]
                 said.append(f"By KL divergence {near.name} is nearer to the original.")
         return said
