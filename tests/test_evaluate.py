@@ -231,6 +231,10 @@ def test_a_comparison_says_which_of_two_files_is_better_and_which_of_many(demo: 
     two = Comparison({"fine": only("Q8_0"), "coarse": only("Q2_K")})
     assert "fine Q8_0 is better" in str(two)
     assert "fine Q8_0 is better" in two._repr_html_()
+    assert "By KL divergence fine Q8_0 is nearer to the original." in str(two)
+    same = Comparison({"one": only("Q8_0"), "other": only("Q8_0")})
+    assert "Perplexity does not tell the two apart" in str(same)
+    assert "nearer to the original" not in str(same)
     many = Comparison({"fine": only("Q8_0", "F16"), "coarse": only("Q2_K", "Q4_K_M")})
     assert " is better" not in str(many), "a table of its own"
     table = many.differences()
