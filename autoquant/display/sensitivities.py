@@ -10,9 +10,9 @@ from autoquant.display.tables import size as in_words
 
 ABOUT = (
     "Predicted KL divergence, thousandths of a nat per token, if all tensors of a kind had one type"
-    " and everything else were unquantized; what several lose adds up. Loss per weight: that at"
-    " {type}, where the average weight has 1. Suffers most: the layer with the largest part of its"
-    " kind's loss."
+    " and everything else were unquantized; the losses of several kinds add up. Loss per weight:"
+    " at {type}, relative to the average of all weights. Suffers most: the layer with the largest"
+    " part of its kind's loss."
 )
 
 

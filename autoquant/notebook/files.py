@@ -125,14 +125,16 @@ class Files:
         if len(self.results) == 1:
             (only,) = self.results.values()
             shared = str(only.folder.resolve())
-        where = say("They are in {folder}", folder=f"<code>{html.escape(shared)}</code>")
-        parts.append(f"<p>{where}</p>")
+        one, place = len(body) == 1, f"<code>{html.escape(shared)}</code>"
+        it, them = say("It is in {folder}", folder=place), say("They are in {folder}", folder=place)
+        parts.append(f"<p>{it if one else them}</p>")
         if gone:
             deleted = say("Deleted here as they were uploaded: {types}", types=", ".join(gone))
             parts.append(f"<p>{html.escape(deleted)}</p>")
         commands = [command for *_, command in self.rows() if command]
         if commands:
-            parts.append(f"<p>{say('To run one of them, in a terminal:')}</p>")
+            it, them = say("To run it, in a terminal:"), say("To run one of them, in a terminal:")
+            parts.append(f"<p>{it if one else them}</p>")
             parts += [f"<code style='{COMMAND}'>{html.escape(one)}</code>" for one in commands]
         elsewhere = [ELSEWHERE] if commands and in_colab() else []
         parts += [f"<p>{html.escape(told(one))}</p>" for one in (*elsewhere, *self._needed())]
