@@ -98,20 +98,21 @@ def test_other_options_are_another_measurement(
 
 def test_it_prints_the_kinds_of_tensors_the_most_sensitive_first(found: Sensitivities) -> None:
     printed = rows(str(found))
-    kinds = [one for one in printed if one not in ("tensors", "all") and "─" not in one]
+    kinds = [one for one in printed if one not in ("kind", "all") and "─" not in one]
     assert {"attn_q", "attn_v", "ffn_down", "token_embd"} <= set(kinds)
     relative = [float(printed[kind][2].split()[0]) for kind in kinds]
     assert relative == sorted(relative, reverse=True)
     assert relative[0] > 1 > relative[-1]
     shares = [float(printed[kind][1].rstrip("%")) for kind in kinds]
     assert sum(shares) == pytest.approx(100, abs=1)
-    head = printed["tensors"]
+    head = printed["kind"]
     columns = [head.index(kind) for kind in ("Q8_0", "Q6_K", "Q4_K", "Q3_K", "Q2_K")]
     for kind in (*kinds, "all"):
-        nats = [float(printed[kind][at]) for at in columns]
+        nats = [float(printed[kind][at].lstrip("<")) for at in columns]
         assert nats == sorted(nats), "fewer bits lose more"
     by_hand = [row.nats["Q4_K"] for n, row in found.table.tensors.items() if "ffn_down" in n]
-    assert float(printed["ffn_down"][head.index("Q4_K")]) == pytest.approx(sum(by_hand), rel=0.1)
+    shown = float(printed["ffn_down"][head.index("Q4_K")])
+    assert shown == pytest.approx(1000 * sum(by_hand), rel=0.1), "thousandths"
     worst, share = re.fullmatch(r"layer (\d+) \((\d+)%\)", printed["ffn_down"][-1]).groups()  # type: ignore[union-attr]
     assert by_hand[int(worst)] == max(by_hand)
     assert float(share) / 100 == pytest.approx(max(by_hand) / sum(by_hand), abs=0.006)

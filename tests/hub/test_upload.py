@@ -38,7 +38,7 @@ def test_one_command_from_a_model_to_a_verified_repository(user: User, hub: Hub)
         (user.cwd / "tiny-GGUF" / "README.md").read_text(),
         hub.content("tester/tiny-GGUF", "README.md").decode(),
     )
-    assert "for `MODEL`" in here
+    assert "Replace `MODEL`" in here
     assert "llama-cli -hf MODEL:Q4_K_M" in here
     assert "llama-cli -hf tester/tiny-GGUF:Q4_K_M" in there, "to be copied as it stands"
     assert "MODEL" not in there.partition("## How to run")[2]
