@@ -15,7 +15,7 @@ from autoquant.core.language import say
 NAMES = frozenset(
     "asked beside chosen coarser done everything exl3 exl3_bpw exl3_optimized_bpw finer folder form"
     " forms ggufs jobs larger measured plan question result results runs same samples several"
-    " smaller source table types".split()
+    " make_exl3 smaller source table types".split()
 )
 
 

@@ -44,19 +44,21 @@ def run(
     parameters: dict[str, Any] | None = None,
     timeout: int = 900,
 ) -> Any:
-    """The executed notebook. ``parameters`` are put after the parameters cell, as papermill does. A
-    cell that fails raises, with what it said.
+    """The executed notebook. ``parameters`` are put after the parameters cell, as papermill does
+    (those of another such cell after that). A cell that fails raises, with what it said.
     """
     notebook = nbformat.read(path, as_version=4)
-    if parameters:
-        at = max(i for i, cell in enumerate(notebook.cells) if cell.id in ("parameters", "more"))
-        notebook.cells.insert(
-            at + 1,
-            nbformat.v4.new_code_cell(
-                "\n".join(f"{name} = {value!r}" for name, value in parameters.items()),
-                id="injected",
-            ),
-        )
+    for last in (("parameters", "more"), ("exl3-parameters",)):
+        found = [i for i, cell in enumerate(notebook.cells) if cell.id in last]
+        asked = "\n".join(notebook.cells[i].source for i in found)
+        lines = [
+            f"{name} = {value!r}"
+            for name, value in (parameters or {}).items()
+            if f"\n{name} = " in asked
+        ]
+        if lines:
+            cell = nbformat.v4.new_code_cell("\n".join(lines), id=f"injected-{last[0]}")
+            notebook.cells.insert(found[-1] + 1, cell)
     work.mkdir(parents=True, exist_ok=True)
     client = NotebookClient(
         notebook,

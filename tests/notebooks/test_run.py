@@ -31,6 +31,7 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "03_GPTQ": {"calibration_samples": 8, "calibration_length": 64, "compare": "2"},
     "04_EXL2": {
+        "make_exl3": True,
         "calibration": "builtin",
         "calibration_samples": 4,
         "calibration_length": 64,
