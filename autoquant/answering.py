@@ -63,9 +63,9 @@ class Answers:
 
 @preload.kept()
 def answer(asked: Sequence[tuple[str, RunRecord, Artifact]], prompt: str, tokens: int) -> Answers:
-    """Let artifacts, each with what it is called and its run, and before them their sources, once
-    each, answer a prompt, one after the other; in a notebook the words appear as they come. Raises
-    InputError.
+    """Let each unquantized model, once, and then its files answer a prompt, one after the other; in
+    a notebook the words appear as they come. ``asked``: what a file is called, its run, and itself.
+    Raises InputError.
     """
     if not prompt.strip():
         raise InputError("prompt: it is empty; write some words")
@@ -77,7 +77,7 @@ def answer(asked: Sequence[tuple[str, RunRecord, Artifact]], prompt: str, tokens
     jobs: dict[str, Callable[..., dict[str, Any]]] = {
         reference_name(record.source)
         if len(sources) == 1
-        else f"{record.source.name}, {told(reference_name(record.source))}": functools.partial(
+        else f"{record.source.id}, {told(reference_name(record.source))}": functools.partial(
             _source, record, prompt, tokens
         )
         for record in sources.values()

@@ -103,8 +103,8 @@ class CompareOptions(UploadOptions):
 
 class SameMemory:
     """Each file of a smaller model against the best file of a larger one that is no larger than it,
-    token by token; those that no file of the larger one is as small as are named below. Prints as a
-    table, in a notebook too.
+    token by token; files that are smaller than all of the larger model's are named below. Prints as
+    a table, in a notebook too.
     """
 
     HEAD = ("memory", "smaller model", "larger model", "nats per token", "z", "verdict")
@@ -147,20 +147,22 @@ class SameMemory:
             smaller=self.smaller.source.name,
             larger=self.larger.source.name,
         )
-        verdicts = [row[-1] for row in self.rows()]
+        # without a z there was nothing to compare, such as of different tokenizers
+        verdicts = [verdict for *_, z, verdict in self.rows() if z]
         larger = verdicts.count(say("the larger model is better"))
         smaller = verdicts.count(say("the smaller model is better"))
         answer = say(
             "Of {count} comparisons in the same memory the larger model is better in {larger}, the"
-            " smaller one in {smaller}; {rest} may be chance.",
+            " smaller one in {smaller}; undecided: {rest}.",
             count=len(verdicts),
             larger=larger,
             smaller=smaller,
             rest=len(verdicts) - larger - smaller,
         )
+        answers = [answer] if verdicts else []
         alone = [one.type for one in self.smaller.artifacts if not self._fitting(one)]
         if not alone:
-            return names, [answer]
+            return names, answers
         smallest = min(self.larger.artifacts, key=attrgetter("bytes"))
         without = say(
             "No file of {larger} is as small as {types} of {smaller} (its smallest, {type}, has"
@@ -171,7 +173,7 @@ class SameMemory:
             size=tables.size(smallest.bytes),
             types=", ".join(alone),
         )
-        return names, [answer, without]
+        return names, [*answers, without]
 
     def __str__(self) -> str:
         above, below = self._said()

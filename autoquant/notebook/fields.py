@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from copy import copy
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -20,7 +21,7 @@ MODELS = ("model", "small", "large")  # fields that name one: looked at when it 
 SHORT = 150  # letters of help that are shown at once: four lines beside a field
 LEAST = 19  # fewer letters say nothing
 # what stands before an option of one method of several, which is shown when that is ticked
-IF_NAMED = r"^(if \w+ is named: |\w+ yazılırsa: )"
+IF_NAMED = r"^if \w+ is named: "
 
 
 def _unit(field: FieldInfo) -> str:
@@ -49,7 +50,9 @@ def help(name: str, field: FieldInfo) -> str:
     """What an option is for, as HTML beside its field: the first sentence of a long help, which
     opens to the rest. The field's tooltip has the whole.
     """
-    said = re.sub(IF_NAMED, "", f"{about(name, field)}{_unit(field)}")
+    asked = copy(field)
+    asked.description = re.sub(IF_NAMED, "", str(field.description))
+    said = f"{about(name, asked)}{_unit(field)}"
     first, rest = (
         re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(part)) for part in parted(said)
     )

@@ -55,17 +55,21 @@ def upload(result: Result, given: Mapping[str, Any], form: Form) -> Any:
         )
     if not repo:
         name = "owner" if form.name == "all" else "upload"
+        field = f"`{name}`"
         again = (
-            say("Enter {name} in the form, run the form's cell and the one below it again, then")
+            say(
+                "Enter {name} in the form, run the form's cell and the one below it again, then",
+                name=field,
+            )
             if in_colab()
-            else say("Enter {name} in the form, then run")
+            else say("Enter {name} in the form, then run", name=field)
         )
         return Note(
             say(
                 "Nothing is uploaded. {again} this cell. The token is the Colab secret HF_TOKEN,"
                 " the environment variable HF_TOKEN, or the login of `hf auth login`; if there is"
                 " none, this cell shows a field for it.",
-                again=again.format(name=f"`{name}`"),
+                again=again,
             )
         )
     if in_notebook() and find_token() is None:

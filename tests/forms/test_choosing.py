@@ -19,7 +19,9 @@ from autoquant.core.bundled import MODEL
 from autoquant.core.errors import InputError, ProcessFailed, Stopped
 from autoquant.core.options import split
 from autoquant.notebook import choosing, files, forms, page
+from autoquant.notebook.comparing import SameMemory
 from autoquant.notebook.page import Note
+from autoquant.result import Result
 from tests.forms.conftest import settings_of
 
 
@@ -353,3 +355,18 @@ def test_a_model_with_a_chat_template_is_asked_in_it(tmp_path: Path) -> None:
     gone = result.answer("She looked at him.", tokens=8)
     assert gone.why["unquantized"] == "the unquantized model does not lie here any more"
     assert gone.said["Q8_0"] == answers.said["Q8_0"]
+
+
+def test_what_cannot_be_compared_is_no_verdict(demo: Result) -> None:
+    """Of models with different tokenizers no row says which is better, and none counts."""
+    assert "undecided: " in str(SameMemory(demo, demo))
+    other = tuple(
+        dataclasses.replace(
+            one, evaluation=dataclasses.replace(one.evaluation, tokens_sha256="another")
+        )
+        for one in demo.artifacts
+        if one.evaluation is not None
+    )
+    said = str(SameMemory(demo, dataclasses.replace(demo, artifacts=other)))
+    assert "different tokenizers" in said
+    assert "comparisons in the same memory" not in said

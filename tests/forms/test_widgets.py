@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from autoquant.core import options
+from autoquant.core import language, options
 from autoquant.core.errors import InputError
 from autoquant.methods import METHODS
 from autoquant.notebook import fields, forms
@@ -271,3 +271,13 @@ def test_another_method_beside_it_takes_the_texts_and_the_base() -> None:
     assert form.shared("exl3") == shared
     assert form.shared("bitsandbytes") == {"eval_chunks": 4}
     assert forms.form("exl2", settings_of("exl2")).shared("exl3") == {}, "each its own text"
+
+
+@pytest.mark.parametrize("code", ["en", "tr"])
+def test_a_field_that_is_shown_does_not_say_when_it_counts(code: str) -> None:
+    field = forms.declared("all").model_fields["gguf_types"]
+    with language.spoken(code):
+        shown, whole = fields.help("gguf_types", field), forms.about("gguf_types", field)
+    assert len(re.sub("<.*?>", "", shown)) < len(whole)
+    assert "gguf" not in shown.lower().partition("gguf t")[0]
+    assert "<code>autoquant types</code>" in shown
