@@ -14,7 +14,7 @@ from autoquant.core.language import say
 # what cells make, from the form on, that cells below them use
 NAMES = frozenset(
     "asked beside chosen coarser done everything exl3 exl3_bpw exl3_optimized_bpw finer folder form"
-    " forms ggufs jobs larger measured plan question result results runs same samples several"
+    " forms ggufs jobs larger measured question result results runs same samples several"
     " make_exl3 smaller source table types".split()
 )
 
